@@ -1,0 +1,283 @@
+"""Architectures, run settings and requests: frozen, validated once, free of torch.
+
+Architecture numbers have no defaults; the published sizes stand in the tables at the end of their section.
+Source of the numbers: MAGI-1 report (arXiv 2505.13211) and the published configuration files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from magi_lite.errors import InputError
+from magi_lite.timeline import Timeline
+
+FPS = 24
+"""Frames per second of every video the model makes."""
+FRAMES_PER_LATENT = 4
+"""Temporal compression of the VAE."""
+PIXELS_PER_LATENT = 8
+"""Spatial compression of the VAE."""
+CHUNK_LATENT_FRAMES = 6
+"""Latent frames in a chunk: one second."""
+SIZE_STEP = 16
+"""Width and height are multiples of this: VAE (8) times the DiT's patch (2)."""
+SCALE_FACTOR = 0.18215
+"""Latents are multiplied by this after encoding."""
+
+
+# --- architectures -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Shape of a MAGI-1 diffusion transformer; names follow the published `model_config`."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    head_dim: int
+    in_channels: int
+    out_channels: int
+    caption_channels: int
+    caption_max_length: int
+    gated_linear_unit: bool
+    half_channel_vae: bool
+    x_rescale_factor: float
+    patch_size: int = 2
+    t_patch_size: int = 1
+    cond_hidden_ratio: float = 0.25
+    layernorm_epsilon: float = 1e-6
+
+    @property
+    def cond_size(self) -> int:
+        """Width of the condition vector (timestep and dropped-or-not)."""
+        return int(self.hidden_size * self.cond_hidden_ratio)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents outside the DiT."""
+        return self.in_channels // 2 if self.half_channel_vae else self.in_channels
+
+    @classmethod
+    def from_published(cls, model_config: dict[str, Any]) -> DiTConfig:
+        """Read the `model_config` part of a published configuration file.
+
+        Raises:
+            InputError: a needed number is missing.
+        """
+        names = {name: name for name in cls.__dataclass_fields__}
+        names["head_dim"] = "kv_channels"
+        missing = [names[n] for n in ("num_layers", "hidden_size", "kv_channels") if names.get(n, n) not in model_config]
+        if missing:
+            raise InputError(f"The model configuration lacks {', '.join(missing)}; use the config.json of the checkpoint.")
+        return cls(**{ours: model_config[theirs] for ours, theirs in names.items() if theirs in model_config})
+
+
+DIT_4_5B = DiTConfig(
+    num_layers=34,
+    hidden_size=3072,
+    ffn_hidden_size=12288,
+    num_attention_heads=24,
+    num_query_groups=8,
+    head_dim=128,
+    in_channels=16,
+    out_channels=16,
+    caption_channels=4096,
+    caption_max_length=800,
+    gated_linear_unit=False,
+    half_channel_vae=False,
+    x_rescale_factor=1.0,
+)
+DIT_24B = DiTConfig(
+    num_layers=48,
+    hidden_size=6144,
+    ffn_hidden_size=16384,
+    num_attention_heads=48,
+    num_query_groups=8,
+    head_dim=128,
+    in_channels=32,
+    out_channels=32,
+    caption_channels=4096,
+    caption_max_length=800,
+    gated_linear_unit=True,
+    half_channel_vae=True,
+    x_rescale_factor=0.1,
+)
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Shape of a ViT autoencoder: the `ddconfig` of the checkpoint's config.json."""
+
+    video_size: int
+    video_length: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    z_chans: int
+    patch_size: int = 8
+    patch_length: int = 4
+    in_chans: int = 3
+    mlp_ratio: float = 4
+    qkv_bias: bool = True
+    ln_in_attn: bool = True
+    conv_last_layer: bool = True
+    with_cls_token: bool = True
+    double_z: bool = True
+    use_rope: bool = False
+    use_final_proj: bool = False
+    norm_code: bool = False
+
+
+VAE_PUBLISHED = VAEConfig(video_size=256, video_length=16, embed_dim=1024, depth=24, num_heads=16, z_chans=16)
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """One published set of DiT weights and how it wants to be sampled."""
+
+    name: str
+    folder: str
+    weights: str
+    dit: DiTConfig
+    distilled: bool
+    quantized: bool = False
+
+
+MODELS: dict[str, ModelFamily] = {
+    family.name: family
+    for family in (
+        ModelFamily("4.5B-base", "4.5B_base", "inference_weight", DIT_4_5B, distilled=False),
+        ModelFamily("4.5B-distill", "4.5B_distill", "inference_weight.distill", DIT_4_5B, distilled=True),
+        ModelFamily("4.5B-distill-fp8", "4.5B_distill_quant", "inference_weight.fp8.distill", DIT_4_5B, True, True),
+        ModelFamily("24B-base", "24B_base", "inference_weight", DIT_24B, distilled=False),
+        ModelFamily("24B-distill", "24B_distill", "inference_weight.distill", DIT_24B, distilled=True),
+        ModelFamily("24B-distill-fp8", "24B_distill_quant", "inference_weight.fp8.distill", DIT_24B, True, True),
+    )
+}
+
+
+# --- how a run is sampled and executed -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Three-pass guidance of the base model: v = (1-p) v_uncond + (p-w) v_prev + w v_full, by the chunk's t."""
+
+    t_ranges: tuple[float, ...] = (0.0, 0.0217, 0.1, 0.3, 0.999)
+    prev_scales: tuple[float, ...] = (1.5, 1.5, 1.5, 1.0, 1.0)
+    text_scales: tuple[float, ...] = (7.5, 7.5, 7.5, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How noise becomes video. Defaults are the published distilled schedule."""
+
+    steps: int = 8
+    window: int = 4
+    shortcut: Literal["8,16,16", "16,16,8"] = "8,16,16"
+    distilled: bool = True
+    guidance: Guidance | None = None
+    """Three-pass guidance; None: one pass (distilled models)."""
+    nearly_clean: bool = True
+    """Distilled models: blend in the oldest chunk seen alone once its t is above `nearly_clean_threshold`."""
+    nearly_clean_threshold: float = 0.3
+    nearly_clean_scale: float = 0.7
+    noise_to_clean_ranges: tuple[int, ...] = (5, 4, 3, 2)
+    clean_range: int = 1
+    clean_t: float = 0.9999
+    chunk_width: int = CHUNK_LATENT_FRAMES
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Learned tokens put in front of a caption. `styles` are names from `text.special_tokens.STYLES`."""
+
+    quality: bool = True
+    duration: bool = True
+    styles: tuple[str, ...] = ()
+
+
+Scheme = Literal["float32", "bf16", "fp8", "int8", "nf4", "published"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where everything lives and in which numbers it is computed: the part of a plan that loader and residency obey."""
+
+    device: Literal["cuda", "cpu"] = "cpu"
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    scheme: Scheme = "float32"
+    layers: Literal["resident", "streamed"] = "resident"
+    kv_dtype: Literal["float32", "bf16", "fp8"] = "float32"
+    kv_place: Literal["device", "pinned"] = "device"
+    mlp_slice: int | None = None
+    """Tokens per slice of the MLP; None: all at once."""
+    attention_slice: int | None = None
+    """Query tokens per slice of self attention; None: all at once."""
+    vae: Literal["resident", "swapped", "decoder", "cpu"] = "resident"
+    vae_tile_batch: int = 1
+    t5: Literal["float32", "bf16", "int8", "nf4"] = "float32"
+    t5_device: Literal["cuda", "cpu"] = "cpu"
+    attention: str = "auto"
+    """Attention backend: auto, sdpa, flash, sage."""
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user fixed by hand; None leaves the choice to the planner. Names are those of `Execution`."""
+
+    device: str | None = None
+    scheme: str | None = None
+    layers: str | None = None
+    kv_dtype: str | None = None
+    kv_place: str | None = None
+    vae: str | None = None
+    t5: str | None = None
+    t5_device: str | None = None
+    attention: str | None = None
+    mlp_slice: int | None = None
+    vram_gb: float | None = None
+    """Plan as if the card had this much memory."""
+
+
+# --- requests ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Everything that decides a video. Equal requests on one machine make equal bits.
+
+    At most one of `image` and `video` is set. `seconds` counts the NEW seconds; None means until stopped.
+    """
+
+    timeline: Timeline
+    seconds: int | None = 4
+    width: int = 720
+    height: int = 720
+    image: Path | None = None
+    video: Path | None = None
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    steps: int = 8
+    window: int = 4
+    shortcut: Literal["8,16,16", "16,16,8"] = "8,16,16"
+    nearly_clean: bool = True
+    seed: int = 0
+    tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    image_prefix: Literal["exact", "published"] = "exact"
+    """exact: the first latent frame emitted is the image's own; published: prefix plus the last step's velocity."""
+    model: str = "demo"
+    """A name in `MODELS`, "demo", or a folder in the published layout."""
+    models_folder: Path | None = None
+    preset: str = "auto"
+    quality: Literal["draft", "balanced", "quality"] | None = None
+    overrides: Overrides = field(default_factory=Overrides)
+    out: Path | None = None
+    crf: int = 18
+    """H.264 quality: 0 lossless, 51 worst."""
+    embed_settings: bool = True
+    """Write the settings into the MP4's metadata."""

@@ -1,0 +1,94 @@
+"""What a running generation tells its face: an ordered stream of frozen events.
+
+`pipeline.generate` yields them; the command line, the job worker and the UI read them. Arrays are numpy, so that no
+face needs torch. Times are seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+StageName = Literal["check", "text", "load", "prefix", "denoise", "decode", "finish"]
+
+
+@dataclass(frozen=True)
+class PlanReady:
+    """The plan that the run follows; `plan` is a `planner.Plan`."""
+
+    plan: Any
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage of the run began; `detail` is a short sentence for the status line."""
+
+    stage: StageName
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One denoising step is done.
+
+    `chunk` is the oldest unfinished new second (0-based), `chunks` how many new seconds were asked for (None: endless),
+    `step`/`steps` the position inside that second, `fraction` of the whole run (None when endless), `eta_seconds` to the
+    end (or to the next finished second when endless), `seconds_per_chunk` as measured so far.
+    """
+
+    chunk: int
+    chunks: int | None
+    step: int
+    steps: int
+    fraction: float | None
+    eta_seconds: float | None
+    seconds_per_chunk: float | None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A cheap picture of the second in the making: `image` is (H, W, 3) uint8, small."""
+
+    chunk: int
+    image: Any
+
+
+@dataclass(frozen=True)
+class ChunkFinished:
+    """A second is finished and on disk. `frames` is (T, H, W, 3) uint8; `seconds_taken` since the previous one."""
+
+    chunk: int
+    frames: Any
+    seconds_taken: float
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should read: a smaller plan was taken, the demo weights are untrained, ..."""
+
+    message: str
+    level: Literal["info", "warning"] = "info"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All that was asked for is on disk."""
+
+    video: Path
+    project: Path | None
+    chunks: int
+    seconds_taken: float
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The user stopped or paused the run; every finished second is on disk."""
+
+    video: Path | None
+    project: Path | None
+    chunks: int
+    reason: Literal["stopped", "paused"]
+
+
+Event = PlanReady | StageStarted | Progress | Preview | ChunkFinished | Notice | Finished | Stopped

@@ -1,0 +1,1 @@
+"""Quantized linears for any `torch.nn.Module`."""
