@@ -71,9 +71,13 @@ class DiTConfig:
         """
         names = {name: name for name in cls.__dataclass_fields__}
         names["head_dim"] = "kv_channels"
-        missing = [names[n] for n in ("num_layers", "hidden_size", "kv_channels") if names.get(n, n) not in model_config]
+        missing = [
+            names[n] for n in ("num_layers", "hidden_size", "kv_channels") if names.get(n, n) not in model_config
+        ]
         if missing:
-            raise InputError(f"The model configuration lacks {', '.join(missing)}; use the config.json of the checkpoint.")
+            raise InputError(
+                f"The model configuration lacks {', '.join(missing)}; use the config.json of the checkpoint."
+            )
         return cls(**{ours: model_config[theirs] for ours, theirs in names.items() if theirs in model_config})
 
 

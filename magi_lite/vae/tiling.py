@@ -45,7 +45,12 @@ PUBLISHED_TILING = Tiling()
 
 
 def encode_tiled(
-    vae: ViTVAE, frames: Tensor, *, tiling: Tiling = PUBLISHED_TILING, scale_factor: float = SCALE_FACTOR, tile_batch: int = 1
+    vae: ViTVAE,
+    frames: Tensor,
+    *,
+    tiling: Tiling = PUBLISHED_TILING,
+    scale_factor: float = SCALE_FACTOR,
+    tile_batch: int = 1,
 ) -> Tensor:
     """Frames to scaled latents.
 
@@ -62,7 +67,10 @@ def encode_tiled(
     steps = tuple(int(size * (1 - overlap)) for size, overlap in zip(tiling.sample_sizes, tiling.overlaps, strict=True))
     extents = tuple(int(size * overlap) for size, overlap in zip(tiling.latent_sizes, tiling.overlaps, strict=True))
     limits = tuple(size - extent for size, extent in zip(tiling.latent_sizes, extents, strict=True))
-    boxes = [_boxes(length, size, step) for length, size, step in zip(frames.shape[2:], tiling.sample_sizes, steps, strict=True)]
+    boxes = [
+        _boxes(length, size, step)
+        for length, size, step in zip(frames.shape[2:], tiling.sample_sizes, steps, strict=True)
+    ]
     tiles = _run_tiles(vae.encode, frames, boxes, tile_batch)
     return _stitch(tiles, [len(b) for b in boxes], extents, limits, cascade=True) * scale_factor
 
@@ -144,7 +152,11 @@ def _run_tiles(
     at = 0
     while at < len(places):
         batch = [places[at]]
-        while len(batch) < tile_batch and at + len(batch) < len(places) and shape(places[at + len(batch)]) == shape(batch[0]):
+        while (
+            len(batch) < tile_batch
+            and at + len(batch) < len(places)
+            and shape(places[at + len(batch)]) == shape(batch[0])
+        ):
             batch.append(places[at + len(batch)])
         results = run(torch.cat([cut(place) for place in batch])) if len(batch) > 1 else run(cut(batch[0]))
         for number, place in enumerate(batch):

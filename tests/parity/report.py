@@ -20,7 +20,9 @@ class CaseResult:
     note: str = ""
 
     def line(self) -> str:
-        detail = "  ".join(f"{k} {v:.2e} (limit {self.limits.get(k, float('nan')):.1e})" for k, v in self.errors.items())
+        detail = "  ".join(
+            f"{k} {v:.2e} (limit {self.limits.get(k, float('nan')):.1e})" for k, v in self.errors.items()
+        )
         return f"{'ok  ' if self.passed else 'FAIL'} {self.kind:<12} {self.name:<58} {detail} {self.note}".rstrip()
 
 
@@ -36,12 +38,16 @@ def metrics(ours: torch.Tensor, golden: torch.Tensor) -> dict[str, float]:
     }
 
 
-def compare(kind: str, name: str, ours: torch.Tensor, golden: torch.Tensor, tolerance: dict[str, Any] | str) -> CaseResult:
+def compare(
+    kind: str, name: str, ours: torch.Tensor, golden: torch.Tensor, tolerance: dict[str, Any] | str
+) -> CaseResult:
     """Compare a tensor with its golden; `tolerance` is the sidecar's entry ("exact" or a dict of metric limits)."""
     if ours.shape != golden.shape:
         note = f"shape {tuple(ours.shape)} instead of {tuple(golden.shape)}"
         return CaseResult(kind, name, False, {}, {}, note)
-    found = metrics(ours.float() if ours.is_floating_point() else ours, golden.float() if golden.is_floating_point() else golden)
+    found = metrics(
+        ours.float() if ours.is_floating_point() else ours, golden.float() if golden.is_floating_point() else golden
+    )
     limits = {"max_abs": 0.0} if tolerance == "exact" else {k: float(v) for k, v in tolerance.items() if k in found}  # type: ignore[union-attr]
     errors = {k: found[k] for k in limits}
     passed = bool(limits) and all(errors[k] <= limits[k] for k in limits)  # NaN fails
