@@ -33,8 +33,8 @@ class Progress:
     """One denoising step is done.
 
     `chunk` is the oldest unfinished new second (0-based), `chunks` how many new seconds were asked for (None: endless),
-    `step`/`steps` the position inside that second, `fraction` of the whole run (None when endless), `eta_seconds` to the
-    end (or to the next finished second when endless), `seconds_per_chunk` as measured so far.
+    `step`/`steps` the position inside that second, `fraction` of the whole run (None when endless), `eta_seconds` to
+    the end (or to the next finished second when endless), `seconds_per_chunk` as measured so far.
     """
 
     chunk: int

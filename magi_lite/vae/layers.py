@@ -15,7 +15,7 @@ HEAD_NORM_EPSILON = 1e-5
 
 
 def normalize_heads(x: Tensor) -> Tensor:
-    """(x - mean) / (std + 1e-5) over the last axis, std biased, no weights; computed in float32, returned in x's dtype."""
+    """(x - mean) / (std + 1e-5) over the last axis, std biased, no weights; in float32, returned as x's dtype."""
     wide = x.float()
     centred = wide - wide.mean(-1, keepdim=True)
     deviation = centred.square().mean(-1, keepdim=True).sqrt()

@@ -115,7 +115,7 @@ def trace(half: torch.nn.Module, call) -> dict[str, Tensor]:
 
 
 def resize_grids(about: str) -> list[tuple[int, ...]]:
-    """The trained grid and the two targets, which the sidecar states in words: "(1,2*3*3,8) ... (3,5,2) and (1,2,7)"."""
+    """The trained grid and the two targets, stated in words as: "(1,2*3*3,8) ... (3,5,2) and (1,2,7)"."""
     trained = re.search(r"(\d+)\*(\d+)\*(\d+)", about)
     targets = re.findall(r"\((\d+),(\d+),(\d+)\)", about)
     return [tuple(map(int, trained.groups())), *(tuple(map(int, target)) for target in targets)]

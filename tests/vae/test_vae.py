@@ -186,7 +186,7 @@ def test_encoding_blends_with_blended_neighbours_and_decoding_with_plain_ones() 
     # tile 1 became 0, 1/3, 2/3, 1; tile 2 fades in from its last three latents
     assert torch.allclose(encoded[:3], torch.tensor([0.0, 0.0, 1 / 3]))
     decoded = decode_tiled(_Counter(), torch.zeros(1, 16, 2, 4, 5), tiling=tiling, scale_factor=1.0)[0, 0, 0, 0]
-    assert torch.allclose(decoded[16:24], torch.ones(8))  # tile 1 was plain 1 where tile 2 begins
+    assert torch.allclose(decoded[16:24], 1 + torch.arange(8) / 24)  # tile 2 fades in from a plain 1
 
 
 def test_positions_follow_a_half_pixel_trilinear_formula() -> None:
