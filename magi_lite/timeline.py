@@ -1,23 +1,246 @@
-"""The timeline: which prompt speaks in which second."""
+"""The timeline: which prompt speaks in which second.
+
+A second is a chunk of the model. Times count the NEW seconds of a video from 0, are whole, and a segment covers
+[start, end). What a second is told:
+
+- the global prompt stands in front of every segment's prompt;
+- a gap holds: a second that no segment covers repeats the segment before it, so a scene goes on until something else
+  is said, past the last segment too. A gap before the first segment says the global prompt alone and is refused where
+  there is none. With `gaps="refuse"` every gap is refused;
+- a seam is a second whose words differ from those of the second before it. With `blend` = N the first N seconds from
+  the seam on mix the old words in, old : new = N : 1, N-1 : 2, ..., 1 : N; words that last less than N seconds are
+  cut off on their way. Blending looks back, never ahead: what comes later leaves every earlier second as it is.
+
+`timeline_text` reads and prints timelines as text, `timeline_edit` changes them.
+"""
 
 from __future__ import annotations
 
+import json
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from magi_lite.errors import TimelineError
+
+JSON_VERSION = 1
+MAX_SECONDS = 1_000_000
+"""No segment ends later: eleven days."""
+_NAME_LENGTH = 40
+_SENTENCE_ENDS = ".!?,;:…。！？"
+
+
+@dataclass(frozen=True)
+class PromptMix:
+    """What one second is told: (prompt, weight) pairs, weights positive and summing to 1; several only near a seam.
+
+    Whoever embeds the prompts mixes their embeddings with these weights.
+    """
+
+    parts: tuple[tuple[str, float], ...]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return tuple(prompt for prompt, _ in self.parts)
+
+    @property
+    def text(self) -> str:
+        """The prompt of the largest weight, the newer one of equals."""
+        return max(reversed(self.parts), key=lambda part: part[1])[0]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A prompt for the whole seconds [start, end)."""
+    """A prompt for the whole seconds [start, end).
+
+    Raises:
+        TimelineError: times are not whole, negative, or the segment does not end after it starts.
+    """
 
     start: int
     end: int
     prompt: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise TimelineError(f"Segment {self} has a prompt that is not text; put it in quotes.")
+        for name, value in (("starts", self.start), ("ends", self.end)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TimelineError(f"Segment {self} {name} at {value!r}; times are whole seconds, such as 2.")
+        if self.start < 0:
+            raise TimelineError(f"Segment {self} starts before the video; the first second is 0.")
+        if self.end <= self.start:
+            raise TimelineError(f"Segment {self} must end after it starts; it lasts at least one second.")
+        if self.end > MAX_SECONDS:
+            raise TimelineError(f"Segment {self} ends later than any video; the last second is {MAX_SECONDS}.")
+
+    def __str__(self) -> str:
+        prompt = str(self.prompt)
+        short = prompt if len(prompt) <= _NAME_LENGTH else prompt[: _NAME_LENGTH - 1] + "…"
+        return f"[{self.start}s-{self.end}s: {' '.join(short.split())}]"
+
 
 @dataclass(frozen=True)
 class Timeline:
-    """Segments in order, with a global prompt in front of each; `blend` chunks are mixed at a seam."""
+    """Segments in order, with a global prompt in front of each; `blend` chunks are mixed at a seam.
+
+    Segments are put in order of their start. The module's text states what gaps and seams mean.
+
+    Raises:
+        TimelineError: segments overlap, or a field is of the wrong kind; the message names the segment.
+    """
 
     segments: tuple[Segment, ...] = ()
     global_prompt: str = ""
     blend: int = 0
+    gaps: Literal["hold", "refuse"] = "hold"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.global_prompt, str):
+            raise TimelineError("The global prompt is not text; put it in quotes.")
+        if isinstance(self.blend, bool) or not isinstance(self.blend, int) or self.blend < 0:
+            raise TimelineError(f"A blend of {self.blend!r} is not possible; give whole seconds, 0 for a hard cut.")
+        if self.gaps not in ("hold", "refuse"):
+            raise TimelineError(f"Gaps can be 'hold' or 'refuse', not {self.gaps!r}.")
+        if not all(isinstance(segment, Segment) for segment in self.segments):
+            raise TimelineError("The timeline holds something that is not a segment; give start, end and prompt.")
+        ordered = tuple(sorted(self.segments, key=lambda segment: segment.start))
+        for before, after in pairwise(ordered):
+            if after.start < before.end:
+                raise TimelineError(
+                    f"Segment {after} overlaps segment {before}; "
+                    f"start it at {before.end}s or end the other one at {after.start}s."
+                )
+        object.__setattr__(self, "segments", ordered)
+
+    @property
+    def end(self) -> int:
+        """The second after the last segment; 0 without segments."""
+        return self.segments[-1].end if self.segments else 0
+
+    def check(self, seconds: int | None) -> None:
+        """Refuse what a video of `seconds` (None: endless) cannot show.
+
+        Raises:
+            TimelineError: a segment ends after the video, or a gap is outside the policy.
+        """
+        if seconds is not None and self.end > seconds:
+            raise TimelineError(
+                f"Segment {self.segments[-1]} ends after the video's {seconds} s; "
+                f"shorten it or ask for {self.end} seconds."
+            )
+        covered = 0
+        for segment in self.segments:
+            if segment.start > covered:
+                self._check_gap(covered, segment.start)
+            covered = segment.end
+        if self.segments and (seconds or 0) > covered:
+            self._check_gap(covered, seconds or 0)
+
+    def prompt_for(self, chunk: int, seconds: int | None = None) -> PromptMix:
+        """What second `chunk` (0-based) of a video of `seconds` (None: endless) is told.
+
+        Raises:
+            TimelineError: the second lies outside the video or in a gap that the policy refuses.
+        """
+        if chunk < 0 or (seconds is not None and chunk >= seconds):
+            raise TimelineError(f"There is no second {chunk} in a video of {seconds} s; the first is 0.")
+        index = bisect_right(self.segments, chunk, key=lambda segment: segment.start) - 1
+        if not self.segments or index < 0:
+            if self.segments:
+                self._check_gap(0, self.segments[0].start)
+            return PromptMix(((self.global_prompt.strip(), 1.0),))
+        if chunk >= self.segments[index].end:
+            self._check_gap(self.segments[index].end, chunk + 1)
+        return self._mix(index, chunk)
+
+    def compile(self, seconds: int) -> tuple[PromptMix, ...]:
+        """One prompt per second of a video of `seconds`.
+
+        Raises:
+            TimelineError: see `check`.
+        """
+        self.check(seconds)
+        return tuple(self.prompt_for(chunk, seconds) for chunk in range(seconds))
+
+    def full_prompt(self, segment: Segment) -> str:
+        """The segment's prompt with the global prompt in front."""
+        front, own = self.global_prompt.strip(), segment.prompt.strip()
+        if not front or not own:
+            return front or own
+        return f"{front} {own}" if front[-1] in _SENTENCE_ENDS else f"{front}. {own}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict that `from_json` reads back to an equal timeline."""
+        return {
+            "version": JSON_VERSION,
+            "global_prompt": self.global_prompt,
+            "blend": self.blend,
+            "gaps": self.gaps,
+            "segments": [{"start": s.start, "end": s.end, "prompt": s.prompt} for s in self.segments],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any] | str) -> Timeline:
+        """Read what `to_json` wrote, as a dict or as JSON text. Only `segments` is required.
+
+        Raises:
+            TimelineError: not JSON, another version, an unknown or missing key, or a contradiction.
+        """
+        if isinstance(data, str):
+            try:
+                data = json.loads(data)
+            except (ValueError, RecursionError) as error:
+                raise TimelineError(f"The timeline is not valid JSON ({error}); export one to see the form.") from None
+        if not isinstance(data, dict):
+            raise TimelineError("A timeline in JSON is an object with a list of segments; export one to see the form.")
+        version = data.get("version", JSON_VERSION)
+        if version != JSON_VERSION:
+            raise TimelineError(f"The timeline has version {version!r}; this program reads version {JSON_VERSION}.")
+        _check_keys("timeline", data, {"segments"}, {"version", "global_prompt", "blend", "gaps"})
+        if not isinstance(data["segments"], list):
+            raise TimelineError("The timeline's segments must be a list of objects with start, end and prompt.")
+        options = {name: data[name] for name in ("global_prompt", "blend", "gaps") if name in data}
+        return cls(tuple(_segment_from_json(item, n) for n, item in enumerate(data["segments"], 1)), **options)
+
+    def _check_gap(self, start: int, end: int) -> None:
+        """Raise if the policy refuses the gap [start, end)."""
+        if self.gaps == "refuse":
+            raise TimelineError(f"No segment covers {start}s-{end}s; add one there or let gaps hold the prompt before.")
+        if start == 0 and not self.global_prompt.strip():
+            raise TimelineError(
+                f"Segment {self.segments[0]} comes first, and nothing is said before it; "
+                "start it at 0s or write a global prompt."
+            )
+
+    def _mix(self, index: int, chunk: int) -> PromptMix:
+        """The words of segment `index` in second `chunk`, blended with the words before their seam."""
+        own = self.full_prompt(self.segments[index])
+        first = index
+        while first and self.full_prompt(self.segments[first - 1]) == own:
+            first -= 1
+        seam = self.segments[first].start
+        before = self.full_prompt(self.segments[first - 1]) if first else self.global_prompt.strip()
+        if seam == 0 or before == own:
+            return PromptMix(((own, 1.0),))
+        position = chunk - seam
+        if position >= self.blend:
+            return PromptMix(((own, 1.0),))
+        share = (position + 1) / (self.blend + 1)
+        return PromptMix(((before, 1.0 - share), (own, share)))
+
+
+def _segment_from_json(item: Any, number: int) -> Segment:
+    if not isinstance(item, dict):
+        raise TimelineError(f"Segment {number} is not an object with start, end and prompt.")
+    _check_keys(f"segment {number}", item, {"start", "end", "prompt"}, set())
+    return Segment(item["start"], item["end"], item["prompt"])
+
+
+def _check_keys(what: str, data: dict[str, Any], required: set[str], optional: set[str]) -> None:
+    for key in required - data.keys():
+        raise TimelineError(f"The {what} lacks {key!r}; export a timeline to see the form.")
+    for key in data.keys() - required - optional:
+        allowed = ", ".join(sorted(required | optional))
+        raise TimelineError(f"The {what} has an unknown key {key!r}; allowed are {allowed}.")

@@ -1,0 +1,88 @@
+"""Changes to a timeline, as an editor makes them: pure functions from timeline to timeline.
+
+Segments are named by their index in `timeline.segments`. Whatever cannot be is refused by a `TimelineError` that names
+the segment; the timeline given stays as it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from magi_lite.errors import TimelineError
+from magi_lite.timeline import Segment, Timeline
+
+
+def split(timeline: Timeline, index: int, second: int) -> Timeline:
+    """Cut a segment in two at `second`, which must lie inside it; both keep the prompt."""
+    segment = _segment(timeline, index)
+    if not segment.start < second < segment.end:
+        raise TimelineError(f"Segment {segment} cannot be split at {second}s; choose a second inside it.")
+    return _put(timeline, index, 1, replace(segment, end=second), replace(segment, start=second))
+
+
+def merge(timeline: Timeline, index: int) -> Timeline:
+    """Join a segment with the next one, gap included; different prompts are joined by a space."""
+    segment = _segment(timeline, index)
+    if index + 1 >= len(timeline.segments):
+        raise TimelineError(f"Segment {segment} is the last and cannot be merged with a next one.")
+    following = timeline.segments[index + 1]
+    prompts = [segment.prompt.strip(), following.prompt.strip()]
+    joined = segment.prompt if prompts[0] == prompts[1] else " ".join(filter(None, prompts))
+    return _put(timeline, index, 2, Segment(segment.start, following.end, joined))
+
+
+def move(timeline: Timeline, index: int, start: int) -> Timeline:
+    """Let a segment start at `start`, its length kept; it may jump over others into a gap."""
+    segment = _segment(timeline, index)
+    return _put(timeline, index, 1, Segment(start, start + segment.end - segment.start, segment.prompt))
+
+
+def resize(timeline: Timeline, index: int, start: int, end: int) -> Timeline:
+    """Give a segment new edges."""
+    return _put(timeline, index, 1, Segment(start, end, _segment(timeline, index).prompt))
+
+
+def set_prompt(timeline: Timeline, index: int, prompt: str) -> Timeline:
+    """Give a segment another prompt."""
+    return _put(timeline, index, 1, replace(_segment(timeline, index), prompt=prompt))
+
+
+def insert(timeline: Timeline, segment: Segment) -> Timeline:
+    """Add a segment where nothing is said yet."""
+    return replace(timeline, segments=(*timeline.segments, segment))
+
+
+def remove(timeline: Timeline, index: int) -> Timeline:
+    """Take a segment out; its seconds become a gap."""
+    _segment(timeline, index)
+    return _put(timeline, index, 1)
+
+
+def clip(timeline: Timeline, seconds: int) -> Timeline:
+    """Drop or shorten whatever lies after the first `seconds`."""
+    kept = (replace(s, end=min(s.end, seconds)) for s in timeline.segments if s.start < seconds)
+    return replace(timeline, segments=tuple(kept))
+
+
+def splice(timeline: Timeline, second: int, newer: Timeline) -> Timeline:
+    """What was said before `second`, and what `newer` says from there on.
+
+    The global prompt, blend and gaps of `newer` hold for all. A segment of `newer` that began earlier begins at
+    `second`. If the old text before `second` goes on in `newer` unchanged, the two halves are one segment.
+    """
+    before = list(clip(timeline, second).segments)
+    after = [replace(s, start=max(s.start, second)) for s in newer.segments if s.end > second]
+    if before and after and before[-1].end == second == after[0].start and before[-1].prompt == after[0].prompt:
+        after[0] = replace(after[0], start=before.pop().start)
+    return replace(newer, segments=(*before, *after))
+
+
+def _segment(timeline: Timeline, index: int) -> Segment:
+    if not 0 <= index < len(timeline.segments):
+        raise TimelineError(f"There is no segment number {index + 1}; the timeline has {len(timeline.segments)}.")
+    return timeline.segments[index]
+
+
+def _put(timeline: Timeline, index: int, count: int, *new: Segment) -> Timeline:
+    kept = timeline.segments
+    return replace(timeline, segments=(*kept[:index], *new, *kept[index + count :]))

@@ -1,0 +1,201 @@
+r"""Timelines as text: the `[0s-2s: a cat walks] [2s-5s: it jumps]` shorthand, and one line per second.
+
+Shorthand: text in front of the first bracket is the global prompt; `[blend: 2]` and `[gaps: refuse]` set those options.
+Lines: line n is the prompt of second n-1, equal neighbours are one segment, an empty line is a gap; `[global: ...]`,
+`[blend: 2]` and `[gaps: refuse]` on lines of their own count no second.
+
+In both, spaces around a prompt do not count, and `\[ \] \\ \n \t \r`, `\u{1f600}` and `\e` (nothing, for an empty
+prompt) write what could not be written otherwise. Printing and parsing again gives an equal timeline; only neighbours
+with equal prompts come back from lines as one segment, which says the same.
+"""
+
+from __future__ import annotations
+
+import re
+
+from magi_lite.errors import TimelineError
+from magi_lite.timeline import Segment, Timeline
+
+_SIMPLE = {"\\": "\\", "[": "[", "]": "]", "n": "\n", "t": "\t", "r": "\r", "e": ""}
+_ESCAPE = re.compile(r"\\(u\{([0-9a-fA-F]{1,6})\}|.|$)", re.DOTALL)
+_TIMES = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*s?\s*[-–—]\s*(-?\d+(?:\.\d+)?)\s*s?\s*", re.ASCII)
+_OPTIONS = ("global", "blend", "gaps")
+_OPTION_LINE = re.compile(r"\s*\[\s*(?:global|blend|gaps)\s*:(?:[^\[\]\\]|\\.)*\]\s*", re.IGNORECASE)
+_BRACKET = re.compile(r"(?<!\\)(?:\\\\)*[\[\]]")
+_FORM = "write [0s-2s: a cat walks] [2s-5s: it jumps]"
+
+
+def parse(text: str) -> Timeline:
+    """Read a timeline in any of its forms: JSON, shorthand, or one line per second.
+
+    Raises:
+        TimelineError: the text is none of them or contradicts itself.
+    """
+    if text.lstrip().startswith("{"):
+        return Timeline.from_json(text)
+    words = (line for line in text.split("\n") if not _OPTION_LINE.fullmatch(line))
+    return parse_shorthand(text) if any(_BRACKET.search(line) for line in words) else parse_lines(text)
+
+
+def parse_shorthand(text: str) -> Timeline:
+    """Read `global prompt [0s-2s: ...] [2s-5s: ...]`.
+
+    Raises:
+        TimelineError: a bracket is open, a time is not a whole second, segments overlap, ...
+    """
+    pieces = list(_blocks(text))
+    options: dict[str, str] = {}
+    front = _unescape(pieces.pop(0))
+    if front:
+        options["global"] = front
+    segments = []
+    for outside, inside in zip(pieces[1::2], pieces[0::2], strict=True):
+        if outside.strip():
+            raise TimelineError(f"The text {_short(outside)} stands between segments; put it in a bracket or in front.")
+        if not _take_option(inside, options):
+            segments.append(_segment(inside))
+    return _timeline(segments, options)
+
+
+def print_shorthand(timeline: Timeline) -> str:
+    """The shorthand of a timeline; `parse_shorthand` reads it back to an equal one."""
+    parts = [_escape(timeline.global_prompt)] if timeline.global_prompt else []
+    parts += _print_options(timeline)
+    parts += [f"[{s.start}s-{s.end}s: {_escape(s.prompt) or chr(92) + 'e'}]" for s in timeline.segments]
+    return " ".join(parts)
+
+
+def parse_lines(text: str) -> Timeline:
+    """Read one prompt per line, line n for second n-1; see the module's text for gaps and options.
+
+    Raises:
+        TimelineError: an option is not legal.
+    """
+    options: dict[str, str] = {}
+    prompts: list[str | None] = []
+    for line in text.split("\n"):
+        if _OPTION_LINE.fullmatch(line):
+            _take_option(line.strip()[1:-1], options)
+        else:
+            prompts.append(_unescape(line) if line.strip() else None)
+    segments: list[Segment] = []
+    for second, prompt in enumerate(prompts):
+        last = segments[-1] if segments else None
+        if prompt is None:
+            continue
+        if last and last.end == second and last.prompt == prompt:
+            segments[-1] = Segment(last.start, second + 1, prompt)
+        else:
+            segments.append(Segment(second, second + 1, prompt))
+    return _timeline(segments, options)
+
+
+def print_lines(timeline: Timeline) -> str:
+    """One line per second up to the end of the last segment, options first."""
+    lines = [f"[global: {_escape(timeline.global_prompt)}]"] if timeline.global_prompt else []
+    lines += _print_options(timeline)
+    seconds = [""] * timeline.end
+    for segment in timeline.segments:
+        seconds[segment.start : segment.end] = [_escape(segment.prompt) or "\\e"] * (segment.end - segment.start)
+    return "\n".join(lines + seconds)
+
+
+# --- brackets ------------------------------------------------------------------------------------------------------
+
+
+def _blocks(text: str) -> list[str]:
+    """Cut into [outside, inside, outside, inside, ..., outside], escapes kept."""
+    pieces, piece, depth, skip = [], "", 0, False
+    for character in text:
+        if skip or character not in "[]":
+            piece += character
+            skip = character == "\\" and not skip
+            continue
+        if character == "[" and depth:
+            raise TimelineError(f"A bracket opens inside [{_short(piece)}; write \\[ and \\] for brackets in a prompt.")
+        if character == "]" and not depth:
+            raise TimelineError(f"A bracket closes after {_short(piece)} that was not opened; {_FORM}.")
+        pieces.append(piece)
+        piece, depth = "", 1 - depth
+    if depth:
+        raise TimelineError(f"The bracket of [{_short(piece)} is not closed; {_FORM}.")
+    return [*pieces, piece]
+
+
+def _segment(inside: str) -> Segment:
+    head, colon, prompt = inside.partition(":")
+    times = _TIMES.fullmatch(head)
+    if not colon or not times:
+        raise TimelineError(f"Segment [{_short(inside)}] does not begin with its times; {_FORM}.")
+    named = f"Segment [{_short(inside)}]"
+    for time in times.groups():
+        if "." in time:
+            raise TimelineError(f"{named} uses the time {time}; times are whole seconds, such as 2s.")
+        if len(time) > 9:
+            raise TimelineError(f"{named} uses the time {time}, which no video reaches.")
+    return Segment(int(times[1]), int(times[2]), _unescape(prompt))
+
+
+def _take_option(inside: str, options: dict[str, str]) -> bool:
+    """Read `global: ...`, `blend: 2` or `gaps: refuse` into `options`; False if the block is none of them."""
+    name, colon, value = inside.partition(":")
+    name = name.strip().lower()
+    if not colon or name not in _OPTIONS:
+        return False
+    if name in options:
+        raise TimelineError(f"The timeline gives {name!r} twice; keep one.")
+    options[name] = _unescape(value)
+    return True
+
+
+def _timeline(segments: list[Segment], options: dict[str, str]) -> Timeline:
+    blend = options.get("blend", "0")
+    if not re.fullmatch(r"\d{1,9}", blend, re.ASCII):
+        raise TimelineError(f"A blend of {blend!r} is not possible; give whole seconds, 0 for a hard cut.")
+    gaps = options.get("gaps", "hold")
+    return Timeline(tuple(segments), options.get("global", ""), int(blend), gaps)  # type: ignore[arg-type]
+
+
+def _print_options(timeline: Timeline) -> list[str]:
+    blend = [f"[blend: {timeline.blend}]"] if timeline.blend else []
+    return blend + ([f"[gaps: {timeline.gaps}]"] if timeline.gaps != "hold" else [])
+
+
+# --- escapes -------------------------------------------------------------------------------------------------------
+
+
+def _escape(prompt: str) -> str:
+    """Write a prompt so that neither brackets, line ends, nor stripping can change it."""
+    inner = prompt.strip()
+    start = len(prompt) - len(prompt.lstrip()) if inner else len(prompt)
+    end = start + len(inner)
+
+    def written(position: int, character: str) -> str:
+        if character in "\\[]":
+            return "\\" + character
+        if character == "\n":
+            return "\\n"
+        if not start <= position < end or len(f"a{character}a".splitlines()) > 1:
+            return f"\\u{{{ord(character):x}}}"
+        return character
+
+    return "".join(written(position, character) for position, character in enumerate(prompt))
+
+
+def _unescape(text: str) -> str:
+    """Undo `_escape`; spaces around the text do not count."""
+
+    def read(match: re.Match[str]) -> str:
+        code = match[2]
+        if code and int(code, 16) <= 0x10FFFF:
+            return chr(int(code, 16))
+        if match[1] not in _SIMPLE:
+            raise TimelineError(f"The escape {match[0]!r} is unknown; write \\\\ for a backslash.")
+        return _SIMPLE[match[1]]
+
+    return _ESCAPE.sub(read, text.strip())
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else text[:39] + "…"

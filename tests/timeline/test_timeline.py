@@ -1,0 +1,274 @@
+"""What a timeline says in each second, and what it refuses."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from magi_lite.errors import TimelineError
+from magi_lite.timeline import PromptMix, Segment, Timeline
+from magi_lite.timeline_edit import clip, insert, merge, move, remove, resize, set_prompt, splice, split
+from magi_lite.timeline_text import parse, parse_lines, parse_shorthand, print_lines, print_shorthand
+
+AWKWARD = st.sampled_from(
+    ["a [b]: c", "\\", "\\n", "line\nbreak", " spaces ", "", "é 猫 😀", "\x85x\u2028", "[0s-2s: x]", "\r", "]"]
+)
+PROMPTS = st.one_of(AWKWARD, st.text(max_size=12))
+
+
+@st.composite
+def timelines(draw, prompts=PROMPTS, gapless=False):
+    segments, second = [], 0
+    for prompt in draw(st.lists(prompts, max_size=5)):
+        start = second + (0 if gapless else draw(st.integers(0, 2)))
+        second = start + draw(st.integers(1, 3))
+        segments.append(Segment(start, second, prompt))
+    return Timeline(
+        tuple(segments), draw(prompts), draw(st.integers(0, 4)), draw(st.sampled_from(["hold", "refuse"]))
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(timelines())
+def test_shorthand_and_json_come_back_equal(timeline):
+    assert parse_shorthand(print_shorthand(timeline)) == timeline
+    assert Timeline.from_json(timeline.to_json()) == timeline
+    if timeline.segments:
+        assert parse(print_shorthand(timeline)) == timeline
+
+
+@settings(max_examples=60, deadline=None)
+@given(timelines())
+def test_lines_come_back_saying_the_same(timeline):
+    again = parse(print_lines(timeline))
+    assert again == parse_lines(print_lines(timeline))
+    assert print_lines(again) == print_lines(timeline)
+    neighbours = zip(timeline.segments, timeline.segments[1:], strict=False)
+    if not any(a.end == b.start and a.prompt == b.prompt for a, b in neighbours):
+        assert again == timeline
+
+
+@settings(max_examples=60, deadline=None)
+@given(timelines(st.text("ab", min_size=1, max_size=3)), st.integers(0, 3))
+def test_blend_is_a_ramp_behind_each_seam(timeline, more):
+    """Weights against the stated rule, worked out from the hard-cut timeline second by second."""
+    timeline = replace(timeline, gaps="hold")
+    seconds = timeline.end + more + 1
+    words = [mix.text for mix in replace(timeline, blend=0).compile(seconds)]
+    for second, mix in enumerate(timeline.compile(seconds)):
+        seam = second
+        while seam and words[seam - 1] == words[second]:
+            seam -= 1
+        length = timeline.blend
+        new = (second - seam + 1) / (length + 1) if seam and second - seam < length else 1.0
+        weights = dict.fromkeys(mix.prompts, 0.0)
+        for prompt, weight in mix.parts:
+            weights[prompt] += weight
+        assert sum(weights.values()) == pytest.approx(1)
+        assert weights[words[second]] == pytest.approx(new)
+        if new < 1:
+            assert weights[words[seam - 1]] == pytest.approx(1 - new)
+
+
+@settings(max_examples=60, deadline=None)
+@given(timelines(st.text("abc", min_size=1, max_size=2)), st.text("abc", min_size=1, max_size=2), st.integers(0, 12))
+def test_what_comes_later_never_changes_an_earlier_second(timeline, prompt, second):
+    timeline = replace(timeline, gaps="hold")
+    changed = insert(clip(timeline, second), Segment(max(second, 1), max(second, 1) + 2, prompt))
+    for earlier in range(second):
+        assert changed.prompt_for(earlier).parts == timeline.prompt_for(earlier).parts
+
+
+def test_global_prompt_stands_in_front_and_gaps_hold():
+    timeline = parse("rain [1s-2s: a cat] [4s-5s: a dog]")
+    words = [mix.text for mix in timeline.compile(6)]
+    assert words == ["rain", "rain. a cat", "rain. a cat", "rain. a cat", "rain. a dog", "rain. a dog"]
+    assert Timeline(global_prompt="Rain!", segments=(Segment(0, 1, "a cat"),)).prompt_for(0).text == "Rain! a cat"
+    assert Timeline().prompt_for(7) == PromptMix((("", 1.0),))
+    assert timeline.prompt_for(10**5).text == "rain. a dog"
+
+
+def test_text_of_a_mix_is_the_heavier_prompt_and_the_newer_of_equals():
+    mixes = parse("[blend: 3] [0s-1s: a] [1s-9s: b]").compile(9)
+    assert [mix.text for mix in mixes] == ["a", "a", "b", "b", "b", "b", "b", "b", "b"]
+    assert mixes[2].parts == (("a", 0.5), ("b", 0.5))
+
+
+def test_segments_are_put_in_order():
+    assert parse("[2s-3s: b] [0-2: a]") == Timeline((Segment(0, 2, "a"), Segment(2, 3, "b")))
+
+
+def test_edits_against_a_second_by_second_picture():
+    """Random edits do to the list of seconds what they say; the refused ones change nothing."""
+    rng = random.Random(5)
+    for _ in range(200):
+        timeline = parse_lines("\n".join(rng.choice(["a", "b", "", "c"]) for _ in range(8)))
+        if not timeline.segments:
+            continue
+        index = rng.randrange(len(timeline.segments))
+        segment = timeline.segments[index]
+        picture = _picture(timeline)
+        others = {second for second in picture if not segment.start <= second < segment.end}
+        start, length = rng.randrange(-1, 9), rng.randrange(0, 3)
+        wanted = dict.fromkeys(range(start, start + length), segment.prompt)
+        if start < 0 or not length or others & wanted.keys():
+            with pytest.raises(TimelineError):
+                resize(timeline, index, start, start + length)
+        else:
+            assert (
+                _picture(resize(timeline, index, start, start + length)) == {s: picture[s] for s in others} | wanted
+            )
+        removed = {second: prompt for second, prompt in picture.items() if second in others}
+        assert _picture(remove(timeline, index)) == removed
+        if segment.end - segment.start > 1:
+            cut = split(timeline, index, segment.start + 1)
+            assert _picture(cut) == picture and len(cut.segments) == len(timeline.segments) + 1
+            assert merge(cut, index) == timeline
+
+
+def _picture(timeline):
+    return {second: s.prompt for s in timeline.segments for second in range(s.start, s.end)}
+
+
+def test_edits_by_example():
+    timeline = parse("[0s-2s: a] [3s-5s: b]")
+    assert merge(timeline, 0) == parse("[0s-5s: a b]")
+    assert move(timeline, 0, 5) == parse("[3s-5s: b] [5s-7s: a]")
+    assert set_prompt(timeline, 1, "c") == parse("[0s-2s: a] [3s-5s: c]")
+    assert clip(timeline, 4) == parse("[0s-2s: a] [3s-4s: b]")
+    assert splice(timeline, 1, parse("[0s-6s: a]")) == parse("[0s-6s: a]")
+    assert splice(timeline, 4, parse("[0s-6s: c]")) == parse("[0s-2s: a] [3s-4s: b] [4s-6s: c]")
+
+
+REFUSED = {
+    "overlap": (
+        "[0s-3s: a cat] [2s-5s: a dog]",
+        "Segment [2s-5s: a dog] overlaps segment [0s-3s: a cat]; start it at 3s or end the other one at 2s.",
+    ),
+    "reversed": ("[3s-1s: a cat]", "Segment [3s-1s: a cat] must end after it starts; it lasts at least one second."),
+    "empty": ("[3s-3s: a cat]", "Segment [3s-3s: a cat] must end after it starts; it lasts at least one second."),
+    "fraction": (
+        "[0s-1.5s: a cat]",
+        "Segment [0s-1.5s: a cat] uses the time 1.5; times are whole seconds, such as 2s.",
+    ),
+    "negative": ("[-1s-2s: a cat]", "Segment [-1s-2s: a cat] starts before the video; the first second is 0."),
+    "late": ("[0s-2000000s: a]", "Segment [0s-2000000s: a] ends later than any video; the last second is 1000000."),
+    "endless digits": (f"[0s-{'9' * 5000}s: a]", "Segment [0s-"),
+    "no times": (
+        "[a cat]",
+        "Segment [a cat] does not begin with its times; write [0s-2s: a cat walks] [2s-5s: it jumps].",
+    ),
+    "words as times": ("[now-later: a cat]", "Segment [now-later: a cat] does not begin with its times; write "),
+    "open": ("[0s-2s: a cat", "The bracket of [0s-2s: a cat is not closed; write "),
+    "nested": (
+        "[0s-2s: a [big] cat]",
+        "A bracket opens inside [0s-2s: a; write \\[ and \\] for brackets in a prompt.",
+    ),
+    "closing": ("a cat] [0s-1s: x]", "A bracket closes after a cat that was not opened; write "),
+    "between": (
+        "[0s-1s: a] then [1s-2s: b]",
+        "The text then stands between segments; put it in a bracket or in front.",
+    ),
+    "escape": (r"[0s-1s: a \q]", "The escape '\\\\q' is unknown; write \\\\ for a backslash."),
+    "huge code point": (r"[0s-1s: \u{ffffff}]", "The escape '\\\\u{ffffff}' is unknown; write \\\\ for a backslash."),
+    "blend": ("[blend: some] [0s-1s: a]", "A blend of 'some' is not possible; give whole seconds, 0 for a hard cut."),
+    "blend twice": ("[blend: 1] [blend: 2] [0s-1s: a]", "The timeline gives 'blend' twice; keep one."),
+    "gaps": ("[gaps: fill] [0s-1s: a]", "Gaps can be 'hold' or 'refuse', not 'fill'."),
+    "broken JSON": ('{"segments": [', "The timeline is not valid JSON ("),
+    "JSON version": ('{"version": 9, "segments": []}', "The timeline has version 9; this program reads version 1."),
+    "JSON without segments": ("{}", "The timeline lacks 'segments'; export a timeline to see the form."),
+    "JSON unknown key": (
+        '{"segments": [], "fps": 24}',
+        "The timeline has an unknown key 'fps'; allowed are blend, gaps, global_prompt, segments, version.",
+    ),
+    "JSON segment": ('{"segments": [{"start": 0, "end": 2}]}', "The segment 1 lacks 'prompt'; export a timeline"),
+    "JSON float": (
+        '{"segments": [{"start": 0.5, "end": 2, "prompt": "a"}]}',
+        "Segment [0.5s-2s: a] starts at 0.5; times are whole seconds, such as 2.",
+    ),
+    "JSON bool": (
+        '{"segments": [{"start": 0, "end": true, "prompt": "a"}]}',
+        "Segment [0s-Trues: a] ends at True; times are ",
+    ),
+    "JSON prompt": (
+        '{"segments": [{"start": 0, "end": 2, "prompt": 3}]}',
+        "Segment [0s-2s: 3] has a prompt that is not text;",
+    ),
+    "JSON list": (
+        '{"segments": {"0": "a"}}',
+        "The timeline's segments must be a list of objects with start, end and prompt.",
+    ),
+    "JSON item": ('{"segments": ["a"]}', "Segment 1 is not an object with start, end and prompt."),
+    "JSON global": ('{"segments": [], "global_prompt": 3}', "The global prompt is not text; put it in quotes."),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_text_that_is_refused(name):
+    text, sentence = REFUSED[name]
+    with pytest.raises(TimelineError) as caught:
+        parse(text)
+    assert str(caught.value).startswith(sentence)
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+LENGTH = {
+    "too long": (
+        "[0s-2s: a] [2s-9s: b]",
+        4,
+        "Segment [2s-9s: b] ends after the video's 4 s; shorten it or ask for 9 seconds.",
+    ),
+    "gap in front": (
+        "[2s-4s: a]",
+        4,
+        "Segment [2s-4s: a] comes first, and nothing is said before it; start it at 0s or write a global prompt.",
+    ),
+    "gap refused": (
+        "[gaps: refuse] [0s-1s: a] [2s-4s: b]",
+        4,
+        "No segment covers 1s-2s; add one there or let gaps hold the prompt before.",
+    ),
+    "end refused": (
+        "[gaps: refuse] [0s-1s: a]",
+        3,
+        "No segment covers 1s-3s; add one there or let gaps hold the prompt before.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LENGTH)
+def test_lengths_that_are_refused(name):
+    text, seconds, sentence = LENGTH[name]
+    with pytest.raises(TimelineError) as caught:
+        parse(text).compile(seconds)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("second", [-1, 3, 100])
+def test_a_second_outside_the_video_is_refused(second):
+    with pytest.raises(TimelineError, match=f"There is no second {second} in a video of 3 s"):
+        parse("[0s-3s: a]").prompt_for(second, 3)
+
+
+def test_refused_gaps_also_stop_a_single_second():
+    timeline = parse("[gaps: refuse] [0s-1s: a] [2s-3s: b]")
+    assert timeline.prompt_for(2).text == "b"
+    with pytest.raises(TimelineError, match="No segment covers 1s-2s"):
+        timeline.prompt_for(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: split(t, 0, 2), r"Segment \[0s-2s: a\] cannot be split at 2s"),
+        (lambda t: merge(t, 1), r"Segment \[3s-5s: b\] is the last"),
+        (lambda t: move(t, 0, 2), r"Segment \[3s-5s: b\] overlaps segment \[2s-4s: a\]"),
+        (lambda t: insert(t, Segment(4, 6, "c")), r"Segment \[4s-6s: c\] overlaps"),
+        (lambda t: remove(t, 2), "There is no segment number 3; the timeline has 2"),
+    ],
+)
+def test_edits_that_are_refused(change, sentence):
+    with pytest.raises(TimelineError, match=sentence):
+        change(parse("[0s-2s: a] [3s-5s: b]"))
