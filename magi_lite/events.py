@@ -21,6 +21,14 @@ class PlanReady:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """The run has its folder: `video` grows there second by second from now on. Comes before any ChunkFinished."""
+
+    project: Path
+    video: Path
+
+
+@dataclass(frozen=True)
 class StageStarted:
     """A stage of the run began; `detail` is a short sentence for the status line."""
 
@@ -91,4 +99,4 @@ class Stopped:
     reason: Literal["stopped", "paused"]
 
 
-Event = PlanReady | StageStarted | Progress | Preview | ChunkFinished | Notice | Finished | Stopped
+Event = PlanReady | Opened | StageStarted | Progress | Preview | ChunkFinished | Notice | Finished | Stopped
