@@ -1,0 +1,164 @@
+"""`python -m magi_lite plan`: will it fit that card, and how long will it take?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import fields, replace
+
+from magi_lite import devices, planner, presets
+from magi_lite.config import MODELS, SIZE_STEP, GenerationRequest, Overrides
+from magi_lite.devices import GIB, Device
+from magi_lite.errors import InputError, MagiLiteError, PlanError
+from magi_lite.planner import table
+from magi_lite.timeline import Timeline
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the `plan` command."""
+    parser.add_argument(
+        "--gpu", metavar="NAME", help='a known card, for example "RTX 4090"; default: the one in this machine'
+    )
+    parser.add_argument(
+        "--vram-gb", type=float, metavar="N", help="memory of the card, in place of what is known of it"
+    )
+    parser.add_argument(
+        "--ram-gb", type=float, metavar="N", help="RAM of the machine; default: no limit for a named card"
+    )
+    parser.add_argument("--cpu", action="store_true", help="plan for the processor")
+    parser.add_argument("--list-gpus", action="store_true", help="print the known cards and stop")
+    parser.add_argument("--model", default=None, help=f"one of {', '.join(MODELS)}, demo, or a folder")
+    parser.add_argument(
+        "--size", metavar="WxH", help="pixels, multiples of 16; default: the preset's, or 720x720"
+    )
+    parser.add_argument("--seconds", type=int, default=4, help="length in seconds (default 4)")
+    parser.add_argument("--steps", type=int, help="denoising steps; default: the preset's, or 8")
+    parser.add_argument(
+        "--window",
+        type=int,
+        choices=(1, 2, 4),
+        help="seconds denoised together; default: the largest that fits",
+    )
+    parser.add_argument("--preset", default="auto", help="auto or the name of a preset")
+    parser.add_argument("--quality", choices=presets.QUALITIES, help="quality of the preset (default balanced)")
+    for name, legal in presets.LEGAL.items():
+        if name != "device":
+            parser.add_argument(
+                f"--{name.replace('_', '-')}", choices=legal, help="fix this choice of the planner"
+            )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan. Returns 0, or 2 where nothing fits or a setting cannot be used."""
+    if args.list_gpus:
+        for card in devices.known_cards():
+            print(f"{card.name:<20}{card.vram_gb:>5g} GB  {'FP8' if card.has_fp8 else '-'}")
+        return 0
+    try:
+        plan = make_plan(args)
+    except PlanError as error:
+        if args.json:
+            print(json.dumps({"error": str(error), "choices": list(error.choices)}, indent=2))
+        else:
+            print(str(error), file=sys.stderr)
+        return error.exit_code
+    except MagiLiteError as error:
+        print(json.dumps({"error": str(error), "choices": []}) if args.json else str(error), file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(plan.to_json(), indent=2) if args.json else table.text(plan))
+    return 0
+
+
+def make_plan(args: argparse.Namespace) -> planner.Plan:
+    """The plan that the flags ask for."""
+    device = chosen_device(args)
+    settings: dict[str, int] = {}
+    model = args.model
+    if args.preset != "auto":
+        preset = presets.load(args.preset)
+        settings = preset.quality(args.quality).settings()
+        model = model or preset.model
+    if args.size:
+        settings["width"], settings["height"] = parse_size(args.size)
+    if args.steps is not None:
+        settings["steps"] = args.steps
+    if args.window is not None:
+        settings["window"] = args.window
+    request = replace(
+        GenerationRequest(timeline=Timeline()),
+        model=model or "4.5B-distill",
+        seconds=args.seconds,
+        quality=args.quality,
+        overrides=_overrides(args),
+        **settings,
+    )
+    if request.seconds is not None and request.seconds < 1:
+        raise InputError(f"A video lasts at least 1 second, not {request.seconds}.")
+    if request.steps < 1 or request.steps % request.window:
+        raise InputError(
+            f"{request.steps} steps cannot be split over window {request.window}; use a multiple of {request.window}."
+        )
+    return planner.plan(request, args.preset, device, _model(request.model), free_window=args.window is None)
+
+
+def chosen_device(args: argparse.Namespace) -> Device:
+    """The device that --gpu, --vram-gb, --ram-gb and --cpu describe, or the one in this machine."""
+    if args.cpu:
+        device = devices.cpu_device()
+    elif args.gpu and args.vram_gb is not None:
+        device = devices.with_memory(devices.known_card(args.gpu), args.vram_gb)
+    elif args.gpu:
+        device = devices.known_card(args.gpu)
+    elif args.vram_gb is not None:
+        device = devices.generic_card(args.vram_gb)
+    else:
+        device = devices.detect()
+    return device if args.ram_gb is None else replace(device, ram_bytes=int(args.ram_gb * GIB))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "720x480" -> (720, 480).
+
+    Raises:
+        InputError: it is not two multiples of 16 with an x between them.
+    """
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise InputError(f'Size "{text}" cannot be read; write width x height, for example 720x480.')
+    width, height = (int(part) for part in parts)
+    if width % SIZE_STEP or height % SIZE_STEP or min(width, height) < 2 * SIZE_STEP:
+        near = "x".join(
+            str(max(2 * SIZE_STEP, round(edge / SIZE_STEP) * SIZE_STEP)) for edge in (width, height)
+        )
+        raise InputError(
+            f"Width and height must be multiples of {SIZE_STEP} from {2 * SIZE_STEP} up; {near} is near {text}."
+        )
+    return width, height
+
+
+def _overrides(args: argparse.Namespace) -> Overrides:
+    return Overrides(
+        **{
+            f.name: getattr(args, f.name)
+            for f in fields(Overrides)
+            if f.name in presets.LEGAL and f.name != "device"
+        }
+    )
+
+
+def _model(name: str):
+    """A published name as it is; the demo or a folder through the loader, which reads its shape from disk."""
+    if name in MODELS:
+        return name
+    from magi_lite.loader import open_model
+
+    return open_model(name)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command by itself."""
+    parser = argparse.ArgumentParser(prog="magi_lite plan", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))

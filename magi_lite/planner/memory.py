@@ -1,0 +1,150 @@
+"""Bytes of everything a run holds, stage by stage: weights, keys and values, captions, activations, frames.
+
+Stages: `text` (only the text encoder is loaded), `denoise` and `decode` (which alternate for every chunk, the DiT
+staying where it is). A clean chunk and the nearly clean copy are forwards of their own with one chunk, so the pass over
+the window sets the peak.
+"""
+
+from __future__ import annotations
+
+from magi_lite.config import CHUNK_LATENT_FRAMES, FPS, Execution, GenerationRequest
+from magi_lite.planner import shapes
+from magi_lite.planner.activations import decode_activation_bytes, dit_activation_bytes, text_activation_bytes
+from magi_lite.planner.plan import Item, Place, Stage
+from magi_lite.planner.shapes import ModelShape
+from magi_lite.planner.speed import kv_bytes_per_token, tokens_per_chunk
+
+PROCESS_BYTES = {"cuda": 1600 << 20, "cpu": 700 << 20}
+"""RAM of the program itself with torch loaded (and, on a card, CUDA's host side)."""
+STREAM_BUFFERS = 2
+"""Device buffers of a streamed DiT: the layer at work and the one being copied."""
+KV_PREFETCH_BUFFERS = 2
+"""Device buffers of a pinned KV store: the layer at work and the one being copied."""
+PINNED_ROUNDING = 1.0
+NOISE_TO_CLEAN_RANGES = (5, 4, 3, 2)
+
+
+def kv_slots(window: int, chunks: int | None, prefix_chunks: int = 0) -> int:
+    """Finished chunks whose keys and values a window of `window` chunks can still read.
+
+    The chunk at place j of the window is in quarter 4*(window-1-j)/window of its denoising or later, reads that
+    quarter's range r, itself included, and so r-1-j chunks before the window.
+    """
+    ranges = NOISE_TO_CLEAN_RANGES
+    slots = max(ranges[len(ranges) * (window - 1 - place) // window] - 1 - place for place in range(window))
+    slots = max(1, slots)
+    if chunks is None:
+        return slots
+    return max(1, min(slots, chunks + prefix_chunks - 1))
+
+
+def prefix_chunks(request: GenerationRequest) -> int:
+    """Whole chunks that come before the new ones: one second of a clip's tail and up; none for an image."""
+    return 1 if request.video is not None else 0
+
+
+def caption_tokens(request: GenerationRequest, model: ModelShape) -> int:
+    """Tokens to allow for in the longest caption: one for every two bytes of its prompt, and the special tokens."""
+    timeline = request.timeline
+    prompts = [segment.prompt for segment in timeline.segments]
+    if not prompts:
+        return model.dit.caption_max_length
+    longest = max(len((timeline.global_prompt + " " + prompt).encode()) for prompt in prompts)
+    return min(model.dit.caption_max_length, max(50, 10 + longest // 2))
+
+
+def item_bytes(execution: Execution) -> int:
+    """Bytes of a number of the model's dtype."""
+    return 2 if execution.dtype == "bfloat16" else 4
+
+
+def items_of(
+    request: GenerationRequest, window: int, model: ModelShape, execution: Execution
+) -> tuple[Item, ...]:
+    """Every item of a run, zero-sized ones left out."""
+    cuda = execution.device == "cuda"
+    items: list[Item] = []
+
+    def add(component: str, stages: tuple[Stage, ...], place: Place, size: int) -> None:
+        if not cuda:
+            place = "ram"
+        if size > 0:
+            items.extend(Item(component, stage, place, int(size)) for stage in stages)
+
+    add("program", ("text", "denoise", "decode"), "ram", PROCESS_BYTES[execution.device])
+    _add_text(add, request, model, execution)
+    _add_dit(add, model, execution)
+    _add_captions_and_kv(add, request, window, model, execution)
+    _add_vae(add, request, model, execution)
+    tokens = tokens_per_chunk(model.dit, request.width, request.height)
+    add("activations", ("denoise",), "vram", dit_activation_bytes(model.dit, tokens, window, execution))
+    return tuple(items)
+
+
+def _add_text(add, request: GenerationRequest, model: ModelShape, execution: Execution) -> None:
+    place: Place = "vram" if execution.t5_device == "cuda" else "ram"
+    add("text encoder", ("text",), place, shapes.t5_bytes(model.t5, execution.t5))
+    add(
+        "text activations",
+        ("text",),
+        place,
+        text_activation_bytes(model.t5, caption_tokens(request, model), execution),
+    )
+
+
+def _add_dit(add, model: ModelShape, execution: Execution) -> None:
+    dit, size = model.dit, item_bytes(execution)
+    busy: tuple[Stage, ...] = ("denoise", "decode")
+    add("DiT shell", busy, "vram", shapes.shell_bytes(dit))
+    layers = shapes.all_layers_bytes(dit, execution.scheme, size)
+    if execution.layers == "resident":
+        add("DiT layers", busy, "vram", layers)
+        return
+    largest = shapes.layer_bytes(dit, execution.scheme, size, edge=True)
+    add("DiT layers", busy, "pinned", layers)
+    add("layer buffers", busy, "vram", min(STREAM_BUFFERS, dit.num_layers) * largest)
+
+
+def _add_captions_and_kv(
+    add, request: GenerationRequest, window: int, model: ModelShape, execution: Execution
+) -> None:
+    dit, size = model.dit, item_bytes(execution)
+    busy: tuple[Stage, ...] = ("denoise", "decode")
+    per_token = 2 * dit.num_query_groups * dit.head_dim * size * dit.num_layers
+    add("captions", busy, "vram", caption_tokens(request, model) * per_token * (window + 1))
+    tokens = tokens_per_chunk(dit, request.width, request.height)
+    slots = kv_slots(window, request.seconds, prefix_chunks(request))
+    store = slots * tokens * kv_bytes_per_token(dit, execution)
+    if execution.kv_place == "device":
+        add("keys and values", busy, "vram", store)
+        return
+    add("keys and values", busy, "pinned", store)
+    add("key and value buffers", busy, "vram", KV_PREFETCH_BUFFERS * store // dit.num_layers)
+
+
+def _add_vae(add, request: GenerationRequest, model: ModelShape, execution: Execution) -> None:
+    encoder, decoder = (weights * item_bytes(execution) for weights in shapes.vae_weights(model.vae))
+    busy: tuple[Stage, ...] = ("denoise", "decode")
+    if execution.vae == "resident":
+        add("VAE", busy, "vram", encoder + decoder)
+    elif execution.vae == "decoder":
+        add("VAE decoder", busy, "vram", decoder)
+    elif execution.vae == "swapped":
+        add("VAE", busy, "pinned", encoder + decoder)
+        add("VAE decoder", ("decode",), "vram", decoder)
+    else:
+        add("VAE", busy, "ram", encoder + decoder)
+    place: Place = "ram" if execution.vae == "cpu" else "vram"
+    add(
+        "decoding",
+        ("decode",),
+        place,
+        decode_activation_bytes(model.vae, request.width, request.height, execution),
+    )
+    add("frames", busy, "ram", 2 * FPS * request.width * request.height * 3)
+
+
+def latent_bytes(request: GenerationRequest, window: int, model: ModelShape) -> int:
+    """Float32 latents of the window."""
+    cells = CHUNK_LATENT_FRAMES * (request.width // 8) * (request.height // 8)
+    return window * cells * model.dit.latent_channels * 4

@@ -1,0 +1,139 @@
+"""What a plan is: who takes how many bytes where and when, how long a second of video takes, and how to execute it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from magi_lite.config import Execution, GenerationRequest
+from magi_lite.devices import Device
+from magi_lite.planner.shapes import ModelShape
+
+Stage = Literal["text", "denoise", "decode"]
+Place = Literal["vram", "ram", "pinned"]
+STAGES: tuple[Stage, ...] = ("text", "denoise", "decode")
+
+SPARE = 0.05
+"""Share of a card's memory that a plan leaves free."""
+CONTEXT_BYTES = 400 << 20
+"""Allowance for what the allocator's counter does not show: CUDA context, cuBLAS workspace, kernels."""
+FRAGMENTATION = 0.02
+"""Allowance for fragmentation, as a share of the peak."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Bytes of one component during one stage."""
+
+    component: str
+    stage: Stage
+    place: Place
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An itemised promise: bytes per component, place and stage, and seconds.
+
+    `peak_vram_bytes` counts tensors, as `torch.cuda.max_memory_allocated` does; what the card must have besides
+    (`allowance_bytes`) is stated apart and is part of `needed_vram_bytes`.
+    """
+
+    request: GenerationRequest
+    preset: str
+    device: Device
+    model: ModelShape
+    execution: Execution
+    items: tuple[Item, ...]
+    seconds_per_chunk: float
+    time_to_first_chunk: float
+    window: int
+    notes: tuple[str, ...] = ()
+    frees: frozenset[str] = frozenset()
+    """What the user left open, for `next_smaller`: names of Execution fields, and "window"."""
+
+    def stage_bytes(self, stage: Stage, *places: Place) -> int:
+        """Bytes of a stage in the given places."""
+        return sum(item.bytes for item in self.items if item.stage == stage and item.place in places)
+
+    @property
+    def peak_per_stage(self) -> dict[str, int]:
+        """Device bytes per stage."""
+        return {stage: self.stage_bytes(stage, "vram") for stage in STAGES}
+
+    @property
+    def peak_stage(self) -> str:
+        """The stage in which device memory (on a CPU: RAM) is highest."""
+        places: tuple[Place, ...] = ("vram",) if self.execution.device == "cuda" else ("ram", "pinned")
+        return max(STAGES, key=lambda stage: self.stage_bytes(stage, *places))
+
+    @property
+    def peak_vram_bytes(self) -> int:
+        """Most device bytes held by tensors at once."""
+        return max(self.peak_per_stage.values())
+
+    @property
+    def allowance_bytes(self) -> int:
+        """Device bytes set aside for context, workspaces and fragmentation; 0 on a CPU."""
+        if self.execution.device == "cpu":
+            return 0
+        return CONTEXT_BYTES + int(FRAGMENTATION * self.peak_vram_bytes)
+
+    @property
+    def needed_vram_bytes(self) -> int:
+        """What the card must have free."""
+        return self.peak_vram_bytes + self.allowance_bytes
+
+    @property
+    def peak_ram_bytes(self) -> int:
+        """Most RAM at once: pinned memory, memory-mapped weights in use and the program itself included."""
+        return max(self.stage_bytes(stage, "ram", "pinned") for stage in STAGES)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Most pinned RAM at once."""
+        return max(self.stage_bytes(stage, "pinned") for stage in STAGES)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device's memory and RAM suffice with 5 % to spare."""
+        if self.execution.device == "cuda" and self.needed_vram_bytes > vram_limit(self.device):
+            return False
+        return self.device.ram_bytes is None or self.peak_ram_bytes <= (1 - SPARE) * self.device.ram_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON-able values; bytes are integers, times seconds."""
+        from dataclasses import asdict
+
+        return {
+            "model": self.model.name,
+            "preset": self.preset,
+            "device": {
+                "name": self.device.name,
+                "kind": self.device.kind,
+                "vram_bytes": self.device.vram_bytes,
+            },
+            "width": self.request.width,
+            "height": self.request.height,
+            "seconds": self.request.seconds,
+            "steps": self.request.steps,
+            "window": self.window,
+            "execution": asdict(self.execution),
+            "items": [asdict(item) for item in self.items],
+            "peak_per_stage": self.peak_per_stage,
+            "peak_vram_bytes": self.peak_vram_bytes,
+            "allowance_bytes": self.allowance_bytes,
+            "needed_vram_bytes": self.needed_vram_bytes,
+            "peak_ram_bytes": self.peak_ram_bytes,
+            "pinned_bytes": self.pinned_bytes,
+            "seconds_per_chunk": self.seconds_per_chunk,
+            "time_to_first_chunk": self.time_to_first_chunk,
+            "fits": self.fits,
+            "notes": list(self.notes),
+        }
+
+
+def vram_limit(device: Device) -> int:
+    """Device bytes that a plan may need: 95 % of the card, and no more than is free where that was measured."""
+    limit = int((1 - SPARE) * device.vram_bytes)
+    return limit if device.free_bytes is None else min(limit, device.free_bytes)

@@ -1,0 +1,161 @@
+"""Seconds from a roofline: floating-point work over the card's rate, bytes over its bandwidth, at stated efficiencies.
+
+The share of peak that real kernels reach is stated here and nowhere else; `benchmarks/gpu.py` measures it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from magi_lite.config import DiTConfig, Execution, GenerationRequest
+from magi_lite.devices import Device
+from magi_lite.planner.shapes import (
+    ModelShape,
+    layer_bytes,
+    layer_linears,
+    shell_weights,
+    t5_bytes,
+    vae_weights,
+)
+
+LINEAR_EFFICIENCY = {"float32": 0.6, "bf16": 0.65, "fp8": 0.55, "published": 0.5, "int8": 0.35, "nf4": 0.45}
+"""Share of the scheme's peak rate in the linears, quantizing the activations included."""
+ATTENTION_EFFICIENCY = {"sdpa": 0.8, "flash": 0.85, "sage": 2.2}
+"""Share of the bf16 rate; Sage multiplies 8-bit numbers and so exceeds it (431 of 165 TOP/s on an RTX 4090)."""
+ELEMENTWISE_PASSES = 60
+"""Reads and writes of one token's hidden vector per layer outside matrix products: norms, rope, gates, residuals."""
+COPY_EFFICIENCY = 0.85
+DISK_GBS = 1.5
+"""Reading weights from a solid-state disk, GB/s."""
+VAE_EFFICIENCY = 0.45
+CPU_T5_TFLOPS = 0.15
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Predicted times of a plan."""
+
+    per_chunk: float
+    to_first_chunk: float
+
+
+def tokens_per_chunk(dit: DiTConfig, width: int, height: int, latent_frames: int = 6) -> int:
+    """DiT tokens of one chunk of a video of `width` x `height` pixels."""
+    patch = 8 * dit.patch_size
+    return latent_frames // dit.t_patch_size * (width // patch) * (height // patch)
+
+
+def predict(
+    request: GenerationRequest, window: int, model: ModelShape, execution: Execution, device: Device
+) -> Seconds:
+    """Seconds per chunk in the steady state, and until the first chunk can be watched, loading included."""
+    dit = model.dit
+    tokens = tokens_per_chunk(dit, request.width, request.height)
+    passes = 1 if model.distilled else 3
+    steps = request.steps
+    extra = 0.25 * steps if model.distilled and request.nearly_clean else 0.0
+    clean = 1.0
+    ranges = _mean_range(steps)
+
+    def forward(kv_chunks: float, chunks: int) -> float:
+        """Seconds of one forward of `chunks` chunks whose queries see `kv_chunks` chunks each."""
+        compute = _compute_seconds(dit, tokens * chunks, kv_chunks * tokens, execution, device)
+        return max(compute, _copy_seconds(dit, tokens, kv_chunks, execution, device))
+
+    window_forward = forward(ranges, window)
+    alone = forward(1.0, 1)
+    steps_in_stage = max(1, steps // max(1, window))
+    per_chunk = passes * (steps_in_stage * window_forward) + (clean + extra / max(1, window)) * alone
+    vae = _decode_seconds(request, model, execution, device)
+    chunks = request.seconds or 10**6
+    ramp = sum(min(stage, chunks) for stage in range(1, window + 1)) * steps_in_stage
+    first = passes * ramp * forward(ranges, 1) + extra / max(1, window) * alone
+    to_first = _text_seconds(request, model, execution, device) + _load_seconds(model, execution) + first + vae
+    return Seconds(per_chunk + vae, to_first)
+
+
+def _mean_range(steps: int) -> float:
+    """Mean KV range over a chunk's denoising: 5, 4, 3, 2 over the quarters of its steps."""
+    quarters = [min(3, 4 * step // max(1, steps)) for step in range(steps)] or [0]
+    return sum((5, 4, 3, 2)[quarter] for quarter in quarters) / len(quarters)
+
+
+def linear_rate(execution: Execution, device: Device) -> float:
+    """FLOP/s of the quantizable linears."""
+    scheme = execution.scheme
+    peak = device.bf16_tflops
+    if scheme in ("fp8", "published") and device.has_fp8:
+        peak = device.fp8_tflops
+    elif scheme == "int8":
+        peak = device.int8_tops
+    return peak * 1e12 * LINEAR_EFFICIENCY[scheme]
+
+
+def forward_flops(dit: DiTConfig, tokens: int, keys: float) -> tuple[float, float]:
+    """(linear, attention) floating-point operations of one forward of `tokens` tokens whose queries see `keys` keys."""
+    per_token = sum(linear.weights for linear in layer_linears(dit) if linear.quantizable)
+    linear = 2.0 * tokens * per_token * dit.num_layers
+    queries = dit.num_attention_heads * dit.head_dim
+    attention = 4.0 * tokens * keys * queries * dit.num_layers
+    cross = 4.0 * tokens * 128 * queries * dit.num_layers
+    return linear, attention + cross
+
+
+def _compute_seconds(dit: DiTConfig, tokens: int, keys: float, execution: Execution, device: Device) -> float:
+    linear, attention = forward_flops(dit, tokens, keys)
+    backend = execution.attention if execution.attention in ATTENTION_EFFICIENCY else "sdpa"
+    attention_rate = device.bf16_tflops * 1e12 * ATTENTION_EFFICIENCY[backend]
+    item = 2 if execution.dtype == "bfloat16" else 4
+    moved = tokens * dit.hidden_size * item * ELEMENTWISE_PASSES * dit.num_layers
+    weights = sum(layer_bytes(dit, execution.scheme, item, edge=False) for _ in range(1)) * dit.num_layers
+    memory = (moved + weights) / (device.bandwidth_gbs * 1e9 * COPY_EFFICIENCY)
+    return linear / linear_rate(execution, device) + attention / attention_rate + memory
+
+
+def _copy_seconds(dit: DiTConfig, tokens: int, kv_chunks: float, execution: Execution, device: Device) -> float:
+    """Host-to-device copies of one forward, which overlap its computation."""
+    item = 2 if execution.dtype == "bfloat16" else 4
+    copied = 0.0
+    if execution.layers == "streamed":
+        copied += layer_bytes(dit, execution.scheme, item, edge=False) * dit.num_layers
+    if execution.kv_place == "pinned":
+        copied += max(0.0, kv_chunks - 1) * tokens * kv_bytes_per_token(dit, execution)
+    return copied / (device.pcie_gbs * 1e9)
+
+
+def kv_bytes_per_token(dit: DiTConfig, execution: Execution) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    item = {"fp8": 1, "bf16": 2, "float32": 4}[execution.kv_dtype]
+    return 2 * dit.num_query_groups * dit.head_dim * item * dit.num_layers
+
+
+def _decode_seconds(
+    request: GenerationRequest, model: ModelShape, execution: Execution, device: Device
+) -> float:
+    """One chunk through the decoder's tiles: every tile is 3 x 32 x 32 latents, a quarter overlapping."""
+    tiles = 2 * math.ceil(request.width / 192) * math.ceil(request.height / 192)
+    tokens = 3 * 32 * 32 + 1
+    _, decoder = vae_weights(model.vae)
+    flops = tiles * (2.0 * tokens * decoder + 4.0 * tokens**2 * model.vae.embed_dim * model.vae.depth)
+    on_cpu = execution.device == "cpu" or execution.vae == "cpu"
+    rate = (0.3 if on_cpu else device.bf16_tflops) * 1e12 * (1.0 if on_cpu else VAE_EFFICIENCY)
+    seconds = flops / rate
+    if execution.vae == "swapped":
+        seconds += 2 * decoder / (device.pcie_gbs * 1e9)
+    return seconds
+
+
+def _text_seconds(request: GenerationRequest, model: ModelShape, execution: Execution, device: Device) -> float:
+    """Loading the text encoder and encoding every distinct prompt, padding dropped."""
+    prompts = len({segment.prompt for segment in request.timeline.segments}) or 1
+    flops = prompts * 2.0 * 150 * model.t5.linear_weights
+    tflops = CPU_T5_TFLOPS if execution.t5_device == "cpu" else 0.3 * device.bf16_tflops
+    return t5_bytes(model.t5, "bf16") / (DISK_GBS * 1e9) + flops / (tflops * 1e12)
+
+
+def _load_seconds(model: ModelShape, execution: Execution) -> float:
+    """Reading the DiT and the VAE from disk; converting on the fly reads the bf16 checkpoint."""
+    scheme = "published" if model.quantized else "bf16"
+    dit = layer_bytes(model.dit, scheme, 2, edge=False) * model.dit.num_layers + 4 * shell_weights(model.dit)
+    return (dit + 4 * sum(vae_weights(model.vae))) / (DISK_GBS * 1e9)

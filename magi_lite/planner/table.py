@@ -1,0 +1,100 @@
+"""A plan in words: the table and the bars that `python -m magi_lite plan` prints."""
+
+from __future__ import annotations
+
+from magi_lite.devices import GIB
+from magi_lite.planner.plan import STAGES, Plan, vram_limit
+
+BAR_WIDTH = 48
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def text(plan: Plan) -> str:
+    """Heading, table of items, bars per stage, times and notes, as one block of text."""
+    return "\n".join([*heading(plan), "", *table(plan), "", *bars(plan), "", *times(plan), *notes(plan)])
+
+
+def heading(plan: Plan) -> list[str]:
+    """What is planned for which device, and how it is executed."""
+    request, execution = plan.request, plan.execution
+    length = "endless" if request.seconds is None else f"{request.seconds} s"
+    slices = f", MLP in slices of {execution.mlp_slice} tokens" if execution.mlp_slice else ""
+    slices += f", attention in slices of {execution.attention_slice}" if execution.attention_slice else ""
+    return [
+        f"{plan.model.name}, {request.width}x{request.height}, {length}, {request.steps} steps, window {plan.window}, "
+        f"on {plan.device.name}" + (f" ({plan.device.vram_gb:g} GB)" if plan.device.kind == "cuda" else ""),
+        f"weights {execution.scheme}, layers {execution.layers}, keys and values {execution.kv_dtype} "
+        f"({'graphics memory' if execution.kv_place == 'device' and execution.device == 'cuda' else 'RAM'}), "
+        f"VAE {execution.vae}, text encoder {execution.t5} on {execution.t5_device}{slices}",
+    ]
+
+
+def table(plan: Plan) -> list[str]:
+    """One row per component and place, one column per stage, in MB of 2^20 bytes."""
+    rows: dict[tuple[str, str], dict[str, int]] = {}
+    for item in plan.items:
+        rows.setdefault((item.component, item.place), {}).setdefault(item.stage, 0)
+        rows[item.component, item.place][item.stage] += item.bytes
+    lines = [f"{'MB':<26}{'where':<8}" + "".join(f"{stage:>10}" for stage in STAGES)]
+    order = {"vram": 0, "pinned": 1, "ram": 2}
+    for (component, place), stages in sorted(rows.items(), key=lambda row: order[row[0][1]]):
+        cells = "".join(f"{_megabytes(stages.get(stage, 0)):>10}" for stage in STAGES)
+        lines.append(f"{component:<26}{place:<8}{cells}")
+    if plan.execution.device == "cuda":
+        sums = "".join(f"{_megabytes(plan.peak_per_stage[stage]):>10}" for stage in STAGES)
+        lines.append(f"{'graphics memory':<26}{'vram':<8}{sums}")
+    sums = "".join(f"{_megabytes(plan.stage_bytes(stage, 'ram', 'pinned')):>10}" for stage in STAGES)
+    lines.append(f"{'RAM':<26}{'':<8}{sums}")
+    return lines
+
+
+def bars(plan: Plan) -> list[str]:
+    """A bar per stage against the memory of the device."""
+    if plan.execution.device == "cuda":
+        whole, places = plan.device.vram_bytes, ("vram",)
+        extra, what = plan.allowance_bytes, f"of {plan.device.vram_gb:g} GB graphics memory"
+    else:
+        whole = plan.device.ram_bytes or max(plan.peak_ram_bytes, 1)
+        places, extra, what = ("ram", "pinned"), 0, f"of {whole / GIB:.1f} GB RAM"
+    lines = []
+    for stage in STAGES:
+        size = plan.stage_bytes(stage, *places) + extra
+        lines.append(f"{stage:<8}▕{_bar(size / whole)}▏ {size / GIB:6.2f} {what}")
+    return lines
+
+
+def times(plan: Plan) -> list[str]:
+    """Peak and seconds, one line each."""
+    lines = []
+    if plan.execution.device == "cuda":
+        spare = 1 - plan.needed_vram_bytes / max(1, plan.device.vram_bytes)
+        lines.append(
+            f"peak {plan.peak_vram_bytes / GIB:.2f} GB of tensors in stage {plan.peak_stage}, "
+            f"{plan.allowance_bytes / GIB:.2f} GB allowed for context and fragmentation, {spare:.0%} of the card left"
+            + ("" if plan.fits else f": more than the {vram_limit(plan.device) / GIB:.2f} GB that may be used")
+        )
+    lines.append(
+        f"peak {plan.peak_ram_bytes / GIB:.2f} GB of RAM, {plan.pinned_bytes / GIB:.2f} GB of it pinned"
+    )
+    lines.append(
+        f"about {plan.seconds_per_chunk:.1f} s per second of video, first second after {plan.time_to_first_chunk:.0f} s"
+    )
+    return lines
+
+
+def notes(plan: Plan) -> list[str]:
+    """Remarks, one line each."""
+    return [f"note: {note}" for note in plan.notes]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / (1 << 20):.0f}" if size >= 10 << 20 else (f"{size / (1 << 20):.2f}" if size else "-")
+
+
+def _bar(share: float) -> str:
+    """A bar of `BAR_WIDTH` characters, filled to `share` in eighths of one; `!` at the end where it overflows."""
+    if share > 1:
+        return "█" * (BAR_WIDTH - 1) + "!"
+    eighths = round(share * BAR_WIDTH * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(BAR_WIDTH)
