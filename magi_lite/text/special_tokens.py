@@ -107,7 +107,11 @@ class SpecialTokenTable:
         return self.other_tokens[_ROWS[name] : _ROWS[name] + 1]
 
     def push(
-        self, embedding: torch.Tensor, names: tuple[str, ...], chunks_remaining: int = MAX_DURATION, max_length: int | None = None
+        self,
+        embedding: torch.Tensor,
+        names: tuple[str, ...],
+        chunks_remaining: int = MAX_DURATION,
+        max_length: int | None = None,
     ) -> torch.Tensor:
         """Push tokens in front one after the other: the last name comes to stand first.
 

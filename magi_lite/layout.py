@@ -1,0 +1,271 @@
+"""Where the published repository keeps things, and what of it is on this disk.
+
+    ROOT/ckpt/magi/<family>/<inference_weight...>/   transformer: safetensors, maybe config.json here or in the family
+    ROOT/ckpt/vae/                                   autoencoder, diffusers layout
+    ROOT/ckpt/t5/<name>/                             text encoder, transformers layout
+    ROOT/special_tokens.npz                          learned prompt tokens
+
+Downloads were made by many tools, so `ckpt/` may be absent and weights may lie in the family's folder itself. What is
+there is taken; when nothing fits, the error says what was looked for and where. No torch: planner and UI read it too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from magi_lite.config import MODELS, DiTConfig, Guidance, ModelFamily, SamplerSettings
+from magi_lite.errors import CheckpointError, InputError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULT_MODELS_FOLDER = REPOSITORY / "models"
+"""Where weights are looked for and downloaded to when no folder is named."""
+DEMO_FOLDER = REPOSITORY / "presets" / "demo"
+"""The small model that is shipped with the program."""
+SPECIAL_TOKEN_FILES = ("special_tokens.npz", "special_tokens.safetensors")
+_WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.zst", "*.safetensors.index.json")
+_BASE_STEPS = 64
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A complete model on disk and how it wants to be sampled."""
+
+    name: str
+    dit: DiTConfig
+    sampler: SamplerSettings
+    """Defaults of this model; a request overrides steps, window and the like."""
+    weights: Path
+    """Folder with the transformer's safetensors."""
+    vae: Path
+    text_encoder: Path
+    special_tokens: Path
+    distilled: bool
+    quantized: bool
+    """The weights are published FP8 ones."""
+    trained: bool = True
+    """False: random weights made from a seed, for want of the shipped demo model."""
+
+
+def find_model(name_or_folder: str | Path, models_folder: Path | None = None) -> ModelFiles:
+    """Files of a published model by name, or of whatever model a folder holds.
+
+    Args:
+        name_or_folder: a name in `config.MODELS`, or a root, family or weights folder of the published layout.
+        models_folder: where named models are looked for; None: `DEFAULT_MODELS_FOLDER`.
+
+    Raises:
+        InputError: neither a known name nor a folder.
+        CheckpointError: something is not there; says what was looked for and where.
+    """
+    family = MODELS.get(str(name_or_folder))
+    if family is not None:
+        root = Path(models_folder) if models_folder is not None else DEFAULT_MODELS_FOLDER
+        return _complete(_family_weights(root, family), root, family)
+    folder = Path(name_or_folder)
+    if not folder.is_dir():
+        names = ", ".join(("demo", *MODELS))
+        raise InputError(f"There is no model '{name_or_folder}': it is neither a folder nor one of {names}.")
+    weights = _only_weights(folder)
+    return _complete(weights, _root_of(weights), _family_of(weights))
+
+
+def _complete(weights: Path, root: Path, family: ModelFamily | None) -> ModelFiles:
+    config = read_config(weights)
+    if config is None and family is None:
+        raise CheckpointError(
+            f"No config.json lies in {weights} or {weights.parent}; put the configuration of the model there."
+        )
+    if config is not None:
+        dit, sampler, quantized = (
+            DiTConfig.from_published(config["model_config"]),
+            sampler_settings(config),
+            is_fp8(config),
+        )
+    else:
+        dit, sampler, quantized = family.dit, family_settings(family), family.quantized
+    return ModelFiles(
+        name=family.name if family else weights.parent.name,
+        dit=dit,
+        sampler=sampler,
+        weights=weights,
+        vae=_vae_folder(root),
+        text_encoder=_text_folder(root),
+        special_tokens=_special_tokens(root),
+        distilled=sampler.distilled,
+        quantized=quantized,
+    )
+
+
+# --- configuration files -------------------------------------------------------------------------------------------
+
+
+def read_config(weights: Path) -> dict[str, Any] | None:
+    """The published configuration beside a weights folder: in it, or in the family's folder; None when there is none.
+
+    Raises:
+        CheckpointError: a file that is there cannot be used.
+    """
+    for folder in (weights, weights.parent):
+        path = folder / "config.json"
+        if path.is_file():
+            return parse_config(path)
+    return None
+
+
+def parse_config(path: Path) -> dict[str, Any]:
+    """A published configuration: model_config, runtime_config and engine_config."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model = config["model_config"]
+        if not isinstance(model, dict):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is not a model configuration (JSON with model_config, runtime_config, engine_config)."
+        ) from error
+    needed = [field.name for field in fields(DiTConfig) if field.default is MISSING]
+    missing = sorted({"kv_channels" if name == "head_dim" else name for name in needed} - set(model))
+    if missing:
+        raise CheckpointError(
+            f"The model_config in {path} lacks {', '.join(missing)}; use the configuration as published."
+        )
+    return config
+
+
+def is_fp8(config: dict[str, Any]) -> bool:
+    """Whether a configuration is of published FP8 weights."""
+    return bool(config.get("engine_config", {}).get("fp8_quant", False))
+
+
+def sampler_settings(config: dict[str, Any]) -> SamplerSettings:
+    """How a published configuration samples."""
+    runtime, engine = config.get("runtime_config", {}), config.get("engine_config", {})
+    default = SamplerSettings()
+    distilled = bool(engine.get("distill", runtime.get("cfg_number", 1) == 1))
+    guidance = None
+    if runtime.get("cfg_number", 1) == 3:
+        usual = Guidance()
+        guidance = Guidance(
+            tuple(runtime.get("cfg_t_range", usual.t_ranges)),
+            tuple(runtime.get("prev_chunk_scales", usual.prev_scales)),
+            tuple(runtime.get("text_scales", usual.text_scales)),
+        )
+    return SamplerSettings(
+        steps=runtime.get("num_steps", default.steps),
+        window=runtime.get("window_size", default.window),
+        shortcut=engine.get("shortcut_mode", default.shortcut),
+        distilled=distilled,
+        guidance=guidance,
+        nearly_clean=distilled,
+        nearly_clean_threshold=engine.get("distill_nearly_clean_chunk_threshold", default.nearly_clean_threshold),
+        noise_to_clean_ranges=tuple(runtime.get("noise2clean_kvrange", default.noise_to_clean_ranges)),
+        clean_range=runtime.get("clean_chunk_kvrange", default.clean_range),
+        clean_t=runtime.get("clean_t", default.clean_t),
+        chunk_width=runtime.get("chunk_width", default.chunk_width),
+    )
+
+
+def family_settings(family: ModelFamily) -> SamplerSettings:
+    """How a published family samples when no configuration lies beside its weights."""
+    if family.distilled:
+        return SamplerSettings()
+    return SamplerSettings(steps=_BASE_STEPS, distilled=False, guidance=Guidance(), nearly_clean=False)
+
+
+# --- where things lie ----------------------------------------------------------------------------------------------
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds safetensors, compressed ones or an index."""
+    found = (path for pattern in _WEIGHT_PATTERNS for path in folder.glob(pattern))
+    return any(path.name not in SPECIAL_TOKEN_FILES for path in found)
+
+
+def weight_candidates(root: Path, family: ModelFamily) -> list[Path]:
+    """Where the transformer of a family may lie under a root, the published place first."""
+    inside = [Path(family.folder) / family.weights, Path(family.folder)]
+    return [base / place for base in (root / "ckpt" / "magi", root / "magi", root) for place in inside]
+
+
+def _family_weights(root: Path, family: ModelFamily) -> Path:
+    candidates = weight_candidates(root, family)
+    for folder in candidates:
+        if has_weights(folder):
+            return folder
+    looked = ", ".join(str(folder.relative_to(root)) for folder in candidates)
+    raise CheckpointError(
+        f"There are no weights of {family.name} in {root} (looked for safetensors in {looked}); "
+        f"download them with: python -m magi_lite download {family.name}"
+    )
+
+
+def _only_weights(folder: Path) -> Path:
+    """The one weights folder at, or below, a folder that the user named."""
+    if has_weights(folder):
+        return folder
+    below = [folder, folder / "ckpt" / "magi", folder / "magi"]
+    inner = [child for base in below if base.is_dir() for child in sorted(base.iterdir()) if child.is_dir()]
+    inner += [
+        child for family in inner for child in sorted(family.iterdir()) if child.name.startswith("inference_weight")
+    ]
+    found = [child for child in dict.fromkeys(inner) if has_weights(child) and child.name not in ("vae", "t5")]
+    if not found:
+        raise CheckpointError(
+            f"There are no transformer weights in {folder}: looked for safetensors in it, in inference_weight* below it "
+            "and in ckpt/magi/*/inference_weight*; name the folder that holds them."
+        )
+    if len(found) > 1:
+        places = ", ".join(str(child.relative_to(folder)) for child in found)
+        raise CheckpointError(f"{folder} holds several models ({places}); name one of these folders.")
+    return found[0]
+
+
+def _family_of(weights: Path) -> ModelFamily | None:
+    """The published family that a folder is named after, when its name says so."""
+    for family in MODELS.values():
+        if family.folder in (weights.name, weights.parent.name):
+            return family
+    return None
+
+
+def _root_of(weights: Path) -> Path:
+    """The nearest folder above the weights that has an autoencoder in a published place."""
+    for folder in weights.resolve().parents:
+        if (folder / "ckpt" / "vae").is_dir() or (folder / "vae").is_dir():
+            return folder
+    return weights.parent
+
+
+def _vae_folder(root: Path) -> Path:
+    for folder in (root / "ckpt" / "vae", root / "vae"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise CheckpointError(
+        f"There is no autoencoder in {root}: looked for config.json in ckpt/vae and vae; download the model again."
+    )
+
+
+def _text_folder(root: Path) -> Path:
+    for base in (root / "ckpt" / "t5", root / "t5"):
+        if not base.is_dir():
+            continue
+        for folder in (base / "t5-v1_1-xxl", base, *sorted(base.iterdir())):
+            if (folder / "config.json").is_file():
+                return folder
+    raise CheckpointError(
+        f"There is no text encoder in {root}: looked for config.json in ckpt/t5/* and t5/*; download the model again."
+    )
+
+
+def _special_tokens(root: Path) -> Path:
+    for name in SPECIAL_TOKEN_FILES:
+        for folder in (root, root / "ckpt", root / "example" / "assets"):
+            if (folder / name).is_file():
+                return folder / name
+    raise CheckpointError(
+        f"There is no special-token file in {root}: looked for {' and '.join(SPECIAL_TOKEN_FILES)}; "
+        "download the model again or put a copy there."
+    )
