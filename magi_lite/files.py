@@ -1,0 +1,105 @@
+"""Files that are whole or absent: atomic writes, and the sentences for what the disk refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from magi_lite.errors import OutputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def output_error(error: OSError, path: Path) -> OutputError:
+    """The sentence for a file or folder that could not be written."""
+    if error.errno in _FULL:
+        return OutputError(f"The disk is full or limited at {path}; free some space or choose another folder.")
+    if error.errno in _DENIED:
+        return OutputError(f"There is no permission to write {path}; choose another folder.")
+    if error.errno == errno.ENOENT:
+        return OutputError(f"The folder {path.parent} does not exist; create it or choose another.")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return OutputError(f"{path.parent} is not a folder; choose a folder for {path.name}.")
+    if error.errno == errno.EISDIR:
+        return OutputError(f"{path} is a folder; give the name of a file, such as {path / 'video.mp4'}.")
+    if error.errno == errno.ENAMETOOLONG:
+        return OutputError(f"The name {path.name[:40]}… is too long for this disk; choose a shorter one.")
+    return OutputError(f"{path} cannot be written ({error.strerror or error}); choose another folder.")
+
+
+@contextlib.contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` inside into an `OutputError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte; raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that after any crash holds either all of `data` or what it held before.
+
+    Raises:
+        OutputError: folder missing, no permission, disk full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with output_errors(path):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
+        try:
+            try:
+                write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def check_output(path: Path, needed_bytes: int = 0) -> None:
+    """Refuse, before hours of work, a video file that could not be written in the end.
+
+    Raises:
+        OutputError: no such folder, no permission, a folder of that name, another ending than .mp4, too little space.
+    """
+    if path.suffix.lower() != ".mp4":
+        raise OutputError(f"{path.name!r} does not end in .mp4; give a name such as {Path(path.stem or 'video')}.mp4.")
+    if not path.parent.exists():
+        raise output_error(OSError(errno.ENOENT, ""), path)
+    if not path.parent.is_dir():
+        raise output_error(OSError(errno.ENOTDIR, ""), path)
+    if path.is_dir():
+        raise output_error(OSError(errno.EISDIR, ""), path)
+    if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise output_error(OSError(errno.EACCES, ""), path)
+    free = shutil.disk_usage(path.parent).free
+    if free < needed_bytes:
+        raise OutputError(
+            f"The video needs about {needed_bytes / 1e6:.0f} MB and {path.parent} has {free / 1e6:.0f} MB free; "
+            "free some space or choose another folder."
+        )

@@ -1,0 +1,54 @@
+"""Small pictures of a video for timelines and galleries."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from magi_lite.files import write_atomic
+
+
+def strip(frames: np.ndarray, count: int = 4, height: int = 72) -> np.ndarray:
+    """`count` evenly spaced frames side by side.
+
+    Args:
+        frames: (T, H, W, 3) uint8, T >= 1.
+        count: pictures in the strip; frames repeat if there are fewer.
+        height: of the strip in pixels; the width follows.
+
+    Returns:
+        (height, count * width, 3) uint8.
+    """
+    from PIL import Image
+
+    width = max(1, round(height * frames.shape[2] / frames.shape[1]))
+    chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
+    small = [Image.fromarray(frames[i]).resize((width, height), Image.Resampling.BOX) for i in chosen]
+    return np.concatenate([np.asarray(image) for image in small], axis=1)
+
+
+def to_jpeg(image: np.ndarray, quality: int = 85) -> bytes:
+    """JPEG bytes of an image (H, W, 3) uint8."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Write an image (H, W, 3) uint8 as .jpg or .png by the path's ending, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    from PIL import Image
+
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        write_atomic(path, to_jpeg(image))
+        return
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())

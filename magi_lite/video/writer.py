@@ -1,0 +1,195 @@
+"""A video file that grows chunk by chunk and plays at every moment, also after the writer was killed.
+
+Each chunk is appended as one whole MP4 fragment and synced to the disk (see `fragments` for why); a MediaSource player
+can read along. `finalize` turns a finished file into an ordinary one with its index in front, without encoding again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from magi_lite.config import FPS
+from magi_lite.errors import MediaError, OutputError
+from magi_lite.files import output_error, output_errors, write_all
+from magi_lite.video import fragments
+
+
+class VideoWriter:
+    """Writes frames to a growing MP4.
+
+    Args:
+        path: the file; its folder must exist. An existing file is replaced unless `resume`.
+        size: (width, height) in pixels, even.
+        fps: frames per second.
+        crf: H.264 quality, 0 lossless to 51 worst.
+        settings: JSON-able, put in the file's `comment` tag; read back by `read_settings`. None: nothing is put in.
+        resume: keep the whole chunks of an existing file of ours, its settings included, and go on behind them.
+
+    Raises:
+        OutputError: the file cannot be written, or cannot be continued.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        size: tuple[int, int],
+        fps: int = FPS,
+        crf: int = 18,
+        settings: dict[str, Any] | None = None,
+        *,
+        resume: bool = False,
+    ) -> None:
+        self.path, self.size, self.fps, self.crf = Path(path), size, fps, crf
+        self._init = fragments.encode_init(size, fps, crf, settings)
+        self.chunks = self.frames = 0
+        """Whole chunks and frames in the file."""
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        with output_errors(self.path):
+            known = self._scan() if resume and self.path.exists() else None
+            self._descriptor = os.open(self.path, flags if known else flags | os.O_TRUNC, 0o644)
+        if known:
+            self._end, self.chunks, self.frames = known.end, len(known.fragments), known.frames
+            self._cut()
+        else:
+            self._end = 0
+            self._write(self._init)
+
+    @property
+    def mime(self) -> str:
+        """The file's type as MediaSource wants it, codec included."""
+        return f'video/mp4; codecs="{fragments.codec_string(self._init)}"'
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the file that are whole: init segment and finished chunks."""
+        return self._end
+
+    def append(self, frames: np.ndarray) -> bytes:
+        """Write one chunk, (T, H, W, 3) uint8 with T >= 1, and return the fragment as it stands in the file.
+
+        Raises:
+            OutputError: the disk is full or gone; the chunks before are kept.
+            ValueError: the frames have another shape or type.
+        """
+        if frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[2:0:-1] != self.size or frames.shape[3] != 3:
+            raise ValueError(f"frames must be uint8 (T, {self.size[1]}, {self.size[0]}, 3), not {frames.shape}")
+        return self.append_fragment(fragments.encode_chunk(frames, self.fps, self.crf))
+
+    def append_fragment(self, fragment: bytes) -> bytes:
+        """Write a chunk that was encoded before, and return the fragment as it stands in the file.
+
+        Raises:
+            OutputError: see `append`.
+        """
+        placed = fragments.place(fragment, self.chunks, self.frames)
+        self._write(placed)
+        self.chunks += 1
+        self.frames += fragments.frame_count(placed)
+        return placed
+
+    def close(self) -> None:
+        """Release the file. It is complete at any moment; closing adds nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _scan(self) -> fragments.Scan:
+        try:
+            known = fragments.scan(self.path)
+            same = fragments.parameter_sets(known.init) == fragments.parameter_sets(self._init)
+        except ValueError:
+            same = False
+        if not same:
+            raise OutputError(f"{self.path} is not a growing video of this size and encoder; choose another name.")
+        return known
+
+    def _write(self, data: bytes) -> None:
+        """Append, all or nothing."""
+        try:
+            write_all(self._descriptor, data)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._cut()
+            raise output_error(error, self.path) from error
+        self._end += len(data)
+
+    def _cut(self) -> None:
+        """Drop what lies behind the last whole chunk."""
+        os.ftruncate(self._descriptor, self._end)
+        os.lseek(self._descriptor, self._end, os.SEEK_SET)
+
+
+def read_settings(path: Path | str) -> dict[str, Any] | None:
+    """The settings that a video was made with; None for a video that is not ours or was made without them.
+
+    Raises:
+        MediaError: the file is not a readable video.
+    """
+    import av
+
+    path = Path(path)
+    if not path.is_file():
+        raise MediaError(f"There is no file {path}; give the path of a video.")
+    try:
+        with av.open(str(path)) as container:
+            comment = container.metadata.get("comment", "")
+    except (av.FFmpegError, OSError, ValueError):
+        raise MediaError(f"{path.name} cannot be read as a video; give an MP4 file.") from None
+    try:
+        data = json.loads(comment)
+    except (ValueError, RecursionError):
+        return None
+    settings = data.get("settings") if isinstance(data, dict) and "magi_lite" in data else None
+    return settings if isinstance(settings, dict) else None
+
+
+def finalize(path: Path | str, target: Path | str | None = None) -> Path:
+    """Rewrite a finished video with its index in front, which every player and site takes; nothing is encoded again.
+
+    Args:
+        path: a video of ours.
+        target: where the result goes, whole or not at all; None: in place.
+
+    Raises:
+        OutputError: the target cannot be written.
+        MediaError: the video cannot be read.
+    """
+    import av
+
+    path = Path(path)
+    target = Path(target) if target else path
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp.mp4")
+    with output_errors(target):
+        temporary.touch()
+        try:
+            with (
+                av.open(str(path)) as source,
+                av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as output,
+            ):
+                output.metadata.update({k: v for k, v in source.metadata.items() if k in ("comment", "title")})
+                stream = output.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(source.streams.video[0]):
+                    if packet.dts is not None:
+                        packet.stream = stream
+                        output.mux(packet)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except av.InvalidDataError:
+            raise MediaError(f"{path.name} cannot be read as a video; give an MP4 file.") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+    return target
