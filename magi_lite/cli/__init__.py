@@ -1,0 +1,58 @@
+"""The command line over the same API as the app. Errors are one sentence; `--debug` shows where they came from."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+
+from magi_lite import __version__
+from magi_lite.errors import MagiLiteError, PlanError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells know it."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their options; the modules behind them are imported only when run."""
+    from magi_lite import plan_cli
+    from magi_lite.cli import download, generate, info
+
+    parser = argparse.ArgumentParser(
+        prog="python -m magi_lite", description="MAGI-1 video, second by second, on one graphics card."
+    )
+    parser.add_argument("--version", action="version", version=f"magi_lite {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module, summary in (
+        ("generate", generate, "make a video"),
+        ("plan", plan_cli, "show what a video would need in memory and time, on any card"),
+        ("info", info, "show the settings inside a video"),
+        ("download", download, "fetch model weights"),
+    ):
+        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        module.add_arguments(command)
+        command.add_argument("--debug", action="store_true", help="show where an error came from")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit code (0 done, 2 bad input, 3 weights, 4 output, 5 memory, 130 interrupted)."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed)
+    except MagiLiteError as error:
+        if parsed.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, PlanError) and error.choices:
+            print("What would fit: " + "; ".join(error.choices) + ".", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted; every finished second is kept.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if parsed.debug:
+            raise
+        print(f"error: unexpected {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return 1

@@ -1,0 +1,135 @@
+"""The house rules: imports point down, importing is free of side effects, and settings are not read from the air."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LEVELS: dict[int, tuple[str, ...]] = {
+    0: (
+        "magi_lite",
+        "magi_lite.config",
+        "magi_lite.errors",
+        "magi_lite.files",
+        "magi_lite.events",
+        "magi_lite.timeline*",
+        "magi_lite.control",
+        "magi_lite.request_*",
+        "quant.schemes",
+    ),
+    1: ("magi_lite.devices", "magi_lite.planner*", "magi_lite.presets", "magi_lite.sampling.schedule"),
+    2: ("magi_lite.text*", "magi_lite.dit*", "magi_lite.vae*", "magi_lite.sampling.kv_store", "magi_lite.sampling.guidance"),
+    3: ("magi_lite.hub", "magi_lite.checkpoint", "magi_lite.loader", "magi_lite.residency*", "quant*"),
+    4: ("magi_lite.sampling*", "magi_lite.video*", "magi_lite.project*"),
+    5: ("magi_lite.pipeline*", "magi_lite.prompts", "magi_lite.decoding"),
+    6: ("magi_lite.jobs*", "magi_lite.store"),
+    7: ("magi_lite.ui*", "magi_lite.training*", "magi_lite.__main__", "magi_lite.cli*", "magi_lite.plan_cli", "app", "benchmarks*"),
+}
+ALLOWED_UP: set[tuple[str, str]] = set()
+"""Pairs (module, imported) that may point up; empty, and meant to stay so."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    files = [ROOT / "app.py", *(f for top in ("magi_lite", "quant", "benchmarks") for f in (ROOT / top).rglob("*.py"))]
+    names = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files if f.exists()}
+    return dict(sorted(names.items()))
+
+
+def level(name: str) -> int | None:
+    """The floor a module lives on: the longest pattern that fits wins."""
+    best: tuple[int, int] | None = None
+    for floor, patterns in LEVELS.items():
+        for pattern in patterns:
+            stem = pattern.removesuffix("*")
+            if (name == pattern or (pattern.endswith("*") and name.startswith(stem))) and (
+                best is None or len(stem) > best[0]
+            ):
+                best = (len(stem), floor)
+    return best[1] if best else None
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules that a file imports, at its top or inside a function; type-checking imports do not count."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("name", list(modules()))
+def test_imports_point_down(name: str) -> None:
+    ours = modules()
+    mine = level(name)
+    assert mine is not None, f"{name} lives on no floor: add it to LEVELS"
+    for imported in imports_of(ours[name]) & set(ours):
+        if imported in ("magi_lite", "quant") or (name, imported) in ALLOWED_UP:
+            continue
+        assert level(imported) <= mine, f"{name} (floor {mine}) imports {imported} (floor {level(imported)})"
+
+
+def test_quant_knows_nothing_of_magi_lite() -> None:
+    for name, path in modules().items():
+        if name.startswith("quant"):
+            assert not [i for i in imports_of(path) if i.startswith("magi_lite")], name
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if n.startswith("magi_lite") and not n.endswith("__main__")])
+def test_settings_are_not_read_from_the_environment(name: str) -> None:
+    text = modules()[name].read_text()
+    assert not re.search(r"os\.(environ|getenv)", text), f"{name} reads the environment; settings come in as arguments"
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_is_light() -> None:
+    began = time.perf_counter()
+    out = run_python("import sys, magi_lite; print('torch' in sys.modules)")
+    assert out.strip() == "False"
+    assert time.perf_counter() - began < 5  # generous: the point is that torch (seconds) is not loaded
+
+
+LIGHT = [n for n in modules() if (level(n) or 0) <= 1 and n.startswith("magi_lite")]
+
+
+def test_planning_needs_no_torch() -> None:
+    out = run_python(f"import sys\nfor n in {LIGHT!r}: __import__(n)\nprint('torch' in sys.modules)")
+    assert out.strip() == "False"
+
+
+def test_importing_starts_no_thread_and_touches_no_gpu() -> None:
+    names = [n for n in modules() if not n.endswith("__main__") and not n.startswith(("app", "benchmarks"))]
+    code = (
+        "import threading, torch\n"
+        "def refuse(*a, **k): raise AssertionError('CUDA was initialised')\n"
+        "torch.cuda._lazy_init = refuse\n"
+        "import gradio, transformers\n"
+        "before = threading.active_count()\n"
+        f"for n in {names!r}: __import__(n)\n"
+        "print(threading.active_count() - before)"
+    )
+    assert run_python(code).strip() == "0"
