@@ -1,0 +1,229 @@
+"""One transformer layer: self and cross attention side by side, one projection, then the MLP, each gated and sandwiched.
+
+A pass is laid out (N, chunks, tokens, D): everything that differs by chunk (gates, ranges, captions) is a slice of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from magi_lite.config import DiTConfig
+from magi_lite.dit.attention import Backend, masked_sdpa
+from magi_lite.dit.captions import CaptionContext, KeyValue
+from magi_lite.dit.layers import MLP, Modulation, SingleLinear, ZeroCentredLayerNorm, gated_residual, project_shared
+from magi_lite.dit.rope import rotate
+from magi_lite.dit.store import KVStore
+
+MOST_CALLS = 8
+"""Captions of different lengths are attended one by one up to this many rows, beyond that in one masked call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What every layer of one forward shares."""
+
+    first_chunk: int
+    kv_ranges: tuple[tuple[int, int], ...]
+    """Absolute chunks [first, last) that each chunk's queries see."""
+    condition: Tensor
+    """(N, chunks, condition)."""
+    table: Tensor
+    """(chunks, tokens, 2 * r): rotary [sin | cos]."""
+    captions: CaptionContext
+    store: KVStore | None
+    write: bool
+    backend: Backend
+    mlp_slice: int | None = None
+    attention_slice: int | None = None
+
+
+class Piece(tuple[slice, slice, slice]):
+    """An index into (N, chunks, tokens, ...): whole chunks, or a part of one."""
+
+    @property
+    def chunks(self) -> slice:
+        return self[1]
+
+
+def pieces(chunks: int, tokens: int, most: int | None) -> list[Piece]:
+    """The pass in one piece, or in pieces of at most `most` tokens that do not cross a chunk's end."""
+    everything = slice(None)
+    if most is None or most >= chunks * tokens:
+        return [Piece((everything, slice(0, chunks), slice(0, tokens)))]
+    return [
+        Piece((everything, slice(chunk, chunk + 1), slice(start, min(start + most, tokens))))
+        for chunk in range(chunks)
+        for start in range(0, tokens, most)
+    ]
+
+
+def by_pieces(x: Tensor, parts: list[Piece], work: Callable[[Piece], Tensor]) -> Tensor:
+    """`work` on each piece, put together; in x itself where autograd is off, for pieces do not read each other."""
+    if len(parts) == 1:
+        return work(parts[0])
+    if not torch.is_grad_enabled():
+        for part in parts:
+            x[part] = work(part)
+        return x
+    rows: dict[int, list[Tensor]] = {}
+    for part in parts:
+        rows.setdefault(part.chunks.start, []).append(work(part))
+    return torch.cat([torch.cat(row, dim=2) for row in rows.values()], dim=1)
+
+
+class SharedProjections(nn.Module):
+    """The layer's first norm and the four projections of its output."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        heads = config.num_attention_heads * config.head_dim
+        groups = config.num_query_groups * config.head_dim
+        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.q = nn.Linear(config.hidden_size, heads, bias=False)
+        self.qx = nn.Linear(config.hidden_size, heads, bias=False)
+        self.k = nn.Linear(config.hidden_size, groups, bias=False)
+        self.v = nn.Linear(config.hidden_size, groups, bias=False)
+
+
+class Attention(nn.Module):
+    """Self attention over the chunk's range and cross attention over its caption."""
+
+    def __init__(self, config: DiTConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.groups, self.head_dim = config.num_query_groups, config.head_dim
+        size = config.num_attention_heads * config.head_dim
+        eps = config.layernorm_epsilon
+        self.linear_qkv = SharedProjections(config)
+        self.linear_kv_xattn = nn.Linear(config.hidden_size, 2 * self.groups * self.head_dim, bias=False)
+        self.linear_proj = SingleLinear(2 * size, config.hidden_size, bias=False)
+        self.q_layernorm = ZeroCentredLayerNorm(self.head_dim, eps, single=True)
+        self.q_layernorm_xattn = ZeroCentredLayerNorm(self.head_dim, eps, single=False)
+        self.k_layernorm = ZeroCentredLayerNorm(self.head_dim, eps, single=True)
+        self.k_layernorm_xattn = ZeroCentredLayerNorm(self.head_dim, eps, single=False)
+
+    def caption_key_value(self, words: Tensor) -> KeyValue:
+        """(B, L, D) -> keys and values (B, L, groups, head_dim) for cross attention."""
+        pairs = self.linear_kv_xattn(words).unflatten(-1, (self.groups, 2, self.head_dim))
+        key, value = pairs.unbind(-2)
+        return KeyValue(self.k_layernorm_xattn(key), value.contiguous())  # a view would keep the unnormed keys alive
+
+    def forward(self, x: Tensor, step: Pass, gate: Tensor, post_norm: ZeroCentredLayerNorm) -> Tensor:
+        """x (N, K, T, D) plus the gated attention of it; gate (N, K, D)."""
+        parts = pieces(*x.shape[1:3], step.attention_slice)
+        project = self.linear_qkv
+        if len(parts) == 1:
+            queries = project_shared([project.q, project.qx, project.k, project.v], project.layer_norm(x))
+            key, value = queries[2:]
+        else:  # keys of every token first, in slices; queries follow slice by slice, their norm taken again
+            some = [project_shared([project.k, project.v], project.layer_norm(x[part])) for part in parts]
+            key, value = (torch.cat([pair[i].flatten(1, 2) for pair in some], dim=1) for i in (0, 1))
+            del some  # the slices' memory, before the queries need it
+        heads = (*x.shape[:3], self.groups, self.head_dim)
+        key = rotate(self.k_layernorm(key.view(heads)), step.table).to(x.dtype)
+        reach = self._reach(step, key, value.view(heads))
+
+        def attend(part: Piece) -> Tensor:
+            if len(parts) == 1:
+                q, qx = queries[:2]
+            else:
+                q, qx = project_shared([project.q, project.qx], project.layer_norm(x[part]))
+            mixed = self._mix(part, step, reach, q, qx)
+            return gated_residual(x[part], self.linear_proj(mixed), gate[:, part.chunks, None], post_norm)
+
+        return by_pieces(x, parts, attend)
+
+    def _reach(self, step: Pass, key: Tensor, value: Tensor) -> list[KeyValue]:
+        """For each chunk of the pass, the keys and values of its range; views wherever there is one."""
+        chunks, tokens = key.shape[1:3]
+        begin, end = step.first_chunk, step.first_chunk + chunks
+        if step.write:
+            assert step.store is not None
+            step.store.write(self.index, begin, key.flatten(1, 2), value.flatten(1, 2))
+        joined: dict[int, tuple[KeyValue, int]] = {}
+
+        def see(first: int, last: int) -> KeyValue:
+            if first >= begin:
+                own = slice(first - begin, last - begin)
+                return KeyValue(key[:, own].flatten(1, 2), value[:, own].flatten(1, 2))
+            assert step.store is not None
+            if step.write or last <= begin:
+                return KeyValue(*(part.to(key.dtype) for part in step.store.read(self.index, first, last)))
+            if first not in joined:  # one copy serves all ranges that begin with the same chunk
+                past = step.store.read(self.index, first, begin)
+                both = [torch.cat([a.to(key.dtype), b.flatten(1, 2)], 1) for a, b in zip(past, (key, value), strict=True)]
+                joined[first] = (KeyValue(*both), past[0].shape[1])
+            (keys, values), before = joined[first]
+            stop = before + (last - begin) * tokens
+            return KeyValue(keys[:, :stop], values[:, :stop])
+
+        assert all(last <= end for _, last in step.kv_ranges)
+        seen = {reach: see(*reach) for reach in dict.fromkeys(step.kv_ranges)}
+        return [seen[reach] for reach in step.kv_ranges]
+
+    def _mix(self, part: Piece, step: Pass, reach: list[KeyValue], q: Tensor, qx: Tensor) -> Tensor:
+        """Both attentions of a piece's tokens, interleaved by group as `linear_proj` wants them: (N, C, T, 2 * size)."""
+        heads = (-1, self.head_dim)
+        query = rotate(self.q_layernorm(q.unflatten(-1, heads)), step.table[part[1:]]).to(q.dtype)
+        cross_query = self.q_layernorm_xattn(qx.unflatten(-1, heads))
+        chunks = range(part.chunks.start, part.chunks.stop)
+        own = self._self_attention(query, [step.kv_ranges[c] for c in chunks], [reach[c] for c in chunks], step.backend)
+        words = self._cross_attention(cross_query, step, chunks)
+        by_group = (*q.shape[:3], self.groups, -1)
+        return torch.stack([own.view(by_group), words.view(by_group)], dim=4).flatten(3)
+
+    def _self_attention(
+        self, query: Tensor, ranges: list[tuple[int, int]], reach: list[KeyValue], backend: Backend
+    ) -> Tensor:
+        """(N, C, T, heads, head_dim) -> the same; neighbours with the same range go in one call."""
+        outputs = []
+        start = 0
+        for stop in range(1, len(ranges) + 1):
+            if stop == len(ranges) or ranges[stop] != ranges[start]:
+                outputs.append(backend(query[:, start:stop].flatten(1, 2), *reach[start]))
+                start = stop
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).reshape(query.shape)
+
+    def _cross_attention(self, query: Tensor, step: Pass, chunks: range) -> Tensor:
+        """(N, C, T, heads, head_dim) -> the same; row n * K + c of the captions serves batch row n, chunk c."""
+        captions = step.captions
+        flat = query.flatten(0, 1)
+        rows = [n * len(step.kv_ranges) + c for n in range(query.shape[0]) for c in chunks]
+        every = len(rows) == len(captions)
+        lengths = captions.lengths
+        if every and len(set(lengths)) == 1:
+            key, value = captions.batch(self.index)
+            return step.backend(flat, key[:, : lengths[0]], value[:, : lengths[0]]).reshape(query.shape)
+        if every and len(rows) > MOST_CALLS:
+            return masked_sdpa(flat, *captions.batch(self.index), captions.mask(flat.device)).reshape(query.shape)
+        outputs = [step.backend(flat[i : i + 1], *captions.row(self.index, row)) for i, row in enumerate(rows)]
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).reshape(query.shape)
+
+
+class TransformerLayer(nn.Module):
+    """Attention and MLP, both gated by the condition. Called for words as well, so that hooks see every use."""
+
+    def __init__(self, config: DiTConfig, index: int) -> None:
+        super().__init__()
+        hidden, eps = config.hidden_size, config.layernorm_epsilon
+        self.ada_modulate_layer = Modulation(config.cond_size, hidden)
+        self.self_attention = Attention(config, index)
+        self.self_attn_post_norm = ZeroCentredLayerNorm(hidden, eps, single=True)
+        self.mlp = MLP(hidden, config.ffn_hidden_size, eps, gated=config.gated_linear_unit)
+        self.mlp_post_norm = ZeroCentredLayerNorm(hidden, eps, single=True)
+
+    def forward(self, x: Tensor, step: Pass | None = None) -> Tensor | KeyValue:
+        """x (N, K, T, D) -> the same; without a pass, x is words (B, L, D) and their keys and values come back."""
+        if step is None:
+            return self.self_attention.caption_key_value(x)
+        attention_gate, mlp_gate = self.ada_modulate_layer(step.condition)
+        x = self.self_attention(x, step, attention_gate, self.self_attn_post_norm)
+
+        def feed_forward(part: Piece) -> Tensor:
+            return gated_residual(x[part], self.mlp(x[part]), mlp_gate[:, part.chunks, None], self.mlp_post_norm)
+
+        return by_pieces(x, pieces(*x.shape[1:3], step.mlp_slice), feed_forward)

@@ -1,0 +1,195 @@
+"""The transformer's small layers. Precision lives here: each layer knows in which numbers it works.
+
+Which places are float32 in a bfloat16 model follows the published program (reference page, section 9.5): embedders, the
+self attention's q/k norms and rotation, post-norms and residual sums, final norm and linear, unquantized projection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TIMESTEP_SCALE = 1000.0
+TIMESTEP_WIDTH = 256
+TIMESTEP_PERIOD = 10000.0
+
+
+class ZeroCentredLayerNorm(nn.Module):
+    """LayerNorm whose stored weight is the effective one minus one ("1p").
+
+    Args:
+        single: work in float32 and return float32, whatever comes in; else work in the input's type.
+    """
+
+    def __init__(self, size: int, eps: float, *, single: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+        self.single = single
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if self.single:
+            x, weight, bias = x.float(), weight.float(), bias.float()
+        return F.layer_norm(x, (x.shape[-1],), weight + 1, bias, self.eps)
+
+
+class SingleLinear(nn.Linear):
+    """A linear with float32 output and, mathematically, float32 operands.
+
+    Products of bfloat16 numbers are exact in float32, so on a GPU the bfloat16 kernel with float32 accumulation and
+    output gives what a float32 product of the same operands gives, at bfloat16's speed.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        both_half = x.dtype == self.weight.dtype == torch.bfloat16
+        if x.is_cuda and both_half and self.bias is None and not torch.is_grad_enabled():
+            flat = torch.mm(x.flatten(0, -2), self.weight.t(), out_dtype=torch.float32)
+            return flat.view(*x.shape[:-1], -1)
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(x.float(), self.weight.float(), bias)
+
+
+class PatchEmbedding(nn.Module):
+    """Latents -> tokens. A Conv3d whose kernel is its stride, computed as the matrix product that it is.
+
+    (A cuDNN convolution would round to TF32 by default.)
+    """
+
+    def __init__(self, channels: int, hidden: int, t_patch: int, patch: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden, channels, t_patch, patch, patch))
+        nn.init.normal_(self.weight, std=(channels * t_patch * patch * patch) ** -0.5)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, T*H*W / patch volume, D), tokens in T, H, W order, float32."""
+        n, c, t, h, w = latents.shape
+        pt, ph, pw = self.weight.shape[2:]
+        patches = latents.float().view(n, c, t // pt, pt, h // ph, ph, w // pw, pw)
+        patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, -1, c * pt * ph * pw)
+        return F.linear(patches, self.weight.flatten(1).float())
+
+
+class TimestepEmbedding(nn.Module):
+    """A number -> a condition vector: sinusoid of 1000 * t, [cos | sin], then Linear-SiLU-Linear in float32."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(SingleLinear(TIMESTEP_WIDTH, size), nn.SiLU(), SingleLinear(size, size))
+
+    def forward(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        """(...,) float32 -> (..., size) float32; the sinusoid is rounded to `dtype`, as the weights were trained."""
+        # Angles reach 8000 radians, where one float32 rounding is 5e-4: exponents are rounded and factors multiplied in
+        # the published order, and exp is rounded correctly, whatever the device's float32 exp does.
+        half = TIMESTEP_WIDTH // 2
+        exponents = -math.log(TIMESTEP_PERIOD) * torch.arange(half, dtype=torch.float32, device=numbers.device) / half
+        angles = numbers.float()[..., None] * exponents.double().exp().float() * TIMESTEP_SCALE
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype))
+
+
+class CaptionEmbedding(nn.Module):
+    """Caption embeddings -> cross attention's input, and the one learned vector that tells dropped from not."""
+
+    def __init__(self, channels: int, max_length: int, hidden: int, condition: int) -> None:
+        super().__init__()
+        self.null_caption_embedding = nn.Parameter(torch.randn(max_length, channels) * channels**-0.5)
+        self.y_proj_xattn = nn.Sequential(SingleLinear(channels, hidden), nn.SiLU())
+        self.y_proj_adaln = nn.Sequential(SingleLinear(channels, condition))
+
+    def words(self, embeddings: Tensor) -> Tensor:
+        """(..., channels) -> (..., hidden) float32."""
+        return self.y_proj_xattn(embeddings)
+
+    def modulation(self, dropped: Tensor) -> Tensor:
+        """(B,) bool -> (B, condition) float32: null row -1 where the caption is dropped, else row -2."""
+        rows = self.y_proj_adaln(self.null_caption_embedding[-2:])
+        return torch.where(dropped[:, None], rows[1], rows[0])
+
+
+class Modulation(nn.Module):
+    """Condition -> the two gates of a layer, each within (-1, 1)."""
+
+    def __init__(self, condition: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.Linear(condition, 2 * hidden))
+
+    def raw(self, condition: Tensor) -> Tensor:
+        return self.proj(F.silu(condition))
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, K, condition) -> attention's gate and the MLP's, (N, K, D) each, float32 (softcap at 1)."""
+        raw = self.raw(condition)
+        return torch.tanh(raw.float()).to(raw.dtype).float().chunk(2, dim=-1)
+
+
+class MLP(nn.Module):
+    """LayerNorm, fc1, GELU or gated SiLU (first half is the gate), fc2."""
+
+    def __init__(self, hidden: int, ffn: int, eps: float, *, gated: bool) -> None:
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(hidden, eps)
+        self.linear_fc1 = nn.Linear(hidden, 2 * ffn if gated else ffn, bias=False)
+        self.linear_fc2 = nn.Linear(ffn, hidden, bias=False)
+        self.gated = gated
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.linear_fc1(self.layer_norm(x))
+        if self.gated:
+            gate, value = inner.chunk(2, dim=-1)
+            inner = (F.silu(gate.float()) * value.float()).to(inner.dtype)
+        elif torch.is_grad_enabled():
+            inner = F.gelu(inner)
+        else:
+            inner = torch.ops.aten.gelu_(inner)  # the widest tensor of the model: one copy, not two
+        return self.linear_fc2(inner)
+
+
+class FinalLinear(nn.Module):
+    """Tokens -> patches of velocity, float32."""
+
+    def __init__(self, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = SingleLinear(hidden, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+def unpatchify(patches: Tensor, frames: int, height: int, width: int, t_patch: int, patch: int) -> Tensor:
+    """(N, S, pT*pH*pW*C) -> (N, C, T, H, W); frames, height, width count patches. The last axis is (pT, pH, pW, C)."""
+    n = patches.shape[0]
+    grid = patches.view(n, frames, height, width, t_patch, patch, patch, -1)
+    return grid.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(n, -1, frames * t_patch, height * patch, width * patch)
+
+
+def gated_residual(x: Tensor, branch: Tensor, gate: Tensor, norm: ZeroCentredLayerNorm) -> Tensor:
+    """x + norm(branch * gate), computed in float32, returned in x's type.
+
+    Args:
+        x, branch: (N, chunks, tokens, D); gate: (N, chunks, 1, D) float32. `branch` is used up where autograd is off.
+    """
+    branch = branch.float()
+    gated = branch * gate if torch.is_grad_enabled() else branch.mul_(gate)
+    normed = norm(gated)
+    return (normed + x if torch.is_grad_enabled() else normed.add_(x)).to(x.dtype)
+
+
+def project_shared(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """Apply linears that share an input, quantizing it once where they can.
+
+    The protocol, for quantized linears: `quantize_input(x) -> q` and `forward_quantized(q) -> output`. Linears whose
+    activation scales differ say so by different values of an attribute `input_key` (equal, or absent: shared).
+    """
+    first = linears[0]
+    shared = all(hasattr(linear, "quantize_input") and hasattr(linear, "forward_quantized") for linear in linears) and all(
+        getattr(linear, "input_key", None) == getattr(first, "input_key", None) for linear in linears
+    )
+    if not shared:
+        return [linear(x) for linear in linears]
+    quantized = first.quantize_input(x)
+    return [linear.forward_quantized(quantized) for linear in linears]
