@@ -119,7 +119,8 @@ class Checkpoint:
                 )
             if name in self.tensors:
                 raise CheckpointError(
-                    f"Tensor {name} is in both {self.tensors[name].file} and {stored}; keep one set of weights in a folder."
+                    f"Tensor {name} is in both {self.tensors[name].file} and {stored}; "
+                    "keep one set of weights in a folder."
                 )
             self.tensors[name] = info
 
@@ -158,13 +159,15 @@ class Checkpoint:
             if name not in self.tensors:
                 rest = _more(n for n in expected if n not in self.tensors)
                 raise CheckpointError(
-                    f"Tensor {name} {expected[name].shape} is missing from {self.place}{rest}; these are not the weights of {what}."
+                    f"Tensor {name} {expected[name].shape} is missing from {self.place}{rest}; "
+                    f"these are not the weights of {what}."
                 )
         for name, info in self.tensors.items():
             if name not in expected and not ignore(name):
                 rest = _more(n for n in self.tensors if n not in expected and not ignore(n))
                 raise CheckpointError(
-                    f"Tensor {name} {info.shape} in {info.file} is unexpected{rest}; these are not the weights of {what}."
+                    f"Tensor {name} {info.shape} in {info.file} is unexpected{rest}; "
+                    f"these are not the weights of {what}."
                 )
         for name, want in expected.items():
             info = self.tensors[name]
@@ -275,7 +278,8 @@ def _all_there(files: list[Path], who: str) -> None:
     if missing:
         rest = _more(file.name for file in missing)
         raise CheckpointError(
-            f"The shard {missing[0].name} that {who} is missing from {missing[0].parent}{rest}; download the model again."
+            f"The shard {missing[0].name} that {who} is missing from {missing[0].parent}{rest}; "
+            "download the model again."
         )
 
 

@@ -214,8 +214,8 @@ def _only_weights(folder: Path) -> Path:
     found = [child for child in dict.fromkeys(inner) if has_weights(child) and child.name not in ("vae", "t5")]
     if not found:
         raise CheckpointError(
-            f"There are no transformer weights in {folder}: looked for safetensors in it, in inference_weight* below it "
-            "and in ckpt/magi/*/inference_weight*; name the folder that holds them."
+            f"There are no transformer weights in {folder}: looked for safetensors in it, in inference_weight* below "
+            "it and in ckpt/magi/*/inference_weight*; name the folder that holds them."
         )
     if len(found) > 1:
         places = ", ".join(str(child.relative_to(folder)) for child in found)
@@ -233,9 +233,10 @@ def _family_of(weights: Path) -> ModelFamily | None:
 
 def _root_of(weights: Path) -> Path:
     """The nearest folder above the weights that has an autoencoder in a published place."""
-    for folder in weights.resolve().parents:
-        if (folder / "ckpt" / "vae").is_dir() or (folder / "vae").is_dir():
-            return folder
+    for place in (Path("ckpt/vae"), Path("vae")):
+        for folder in weights.resolve().parents:
+            if (folder / place).is_dir():
+                return folder
     return weights.parent
 
 

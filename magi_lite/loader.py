@@ -1,4 +1,4 @@
-"""From files to models: built without memory, converted where the plan says so, then given the files' own tensors.
+"""From files to models: built without memory, given the files' own tensors, converted where the plan says so.
 
 Everything is strict: a checkpoint must hold exactly the tensors of its model. Tensors that are already of the wanted type
 stay memory-mapped. Which linears may be quantized is decided here and nowhere else.
@@ -20,6 +20,8 @@ from magi_lite.config import DiTConfig, Execution, VAEConfig
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.errors import CheckpointError
 from magi_lite.layout import ModelFiles, find_model
+from magi_lite.t5 import load_t5
+from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import SpecialTokenTable
 from magi_lite.vae.model import ViTVAE
 
@@ -103,6 +105,19 @@ def load_vae(folder: Path, dtype: torch.dtype = torch.float32, device: torch.dev
         model = ViTVAE(vae_config(folder))
     assign(model, Checkpoint.open(folder), lambda name: dtype, device, "the autoencoder")
     return model
+
+
+def load_text_encoder(
+    files: ModelFiles, execution: Execution | None = None, device: torch.device | str | None = None
+) -> PromptEncoder:
+    """The text encoder of a model in the plan's scheme and place; None: float32 on the CPU.
+
+    Raises:
+        CheckpointError, OutputError: as `t5.load_t5`.
+    """
+    execution = execution or Execution()
+    place = execution.t5_device if device is None else device
+    return load_t5(files.text_encoder, execution.t5, place, files.dit.caption_max_length)
 
 
 def vae_config(folder: Path) -> VAEConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from magi_lite.errors import CheckpointError, OutputError
@@ -45,7 +46,7 @@ def unpack(path: Path) -> Path | bytes:
     return target
 
 
-def _pieces(path: Path):  # noqa: ANN202 - Iterator[bytes]
+def _pieces(path: Path) -> Iterator[bytes]:
     """Decompressed pieces. zstandard's own readers end silently where a file is cut, so the frame's end is checked."""
     import zstandard
 

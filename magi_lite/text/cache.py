@@ -1,7 +1,7 @@
 """Embeddings on disk, so that a prompt meets the large text encoder once.
 
-One safetensors file per prompt, named by a hash of everything that decides the embedding. A file appears whole or not at
-all, and the folder keeps under a size by dropping what was used longest ago.
+One safetensors file per prompt, named by a hash of everything that decides the embedding. A file appears whole or not
+at all, and the folder keeps under a size by dropping what was used longest ago.
 """
 
 from __future__ import annotations

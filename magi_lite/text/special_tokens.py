@@ -81,7 +81,8 @@ class SpecialTokenTable:
             shape = tuple(getattr(self, name).shape)
             if len(shape) != 2 or shape[0] < rows or shape[1] != channels:
                 raise CheckpointError(
-                    f"{name} in {path} has shape {shape} where (at least {rows}, {channels}) is needed; download it again."
+                    f"{name} in {path} has shape {shape} where (at least {rows}, {channels}) is needed; "
+                    "download it again."
                 )
         if path.suffix == ".npz" and channels == PUBLISHED_CHANNELS and sha256(path) != SPECIAL_TOKENS_SHA256:
             raise CheckpointError(

@@ -1,0 +1,163 @@
+"""The demo model: the trained one that is shipped or, without it, random weights of the same make.
+
+The random ones exist so that every part of the program can be tried before there is anything to try: they are written
+to a cache folder in the published layout and read by the ordinary loader. `ModelFiles.trained` tells them apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from magi_lite.config import DiTConfig, VAEConfig
+from magi_lite.dit.model import DiT, parameter_dtype
+from magi_lite.errors import MagiLiteError
+from magi_lite.layout import DEFAULT_MODELS_FOLDER, DEMO_FOLDER, ModelFiles, find_model, has_weights
+from magi_lite.vae.model import ViTVAE
+
+UNTRAINED = "demo-untrained-1"
+"""Folder of the random weights; the number goes up when their make changes."""
+_SEED = 20250519
+_WEIGHTS = Path("ckpt/magi/demo/inference_weight.distill")
+_DIT = DiTConfig(
+    num_layers=4,
+    hidden_size=128,
+    ffn_hidden_size=256,
+    num_attention_heads=4,
+    num_query_groups=2,
+    head_dim=32,
+    in_channels=16,
+    out_channels=16,
+    caption_channels=64,
+    caption_max_length=64,
+    gated_linear_unit=False,
+    half_channel_vae=False,
+    x_rescale_factor=1,
+)
+_VAE = VAEConfig(video_size=64, video_length=16, embed_dim=64, depth=1, num_heads=2, z_chans=16, use_final_proj=True)
+_VOCABULARY = (
+    "a an the and of in on at to with red green blue yellow white black small large ball box triangle circle square cat dog "
+    "man woman bird car tree sky sea moves runs walks falls bounces jumps turns stands left right up down slowly fast"
+).split()
+
+
+def open_demo(models_folder: Path | None = None) -> ModelFiles:
+    """The shipped demo model, or untrained weights made in `models_folder` (the default one, or a temporary folder where
+    that cannot be written)."""
+    if has_weights(DEMO_FOLDER / _WEIGHTS):
+        return dataclasses.replace(find_model(DEMO_FOLDER), name="demo")
+    root = _untrained_root(Path(models_folder) if models_folder is not None else DEFAULT_MODELS_FOLDER)
+    return dataclasses.replace(find_model(root), name="demo", trained=False)
+
+
+def _untrained_root(models_folder: Path) -> Path:
+    for base in (models_folder, Path(tempfile.gettempdir()) / "magi_lite"):
+        root = base / UNTRAINED
+        if has_weights(root / _WEIGHTS):
+            return root
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(dir=base, prefix=f".{UNTRAINED}-"))
+        except OSError:
+            continue
+        try:
+            make_untrained(temporary)
+            temporary.replace(root)
+        except OSError:
+            if not has_weights(root / _WEIGHTS):  # else another process was faster
+                continue
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return root
+    raise MagiLiteError(f"The demo model cannot be written to {models_folder} or a temporary folder; free some space.")
+
+
+def make_untrained(root: Path, seed: int = _SEED) -> None:
+    """Write a tiny random model in the published layout: transformer, autoencoder, text encoder, tokens."""
+    weights = root / _WEIGHTS
+    weights.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        dit, vae_weights = random_weights(DiT(_DIT)), random_weights(ViTVAE(_VAE))
+        text_config, text_weights = _text_encoder()
+        rows = {"caption_token": 1, "logo_token": 1, "other_tokens": 100}
+        tokens = {name: torch.randn(count, _DIT.caption_channels).half() for name, count in rows.items()}
+    save_file({n: t.to(parameter_dtype(n, torch.bfloat16)) for n, t in dit.items()}, weights / "model.safetensors")
+    model = {("kv_channels" if name == "head_dim" else name): value for name, value in dataclasses.asdict(_DIT).items()}
+    _write_json(
+        weights.parent / "config.json",
+        {
+            "model_config": model,
+            "runtime_config": {"cfg_number": 1, "num_steps": 8, "window_size": 4, "chunk_width": 6},
+            "engine_config": {"distill": True, "fp8_quant": False, "shortcut_mode": "8,16,16"},
+        },
+    )
+    vae, text = root / "ckpt" / "vae", root / "ckpt" / "t5" / "demo"
+    vae.mkdir()
+    save_file(vae_weights, vae / "diffusion_pytorch_model.safetensors")
+    _write_json(vae / "config.json", {"_class_name": "ViTVAE", "ddconfig": dataclasses.asdict(_VAE)})
+    text.mkdir(parents=True)
+    _tokenizer().save_pretrained(text)
+    save_file(text_weights, text / "model.safetensors")
+    _write_json(text / "config.json", text_config)
+    save_file(tokens, root / "special_tokens.safetensors")
+
+
+def random_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A state dict whose matrices keep activations near unit size; norms and biases as constructed.
+
+    Drawn from the global generator.
+    """
+    state = {}
+    for name, tensor in module.state_dict().items():
+        matrix = tensor.ndim > 1
+        state[name] = torch.randn(tensor.shape) / tensor[0].numel() ** 0.5 if matrix else tensor.detach().clone()
+    return state
+
+
+def _text_encoder() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Configuration and weights of a tiny T5 for the demo vocabulary."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(_words()),
+        d_model=_DIT.caption_channels,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        architectures=["T5EncoderModel"],
+    )
+    weights = random_weights(T5EncoderModel(config))
+    weights.pop("encoder.embed_tokens.weight")  # the same tensor as shared.weight
+    return config.to_dict(), weights
+
+
+def _tokenizer():  # type: ignore[no-untyped-def] - transformers' tokenizers share no public type
+    """Whole words; anything else is one unknown token."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = _words()
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", words["</s>"])])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def _words() -> dict[str, int]:
+    return {word: number for number, word in enumerate(dict.fromkeys(("<pad>", "</s>", "<unk>", *_VOCABULARY)))}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
