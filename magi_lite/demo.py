@@ -44,14 +44,19 @@ _DIT = DiTConfig(
 )
 _VAE = VAEConfig(video_size=64, video_length=16, embed_dim=64, depth=1, num_heads=2, z_chans=16, use_final_proj=True)
 _VOCABULARY = (
-    "a an the and of in on at to with red green blue yellow white black small large ball box triangle circle square cat dog "
-    "man woman bird car tree sky sea moves runs walks falls bounces jumps turns stands left right up down slowly fast"
-).split()
+    "a an the and of in on at to with red green blue yellow white black small large ball box triangle circle square "
+    "cat dog man woman bird car tree sky sea moves runs walks falls bounces jumps turns stands left right up down slowly fast"
+)
 
 
 def open_demo(models_folder: Path | None = None) -> ModelFiles:
-    """The shipped demo model, or untrained weights made in `models_folder` (the default one, or a temporary folder where
-    that cannot be written)."""
+    """The shipped demo model or, without it, untrained weights.
+
+    They are made in `models_folder` (None: the default one), or in a temporary folder where that cannot be written.
+
+    Raises:
+        MagiLiteError: neither can be written.
+    """
     if has_weights(DEMO_FOLDER / _WEIGHTS):
         return dataclasses.replace(find_model(DEMO_FOLDER), name="demo")
     root = _untrained_root(Path(models_folder) if models_folder is not None else DEFAULT_MODELS_FOLDER)
@@ -156,7 +161,7 @@ def _tokenizer():  # type: ignore[no-untyped-def] - transformers' tokenizers sha
 
 
 def _words() -> dict[str, int]:
-    return {word: number for number, word in enumerate(dict.fromkeys(("<pad>", "</s>", "<unk>", *_VOCABULARY)))}
+    return {word: number for number, word in enumerate(dict.fromkeys(("<pad>", "</s>", "<unk>", *_VOCABULARY.split())))}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """From files to models: built without memory, given the files' own tensors, converted where the plan says so.
 
-Everything is strict: a checkpoint must hold exactly the tensors of its model. Tensors that are already of the wanted type
-stay memory-mapped. Which linears may be quantized is decided here and nowhere else.
+Everything is strict: a checkpoint must hold exactly the tensors of its model. Tensors that are already of the wanted
+type stay memory-mapped. Which linears may be quantized is decided here and nowhere else.
 """
 
 from __future__ import annotations

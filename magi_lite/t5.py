@@ -193,7 +193,8 @@ def _pickles(folder: Path) -> list[Path]:
     single = folder / "pytorch_model.bin"
     if not single.is_file():
         raise CheckpointError(
-            f"Found no text encoder weights in {folder}: looked for *.safetensors and pytorch_model.bin; download it again."
+            f"Found no text encoder weights in {folder}: looked for *.safetensors and pytorch_model.bin; "
+            "download the model again."
         )
     return [single]
 
@@ -234,7 +235,7 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def _quantize(model: nn.Module, scheme: str, device: torch.device | str) -> None:
-    """Convert the linears of one block after the other on the device where they will run; the embedding stays as it is."""
+    """Convert the linears of one block after the other where they will run; the embedding stays as it is."""
     from quant import convert_
 
     where: Callable[[str, nn.Module], bool] = lambda name, module: True  # noqa: E731
