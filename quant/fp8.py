@@ -1,0 +1,168 @@
+"""FP8 (e4m3) linears. Arithmetic first, then the layer with dynamic scales.
+
+A quantized tensor is values * scale. Products are exact in float32 up to the order of summation, so the tensor-core
+path (`torch._scaled_mm`, compute capability 8.9 and up) and the plain path agree within the rounding of the result.
+`_scaled_mm` also runs on CPU, but a thousand times slower than the plain path: there it only serves to be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant import activations
+from quant.activations import FP8, SMALLEST_ABSMAX, slices, to_kind
+from quant.linear import QuantizedInput, QuantizedLinear, as_rows
+from quant.schemes import FP8_MAX, Fp8
+
+# --- arithmetic ----------------------------------------------------------------------------------------------------
+
+
+def quantize_weight(weight: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
+    """(out, in) of any float type -> e4m3 values (out, in) and float32 scale, (out, 1) by "row" or (1,) by "tensor"."""
+    numbers = weight.detach().float()
+    absmax = numbers.abs().amax(dim=1, keepdim=True) if granularity == "row" else numbers.abs().max().reshape(1)
+    scale = absmax.clamp_min(SMALLEST_ABSMAX) / FP8_MAX
+    return to_kind(numbers / scale, FP8), scale
+
+
+def scaled_matmul(
+    values: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    dtype: torch.dtype,
+    fast_accumulate: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """(values * scale) @ (weight * weight_scale)^T in `dtype`.
+
+    values (rows, in) and weight (out, in) e4m3; scales float32, (rows, 1) with (out, 1), or (1,) with (1,).
+    """
+    if backend == "fast" or (backend == "auto" and has_fast_path(values, weight)):
+        return _tensor_core_matmul(values, scale, weight, weight_scale, dtype, fast_accumulate)
+    return _plain_matmul(values, scale, weight, weight_scale, dtype)
+
+
+def has_fast_path(values: Tensor, weight: Tensor) -> bool:
+    """Whether `_scaled_mm` takes this pair and is fast. Meta counts as fast: what is planned there runs on a GPU."""
+    if weight.shape[0] % 16 or weight.shape[1] % 16:
+        return False
+    if not values.is_cuda:
+        return values.is_meta
+    return torch.version.hip is None and _capability(values.device.index or 0) >= (8, 9)
+
+
+def _plain_matmul(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """e4m3 numbers are exact in bf16 and float32, so an ordinary product is the product of the quantized numbers."""
+    wide = torch.bfloat16 if values.is_cuda and dtype == torch.bfloat16 else torch.float32
+    transposed = weight.to(wide).t()
+    result = torch.empty(values.shape[0], weight.shape[0], dtype=dtype, device=values.device)
+    for rows in slices(result):
+        product = (values[rows].to(wide) @ transposed).float()
+        result[rows] = product.mul_(scale if scale.numel() == 1 else scale[rows]).mul_(weight_scale.view(-1))
+    return result
+
+
+def _tensor_core_matmul(
+    values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype, fast_accumulate: bool
+) -> Tensor:
+    by_tensor = scale.numel() == 1 and weight_scale.numel() == 1
+    if by_tensor or not values.is_cuda or (dtype == torch.bfloat16 and _row_scales_work(values.device.index or 0)):
+        one_or_row = (scale.reshape(1), weight_scale.reshape(1)) if by_tensor else (scale, weight_scale.t())
+        return torch._scaled_mm(
+            values,
+            weight.t(),
+            scale_a=one_or_row[0],
+            scale_b=one_or_row[1],
+            out_dtype=dtype,
+            use_fast_accum=fast_accumulate and values.is_cuda,
+        )
+    # No row scales in this kernel (old versions, or a float32 result): multiply unscaled, then scale.
+    one = torch.ones(1, dtype=torch.float32, device=values.device)
+    result = torch.empty(values.shape[0], weight.shape[0], dtype=dtype, device=values.device)
+    for rows in slices(result):
+        product = torch._scaled_mm(
+            values[rows], weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=fast_accumulate
+        )
+        result[rows] = product.mul_(scale[rows]).mul_(weight_scale.view(-1))
+    return result
+
+
+@lru_cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+@lru_cache
+def _row_scales_work(index: int) -> bool:
+    """Try the row-scaled kernel once: which cards have it changed from version to version."""
+    device = torch.device("cuda", index)
+    values = torch.ones(32, 32, device=device).to(FP8)
+    scale = torch.full((32, 1), 0.5, device=device)
+    try:
+        result = torch._scaled_mm(values, values.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
+    except RuntimeError:
+        return False
+    return bool((result == 8).all())
+
+
+# --- the layer -----------------------------------------------------------------------------------------------------
+
+
+class Fp8Linear(QuantizedLinear):
+    """e4m3 weights, activations quantized to e4m3 while running.
+
+    Buffers: weight (out, in) e4m3, weight_scale (out, 1) or (1,) float32, bias (out,) or absent.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, scheme: Fp8, bias: Tensor | None = None, device: Any = None
+    ) -> None:
+        super().__init__(in_features, out_features)
+        self.scheme = scheme
+        scale_shape = (out_features, 1) if scheme.granularity == "row" else (1,)
+        shapes = {"weight": ((out_features, in_features), FP8), "weight_scale": (scale_shape, torch.float32)}
+        self._declare(shapes, bias, device)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, scheme: Fp8, name: str = "") -> Fp8Linear:
+        """Quantize a linear (on meta: declare what it would hold)."""
+        layer = cls(linear.in_features, linear.out_features, scheme, linear.bias, linear.weight.device)
+        if not linear.weight.is_meta:
+            layer._fill(cls.quantized(linear.weight, scheme))
+        return layer
+
+    @staticmethod
+    def quantized(weight: Tensor, scheme: Fp8) -> dict[str, Tensor]:
+        """The buffers that a weight (out, in) becomes."""
+        values, scale = quantize_weight(weight, scheme.granularity)
+        return {"weight": values, "weight_scale": scale}
+
+    def dequantized(self) -> Tensor:
+        """The weight (out, in) that the layer computes with, float32."""
+        return self.weight.float() * self.weight_scale
+
+    @property
+    def input_key(self) -> Hashable:
+        return (Fp8.name, self.scheme.granularity)
+
+    def quantize_input(self, x: Tensor) -> QuantizedInput:
+        rows = as_rows(x)
+        by_row = self.scheme.granularity == "row"
+        values, scale = activations.per_token(rows, FP8) if by_row else activations.per_tensor(rows)
+        return QuantizedInput(values, scale, tuple(x.shape[:-1]), x.dtype, self.input_key)
+
+    def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:
+        assert quantized.scale is not None
+        return scaled_matmul(
+            quantized.values, quantized.scale, self.weight, self.weight_scale, dtype,
+            self.scheme.fast_accumulate, self.backend,
+        )  # fmt: skip

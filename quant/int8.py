@@ -1,0 +1,109 @@
+"""INT8 linears: a scale per token and per output channel, products exact in int32. For cards without FP8.
+
+`torch._int_mm` uses the integer tensor cores; where it cannot run, float32 products of 1024 terms at a time are exact
+(1024 * 127^2 < 2^24) and are added as integers: both paths give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant import activations
+from quant.activations import SMALLEST_ABSMAX, slices, to_kind
+from quant.linear import QuantizedInput, QuantizedLinear, as_rows
+from quant.schemes import INT8_MAX, Int8
+
+EXACT_TERMS = 1024
+"""Products of two int8 numbers whose sum float32 still holds exactly."""
+FEWEST_ROWS = 17
+"""cuBLAS's integer product refuses fewer rows."""
+
+# --- arithmetic ----------------------------------------------------------------------------------------------------
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, in) of any float type -> int8 values (out, in), float32 scale (out, 1)."""
+    numbers = weight.detach().float()
+    scale = numbers.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_ABSMAX) / INT8_MAX
+    return to_kind(numbers / scale, torch.int8), scale
+
+
+def integer_matmul(values: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
+    """values (rows, in) int8 @ weight (out, in)^T int8 -> (rows, out) int32, exact."""
+    if backend == "plain" or (values.is_cuda and (weight.shape[0] % 8 or weight.shape[1] % 8)):
+        return _plain_matmul(values, weight)
+    rows = values.shape[0]
+    if rows == 0:
+        return torch.zeros(0, weight.shape[0], dtype=torch.int32, device=values.device)
+    if values.is_cuda and rows < FEWEST_ROWS:
+        values = torch.nn.functional.pad(values, (0, 0, 0, FEWEST_ROWS - rows))
+    return torch._int_mm(values, weight.t())[:rows]
+
+
+def _plain_matmul(values: Tensor, weight: Tensor) -> Tensor:
+    total = torch.zeros(values.shape[0], weight.shape[0], dtype=torch.int32, device=values.device)
+    for start in range(0, values.shape[1], EXACT_TERMS):
+        terms = slice(start, start + EXACT_TERMS)
+        total += (values[:, terms].float() @ weight[:, terms].float().t()).to(torch.int32)
+    return total
+
+
+# --- the layer -----------------------------------------------------------------------------------------------------
+
+
+class Int8Linear(QuantizedLinear):
+    """Buffers: weight (out, in) int8, channel_scale (out, 1) float32, bias (out,) or absent."""
+
+    weight: Tensor
+    channel_scale: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, scheme: Int8, bias: Tensor | None = None, device: Any = None
+    ) -> None:
+        super().__init__(in_features, out_features)
+        self.scheme = scheme
+        shapes = {
+            "weight": ((out_features, in_features), torch.int8),
+            "channel_scale": ((out_features, 1), torch.float32),
+        }
+        self._declare(shapes, bias, device)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, scheme: Int8, name: str = "") -> Int8Linear:
+        """Quantize a linear (on meta: declare what it would hold)."""
+        layer = cls(linear.in_features, linear.out_features, scheme, linear.bias, linear.weight.device)
+        if not linear.weight.is_meta:
+            layer._fill(cls.quantized(linear.weight, scheme))
+        return layer
+
+    @staticmethod
+    def quantized(weight: Tensor, scheme: Int8) -> dict[str, Tensor]:
+        """The buffers that a weight (out, in) becomes."""
+        values, scale = quantize_weight(weight)
+        return {"weight": values, "channel_scale": scale}
+
+    def dequantized(self) -> Tensor:
+        """The weight (out, in) that the layer computes with, float32."""
+        return self.weight.float() * self.channel_scale
+
+    @property
+    def input_key(self) -> Hashable:
+        return Int8.name
+
+    def quantize_input(self, x: Tensor) -> QuantizedInput:
+        values, scale = activations.per_token(as_rows(x), torch.int8)
+        return QuantizedInput(values, scale, tuple(x.shape[:-1]), x.dtype, self.input_key)
+
+    def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:
+        """Scaled in slices of rows: the int32 product of all of them would be the largest tensor of the model."""
+        values, scale = quantized.values, quantized.scale
+        assert scale is not None
+        result = torch.empty(values.shape[0], self.out_features, dtype=dtype, device=values.device)
+        for rows in slices(result):
+            product = integer_matmul(values[rows], self.weight, self.backend).float()
+            result[rows] = product.mul_(scale[rows]).mul_(self.channel_scale.view(-1))
+        return result

@@ -1,0 +1,129 @@
+"""NF4 linears: bitsandbytes' 4-bit normal floats with double quantization, on its own kernels (CPU and CUDA).
+
+bitsandbytes keeps part of the state in Python objects that no plain `load_state_dict` restores. Here all of it is
+ordinary buffers, and its `QuantState` is put together around them at each call, so these layers load strictly, stream
+between devices and go through safetensors like any other. `as_params4bit` gives bitsandbytes' own form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant.errors import QuantError
+from quant.linear import QuantizedInput, QuantizedLinear
+from quant.schemes import NF4, NF4_BLOCK, NF4_NESTED_BLOCK
+
+
+def bitsandbytes() -> ModuleType:
+    """The library, imported on first use: it probes the machine for seconds.
+
+    Raises:
+        QuantError: it is not installed.
+    """
+    try:
+        import bitsandbytes as library
+    except ImportError as error:
+        raise QuantError("The nf4 scheme needs bitsandbytes: pip install bitsandbytes, or use int8.") from error
+    return library
+
+
+class NF4Linear(QuantizedLinear):
+    """Activations stay as they come; weights are expanded block by block inside the product.
+
+    Buffers: weight (ceil(out*in/2), 1) uint8, absmax (blocks,) uint8, nested_absmax (blocks/256,), nested_map (256,),
+    code (16,), offset () float32, bias (out,) or absent.
+    """
+
+    weight: Tensor
+    absmax: Tensor
+    nested_absmax: Tensor
+    nested_map: Tensor
+    code: Tensor
+    offset: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, scheme: NF4, bias: Tensor | None = None, device: Any = None
+    ) -> None:
+        super().__init__(in_features, out_features)
+        self.scheme = scheme
+        packed, blocks, nested = scheme.sizes(out_features, in_features)
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "weight": ((packed, 1), torch.uint8),
+            "absmax": ((blocks,), torch.uint8),
+            "nested_absmax": ((nested,), torch.float32),
+            "nested_map": ((256,), torch.float32),
+            "code": ((16,), torch.float32),
+            "offset": ((), torch.float32),
+        }
+        self._declare(shapes, bias, device)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, scheme: NF4, name: str = "") -> NF4Linear:
+        """Quantize a linear (on meta: declare what it would hold)."""
+        layer = cls(linear.in_features, linear.out_features, scheme, linear.bias, linear.weight.device)
+        if not linear.weight.is_meta:
+            layer._fill(cls.quantized(linear.weight, scheme))
+        return layer
+
+    @staticmethod
+    def quantized(weight: Tensor, scheme: NF4) -> dict[str, Tensor]:
+        """The buffers that a weight (out, in) becomes; from float32, so bf16 files and upcast models agree."""
+        functional = bitsandbytes().functional
+        packed, state = functional.quantize_4bit(
+            weight.detach().float().contiguous(), blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
+        )
+        return {
+            "weight": packed,
+            "absmax": state.absmax,
+            "nested_absmax": state.state2.absmax,
+            "nested_map": state.state2.code.clone(),
+            "code": state.code.clone(),
+            "offset": state.offset,
+        }
+
+    def quant_state(self, dtype: torch.dtype) -> Any:
+        """bitsandbytes' description of the weight, around this layer's buffers; it expands to `dtype`."""
+        state = bitsandbytes().functional.QuantState
+        nested = state(
+            absmax=self.nested_absmax, code=self.nested_map, blocksize=NF4_NESTED_BLOCK, dtype=torch.float32
+        )
+        return state(
+            absmax=self.absmax,
+            shape=torch.Size((self.out_features, self.in_features)),
+            code=self.code,
+            blocksize=NF4_BLOCK,
+            quant_type="nf4",
+            dtype=dtype,
+            offset=self.offset,
+            state2=nested,
+        )
+
+    def as_params4bit(self, dtype: torch.dtype = torch.bfloat16) -> Any:
+        """The weight as a bitsandbytes `Params4bit`, for a `bnb.nn.Linear4bit`."""
+        packed = self.quant_state(dtype).as_dict(packed=True)
+        return bitsandbytes().nn.Params4bit.from_prequantized(self.weight, packed, device=str(self.weight.device))
+
+    def dequantized(self) -> Tensor:
+        """The weight (out, in) that the layer computes with, float32."""
+        return bitsandbytes().functional.dequantize_4bit(self.weight, self.quant_state(torch.float32))
+
+    @property
+    def input_key(self) -> Hashable:
+        return NF4.name
+
+    def quantize_input(self, x: Tensor) -> QuantizedInput:
+        """Nothing to do: part of the protocol, so that callers need not know."""
+        return QuantizedInput(x, None, tuple(x.shape[:-1]), x.dtype, self.input_key)
+
+    def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:
+        x = quantized.values.reshape(-1, self.in_features)
+        if self.backend == "plain":
+            return torch.nn.functional.linear(x, self.dequantized().to(x.dtype)).to(dtype)
+        if x.shape[0] == 0:
+            return x.new_zeros(0, self.out_features, dtype=dtype)
+        return bitsandbytes().matmul_4bit(x, self.weight.t(), quant_state=self.quant_state(x.dtype)).to(dtype)
