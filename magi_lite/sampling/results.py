@@ -1,0 +1,68 @@
+"""What goes into a sampler and what it yields: frozen, and referring to tensors rather than copying them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Caption:
+    """The words of one chunk: embeddings (L, C), valid rows only, special tokens included."""
+
+    embeddings: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class StepDone:
+    """One denoising step of the whole window is made.
+
+    `oldest_chunk` counts new seconds from 0; `steps_total` is None when endless. `latents` and `velocity` are
+    (1, C, chunks * chunk_width, H, W), oldest chunk first, and hold until the sampler goes on.
+    """
+
+    stage: int
+    step: int
+    steps_in_stage: int
+    oldest_chunk: int
+    steps_done: int
+    steps_total: int | None
+    latents: Tensor
+    velocity: Tensor
+    remaining: float
+    """1 - t of the oldest chunk after this step."""
+    chunk_width: int
+
+    @property
+    def preview(self) -> Tensor:
+        """What the oldest chunk would be, were the velocity to stay: its latents taken straight to t = 1.
+
+        (1, C, chunk_width, H, W), computed when asked for.
+        """
+        width = self.chunk_width
+        return self.latents[:, :, :width] + max(0.0, self.remaining) * self.velocity[:, :, :width]
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """A stage is finished: `Sampler.state()` now holds all that was made so far."""
+
+    stage: int
+
+
+@dataclass(frozen=True, eq=False)
+class CleanChunk:
+    """New second `index` (from 0) is clean: latents (1, C, t, H, W), scaled; t is short where a prefix fills it."""
+
+    index: int
+    latents: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SamplerState:
+    """A sampler at a stage boundary: `position` is JSON-able, `tensors` are contiguous and on the CPU."""
+
+    position: dict[str, Any]
+    tensors: dict[str, Tensor]

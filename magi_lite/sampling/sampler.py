@@ -1,0 +1,378 @@
+"""Noise to clean chunks, one stage after the other: a generator that any caller can stop between steps.
+
+A stage lets one new chunk in (pure noise), runs `steps / window` denoising steps over all chunks of the window, and
+lets the oldest one out, clean. Before its first step the chunk that has just become clean is run once by itself, for
+the keys and values that younger chunks will read. That pass is a forward of its own, and so a pure function of the
+chunk's latents: after a restart the very same bits are computed again, and only latents and captions need be kept.
+(The published program runs it in front of the window in one pass, and the copy of the oldest chunk behind it. That is
+mathematically equal, and takes the memory of up to two more chunks.)
+
+Chunk numbers here are absolute: whole chunks of a prefix count from 0. Source: reference notes, sections 3, 4 and 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from magi_lite import devices
+from magi_lite.config import SamplerSettings
+from magi_lite.errors import InputError
+from magi_lite.sampling.guidance import GuidanceWeights, blend_nearly_clean, guidance_weights
+from magi_lite.sampling.kv_store import KVRing
+from magi_lite.sampling.noise import chunk_noise
+from magi_lite.sampling.results import Caption, CleanChunk, SamplerState, StageDone, StepDone
+from magi_lite.sampling.schedule import Schedule, Stage, chunk_steps, f32
+from magi_lite.sampling.state import Progress, pack, unpack
+
+if TYPE_CHECKING:
+    from magi_lite.dit.captions import CaptionContext
+    from magi_lite.dit.model import DiT
+
+IMAGE_PREFIX = 1
+"""Latent frames of a prefix that is an image: it is part of the video that is made."""
+
+
+class Sampler:
+    """Makes the chunks of one video.
+
+    Args:
+        dit: the denoiser.
+        settings: steps, window, guidance.
+        latent_size: (H, W) of the latents.
+        chunks: new chunks wanted; None: until stopped.
+        caption: (absolute chunk, chunks that remain with this one or None) -> its words. Asked once, when the chunk
+            enters the window: what it answers may change while the run goes on.
+        null_caption: the words of clean chunks and of dropped captions.
+        noise: chunk -> (1, C, chunk_width, H, W) float32; default: `chunk_noise` of `seed`.
+        prefix: clean scaled latents (1, C, frames, H, W) to continue; one frame is an image.
+        emit_prefix: whether an image prefix is emitted as it is ("exact") or as the published program leaves it
+            ("published": plus the velocity of the last step).
+        device: where latents live; dtype: of the caption embeddings given to `dit`.
+        store_factory: slots -> KV store; default: a ring on `device` in float32.
+
+    Raises:
+        InputError: the settings cannot be scheduled, or the prefix has another shape.
+    """
+
+    def __init__(
+        self,
+        dit: DiT,
+        settings: SamplerSettings,
+        *,
+        latent_size: tuple[int, int],
+        chunks: int | None,
+        caption: Callable[[int, int | None], Caption],
+        null_caption: Caption,
+        noise: Callable[[int], Tensor] | None = None,
+        seed: int = 0,
+        prefix: Tensor | None = None,
+        emit_prefix: Literal["exact", "published"] = "exact",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        store_factory: Callable[[int], KVRing] | None = None,
+    ) -> None:
+        self.dit, self.settings, self.seed = dit, settings, seed
+        self.device, self.dtype = torch.device(device), dtype
+        self._width = settings.chunk_width
+        self._chunk_shape = (1, dit.config.latent_channels, self._width, *latent_size)
+        self._chunks = chunks
+        self._caption, self._null, self._emit_prefix = caption, null_caption, emit_prefix
+        self._noise = noise or (lambda chunk: chunk_noise(seed, chunk, self._chunk_shape))
+        self._null_contexts: dict[bool, CaptionContext] = {}
+        self._repeated: dict[int, CaptionContext] = {}
+        nothing = torch.empty((*self._chunk_shape[:2], 0, *latent_size), device=self.device)
+        self._set(Progress(nothing) if prefix is None else self._after_prefix(prefix, nothing))
+        self._store = (store_factory or self._ring)(self.schedule.reach)
+        self._make_tables()
+
+    def _set(self, progress: Progress) -> None:
+        """Stand where `progress` says. It changes at stage boundaries only, so a stage can always be made again."""
+        self._progress = progress
+        total = None if self._chunks is None else progress.offset + self._chunks
+        self.schedule = Schedule(self.settings, progress.offset, total)
+        contexts = [self._encode(caption, dropped=False) for caption in progress.captions.values()]
+        self._context: CaptionContext | None = type(contexts[0]).cat(contexts) if contexts else None
+
+    @property
+    def offset(self) -> int:
+        """Absolute number of the first new chunk: whole chunks of the prefix."""
+        return self._progress.offset
+
+    def _after_prefix(self, prefix: Tensor, nothing: Tensor) -> Progress:
+        _, channels, width, *size = self._chunk_shape
+        if prefix.ndim != 5 or not prefix.shape[2] or (*prefix.shape[:2], *prefix.shape[3:]) != (1, channels, *size):
+            wanted = f"(1, {channels}, frames, {size[0]}, {size[1]})"
+            raise InputError(f"The prefix has the shape {tuple(prefix.shape)}; it must be {wanted}.")
+        prefix = prefix.to(self.device, torch.float32)
+        offset = prefix.shape[2] // width
+        reach = Schedule(self.settings).reach
+        return Progress(
+            window=nothing,
+            offset=offset,
+            prefix_part=prefix[:, :, offset * width :].clone() if prefix.shape[2] % width else None,
+            clean={c: prefix[:, :, c * width : (c + 1) * width].clone() for c in range(max(0, offset - reach), offset)},
+        )
+
+    def _ring(self, slots: int) -> KVRing:
+        return KVRing(slots, device=self.device, streams=devices)
+
+    def _make_tables(self) -> None:
+        """Times and step lengths of a full window at every step of a stage, once and on the device."""
+        per_stage, grid = self.schedule.steps_per_stage, self.schedule.grid
+        made = [chunk_steps(per_stage, 0, self.settings.window, step) for step in range(per_stage)]
+
+        def table(number: Callable[[int], float]) -> Tensor:
+            return torch.tensor([[number(m) for m in row] for row in made], dtype=torch.float32, device=self.device)
+
+        self._times = table(lambda m: grid[m])
+        self._lengths = table(lambda m: f32(grid[m + 1] - grid[m]))
+        self._clean_time = torch.full((1, 1), f32(self.settings.clean_t), device=self.device)
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[StepDone | StageDone | CleanChunk]:
+        """Go on from the last stage boundary to the end, or for ever.
+
+        Stopping anywhere is safe: state() is that of the last boundary, and run() may be called again.
+        """
+        for stage in self.schedule.stages(self._progress.next_stage):
+            latents, captions, context = self._enter(stage)
+            self._repeated.clear()
+            self._recall(stage)
+            for step in range(self.schedule.steps_per_stage):
+                velocity = self._step(stage, step, latents, context)
+                yield self._report(stage, step, latents, velocity)
+            finished = self._advance(stage, latents, captions, context)
+            if finished is not None:
+                yield finished
+            yield StageDone(stage.index)
+
+    @torch.no_grad()
+    def _enter(self, stage: Stage) -> tuple[Tensor, dict[int, Caption], CaptionContext]:
+        """The window of a stage: copies of the chunks in flight, and the chunk that enters."""
+        captions, context = dict(self._progress.captions), self._context
+        latents = self._progress.window.clone()
+        chunk = stage.last - 1
+        if stage.newest == 0:
+            noise = self._noise(chunk).to(self.device, torch.float32)
+            if tuple(noise.shape) != self._chunk_shape:
+                raise InputError(f"The noise of a chunk has the shape {tuple(noise.shape)}, not {self._chunk_shape}.")
+            latents = torch.cat([latents, noise], dim=2)
+            remaining = None if self.schedule.total is None else self.schedule.total - chunk
+            captions[chunk] = self._caption(chunk, remaining)
+            entering = self._encode(captions[chunk], dropped=False)
+            context = entering if context is None else type(context).cat([context, entering])
+        assert context is not None and list(captions) == list(range(stage.first, stage.last))
+        return latents, captions, context
+
+    def _advance(
+        self, stage: Stage, latents: Tensor, captions: dict[int, Caption], context: CaptionContext
+    ) -> CleanChunk | None:
+        """Make the stage's outcome the state; the oldest chunk, if clean now, leaves the window."""
+        progress = self._progress
+        progress.next_stage = stage.index + 1
+        if not stage.finishes(self.settings.window):
+            progress.window, progress.captions, self._context = latents, captions, context
+            return None
+        chunk, width = stage.first, self._width
+        done = latents[:, :, :width].clone()
+        progress.window = latents[:, :, width:].clone()
+        progress.captions = {c: words for c, words in captions.items() if c != chunk}
+        self._context = context.select(range(1, stage.chunks)) if stage.chunks > 1 else None
+        emitted = self._emitted(chunk, done)
+        if chunk == self.offset:
+            self._paste_prefix(done)  # what younger chunks see of it is the prefix itself
+        progress.clean[chunk] = done
+        for old in [c for c in progress.clean if c <= chunk - self.schedule.reach]:
+            del progress.clean[old]
+        return CleanChunk(chunk - self.offset, emitted)
+
+    def _paste_prefix(self, latents: Tensor) -> None:
+        """Put the prefix frames back into latents that begin with chunk `offset`."""
+        part = self._progress.prefix_part
+        if part is not None:
+            latents[:, :, : part.shape[2]] = part
+
+    def _emitted(self, chunk: int, latents: Tensor) -> Tensor:
+        """A clean chunk without the frames that a prefix clip already showed; an image's frame belongs to the video."""
+        part = self._progress.prefix_part
+        if part is None or chunk != self.offset:
+            return latents.clone()
+        known = part.shape[2]
+        if chunk > 0 or known > IMAGE_PREFIX:
+            return latents[:, :, known:].clone()
+        return torch.cat([part, latents[:, :, known:]], dim=2) if self._emit_prefix == "exact" else latents.clone()
+
+    def _report(self, stage: Stage, step: int, latents: Tensor, velocity: Tensor) -> StepDone:
+        per_stage = self.schedule.steps_per_stage
+        return StepDone(
+            stage=stage.index,
+            step=step,
+            steps_in_stage=per_stage,
+            oldest_chunk=stage.first - self.offset,
+            steps_done=stage.index * per_stage + step + 1,
+            steps_total=self.schedule.total_steps,
+            latents=latents,
+            velocity=velocity,
+            remaining=1.0 - self.schedule.grid[self.schedule.made(stage, step)[0] + 1],
+            chunk_width=self._width,
+        )
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _step(self, stage: Stage, step: int, latents: Tensor, context: CaptionContext) -> Tensor:
+        """One Euler step of all chunks of the window, in place. Returns the velocity, of the shape of `latents`."""
+        columns = slice(self.settings.window - stage.oldest, self.settings.window - stage.newest)
+        times, lengths = self._times[step : step + 1, columns], self._lengths[step, columns]
+        if stage.first == self.offset:
+            self._paste_prefix(latents)
+        if self.settings.guidance is None:
+            velocity = self._one_pass(stage, step, latents, times, context)
+        else:
+            velocity = self._three_passes(stage, step, latents, times, context)
+        per_chunk = (*latents.shape[:2], stage.chunks, self._width, *latents.shape[3:])
+        latents.view(per_chunk).addcmul_(velocity.reshape(per_chunk), lengths.view(1, 1, -1, 1, 1, 1))
+        return velocity
+
+    def _one_pass(self, stage: Stage, step: int, latents: Tensor, times: Tensor, context: CaptionContext) -> Tensor:
+        """Distilled models: the window once, and the oldest chunk alone once it is nearly clean."""
+        if step == 0 and stage.clean is not None:
+            self._run_clean(stage.clean, dropped=False)
+        velocity = self._window_pass(stage, step, latents, times, context)
+        settings, oldest_time = self.settings, self.schedule.timesteps(stage, step)[0]
+        if settings.nearly_clean and oldest_time > settings.nearly_clean_threshold:
+            oldest = slice(0, self._width)
+            alone = self.dit(
+                latents[:, :, oldest],
+                times[:, :1],
+                context.select([0]),
+                first_chunk=stage.first,
+                kv_ranges=((stage.first, stage.first + 1),),
+                step_size=self.schedule.step_size(step),
+            )
+            velocity[:, :, oldest] = blend_nearly_clean(velocity[:, :, oldest], alone, settings.nearly_clean_scale)
+        return velocity
+
+    def _three_passes(self, stage: Stage, step: int, latents: Tensor, times: Tensor, context: CaptionContext) -> Tensor:
+        """Base models: with caption and past, without caption, without either, weighted by each chunk's time.
+
+        Passes that no chunk has a weight for are left out. As published, keys and values are kept from the pass without
+        caption, while the first pass after a chunk became clean sees those of the pass with one.
+        """
+        weights = [guidance_weights(self.settings.guidance, t) for t in self.schedule.timesteps(stage, step)]
+        first_step = step == 0 and stage.clean is not None
+        velocity = torch.zeros_like(latents)
+        if any(w.full for w in weights):
+            if first_step:
+                self._run_clean(stage.clean, dropped=False)
+            full = self._window_pass(stage, step, latents, times, context)
+            self._add(velocity, full, [w.full for w in weights])
+        if first_step:
+            self._run_clean(stage.clean, dropped=True)
+        prev = self._window_pass(stage, step, latents, times, self._no_words(stage.chunks))
+        self._add(velocity, prev, [w.prev for w in weights])
+        self._add_unconditional(velocity, latents, times, step, weights)
+        return velocity
+
+    def _add_unconditional(
+        self, velocity: Tensor, latents: Tensor, times: Tensor, step: int, weights: list[GuidanceWeights]
+    ) -> None:
+        """The pass without caption and past: every chunk by itself, as a batch of those that have a weight for it."""
+        chunks = [i for i, w in enumerate(weights) if w.uncond]
+        if not chunks:
+            return
+        split = latents.split(self._width, dim=2)
+        alone = self.dit(
+            torch.cat([split[i] for i in chunks]),
+            torch.cat([times[:, i : i + 1] for i in chunks]),
+            self._no_words(len(chunks)),
+            first_chunk=0,
+            kv_ranges=((0, 1),),
+            step_size=self.schedule.step_size(step),
+        )
+        parts = velocity.split(self._width, dim=2)
+        for row, i in enumerate(chunks):
+            parts[i].add_(alone[row : row + 1], alpha=weights[i].uncond)
+
+    def _add(self, velocity: Tensor, part: Tensor, weights: list[float]) -> None:
+        chunks = velocity.split(self._width, dim=2)
+        for into, of, weight in zip(chunks, part.split(self._width, dim=2), weights, strict=True):
+            if weight:
+                into.add_(of, alpha=weight)
+
+    def _window_pass(self, stage: Stage, step: int, latents: Tensor, times: Tensor, context: CaptionContext) -> Tensor:
+        return self.dit(
+            latents,
+            times,
+            context,
+            first_chunk=stage.first,
+            kv_ranges=self.schedule.kv_ranges(stage, step),
+            store=self._store,
+            step_size=self.schedule.step_size(step),
+        )
+
+    # --- clean chunks ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _recall(self, stage: Stage) -> None:
+        """Compute what the store should hold and does not: a prefix, or everything after a restart."""
+        for chunk in sorted(self._progress.clean):
+            if chunk != stage.clean and not self._store.holds(chunk):
+                self._run_clean(chunk, dropped=self.settings.guidance is not None)
+
+    def _run_clean(self, chunk: int, *, dropped: bool) -> None:
+        """Run a clean chunk by itself and store its keys and values."""
+        self.dit(
+            self._progress.clean[chunk],
+            self._clean_time,
+            self._null_context(dropped=dropped),
+            first_chunk=chunk,
+            kv_ranges=((chunk, chunk + 1),),
+            store=self._store,
+            write=True,
+            step_size=self.schedule.step_size(0),
+        )
+
+    # --- captions ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _encode(self, caption: Caption, *, dropped: bool) -> CaptionContext:
+        embeddings = caption.embeddings.to(self.device, self.dtype)[None]
+        return self.dit.encode_captions(embeddings, None, dropped=dropped)
+
+    def _null_context(self, *, dropped: bool) -> CaptionContext:
+        if dropped not in self._null_contexts:
+            self._null_contexts[dropped] = self._encode(self._null, dropped=dropped)
+        return self._null_contexts[dropped]
+
+    def _no_words(self, rows: int) -> CaptionContext:
+        """The dropped caption `rows` times; kept for the stage, for contexts join their rows when first used."""
+        if rows not in self._repeated:
+            self._repeated[rows] = self._null_context(dropped=True).select([0] * rows)
+        return self._repeated[rows]
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def state(self) -> SamplerState:
+        """Everything needed to go on from the last stage boundary, bit for bit."""
+        return pack(self._progress, self.settings, self.schedule.total, self.seed)
+
+    def restore(self, state: SamplerState) -> None:
+        """Go on where `state` was taken. Its prefix is taken over; `chunks` may be others as long as none has missed
+        its entry into the window.
+
+        Raises:
+            InputError: the state is of another schedule, size or length, or damaged.
+        """
+        self._set(unpack(state, self.settings, self._chunk_shape, self._chunks, self.device))
+        self._store.clear()
+
+    def bytes(self) -> int:
+        """Bytes held between stages: latents in flight and within reach, and the store."""
+        latents = [self._progress.window, *self._progress.clean.values()]
+        return sum(t.numel() * t.element_size() for t in latents) + self._store.bytes()

@@ -1,0 +1,120 @@
+"""What a sampler holds between stages, and its form on disk: plain numbers and plain tensors.
+
+Keys and values are not part of it. Those of a clean chunk are a pure function of its latents, and a noisy chunk's are
+never stored, so latents and captions bring everything back.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magi_lite.config import SamplerSettings
+from magi_lite.errors import InputError
+from magi_lite.sampling.results import Caption, SamplerState
+
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands at a stage boundary. Chunk numbers are absolute."""
+
+    window: Tensor
+    """Chunks in flight, oldest first: (1, C, chunks * chunk_width, H, W) float32."""
+    next_stage: int = 0
+    offset: int = 0
+    """Whole chunks of the prefix."""
+    prefix_part: Tensor | None = None
+    """The prefix frames that chunk `offset` begins with: (1, C, frames, H, W)."""
+    clean: dict[int, Tensor] = field(default_factory=dict)
+    """Clean chunks that a range can still reach."""
+    captions: dict[int, Caption] = field(default_factory=dict)
+    """Of the chunks in flight, oldest first."""
+
+
+def pack(progress: Progress, settings: SamplerSettings, total: int | None, seed: int) -> SamplerState:
+    """The state as numbers for JSON and tensors for safetensors (copies on the CPU)."""
+    position = {
+        "format": FORMAT,
+        "settings": _plain(settings),
+        "latents": list(progress.window.shape),
+        "next_stage": progress.next_stage,
+        "offset": progress.offset,
+        "total": total,
+        "seed": seed,
+        "clean": sorted(progress.clean),
+        "captions": list(progress.captions),
+        "prefix_part": progress.prefix_part is not None,
+    }
+    tensors = {"window": progress.window}
+    tensors |= {f"clean.{chunk}": latents for chunk, latents in progress.clean.items()}
+    tensors |= {f"caption.{chunk}": caption.embeddings for chunk, caption in progress.captions.items()}
+    if progress.prefix_part is not None:
+        tensors["prefix_part"] = progress.prefix_part
+    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    return SamplerState(position, copies)
+
+
+def unpack(
+    state: SamplerState,
+    settings: SamplerSettings,
+    chunk_shape: tuple[int, ...],
+    chunks: int | None,
+    device: torch.device,
+) -> Progress:
+    """The reverse, checked against the sampler that takes it over.
+
+    Args:
+        chunk_shape: (1, C, chunk_width, H, W); chunks: new chunks wanted by that sampler, None when endless.
+
+    Raises:
+        InputError: another format, schedule or size; a tensor is missing; or a chunk that is wanted now missed its
+            entry into the window.
+    """
+    position = state.position
+    if position.get("format") != FORMAT:
+        raise InputError("The saved state is of another version of this program; start the run again.")
+    if position["settings"] != _plain(settings):
+        changed = sorted(k for k, v in _plain(settings).items() if position["settings"].get(k) != v)
+        raise InputError(f"The saved state was made with other settings ({', '.join(changed)}); continue with those.")
+    in_flight, offset, next_stage = position["captions"], position["offset"], position["next_stage"]
+    expected = {"window": (*chunk_shape[:2], len(in_flight) * chunk_shape[2], *chunk_shape[3:])}
+    expected |= {f"clean.{chunk}": chunk_shape for chunk in position["clean"]}
+    for name, shape in expected.items():
+        if name not in state.tensors:
+            raise InputError(f"The saved state lacks the tensor {name}; take an earlier one.")
+        if tuple(state.tensors[name].shape) != shape:
+            found = tuple(state.tensors[name].shape)
+            raise InputError(f"The saved state has {name} of shape {found}, not {shape}; continue at the same size.")
+    absent = [chunk for chunk in in_flight if f"caption.{chunk}" not in state.tensors]
+    if absent or (position["prefix_part"] and "prefix_part" not in state.tensors):
+        raise InputError("The saved state lacks captions or its prefix; take an earlier one.")
+    entered = next_stage if position["total"] is None else min(next_stage, position["total"] - offset)
+    wanted = next_stage if chunks is None else min(next_stage, chunks)
+    if wanted != entered:
+        raise InputError(
+            f"The saved state is of stage {next_stage} with {entered} seconds begun, but {wanted} are wanted by then; "
+            "take an earlier state, or the old length."
+        )
+
+    def placed(name: str) -> Tensor:
+        return state.tensors[name].to(device, copy=True)
+
+    return Progress(
+        window=placed("window"),
+        next_stage=next_stage,
+        offset=offset,
+        prefix_part=placed("prefix_part") if position["prefix_part"] else None,
+        clean={chunk: placed(f"clean.{chunk}") for chunk in position["clean"]},
+        captions={chunk: Caption(placed(f"caption.{chunk}")) for chunk in in_flight},
+    )
+
+
+def _plain(settings: SamplerSettings) -> dict[str, Any]:
+    """Settings as they come back from JSON."""
+    return json.loads(json.dumps(asdict(settings)))
