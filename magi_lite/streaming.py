@@ -1,0 +1,260 @@
+"""Weights that come and go: packed host buffers, streamed layers, swapped modules.
+
+The idea: a module's weights are packed into ONE host buffer, pinned where that is possible; bringing them to the card
+is one copy into one device buffer, and the module's tensors are views of whichever buffer is in charge. Leaving costs
+nothing, because weights do not change: the views of the host are put back.
+
+The road not taken is accelerate's hooks, which fall short here: `cpu_offload` copies each tensor of a layer by itself,
+from pageable memory, in the computing stream, and only when the layer is already waiting for it, so nothing overlaps;
+`cpu_offload_with_hook` copies weights that never changed back to the host; neither counts nor gives back pinned
+memory; and both replace tensors by name through `set_module_tensor_to_device`, which rebuilds quantized ones.
+
+Without a card the very same code runs with plain copies in order, which is how tests prove it equal, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from magi_lite import devices
+
+ALIGNMENT = 256
+"""Bytes; every tensor of a packed module starts at a multiple, as kernels and CUDA's own allocator like it."""
+BUFFERS = 2
+"""Device buffers of a stack of layers: one computes while the other is filled."""
+
+
+class PinnedMemory:
+    """Host buffers, pinned up to a cap; beyond it, and without a card, ordinary memory (copied more slowly)."""
+
+    def __init__(self, cap_bytes: int | None = None, *, pin: bool | None = None) -> None:
+        self.cap_bytes = cap_bytes
+        self.pin = devices.cuda_available() if pin is None else pin
+        self._taken: dict[int, int] = {}
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes pinned at present."""
+        return sum(self._taken.values())
+
+    def take(self, size: int) -> Tensor:
+        """A host buffer of `size` bytes (uint8)."""
+        within = self.cap_bytes is None or self.pinned_bytes + size <= self.cap_bytes
+        with torch.inference_mode(False):
+            buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self.pin and within)
+        if self.pin and within:
+            self._taken[id(buffer)] = size
+        return buffer
+
+    def give_back(self, buffer: Tensor) -> None:
+        """Stop counting a buffer; its memory goes when its last view does."""
+        self._taken.pop(id(buffer), None)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor of a packed module: where it hangs, and where its bytes lie."""
+
+    owner: nn.Module
+    name: str
+    is_parameter: bool
+    start: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def view(self, buffer: Tensor) -> Tensor:
+        size = self.shape.numel() * self.dtype.itemsize
+        tensor = buffer[self.start : self.start + size].view(self.dtype).view(self.shape)
+        return nn.Parameter(tensor, requires_grad=False) if self.is_parameter else tensor
+
+
+class PackedWeights:
+    """A module whose tensors are views of one buffer, on the host or on the device.
+
+    Args:
+        module: its parameters and buffers are copied into the host buffer and replaced by views of it.
+        memory: where host buffers come from.
+    """
+
+    def __init__(self, module: nn.Module, memory: PinnedMemory) -> None:
+        self.module, self._memory = module, memory
+        self._entries: list[_Entry] = []
+        self.size = 0
+        tensors = []
+        for owner in module.modules():
+            for table, is_parameter in ((owner._parameters, True), (owner._buffers, False)):
+                for name, tensor in table.items():
+                    if tensor is not None:
+                        entry = _Entry(owner, name, is_parameter, self.size, tensor.shape, tensor.dtype)
+                        self._entries.append(entry)
+                        tensors.append(tensor)
+                        self.size += -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
+        self.host = memory.take(self.size)
+        self._views: dict[int, list[Tensor]] = {}
+        with torch.no_grad():
+            for entry, tensor in zip(self._entries, tensors, strict=True):
+                entry.view(self.host).copy_(tensor)
+                del tensor
+        self.bind(self.host)
+
+    def bind(self, buffer: Tensor) -> None:
+        """Make the module's tensors views of `buffer` (its first `size` bytes)."""
+        key = id(buffer)
+        if key not in self._views:
+            with torch.inference_mode(False):
+                self._views[key] = [entry.view(buffer) for entry in self._entries]
+        for entry, view in zip(self._entries, self._views[key], strict=True):
+            table = entry.owner._parameters if entry.is_parameter else entry.owner._buffers
+            table[entry.name] = view
+
+    def copy_to(self, buffer: Tensor) -> None:
+        """Start copying the weights into a device buffer, in the current stream."""
+        buffer[: self.size].copy_(self.host, non_blocking=True)
+
+    def forget(self, buffer: Tensor) -> None:
+        """Drop the views of a buffer, so that its memory can go; the host takes over."""
+        self.bind(self.host)
+        self._views.pop(id(buffer), None)
+
+    def rehouse(self, memory: PinnedMemory) -> None:
+        """Move the host buffer into memory of another kind: out of pinned memory when idle, into it before work."""
+        old = self.host
+        self.host = memory.take(self.size)
+        self.host.copy_(old)
+        self.bind(self.host)
+        self._views.pop(id(old), None)
+        self._memory.give_back(old)
+        self._memory = memory
+
+
+class LayerStreamer:
+    """Streams a stack of layers through two device buffers: while one computes, the next is copied on a side stream.
+
+    Ordinary forward hooks on each layer do it: the model knows nothing of it. Layers are meant to be called in order,
+    round and round; a call out of order is right too, only slower.
+
+    Args:
+        layers: the stack.
+        device: where it computes.
+        memory: where host buffers come from.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], device: torch.device | str, memory: PinnedMemory) -> None:
+        self.device = torch.device(device)
+        self._memory = memory
+        self._packed = [PackedWeights(layer, memory) for layer in layers]
+        self._buffers: list[Tensor] = []
+        self._holds: list[int | None] = [None] * BUFFERS
+        self._arrived: list[Any | None] = [None] * BUFFERS
+        self._free: list[Any | None] = [None] * BUFFERS
+        self._side = devices.new_stream(self.device)
+        self._hooks = []
+        for index, layer in enumerate(layers):
+            self._hooks.append(layer.register_forward_pre_hook(lambda *_, i=index: self._before(i)))
+            self._hooks.append(layer.register_forward_hook(lambda *_, i=index: self._after(i), always_call=True))
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the device buffers."""
+        return sum(buffer.numel() for buffer in self._buffers)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of the host buffers."""
+        return sum(packed.size for packed in self._packed)
+
+    def _before(self, index: int) -> None:
+        """The layer is about to compute: its weights must be there, and the next layer's may start."""
+        if not self._buffers:
+            largest = max(packed.size for packed in self._packed)
+            count = min(BUFFERS, len(self._packed))
+            with torch.inference_mode(False):
+                self._buffers = [torch.empty(largest, dtype=torch.uint8, device=self.device) for _ in range(count)]
+            # Their memory may have belonged to tensors that the computing stream has still to read.
+            now = devices.record_event(devices.current_stream(self.device))
+            self._free = [now] * BUFFERS
+        slot = self._send(index)
+        if self._arrived[slot] is not None:
+            devices.current_stream(self.device).wait_event(self._arrived[slot])
+        self._packed[index].bind(self._buffers[slot])
+        if len(self._buffers) > 1:
+            self._send((index + 1) % len(self._packed), avoid=slot)
+
+    def _after(self, index: int) -> None:
+        """The layer has computed: its buffer is free once the device gets here."""
+        for slot, held in enumerate(self._holds):
+            if held == index:
+                self._free[slot] = devices.record_event(devices.current_stream(self.device))
+        self._packed[index].bind(self._packed[index].host)
+
+    def _send(self, index: int, avoid: int | None = None) -> int:
+        """Copy a layer into a buffer, unless one holds it already; returns which."""
+        if index in self._holds:
+            return self._holds.index(index)
+        slot = index % len(self._buffers)
+        if slot == avoid:
+            slot = (slot + 1) % len(self._buffers)
+        if self._side is not None and self._free[slot] is not None:
+            self._side.wait_event(self._free[slot])  # what still reads the buffer comes first
+        with devices.on_stream(self._side):
+            self._packed[index].copy_to(self._buffers[slot])
+            self._arrived[slot] = devices.record_event(self._side)
+        self._holds[slot] = index
+        return slot
+
+    def release(self) -> None:
+        """Give back the device buffers and the pinned memory; the next call takes device buffers again."""
+        devices.synchronize()
+        for packed in self._packed:
+            for buffer in self._buffers:
+                packed.forget(buffer)
+        self._buffers, self._holds = [], [None] * BUFFERS
+        self._arrived, self._free = [None] * BUFFERS, [None] * BUFFERS
+        if self._memory.pinned_bytes:
+            pageable = PinnedMemory(pin=False)
+            for packed in self._packed:
+                packed.rehouse(pageable)
+        devices.free_memory()
+
+    def pin(self) -> None:
+        """Back into pinned memory after `release`, up to the cap."""
+        if self._memory.pin and not self._memory.pinned_bytes:
+            for packed in self._packed:
+                packed.rehouse(self._memory)
+
+    def close(self) -> None:
+        """Take the hooks off and release; the layers stay on the host, whole."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self.release()
+
+
+class SwappedModule:
+    """A module that is on the device only inside `at_work`, brought there by one copy."""
+
+    def __init__(self, module: nn.Module, device: torch.device | str, memory: PinnedMemory) -> None:
+        self.module, self.device = module, torch.device(device)
+        self._packed = PackedWeights(module, memory)
+
+    @contextmanager
+    def at_work(self) -> Iterator[nn.Module]:
+        """The module on its device; gone from there afterwards."""
+        with torch.inference_mode(False):
+            buffer = torch.empty(self._packed.size, dtype=torch.uint8, device=self.device)
+        self._packed.copy_to(buffer)
+        self._packed.bind(buffer)
+        try:
+            yield self.module
+        finally:
+            self._packed.forget(buffer)
+
+    def release(self) -> None:
+        """Out of pinned memory."""
+        self._packed.rehouse(PinnedMemory(pin=False))
