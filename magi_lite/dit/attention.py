@@ -1,8 +1,8 @@
 """The one door to attention kernels.
 
-Every kernel takes queries (N, S, heads, head_dim) and keys, values (N, L, groups, head_dim), heads a multiple of groups,
-query head h reading group h // (heads / groups); everything sees everything (ranges are cut before the door), scale
-head_dim ** -0.5; output like the queries. Which kernel serves is chosen once, by `choose`, and shown by its name.
+Every kernel takes queries (N, S, heads, head_dim) and keys, values (N, L, groups, head_dim), heads a multiple of
+groups, query head h reading group h // (heads / groups); everything sees everything (ranges are cut before the door),
+scale head_dim ** -0.5; output like the queries. Which kernel serves is chosen once, by `choose`, and shown by its name.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.f
         name = names[0]
     if name not in names:
         kind = str(dtype).removeprefix("torch.")
-        raise InputError(f"Attention backend {name!r} cannot be used here ({device}, {kind}); use {' or '.join(names)}.")
+        works = " or ".join(names)
+        raise InputError(f"Attention backend {name!r} cannot be used here ({device}, {kind}); use {works}.")
     makers: dict[str, Callable[[], Kernel]] = {"flash": _flash, "sage": _sage, "sdpa": lambda: sdpa}
     return SDPA if name == "sdpa" else Backend(name, makers[name]())

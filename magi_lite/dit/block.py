@@ -1,4 +1,4 @@
-"""One transformer layer: self and cross attention side by side, one projection, then the MLP, each gated and sandwiched.
+"""One transformer layer: self and cross attention side by side, one projection, then the MLP; gated and sandwiched.
 
 A pass is laid out (N, chunks, tokens, D): everything that differs by chunk (gates, ranges, captions) is a slice of it.
 """
@@ -155,8 +155,9 @@ class Attention(nn.Module):
                 return KeyValue(*(part.to(key.dtype) for part in step.store.read(self.index, first, last)))
             if first not in joined:  # one copy serves all ranges that begin with the same chunk
                 past = step.store.read(self.index, first, begin)
-                both = [torch.cat([a.to(key.dtype), b.flatten(1, 2)], 1) for a, b in zip(past, (key, value), strict=True)]
-                joined[first] = (KeyValue(*both), past[0].shape[1])
+                both = zip(past, (key, value), strict=True)
+                joint = (torch.cat([old.to(key.dtype), new.flatten(1, 2)], dim=1) for old, new in both)
+                joined[first] = (KeyValue(*joint), past[0].shape[1])
             (keys, values), before = joined[first]
             stop = before + (last - begin) * tokens
             return KeyValue(keys[:, :stop], values[:, :stop])
@@ -166,7 +167,7 @@ class Attention(nn.Module):
         return [seen[reach] for reach in step.kv_ranges]
 
     def _mix(self, part: Piece, step: Pass, reach: list[KeyValue], q: Tensor, qx: Tensor) -> Tensor:
-        """Both attentions of a piece's tokens, interleaved by group as `linear_proj` wants them: (N, C, T, 2 * size)."""
+        """Both attentions of a piece's tokens, interleaved by group for `linear_proj`: (N, C, T, 2 * size)."""
         heads = (-1, self.head_dim)
         query = rotate(self.q_layernorm(q.unflatten(-1, heads)), step.table[part[1:]]).to(q.dtype)
         cross_query = self.q_layernorm_xattn(qx.unflatten(-1, heads))

@@ -118,7 +118,8 @@ def caption_lengths(embeddings: Tensor, mask: Tensor | Sequence[int] | None) -> 
         return (longest,) * rows
     if isinstance(mask, Tensor):
         if mask.shape != (rows, longest):
-            raise InputError(f"The caption mask is {tuple(mask.shape)}; it must be {(rows, longest)} like the embeddings.")
+            wanted = f"{(rows, longest)} like the embeddings"
+            raise InputError(f"The caption mask is {tuple(mask.shape)}; it must be {wanted}.")
         valid = mask.bool().cpu()
         lengths = tuple(int(n) for n in valid.sum(-1))
         if any(not valid[row, :length].all() for row, length in enumerate(lengths)):

@@ -16,8 +16,14 @@ from magi_lite.config import DiTConfig
 from magi_lite.dit.attention import SDPA, Backend
 from magi_lite.dit.block import Pass, TransformerLayer
 from magi_lite.dit.captions import CaptionContext, CaptionEncoding, caption_lengths
-from magi_lite.dit.layers import CaptionEmbedding, FinalLinear, PatchEmbedding, TimestepEmbedding, unpatchify
-from magi_lite.dit.layers import ZeroCentredLayerNorm
+from magi_lite.dit.layers import (
+    CaptionEmbedding,
+    FinalLinear,
+    PatchEmbedding,
+    TimestepEmbedding,
+    ZeroCentredLayerNorm,
+    unpatchify,
+)
 from magi_lite.dit.rope import Rope
 from magi_lite.dit.store import KVStore
 from magi_lite.errors import InputError
@@ -104,8 +110,9 @@ class DiT(nn.Module):
         lengths = caption_lengths(embeddings, mask)
         words = self.y_embedder.words(embeddings[:, : max(lengths)]).to(self.dtype)
         flags = dropped if isinstance(dropped, Tensor) else torch.full((len(lengths),), dropped, device=words.device)
+        modulation = self.y_embedder.modulation(flags.to(words.device).bool())
         layers = tuple(layer(words) for layer in self.videodit_blocks.layers)
-        return CaptionContext.of(CaptionEncoding(layers, lengths, self.y_embedder.modulation(flags.to(words.device).bool())))
+        return CaptionContext.of(CaptionEncoding(layers, lengths, modulation))
 
     def forward(
         self,
@@ -138,9 +145,9 @@ class DiT(nn.Module):
         Raises:
             InputError: shapes, ranges or captions do not fit each other.
         """
-        n, channels, frames, height, width = latents.shape
-        chunks = timesteps.shape[1] if timesteps.ndim == 2 else 0
         self._check(latents, timesteps, captions, first_chunk, kv_ranges, store, write)
+        channels, frames, height, width = latents.shape[1:]
+        chunks = timesteps.shape[1]
         config, dtype = self.config, self.dtype
         grid = (frames // config.t_patch_size, height // config.patch_size, width // config.patch_size)
         condition = self._condition(timesteps, captions, step_size, dtype)
@@ -180,8 +187,9 @@ class DiT(nn.Module):
         """(N, K, condition): the timestep's embedding, the step size's, and dropped or not."""
         condition = self.t_embedder(timesteps, dtype)
         if step_size is not None:
-            sizes = step_size if isinstance(step_size, Tensor) else torch.full_like(timesteps, step_size, dtype=torch.float32)
-            condition = condition + self.t_embedder(sizes, dtype)
+            if not isinstance(step_size, Tensor):
+                step_size = torch.full_like(timesteps, step_size, dtype=torch.float32)
+            condition = condition + self.t_embedder(step_size, dtype)
         return (condition + captions.modulation.view(condition.shape)).to(dtype)
 
     def _check(

@@ -19,7 +19,7 @@ CACHED_TABLES = 8
 
 
 def centred_positions(size: int, reference: float, device: torch.device) -> Tensor:
-    """Positions of a picture's side (size,), float32: centred, and stretched to span `reference` (a side of 1 is not)."""
+    """Positions of a picture's side (size,), float32: centred, stretched to span `reference` (a side of 1 is not)."""
     positions = torch.arange(size, dtype=torch.float32, device=device) - (size - 1) / 2
     return positions * ((reference - 1) / (size - 1)) if size > 1 else positions
 
@@ -79,10 +79,11 @@ class Rope(nn.Module):
             return rope_table(self.bands, start, frames, height, width)
         # A parameter that was replaced, moved or written to must not meet an old table, and a table made in inference
         # mode cannot serve autograd.
-        version = None if self.bands.is_inference() else self.bands._version
-        key = (start, frames, height, width, self.bands.device, id(self.bands), version, torch.is_inference_mode_enabled())
+        bands = self.bands
+        written = (bands.device, id(bands), None if bands.is_inference() else bands._version)
+        key = (start, frames, height, width, *written, torch.is_inference_mode_enabled())
         if key not in self._tables:
-            self._tables[key] = rope_table(self.bands, start, frames, height, width)
+            self._tables[key] = rope_table(bands, start, frames, height, width)
             while len(self._tables) > CACHED_TABLES:
                 self._tables.popitem(last=False)
         return self._tables[key]

@@ -1,7 +1,7 @@
 """Parity of the transformer's forward: the published program's calls, mapped onto ours.
 
-The published call merges a clean chunk in front and a "nearly clean" copy behind into one pass; ours are passes of their
-own. Everything is read from the sidecars: shapes, configs, ranges, which tensors were kept and how they were thinned.
+The published call merges a clean chunk in front and a "nearly clean" copy behind into one pass; ours are passes of
+their own. Everything is read from the sidecars: shapes, configs, ranges, which tensors were kept and how thinned.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magi_lite.config import DiTConfig, Guidance
+from magi_lite.dit.attention import SDPA, Backend
 from magi_lite.dit.captions import CaptionContext
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.dit.rope import rope_table
@@ -100,7 +101,9 @@ class Call:
             raise NotUnderstood(f"KV ranges {ranges.tolist()} are not whole chunks of {tokens} tokens")
         return [(first // tokens, last // tokens) for first, last in ranges.tolist()]
 
-    def forward(self, x: Tensor, t: Tensor, captions: CaptionContext, ranges: list[tuple[int, int]], write: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, captions: CaptionContext, ranges: list[tuple[int, int]], write: bool
+    ) -> Tensor:
         """The published forward; a clean chunk in front, if any, runs first and alone."""
         width, begin, extra = (self.arguments[k] for k in ("chunk_width", "slice_point", "fwd_extra_1st_chunk"))
         n, chunks = t.shape
@@ -273,6 +276,11 @@ def build(config: DiTConfig, tensors: dict[str, Tensor], dtype: torch.dtype) -> 
     return dit.requires_grad_(False)
 
 
+def single_sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention as in the golden bfloat16 runs: probabilities in float32, only the output rounded."""
+    return SDPA(query.float(), key.float(), value.float()).to(query.dtype)
+
+
 def run_case(dit: DiT, case: dict[str, Any], tensors: dict[str, Tensor], store: PlainStore) -> dict[str, Tensor]:
     """Every output that the sidecar of this case names, at full size, by its name there."""
     unknown = (case["kwargs"].keys() - KNOWN_ARGUMENTS) | (case["inputs"].keys() - KNOWN_INPUTS)
@@ -321,7 +329,7 @@ def bf16_limits(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def compare_case(
-    name: str, case: dict[str, Any], found: dict[str, Tensor], tensors: dict[str, Tensor], *, bf16: bool, kind: str = KIND
+    name: str, case: dict[str, Any], found: dict[str, Tensor], tensors: dict[str, Tensor], *, bf16: bool
 ) -> Iterator[CaseResult]:
     """One result for each tensor kept of a case, in float32 or of the run as shipped."""
     for output, entry in case["outputs"].items():
@@ -329,11 +337,11 @@ def compare_case(
             continue
         label = f"{name}.{'bf16.' if bf16 else ''}{output}"
         if output not in found:
-            yield CaseResult(kind, label, False, {}, {}, "an intermediate that is not known")
+            yield CaseResult(KIND, label, False, {}, {}, "an intermediate that is not known")
             continue
         tolerance = bf16_limits(entry) if bf16 else entry["tolerance"]
         golden = tensors[entry["bf16_tensor" if bf16 else "tensor"]]
-        yield compare(kind, label, thin(found[output], entry), golden, tolerance)
+        yield compare(KIND, label, thin(found[output], entry), golden, tolerance)
 
 
 def run_rope_tables(sidecar: dict[str, Any], tensors: dict[str, Tensor], bands: Tensor) -> Iterator[CaseResult]:
@@ -343,7 +351,9 @@ def run_rope_tables(sidecar: dict[str, Any], tensors: dict[str, Tensor], bands: 
         yield compare(KIND, name, table, tensors[entry["tensor"]], entry["tolerance"])
 
 
-def run_cases(sidecar: dict[str, Any], tensors: dict[str, Tensor], ckpt: Path, dtype: torch.dtype) -> Iterator[CaseResult]:
+def run_cases(
+    sidecar: dict[str, Any], tensors: dict[str, Tensor], ckpt: Path, dtype: torch.dtype
+) -> Iterator[CaseResult]:
     """All cases in order; those that share a cache share a store."""
     bf16 = dtype == torch.bfloat16
     models: dict[tuple[str, str], DiT] = {}
@@ -359,9 +369,10 @@ def run_cases(sidecar: dict[str, Any], tensors: dict[str, Tensor], ckpt: Path, d
             key = (case["weights"], json.dumps(case["config"]["model_config"], sort_keys=True))
             if key not in models:
                 models[key] = build(config, load_weights(ckpt, case["weights"]), dtype)
+                models[key].backend = Backend("float32 sdpa", single_sdpa) if bf16 else SDPA
             store = stores.setdefault(case["cache"], PlainStore()) if case["cache"] else PlainStore()
             found = run_case(models[key], case, tensors, store)
-        except Exception as error:  # noqa: BLE001 - one case that cannot run must not hide the others
+        except Exception as error:  # one case that cannot run must not hide the others
             yield CaseResult(KIND, name + (".bf16" if bf16 else ""), False, {}, {}, f"{type(error).__name__}: {error}")
             continue
         yield from compare_case(name, case, found, tensors, bf16=bf16)

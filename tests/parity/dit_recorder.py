@@ -16,7 +16,8 @@ from magi_lite.dit.model import DiT
 class Recorder:
     """Hooks on a DiT while it is entered. Tensors of several passes are joined along their chunks.
 
-    Everything is kept as (N, chunks, tokens, ...) or (N, chunks, ...) and handed out in the published layout, tokens first.
+    Everything is kept as (N, chunks, tokens, ...) or (N, chunks, ...) and handed out in the published layout: tokens
+    first, then N.
     """
 
     def __init__(self, dit: DiT) -> None:
@@ -40,7 +41,9 @@ class Recorder:
             self._watch_layer(index, layer)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.dit.backend = self._backend
         for handle in self._handles:
             handle.remove()
@@ -56,9 +59,11 @@ class Recorder:
         self._now = {}
 
     def tensors(self, keys: dict[tuple[int, int], tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """By published name and in published layout; `keys`: keys and values by layer and chunk, as a store has them."""
-        joined = {name: torch.cat([p[name] for p in self._passes], dim=1) for name in self._passes[0] if name not in FLAT}
-        found = {name: tokens_first(value) for name, value in joined.items() if name not in BY_CHUNK and not name.endswith(("_raw", "_q"))}
+        """By published name, in published layout; `keys`: keys and values by layer and chunk, as a store has them."""
+        names = [name for name in self._passes[0] if name != "rope"]
+        joined = {name: torch.cat([p[name] for p in self._passes], dim=1) for name in names}
+        by_token = [name for name in names if not name.endswith(NOT_BY_TOKEN)]
+        found = {name: tokens_first(joined[name]) for name in by_token}
         n, chunks = joined["condition"].shape[:2]
         found["condition"] = joined["condition"]
         found["t_embed"] = joined["t_embed"].flatten(0, 1)
@@ -121,8 +126,8 @@ class Recorder:
         self._keep(f"layer{index}_q", torch.cat(queries, 1).unflatten(1, (chunks, tokens)))
 
 
-BY_CHUNK = {"condition", "t_embed"}
-FLAT = {"rope"}
+NOT_BY_TOKEN = ("condition", "t_embed", "_gate_raw", "_q")
+"""Intermediates that are published by chunk or by (batch row, token)."""
 
 
 def tokens_first(value: Tensor) -> Tensor:
