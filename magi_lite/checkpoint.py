@@ -193,12 +193,32 @@ def find_files(place: Path) -> tuple[dict[str, str] | None, list[Path]]:
         return None, [place]
     if not place.is_dir():
         raise CheckpointError(f"There is no folder {place} with weights; check the name or download the model.")
+    index, files = _called_for(place)
+    missing = [file for file in files if not _is_there(file)]
+    if missing:
+        rest = _more(file.name for file in missing)
+        raise CheckpointError(
+            f"The shard {missing[0].name} that belongs to the weights in {place} is missing{rest}; "
+            "download the model again."
+        )
+    return index, files
+
+
+def missing_files(place: Path) -> list[Path]:
+    """Files that the index or the shards' names in a folder call for and that are not there.
+
+    Raises:
+        CheckpointError: there is nothing that calls for anything, or the index cannot be read.
+    """
+    return [file for file in _called_for(place)[1] if not _is_there(file)]
+
+
+def _called_for(place: Path) -> tuple[dict[str, str] | None, list[Path]]:
+    """What `find_files` returns, whether the files are there or not."""
     indexes = sorted(place.glob("*.safetensors.index.json"), key=_preference)
     if indexes:
         weight_map = _read_index(indexes[0])
-        files = [place / name for name in sorted(set(weight_map.values()))]
-        _all_there(files, f"{indexes[0].name} names")
-        return weight_map, files
+        return weight_map, [place / name for name in sorted(set(weight_map.values()))]
     names = sorted({path.name.removesuffix(".zst") for path in place.iterdir() if _is_weights(path.name)})
     if not names:
         pickles = sorted(path.name for path in place.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
@@ -207,9 +227,11 @@ def find_files(place: Path) -> tuple[dict[str, str] | None, list[Path]]:
             f"Found no weights in {place}{hint}: looked for *.safetensors, shards with *.safetensors.index.json and "
             "*.safetensors.zst; download the model again."
         )
-    files = [place / name for name in _one_set(place, names)]
-    _all_there(files, "its shards' names call for")
-    return None, files
+    return None, [place / name for name in _one_set(place, names)]
+
+
+def _is_there(file: Path) -> bool:
+    return file.is_file() or file.with_name(file.name + ".zst").is_file()
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
@@ -271,16 +293,6 @@ def _read_index(path: Path) -> dict[str, str]:
             f"The index {path} names {outside[0]}, which is not a file of its own folder; it is not trusted."
         )
     return {name: file.removesuffix(".zst") for name, file in names.items()}
-
-
-def _all_there(files: list[Path], who: str) -> None:
-    missing = [file for file in files if not file.is_file() and not file.with_name(file.name + ".zst").is_file()]
-    if missing:
-        rest = _more(file.name for file in missing)
-        raise CheckpointError(
-            f"The shard {missing[0].name} that {who} is missing from {missing[0].parent}{rest}; "
-            "download the model again."
-        )
 
 
 def _one_set(folder: Path, names: list[str]) -> list[str]:

@@ -45,7 +45,8 @@ _DIT = DiTConfig(
 _VAE = VAEConfig(video_size=64, video_length=16, embed_dim=64, depth=1, num_heads=2, z_chans=16, use_final_proj=True)
 _VOCABULARY = (
     "a an the and of in on at to with red green blue yellow white black small large ball box triangle circle square "
-    "cat dog man woman bird car tree sky sea moves runs walks falls bounces jumps turns stands left right up down slowly fast"
+    "cat dog man woman bird car tree sky sea moves runs walks falls bounces jumps turns stands left right up down "
+    "slowly fast"
 )
 
 

@@ -63,7 +63,7 @@ def find_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
     family = MODELS.get(str(name_or_folder))
     if family is not None:
         root = Path(models_folder) if models_folder is not None else DEFAULT_MODELS_FOLDER
-        return _complete(_family_weights(root, family), root, family)
+        return _complete(family_weights(root, family), root, family)
     folder = Path(name_or_folder)
     if not folder.is_dir():
         names = ", ".join(("demo", *MODELS))
@@ -91,9 +91,9 @@ def _complete(weights: Path, root: Path, family: ModelFamily | None) -> ModelFil
         dit=dit,
         sampler=sampler,
         weights=weights,
-        vae=_vae_folder(root),
-        text_encoder=_text_folder(root),
-        special_tokens=_special_tokens(root),
+        vae=vae_folder(root),
+        text_encoder=text_folder(root),
+        special_tokens=special_tokens_file(root),
         distilled=sampler.distilled,
         quantized=quantized,
     )
@@ -190,7 +190,8 @@ def weight_candidates(root: Path, family: ModelFamily) -> list[Path]:
     return [base / place for base in (root / "ckpt" / "magi", root / "magi", root) for place in inside]
 
 
-def _family_weights(root: Path, family: ModelFamily) -> Path:
+def family_weights(root: Path, family: ModelFamily) -> Path:
+    """Where the transformer of a family lies under a root; raises CheckpointError."""
     candidates = weight_candidates(root, family)
     for folder in candidates:
         if has_weights(folder):
@@ -240,7 +241,8 @@ def _root_of(weights: Path) -> Path:
     return weights.parent
 
 
-def _vae_folder(root: Path) -> Path:
+def vae_folder(root: Path) -> Path:
+    """Where the autoencoder lies under a root; raises CheckpointError."""
     for folder in (root / "ckpt" / "vae", root / "vae"):
         if (folder / "config.json").is_file():
             return folder
@@ -249,7 +251,8 @@ def _vae_folder(root: Path) -> Path:
     )
 
 
-def _text_folder(root: Path) -> Path:
+def text_folder(root: Path) -> Path:
+    """Where the text encoder lies under a root; raises CheckpointError."""
     for base in (root / "ckpt" / "t5", root / "t5"):
         if not base.is_dir():
             continue
@@ -261,7 +264,8 @@ def _text_folder(root: Path) -> Path:
     )
 
 
-def _special_tokens(root: Path) -> Path:
+def special_tokens_file(root: Path) -> Path:
+    """Where the learned prompt tokens lie under a root; raises CheckpointError."""
     for name in SPECIAL_TOKEN_FILES:
         for folder in (root, root / "ckpt", root / "example" / "assets"):
             if (folder / name).is_file():

@@ -1,0 +1,247 @@
+"""Fetch the published weights: only what a model needs, resumed where it was cut, checked against its published hash.
+
+Listing, addresses and the bytes' way are huggingface_hub's. Its own file cache is not used: recent versions throw a
+partial file away when the process dies, and these files are tens of gigabytes. See `transfer` for how one is kept.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from magi_lite.checkpoint import missing_files as missing_weights
+from magi_lite.config import MODELS, ModelFamily
+from magi_lite.errors import CheckpointError, DownloadError, InputError
+from magi_lite.layout import (
+    DEFAULT_MODELS_FOLDER,
+    SPECIAL_TOKEN_FILES,
+    ModelFiles,
+    family_weights,
+    find_model,
+    has_weights,
+    special_tokens_file,
+    text_folder,
+    vae_folder,
+)
+from magi_lite.text.special_tokens import SPECIAL_TOKENS_SHA256, sha256
+from magi_lite.transfer import (
+    Counter,
+    DownloadCancelled,
+    Progress,
+    RemoteFile,
+    Source,
+    bring,
+    check_space,
+    network,
+    writing,
+)
+
+REPOSITORY_ID = "sand-ai/MAGI-1"
+SPECIAL_TOKENS_BYTES = 3_343_124
+SPECIAL_TOKENS_URLS = tuple(
+    f"https://raw.githubusercontent.com/SandAI-org/MAGI-1/{revision}/example/assets/special_tokens.npz"
+    for revision in ("6ff822e", "main")
+)
+"""The published file, by commit and as a second try by branch; whichever answers, the hash decides."""
+APPROXIMATE_BYTES = {
+    "4.5B-base": 30_000_000_000,
+    "4.5B-distill": 30_000_000_000,
+    "4.5B-distill-fp8": 26_000_000_000,
+    "24B-base": 69_000_000_000,
+    "24B-distill": 69_000_000_000,
+    "24B-distill-fp8": 47_000_000_000,
+}
+"""For a sentence before the size is known: transformer + T5 in float32 (19 GB) + autoencoder."""
+
+_SUFFIXES = (".safetensors", ".safetensors.zst", ".json", ".model", ".txt", ".bin")
+_COMMON_FOLDERS = ("vae", "t5")
+
+
+class HuggingFace:
+    """The published repository through huggingface_hub.
+
+    Args:
+        endpoint: another server of the same interface; None: the public one.
+        revision: branch, tag or commit.
+    """
+
+    def __init__(self, repository: str = REPOSITORY_ID, endpoint: str | None = None, revision: str = "main") -> None:
+        self.repository, self.endpoint, self.revision = repository, endpoint, revision
+
+    def files(self) -> list[RemoteFile]:
+        """Every file of the repository."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        tree = HfApi(endpoint=self.endpoint).list_repo_tree(self.repository, recursive=True, revision=self.revision)
+        return [
+            RemoteFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
+            for entry in tree
+            if isinstance(entry, RepoFile)
+        ]
+
+    def address(self, path: str) -> str:
+        """Where a file of the repository is served."""
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(self.repository, path, revision=self.revision, endpoint=self.endpoint)
+
+    def fetch(self, url: str, file: io.FileIO, done: int, size: int) -> None:
+        """Transfer, continuing by itself through short interruptions."""
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers, disable_progress_bars
+
+        disable_progress_bars("huggingface_hub.http_get")  # progress is told by our own callback
+        headers = build_hf_headers() if url.startswith(self.address("").rstrip("/")) else {}
+        http_get(url, file, resume_size=done, headers=headers, expected_size=size)
+
+
+def download(
+    name: str,
+    folder: Path | None = None,
+    *,
+    progress: Progress | None = None,
+    offline: bool = False,
+    cancelled: Callable[[], bool] = lambda: False,
+    special_tokens: Path | None = None,
+    verify: bool = False,
+    source: Source | None = None,
+) -> ModelFiles:
+    """Bring a published model into a folder; files that are there already are kept.
+
+    Args:
+        name: a name in `config.MODELS`.
+        folder: root of the published layout; None: the default models folder.
+        offline: touch no network; fail with the names of what is missing.
+        cancelled: asked while bytes arrive; True ends the download, to be continued another time.
+        special_tokens: a local copy of special_tokens.npz to use instead of downloading it.
+        verify: hash the files that are there already, too, and fetch the damaged ones again.
+        source: None: the public repository.
+
+    Returns:
+        The complete model's files.
+
+    Raises:
+        InputError: no such model.
+        DownloadError: offline and incomplete, no connection, or contents that do not match their hash.
+        OutputError: no space, or the folder cannot be written.
+    """
+    family = _family(name)
+    root = Path(folder) if folder is not None else DEFAULT_MODELS_FOLDER
+    if offline:
+        missing = missing_files(name, root)
+        if missing:
+            raise DownloadError(
+                f"Offline, and {root} lacks {', '.join(missing)}; download {name} once with a connection."
+            )
+        return find_model(name, root)
+    source = source or HuggingFace()
+    with network(f"{REPOSITORY_ID} cannot be listed; check the connection"):
+        files = source.files()
+    wanted = needed_files(files, family)
+    check_space(root, wanted)
+    counter = Counter(
+        progress or (lambda done, total, file: None),
+        cancelled,
+        sum(file.size for file in wanted) + SPECIAL_TOKENS_BYTES,
+    )
+    for file in wanted:
+        bring(source, source.address(file.path), file, root / file.path, counter, verify)
+    _bring_special_tokens(source, root, special_tokens, counter, verify)
+    return find_model(name, root)
+
+
+def needed_files(files: Iterable[RemoteFile], family: ModelFamily) -> list[RemoteFile]:
+    """Of the repository's files, those of one family with autoencoder and text encoder.
+
+    Pickled text encoder weights are left out where safetensors are offered.
+
+    Raises:
+        DownloadError: a part is not in the repository.
+    """
+    chosen: dict[str, list[RemoteFile]] = {part: [] for part in (family.folder, *_COMMON_FOLDERS)}
+    for file in files:
+        parts = Path(file.path).parts
+        if parts[:1] == ("ckpt",) and file.path.endswith(_SUFFIXES) and ".." not in parts:
+            for part, found in chosen.items():
+                if part in parts[:-1]:
+                    found.append(file)
+    absent = [part for part, found in chosen.items() if not any(_is_weights(file.path) for file in found)]
+    if absent:
+        raise DownloadError(
+            f"{REPOSITORY_ID} holds no weights below ckpt/ in a folder named {absent[0]}; it was rearranged."
+        )
+    text = chosen["t5"]
+    if any(file.path.endswith(".safetensors") for file in text):
+        chosen["t5"] = [file for file in text if not file.path.endswith((".bin", ".bin.index.json"))]
+    return sorted({file.path: file for found in chosen.values() for file in found}.values(), key=lambda file: file.path)
+
+
+def missing_files(name: str, folder: Path | None = None) -> list[str]:
+    """What of a model a folder lacks, relative to it, as far as can be told without a connection; empty: complete."""
+    root = Path(folder) if folder is not None else DEFAULT_MODELS_FOLDER
+    family = _family(name)
+    if not root.is_dir():
+        return [str(root)]
+    parts: tuple[tuple[Callable[[], Path], str], ...] = (
+        (lambda: family_weights(root, family), f"ckpt/magi/{family.folder}/{family.weights}/*.safetensors"),
+        (lambda: vae_folder(root), "ckpt/vae/config.json"),
+        (lambda: text_folder(root), "ckpt/t5/t5-v1_1-xxl/config.json"),
+        (lambda: special_tokens_file(root), SPECIAL_TOKEN_FILES[0]),
+    )
+    missing = []
+    for find, pattern in parts:
+        try:
+            place = find()
+        except CheckpointError:
+            missing.append(pattern)
+        else:
+            missing += [_relative(file, root) for file in _absent(place)]
+    return missing
+
+
+def _absent(place: Path) -> list[Path]:
+    """Weight files that a part of a model lacks; `place` is a folder, or the special-token file."""
+    if place.is_file():
+        return []
+    if has_weights(place):
+        return missing_weights(place)
+    pickled = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    return [] if any((place / name).is_file() for name in pickled) else [place / "*.safetensors"]
+
+
+def _relative(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _family(name: str) -> ModelFamily:
+    if name not in MODELS:
+        raise InputError(f"There is no model '{name}' to download; choose from {', '.join(MODELS)}.")
+    return MODELS[name]
+
+
+def _bring_special_tokens(source: Source, root: Path, local: Path | None, counter: Counter, verify: bool) -> None:
+    """The special-token file: the one that is there, a local copy, or the official repository's."""
+    target = root / SPECIAL_TOKEN_FILES[0]
+    file = RemoteFile(SPECIAL_TOKEN_FILES[0], SPECIAL_TOKENS_BYTES, SPECIAL_TOKENS_SHA256, "")
+    if local is not None:
+        if not local.is_file() or sha256(local) != SPECIAL_TOKENS_SHA256:
+            raise InputError(f"{local} is not the published special_tokens.npz; leave it out to download the file.")
+        with writing(target):
+            root.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(local, target)
+    for number, url in enumerate(SPECIAL_TOKENS_URLS, 1):
+        try:
+            return bring(source, url, file, target, counter, verify)
+        except DownloadCancelled:
+            raise
+        except DownloadError:
+            if number == len(SPECIAL_TOKENS_URLS):
+                raise
+    return None
+
+
+def _is_weights(path: str) -> bool:
+    return path.endswith((".safetensors", ".safetensors.zst", ".bin"))
