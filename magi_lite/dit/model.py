@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from magi_lite.config import DiTConfig
 from magi_lite.dit.attention import SDPA, Backend
-from magi_lite.dit.block import Pass, TransformerLayer
+from magi_lite.dit.block import Pass, TransformerLayer, pieces
 from magi_lite.dit.captions import CaptionContext, CaptionEncoding, caption_lengths
 from magi_lite.dit.layers import (
     CaptionEmbedding,
@@ -170,7 +170,9 @@ class DiT(nn.Module):
             if reads:
                 store.prefetch(index)
             x = layer(x, step)
-        patches = self.final_linear(self.videodit_blocks.final_layernorm(x)).flatten(1, 2)
+        norm = self.videodit_blocks.final_layernorm
+        parts = [self.final_linear(norm(x[part])).flatten(1, 2) for part in pieces(*x.shape[1:3], self.mlp_slice)]
+        patches = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         velocity = unpatchify(patches, *grid, config.t_patch_size, config.patch_size)[:, :channels]
         return velocity if config.x_rescale_factor == 1 else velocity / config.x_rescale_factor
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 REFERENCE_PATCHES = 256
 """Patches of the picture whose positions are not stretched."""
-CACHED_TABLES = 8
-"""Tables kept: the window's, the clean chunk's and the nearly clean copy's, of this stage and the one before."""
+CACHED_TABLES = 4
+"""Tables kept: the window's, the clean chunk's and the nearly clean copy's, and one of the stage before."""
 
 
 def centred_positions(size: int, reference: float, device: torch.device) -> Tensor:
