@@ -17,7 +17,7 @@ TIMESTEP_SCALE = 1000.0
 TIMESTEP_WIDTH = 256
 TIMESTEP_PERIOD = 10000.0
 TIMESTEP_ULPS = ((12, 1), (106, 1))
-"""Where the published program's float32 frequencies are not the correctly rounded ones: (index, units in the last place).
+"""Where the published program's float32 frequencies are not the correctly rounded ones: (index, last-place units).
 
 A step-size number of 8 turns the one of index 12 through 3375 radians, where one unit is 2.4e-4 radians and shows in
 the velocity (9e-6 of it, against 1e-6 for everything else together). Found in the goldens.
