@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from quant.int8 import Int8Linear
 from quant.linear import QuantizedLinear
 from quant.nf4 import NF4Linear
 from quant.published import published_linear
-from quant.schemes import NF4, Fp8, Int8, Published, Scheme
+from quant.schemes import NF4, Fp8, Int8, Published, Scheme, scheme_named
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ class Report:
         )
 
 
-def convert_(module: nn.Module, scheme: Scheme, where: Callable[[str], bool]) -> Report:
+def convert_(module: nn.Module, scheme: Scheme | str, where: Callable[[str], bool]) -> Report:
     """Replace every `nn.Linear` inside `module` whose full name satisfies `where` by a quantized one.
+
+    `scheme` is one of `quant.schemes`, or the name of one for its default settings.
 
     On the meta device only shapes and names change, so that quantized tensors can be loaded strictly afterwards
     (`load_state_dict(..., assign=True)` or `assign_`). A linear that appears twice stays one layer. Old weights are
@@ -64,6 +66,7 @@ def convert_(module: nn.Module, scheme: Scheme, where: Callable[[str], bool]) ->
     Raises:
         QuantError: nothing satisfies `where`, the module is itself a linear, or the scheme cannot quantize by itself.
     """
+    scheme = scheme_named(scheme) if isinstance(scheme, str) else scheme
     if isinstance(module, nn.Linear):
         raise QuantError("convert_ swaps linears inside a module; wrap the linear, e.g. in torch.nn.Sequential.")
     names = [name for name, child in module.named_modules(remove_duplicate=False) if isinstance(child, nn.Linear)]
@@ -145,6 +148,7 @@ def assign_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         QuantError: a name is not in the module, or shape or type differ; nothing was assigned then.
     """
+    places = _places(module)
     for name, tensor in tensors.items():
         declared = _declared(module, name)
         fixed = isinstance(_owner(module, name), QuantizedLinear) and not name.endswith(".bias")
@@ -154,9 +158,20 @@ def assign_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 f"{tuple(declared.shape)} {declared.dtype}; the file is of another model or scheme."
             )
     for name, tensor in tensors.items():
-        owner, declared = _owner(module, name), _declared(module, name)
+        declared = _declared(module, name)
         value = nn.Parameter(tensor, declared.requires_grad) if isinstance(declared, nn.Parameter) else tensor
-        setattr(owner, name.rpartition(".")[2], value)
+        for owner, attribute in places[id(declared)]:
+            setattr(owner, attribute, value)
+
+
+def _places(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Where each tensor is held, by identity: tied weights are held in several places and stored once."""
+    found: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for owner in module.modules():
+        for attribute, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
+            if tensor is not None:
+                found[id(tensor)].append((owner, attribute))
+    return found
 
 
 def _owner(module: nn.Module, name: str) -> nn.Module | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from quant.activations import static
 from quant.convert import quantized_names
 from quant.linear import QuantizedLinear, as_rows
 from quant.published import PublishedPerTensorLinear, PublishedSmoothLinear, static_matmul
-from tests.parity.dit_forward import NotUnderstood, PlainStore, compare_case, run_case, single_sdpa
+from tests.parity.dit_calls import NotUnderstood, PlainStore
+from tests.parity.dit_forward import compare_case, run_case, single_sdpa
 from tests.parity.report import CaseResult, compare, exact
 
 KIND = "fp8"
@@ -37,7 +39,7 @@ OUTPUTS = {
 """Golden output -> (type the input is cast to, type of the result)."""
 
 ONE_FLIP = {"rel_max": 5e-3, "rel_l2": 1e-3}
-"""What one activation rounded to the neighbouring e4m3 number can change; float32 goldens avoid the edges, bf16 do not."""
+"""What one activation rounded to the next e4m3 number can change; float32 goldens avoid the edges, bf16 do not."""
 
 
 # --- one linear -----------------------------------------------------------------------------------------------------
@@ -150,7 +152,8 @@ def run_model_case(
     else:
         found |= forced_linears(dit, case, tensors)
         compared = {k: e for k, e in case["outputs"].items() if not str(e.get("tolerance")).startswith("n/a")}
-    yield from compare_case(name, {**case, "outputs": compared}, found, tensors, bf16=bf16, kind=KIND)
+    for result in compare_case(name, {**case, "outputs": compared}, found, tensors, bf16=bf16):
+        yield replace(result, kind=KIND)
 
 
 def run_models(

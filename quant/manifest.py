@@ -1,0 +1,96 @@
+"""What a converted folder says about itself, and loading it.
+
+`quantization.json` is written last, into a folder that gets its final name only when complete: no manifest, no load.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from quant.convert import Report, assign_, check_, convert_
+from quant.errors import QuantError
+from quant.schemes import Scheme, scheme_from_dict, scheme_to_dict
+
+MANIFEST = "quantization.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One weights file of a converted folder."""
+
+    file: str
+    bytes: int
+    sha256: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The scheme of a converted folder, the layers it holds quantized, its files, and what it was made from."""
+
+    scheme: Scheme
+    layers: tuple[str, ...]
+    shards: tuple[ShardRecord, ...]
+    source: str
+    """SHA-256 over the headers, sizes and times of the source files."""
+    worst_error: float
+    """Largest |dequantized - weight| / |weight| of a layer."""
+
+    def to_json(self) -> str:
+        """The text of `quantization.json`."""
+        data = {**asdict(self), "scheme": scheme_to_dict(self.scheme), "format": FORMAT}
+        return json.dumps(data, indent=1)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a converted folder; None: the folder was not made by this package.
+
+    Raises:
+        QuantError: the manifest is damaged or of a later format, or a file that it names is missing or cut.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise QuantError(f"{path} has format {data['format']}, this version reads {FORMAT}; convert again.")
+        shards = tuple(ShardRecord(**{**shard, "tensors": tuple(shard["tensors"])}) for shard in data["shards"])
+        scheme, layers = scheme_from_dict(data["scheme"]), tuple(data["layers"])
+        manifest = Manifest(scheme, layers, shards, data["source"], data["worst_error"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise QuantError(f"{path} is damaged ({error}); convert again.") from error
+    for shard in manifest.shards:
+        file = path.parent / shard.file
+        if not file.is_file() or file.stat().st_size != shard.bytes:
+            raise QuantError(f"{file} is missing or not complete; convert again.")
+    return manifest
+
+
+def load_converted_(module: nn.Module, folder: Path, device: torch.device | str = "cpu") -> Report:
+    """Convert `module` (best built on the meta device) as a converted folder says and load it, strictly, by shards.
+
+    Raises:
+        QuantError: the folder holds no complete conversion, or one of another model.
+    """
+    from safetensors.torch import load_file
+
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise QuantError(f"{folder} holds no complete conversion ({MANIFEST} is absent); run python -m quant.")
+    module.to("meta")
+    report = convert_(module, manifest.scheme, frozenset(manifest.layers).__contains__)
+    missing = set(manifest.layers) - {swap.name for swap in report.swapped}
+    if missing:
+        raise QuantError(f"The model has no linear {min(missing)}; {folder} is of another model.")
+    for shard in manifest.shards:
+        assign_(module, load_file(Path(folder) / shard.file, device=str(device)))
+    check_(module)
+    return report
