@@ -204,6 +204,18 @@ def find_files(place: Path) -> tuple[dict[str, str] | None, list[Path]]:
     return index, files
 
 
+def tensor_names(place: Path) -> frozenset[str]:
+    """Names of all tensors, from the index or the headers; compressed files without an index are not opened for it.
+
+    Raises:
+        CheckpointError: as `Checkpoint.open`.
+    """
+    index, files = find_files(place)
+    if index is not None:
+        return frozenset(index)
+    return frozenset(name for file in files if file.is_file() for name in read_header(file)[1])
+
+
 def missing_files(place: Path) -> list[Path]:
     """Files that the index or the shards' names in a folder call for and that are not there.
 

@@ -44,9 +44,11 @@ class ModelFiles:
     special_tokens: Path
     distilled: bool
     quantized: bool
-    """The weights are published FP8 ones."""
+    """The configuration is of published FP8 weights."""
     trained: bool = True
     """False: random weights made from a seed, for want of the shipped demo model."""
+    stored_scheme: str | None = None
+    """How the transformer's linears lie in the files: published, fp8, int8 or nf4; None: unquantized."""
 
 
 def find_model(name_or_folder: str | Path, models_folder: Path | None = None) -> ModelFiles:

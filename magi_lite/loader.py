@@ -6,16 +6,17 @@ type stay memory-mapped. Which linears may be quantized is decided here and nowh
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from magi_lite.checkpoint import Checkpoint, Expected
+from magi_lite.checkpoint import FLOATS, Checkpoint, Expected, tensor_names
 from magi_lite.config import DiTConfig, Execution, VAEConfig
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.errors import CheckpointError
@@ -26,6 +27,8 @@ from magi_lite.text.special_tokens import SpecialTokenTable
 from magi_lite.vae.model import ViTVAE
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+ON_THE_FLY = ("fp8", "int8", "nf4")
+"""Schemes to which unquantized weights are converted while loading."""
 _LAYER_LINEAR = re.compile(
     r"^videodit_blocks\.layers\.(?P<layer>\d+)\."
     r"(self_attention\.linear_(qkv\.(q|qx|k|v)|proj)|mlp\.linear_fc[12])$"
@@ -46,7 +49,8 @@ def open_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
         from magi_lite.demo import open_demo
 
         return open_demo(models_folder)
-    return find_model(name_or_folder, models_folder)
+    files = find_model(name_or_folder, models_folder)
+    return dataclasses.replace(files, stored_scheme=stored_scheme(tensor_names(files.weights)))
 
 
 def quantizable(config: DiTConfig) -> Callable[[str], bool]:
@@ -67,14 +71,13 @@ def load_dit(files: ModelFiles, execution: Execution | None = None, device: torc
     """The transformer of a model, ready to run.
 
     Args:
-        execution: scheme, dtype and attention of the plan; None: float32 on the CPU (or the published FP8 layers with
-            everything else float32).
+        execution: scheme, dtype and attention of the plan; None: the CPU, float32 where the files are not quantized.
         device: where the weights go; None: the plan's device, or the CPU when layers are streamed.
 
     Raises:
         CheckpointError: files are missing, damaged or of another model or scheme.
     """
-    execution = execution or Execution(scheme="published" if files.quantized else "float32")
+    execution = execution or Execution(scheme=stored_scheme(tensor_names(files.weights)) or "float32")
     return load_dit_weights(files.weights, files.dit, execution, device)
 
 
@@ -85,14 +88,74 @@ def load_dit_weights(
     if device is None:
         device = "cpu" if execution.layers == "streamed" else execution.device
     checkpoint = Checkpoint.open(weights)
-    compute = DTYPES[execution.dtype]
+    stored = stored_scheme(checkpoint.tensors)
+    _check_scheme(stored, execution.scheme, weights)
     with torch.device("meta"):
         model = DiT(config)
-    assign(
-        model, checkpoint, lambda name: parameter_dtype(name, compute), device, f"this model ({weights.parent.name})"
-    )
+    compute, may = DTYPES[execution.dtype], quantizable(config)
+    convert_now = stored is None and execution.scheme in ON_THE_FLY
+
+    def dtype_of(name: str) -> torch.dtype:
+        if convert_now and may(name.rpartition(".")[0]):
+            return checkpoint.tensors[name].dtype  # quantized from the file's own numbers, as offline conversion does
+        return parameter_dtype(name, compute)
+
+    fixed = _declare_quantized(model, checkpoint, stored, may) if stored else frozenset()
+    what = f"this model ({weights.parent.name})"
+    assign(model, checkpoint, dtype_of, "cpu" if convert_now else device, what, fixed=fixed)
+    if convert_now:
+        _convert_layers(model, execution.scheme, may, device)
     model.mlp_slice, model.attention_slice = execution.mlp_slice, execution.attention_slice
     return model
+
+
+def stored_scheme(names: Iterable[str]) -> str | None:
+    """How a checkpoint with these tensors is quantized: published, fp8, int8, nf4, or None."""
+    from quant import detect
+
+    scheme = detect(names)
+    return None if scheme is None else scheme.name
+
+
+def _check_scheme(stored: str | None, wanted: str, weights: Path) -> None:
+    if stored is None and wanted == "published":
+        raise CheckpointError(
+            f"The weights in {weights} are not published FP8 ones; choose scheme bf16, fp8, int8 or nf4."
+        )
+    # a plan that says fp8 is served by the published static scales, too
+    if stored is not None and wanted != stored and (stored, wanted) != ("published", "fp8"):
+        raise CheckpointError(
+            f"The weights in {weights} are stored as {stored} and cannot be run as {wanted}; "
+            f"choose scheme {stored} or unquantized weights."
+        )
+
+
+def _declare_quantized(model: DiT, checkpoint: Checkpoint, stored: str, may: Callable[[str], bool]) -> frozenset[str]:
+    """Swap the linears that the files hold quantized, still without memory; returns names whose type is fixed."""
+    from quant import QuantizedLinear, convert_, scheme_named
+    from quant.convert import quantized_names
+
+    there = quantized_names(checkpoint.tensors)
+    convert_(model, scheme_named(stored), may if stored == "published" else there.__contains__)
+    return frozenset(
+        f"{name}.{buffer}"
+        for name, layer in model.named_modules()
+        if isinstance(layer, QuantizedLinear)
+        for buffer, _ in layer.named_buffers(recurse=False)
+        if buffer != "bias"
+    )
+
+
+def _convert_layers(model: DiT, scheme: str, may: Callable[[str], bool], device: torch.device | str) -> None:
+    """Quantize one layer after the other where it will live: never more than one of them twice in memory."""
+    from quant import convert_, scheme_named
+
+    for index, layer in enumerate(model.videodit_blocks.layers):
+        path = f"videodit_blocks.layers.{index}."
+        layer.to(device)
+        if any(may(path + name) for name, _ in layer.named_modules()):
+            convert_(layer, scheme_named(scheme), lambda name, path=path: may(path + name))
+    model.to(device)
 
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> ViTVAE:
@@ -151,15 +214,26 @@ def assign(
     dtype_of: Callable[[str], torch.dtype],
     device: torch.device | str,
     what: str,
-    ignore: Callable[[str], bool] = lambda name: False,
+    fixed: frozenset[str] = frozenset(),
 ) -> None:
     """Give a model built on the meta device a checkpoint's tensors, each in its type; frozen, in eval mode.
+
+    Args:
+        fixed: tensors that must be stored in the model's own type and stay in it (quantized numbers, their scales).
 
     Raises:
         CheckpointError: the checkpoint does not hold exactly the model's tensors.
     """
     wanted = model.state_dict()
-    checkpoint.require({name: Expected(tuple(tensor.shape)) for name, tensor in wanted.items()}, what, ignore)
-    state = {name: checkpoint.read(name).to(device=device, dtype=dtype_of(name)) for name in wanted}
-    model.load_state_dict(state, strict=True, assign=True)
+    types = {name: (tensor.dtype,) if name in fixed else FLOATS for name, tensor in wanted.items()}
+    checkpoint.require({name: Expected(tuple(t.shape), types[name]) for name, t in wanted.items()}, what)
+    state = {
+        name: checkpoint.read(name).to(device=device, dtype=tensor.dtype if name in fixed else dtype_of(name))
+        for name, tensor in wanted.items()
+    }
+    try:
+        model.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:  # quantized layers refuse scales that make no sense
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointError(f"The weights in {checkpoint.place} cannot be used: {reason}") from error
     model.requires_grad_(False).eval()

@@ -12,7 +12,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -57,9 +57,11 @@ def load_t5(
     dtype = torch.float32 if scheme == "float32" else torch.bfloat16
     checkpoint = text_checkpoint(folder, dtype)
     model = _build(config)
-    _assign(model, checkpoint, dtype, device if scheme in ("float32", "bf16") else "cpu")
-    if scheme in ("int8", "nf4"):
-        _quantize(model, scheme, device)
+    if scheme in ("float32", "bf16"):
+        _assign(model, checkpoint, dtype, device)
+    else:
+        _assign(model, checkpoint, None, "cpu")  # as stored and mapped: only a block at a time becomes memory
+        _quantize(model, scheme, device, dtype)
     model.requires_grad_(False).eval()
     return PromptEncoder(model, tokenizer, max_length, device, batch_tokens, fingerprint(folder, scheme))
 
@@ -136,7 +138,7 @@ def _build(config) -> nn.Module:  # type: ignore[no-untyped-def]
         return T5EncoderModel(config)
 
 
-def _assign(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str) -> None:
+def _assign(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device | str) -> None:
     """Give the model its tensors; the two names of the one embedding table count as one, a decoder is left out."""
     wanted = {name: Expected(tuple(t.shape)) for name, t in model.state_dict().items() if name != _TIED}
     stored = {_EMBEDDING: _TIED if _EMBEDDING not in checkpoint.tensors else _EMBEDDING}
@@ -221,7 +223,7 @@ def _encoder_tensors(content: dict[str, torch.Tensor], dtype: torch.dtype) -> It
     for name, tensor in content.items():
         if name.startswith(("decoder.", "lm_head.")) or (name == _TIED and _EMBEDDING in content):
             continue
-        yield name, tensor.to(dtype).contiguous().clone()
+        yield name, tensor.to(dtype).contiguous().clone() if tensor.dtype == dtype else tensor.to(dtype).contiguous()
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -234,12 +236,25 @@ def _write_synced(path: Path, data: bytes) -> None:
 # --- quantization --------------------------------------------------------------------------------------------------
 
 
-def _quantize(model: nn.Module, scheme: str, device: torch.device | str) -> None:
+def _quantize(model: nn.Module, scheme: str, device: torch.device | str, dtype: torch.dtype) -> None:
     """Convert the linears of one block after the other where they will run; the embedding stays as it is."""
-    from quant import convert_
+    from quant import convert_, scheme_named
 
-    where: Callable[[str, nn.Module], bool] = lambda name, module: True  # noqa: E731
     for block in model.encoder.block:
         block.to(device)
-        convert_(block, scheme, where)
-    model.to(device)
+        convert_(block, scheme_named(scheme), lambda name: True)
+        block.layer[-1].DenseReluDense.wo = _WithoutWeight(block.layer[-1].DenseReluDense.wo)
+    model.to(device, dtype)  # quantized numbers keep their type
+
+
+class _WithoutWeight(nn.Module):
+    """Hides a quantized weight from transformers' T5, which casts the activations to the type of `wo.weight`."""
+
+    weight = None
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.linear(hidden)
