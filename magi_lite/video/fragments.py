@@ -26,6 +26,8 @@ from magi_lite import __version__
 
 TICKS_PER_FRAME = 1000
 """Units of the track's clock per frame."""
+INIT_STEP = 4096
+"""Init segments are padded to a multiple of this, so that other settings rarely move the fragments behind them."""
 _BT709 = 1
 _LIMITED_RANGE = 1
 _THREADS = 4
@@ -52,7 +54,8 @@ def encode_init(size: tuple[int, int], fps: int, crf: int, settings: dict[str, A
     container.start_encoding()
     init = buffer.getvalue()
     container.close()
-    return init
+    padding = -(len(init) + 8) % INIT_STEP
+    return init + struct.pack(">I4s", padding + 8, b"free") + bytes(padding)
 
 
 def encode_chunk(frames: np.ndarray, fps: int, crf: int) -> bytes:
@@ -96,6 +99,11 @@ def codec_string(init: bytes) -> str:
     return f"avc1.{parameter_sets(init)[1:4].hex()}"
 
 
+def mime(init: bytes) -> str:
+    """The file's type as MediaSource wants it, codec included."""
+    return f'video/mp4; codecs="{codec_string(init)}"'
+
+
 def parameter_sets(init: bytes) -> bytes:
     """The decoder configuration (`avcC` content) of an init segment: equal ones can share a video.
 
@@ -117,7 +125,7 @@ def scan(path: Path) -> Scan:
     init, fragments, end, frames, moof_start = b"", [], 0, 0, 0
     with path.open("rb") as file:
         for kind, start, size in _headers(file):
-            if kind in (b"ftyp", b"moov") and not fragments:
+            if kind in (b"ftyp", b"moov", b"free") and not fragments:
                 init += _read(file, start, size)
                 end = start + size
             elif kind == b"moof":
@@ -182,7 +190,7 @@ def _open(buffer: io.BytesIO, size: tuple[int, int], fps: int, crf: int, setting
     options = {"movflags": flags, "video_track_timescale": str(fps * TICKS_PER_FRAME)}
     container = av.open(buffer, "w", format="mp4", options=options)
     if settings is not None:
-        container.metadata["comment"] = json.dumps({"magi_lite": __version__, "settings": settings}, ensure_ascii=False)
+        container.metadata["comment"] = json.dumps({"magi_lite": __version__, "settings": settings})
     encoder = {
         "crf": str(crf),
         "preset": "medium",

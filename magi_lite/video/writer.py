@@ -63,7 +63,7 @@ class VideoWriter:
     @property
     def mime(self) -> str:
         """The file's type as MediaSource wants it, codec included."""
-        return f'video/mp4; codecs="{fragments.codec_string(self._init)}"'
+        return fragments.mime(self._init)
 
     @property
     def bytes_written(self) -> int:
@@ -130,6 +130,32 @@ class VideoWriter:
         """Drop what lies behind the last whole chunk."""
         os.ftruncate(self._descriptor, self._end)
         os.lseek(self._descriptor, self._end, os.SEEK_SET)
+
+
+def assemble(
+    path: Path, pieces: list[Path], size: tuple[int, int], fps: int, crf: int, settings: dict[str, Any] | None
+) -> None:
+    """Make `path` hold these settings and exactly these fragments, which stand where they stood; done if it does.
+
+    Raises:
+        OutputError: the file cannot be written, or the fragments are of another encoder.
+    """
+    init = fragments.encode_init(size, fps, crf, settings)
+    sizes = [piece.stat().st_size for piece in pieces]
+    try:
+        known = fragments.scan(path)
+    except (OSError, ValueError):
+        known = None
+    if known and pieces and fragments.parameter_sets(known.init) != fragments.parameter_sets(init):
+        raise OutputError(f"{path} was begun by another version of the video encoder; start a new video.")
+    if known and known.init == init and [length for _, length, _ in known.fragments] == sizes:
+        return
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
+    with VideoWriter(temporary, size, fps, crf, settings) as writer:
+        for piece in pieces:
+            writer.append_fragment(piece.read_bytes())
+    with output_errors(path):
+        temporary.replace(path)
 
 
 def read_settings(path: Path | str) -> dict[str, Any] | None:

@@ -1,0 +1,66 @@
+"""A small run that behaves as the sampler does: what a second becomes depends on the state before it, bit for bit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from magi_lite.config import GenerationRequest
+from magi_lite.project import Project
+from magi_lite.timeline_text import parse
+
+SIZE = 32
+
+
+@dataclass
+class State:
+    position: dict
+    tensors: dict
+
+
+def second(request, index, before):
+    """Latents and frames of a second: a function of seed, prompt and the second before."""
+    words = request.timeline.prompt_for(index).text.encode()
+    mixed = torch.Generator().manual_seed(request.seed * 1000 + index + sum(words) * 10**6)
+    latents = torch.randn((1, 4, 6, 4, 4), generator=mixed) + 0.5 * before
+    value = int(latents.abs().sum()) % 200
+    frames = np.full((24, SIZE, SIZE, 3), value, np.uint8)
+    frames[:, 4:20, 8:24] = (np.arange(24) * 10).astype(np.uint8)[:, None, None, None]
+    return latents, frames
+
+
+def run(project, stop_after=None):
+    """Go on from the project's latest state, as the pipeline does: seconds and states in turn, a window of 1."""
+    request, state = project.request, project.latest_state()
+    before = state.tensors["before"] if state else torch.zeros(1, 4, 6, 4, 4)
+    stage = state.stage + 1 if state else 0
+    project.set_status("running")
+    while stage < request.seconds:
+        before, frames = second(request, stage, before)
+        project.write_chunk(stage, before, frames)
+        project.save_state(stage, State({"next_stage": stage + 1}, {"before": before}))
+        project.log(f"second {stage} done")
+        stage += 1
+        if stop_after is not None and stage > stop_after:
+            return
+    project.set_status("finished")
+
+
+@pytest.fixture
+def ask():
+    """A request for a small video."""
+
+    def make(text="[0s-2s: a] [2s-4s: b]", seconds=4, **settings):
+        settings = {"width": SIZE, "height": SIZE, "window": 1, "steps": 4, "seed": 3} | settings
+        return GenerationRequest(parse(text), seconds, **settings)
+
+    return make
+
+
+@pytest.fixture
+def finished(tmp_path, ask):
+    """A project that ran to its end."""
+    with Project.create(tmp_path / "runs", ask()) as project:
+        run(project)
+    return project

@@ -1,0 +1,308 @@
+"""Projects on disk: what is kept, continued, redone and branched, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from magi_lite.errors import InputError, OutputError
+from magi_lite.project import Project
+from magi_lite.project_list import list_projects
+from magi_lite.request_json import request_from_json
+from magi_lite.timeline_text import parse
+from magi_lite.video.writer import read_settings
+
+from .conftest import State, run, second
+
+
+def decode(path):
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def seconds_of(project):
+    """Everything that a second is on disk."""
+    kinds = ("safetensors", "m4s", "jpg")
+    return [tuple(project._chunk(i, kind).read_bytes() for kind in kinds) for i in range(project.chunks)]
+
+
+def test_a_finished_project_holds_all_its_seconds(finished, ask):
+    project = Project.open(finished.folder)
+    assert (project.status, project.chunks, project.request) == ("finished", 4, ask())
+    frames, before = decode(project.video), torch.zeros(1, 4, 6, 4, 4)
+    assert len(frames) == 96
+    for index in range(4):
+        before, wanted = second(ask(), index, before)
+        assert torch.equal(project.read_latents(index), before)
+        assert np.abs(frames[24 * index : 24 * index + 24].astype(int) - wanted).mean() < 6
+        assert Image.open(project.thumbnail(index)).size == (288, 72)
+    assert request_from_json(read_settings(project.video)) == ask()
+    assert (project.folder / "log.txt").read_text().count("done\n") == 4
+    assert project.mime == 'video/mp4; codecs="avc1.64000a"'
+    size = project.size()
+    files = [path for path in project.folder.rglob("*") if path.is_file()]
+    assert sum(size[kind] for kind in ("latents", "states", "video", "other")) == sum(p.stat().st_size for p in files)
+    assert size["video"] > 2 * 4096 and size["latents"] > 4 * 384 * 4 and size["shared"] == 0
+
+
+def test_states_come_back_bit_for_bit(tmp_path, ask):
+    tensors = {"a": torch.randn(2, 3), "b": torch.randn(5).bfloat16(), "c": torch.randn(4, 4)[:, ::2]}
+    position = {"next_stage": 3, "nested": [1, {"x": None}], "t": 0.1}
+    with Project.create(tmp_path, ask()) as project:
+        assert project.latest_state() is None and project.state_before(0) is None
+        project.save_state(0, State(position, tensors))
+        state = project.state_before(1)
+    assert (state.stage, state.position) == (0, position)
+    assert all(torch.equal(state.tensors[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize(
+    ("window", "stages", "chunks", "latest"), [(1, 3, 3, 2), (1, 3, 2, 1), (4, 3, 0, 2), (4, 5, 1, 3)]
+)
+def test_a_state_counts_only_if_the_seconds_it_let_go_are_there(tmp_path, ask, window, stages, chunks, latest):
+    """With window w a second leaves after w stages: stage s has let go of s + 2 - w of them."""
+    with Project.create(tmp_path, ask(window=window, steps=4, seconds=8)) as project:
+        for stage in range(stages):
+            project.save_state(stage, State({}, {"x": torch.ones(1)}))
+        for index in range(chunks):
+            project.write_chunk(index, *second(project.request, index, torch.zeros(1)))
+        assert project.latest_state().stage == latest
+        project._state(latest).write_bytes(b"damaged")
+        older = project.latest_state()
+        assert older is None if latest == 0 else older.stage == latest - 1
+
+
+def test_old_states_can_be_dropped(finished):
+    finished.prune_states(keep=2)
+    assert [finished.state_before(n) is not None for n in range(1, 5)] == [False, False, True, True]
+    finished.prune_states(keep=0)
+    assert finished.latest_state() is None
+    finished.close()
+
+
+def test_a_finished_second_is_never_overwritten(finished):
+    before = seconds_of(finished)
+    assert finished.write_chunk(1, torch.zeros(1, 4, 6, 4, 4), np.zeros((24, 32, 32, 3), np.uint8)) is False
+    assert seconds_of(finished) == before
+    with pytest.raises(ValueError, match="second 5 comes before second 4 is written"):
+        finished.write_chunk(5, torch.zeros(1), np.zeros((24, 32, 32, 3), np.uint8))
+    finished.close()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, ask, finished):
+    with Project.create(tmp_path / "runs", ask()) as project:
+        run(project, stop_after=1)
+        assert project.status == "running"
+    again = Project.open(project.folder)
+    assert (again.status, again.chunks) == ("interrupted", 2)
+    assert len(decode(again.video)) == 48
+    with again:
+        run(again)
+    assert seconds_of(again) == seconds_of(finished)
+    assert again.video.read_bytes() == finished.video.read_bytes()
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 3, 4])
+def test_redo_keeps_the_earlier_seconds_bit_for_bit(finished, ask, chunk):
+    before = seconds_of(finished)
+    asked = ask("[0s-4s: something else]", seed=9)
+    with Project.open(finished.folder) as project:
+        project.redo_from(chunk, asked)
+        assert (project.chunks, project.status) == (chunk, "stopped")
+        assert len(project.video.read_bytes()) == 4096 + sum(len(m4s) for _, m4s, _ in before[:chunk])
+        assert (project.latest_state().stage if chunk else None) == (chunk - 1 if chunk else None)
+        run(project)
+        after = seconds_of(project)
+    assert after[:chunk] == before[:chunk] and len(after) == 4
+    assert all(new != old for new, old in zip(after[chunk:], before[chunk:], strict=True))
+    told = [project.request.timeline.prompt_for(second).text for second in range(4)]
+    assert told == ["a", "a", "b", "b"][:chunk] + ["something else"] * (4 - chunk)
+    assert [(e["what"], e["from"]) for e in project.history] == [("created", 0), ("redone", chunk)]
+
+
+@pytest.mark.parametrize("chunk", [0, 2, 4])
+def test_branch_keeps_both_versions(finished, ask, chunk):
+    before, video = seconds_of(finished), finished.video.read_bytes()
+    with finished.branch(chunk, ask("[0s-4s: other]", seed=9)) as branch:
+        assert (branch.chunks, branch.parent) == (chunk, {"project": finished.name, "from": chunk})
+        assert branch.folder.parent == finished.folder.parent and branch.folder != finished.folder
+        if chunk:
+            assert np.array_equal(decode(branch.video), decode(finished.video)[: 24 * chunk])
+        run(branch)
+    assert seconds_of(branch)[:chunk] == before[:chunk]
+    assert (seconds_of(finished), finished.video.read_bytes()) == (before, video)
+    assert (branch.size()["shared"] > 0) == (chunk > 0)
+    finished.delete()
+    assert len(decode(branch.video)) == 96 and [p.folder for p in list_projects(branch.folder.parent)] == [
+        branch.folder
+    ]
+
+
+def test_extend_goes_on_as_if_the_longer_video_had_been_asked_for(tmp_path, finished, ask):
+    with Project.create(tmp_path / "long", ask(seconds=6)) as longer:
+        run(longer)
+    before = seconds_of(finished)
+    with Project.open(finished.folder) as project:
+        project.extend(2)
+        assert project.state_before(4).stage == 3
+        run(project)
+    assert seconds_of(project)[:4] == before and seconds_of(project) == seconds_of(longer)
+    assert project.video.read_bytes() == longer.video.read_bytes()
+    with pytest.raises(InputError, match="A video cannot be extended by 0 seconds; ask for at least 1"):
+        project.extend(0)
+
+
+def test_a_timeline_edited_while_it_runs_stays_true_to_what_was_said(tmp_path, ask):
+    with Project.create(tmp_path, ask()) as project:
+        run(project, stop_after=1)
+        project.edit_timeline(parse("[0s-4s: c]"), from_chunk=3)
+    told = [Project.open(project.folder).request.timeline.prompt_for(second).text for second in range(4)]
+    assert told == ["a", "a", "b", "c"]
+    with project:
+        project.set_status("stopped")
+    assert request_from_json(read_settings(project.video)).timeline == parse("[0s-2s: a] [2s-3s: b] [3s-4s: c]")
+
+
+def test_inputs_are_kept_with_the_project(tmp_path, ask):
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8), "red").save(picture)
+    content = picture.read_bytes()
+    with Project.create(tmp_path / "runs", ask(image=picture)) as project:
+        run(project)
+    picture.unlink()
+    kept = Project.open(project.folder).request.image
+    assert kept.read_bytes() == content and kept.is_relative_to(project.folder)
+    with project.branch(1) as branch:
+        assert branch.request.image.read_bytes() == content and branch.request.image.is_relative_to(branch.folder)
+
+
+def test_settings_stay_out_of_the_video_when_asked(tmp_path, ask):
+    with Project.create(tmp_path, ask(embed_settings=False)) as project:
+        run(project)
+    assert read_settings(project.video) is None and len(decode(project.video)) == 96
+
+
+def test_export_is_an_ordinary_file_with_the_same_frames(finished, tmp_path):
+    target = finished.export(tmp_path / "out.mp4")
+    assert np.array_equal(decode(target), decode(finished.video))
+    assert read_settings(target) == read_settings(finished.video)
+    with (
+        Project.create(tmp_path / "runs", finished.request) as empty,
+        pytest.raises(InputError, match="no finished second"),
+    ):
+        empty.export(tmp_path / "no.mp4")
+    with pytest.raises(OutputError, match=r"The folder .* does not exist; create it"):
+        finished.export(tmp_path / "missing" / "out.mp4")
+
+
+LOCKED = """
+import sys
+from magi_lite.errors import OutputError
+from magi_lite.project import Project
+project = Project.open(sys.argv[1])
+print(project.status, project.chunks)
+try:
+    project.set_status("stopped")
+except OutputError as error:
+    print(error)
+"""
+
+
+def test_two_processes_cannot_write_one_project(tmp_path, ask, request):
+    import os
+
+    with Project.create(tmp_path, ask()) as project:
+        run(project, stop_after=0)
+        command = [sys.executable, "-c", LOCKED, str(project.folder)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=request.config.rootpath)
+        with pytest.raises(
+            OutputError, match=f"{project.name} is being written by process {os.getpid()}; wait for it"
+        ):
+            Project.open(project.folder).set_status("stopped")
+        with pytest.raises(OutputError, match="is being written"):
+            Project.open(project.folder).delete()
+    sentence = f"{project.name} is being written by process {os.getpid()}; wait for it or stop it."
+    assert result.stdout.splitlines() == ["running 1", sentence]
+    with Project.open(project.folder) as other:
+        other.set_status("stopped")
+    assert Project.open(project.folder).status == "stopped"
+
+
+def test_broken_folders_are_listed_with_their_reason(tmp_path, finished, ask):
+    root = finished.folder.parent
+    assert list_projects(tmp_path / "nowhere") == []
+    (root / "empty").mkdir()
+    (root / ".new-half").mkdir()
+    (root / "stray.txt").write_text("x")
+    broken = {"cut": lambda text: text[: len(text) // 2], "list": lambda text: "[]", "binary": lambda text: "\0" * 50}
+    broken["future"] = lambda text: text.replace('"version": 1', '"version": 9', 1)
+    broken["unknown"] = lambda text: text.replace('"seed"', '"sead"')
+    for name, damage in broken.items():
+        shutil.copytree(finished.folder, root / name)
+        path = root / name / "project.json"
+        path.write_text(damage(path.read_text()))
+    shutil.copytree(finished.folder, root / "bare")
+    shutil.rmtree(root / "bare" / "chunks")
+    found = {info.folder.name: info for info in list_projects(root)}
+    good = found.pop(finished.name)
+    assert (good.status, good.chunks, good.seconds, good.title, good.error) == ("finished", 4, 4, "a", "")
+    assert good.video.is_file() and good.thumbnail.is_file()
+    damaged = "cannot be opened: its project.json is damaged."
+    assert {name: info.error for name, info in found.items()} == {
+        "empty": f"{root / 'empty'} is not a project; it holds no project.json.",
+        "cut": f"cut {damaged}",
+        "list": f"list {damaged}",
+        "binary": f"binary {damaged}",
+        "future": "future cannot be opened: it was made by another version of the program (format 9).",
+        "unknown": found["unknown"].error,
+        "bare": "bare cannot be opened: its chunks or states folder is missing.",
+    }
+    assert found["unknown"].error.startswith(
+        "unknown cannot be opened: The settings have an unknown key 'sead'; known are"
+    )
+
+
+def test_damaged_latents_are_one_sentence(finished):
+    finished._chunk(1, "safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(InputError, match=f"The latents of second 1 in {finished.name} are damaged; redo from there"):
+        finished.read_latents(1)
+    with pytest.raises(InputError, match="has no finished second 4; it has 4"):
+        finished.read_latents(4)
+
+
+def test_what_a_redo_cannot_do(finished, ask):
+    with pytest.raises(InputError, match="cannot go on from second 5; it has 4 finished seconds"):
+        finished.branch(5)
+    for change, old, new in (("width", 32, 48), ("steps", 4, 8), ("model", "demo", "24B-base")):
+        sentence = f"The seconds to keep have {change} {old}, not {new}; start a new video to change that"
+        with pytest.raises(InputError, match=sentence):
+            finished.redo_from(2, replace(ask(), **{change: new}))
+    assert finished.chunks == 4
+    finished.close()
+
+
+def test_names_sort_by_time_and_never_meet(tmp_path, ask):
+    names = []
+    for _ in range(5):
+        with Project.create(tmp_path, ask("[0s-4s: A cat, walking! över 猫]")) as project:
+            names.append(project.name)
+    assert len(set(names)) == 5 and all("-a-cat-walking-" in name for name in names)
+    assert json.loads((tmp_path / names[0] / "project.json").read_text())["version"] == 1
+
+
+def test_leftovers_of_crashes_are_removed_once_they_are_old(tmp_path, ask):
+    import os
+
+    for name, age in ((".new-old", 7200), (".trash-old", 7200), (".new-young", 10)):
+        (tmp_path / name / "chunks").mkdir(parents=True)
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    Project.create(tmp_path, ask()).close()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == [".new-young"]
