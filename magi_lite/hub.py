@@ -45,15 +45,15 @@ SPECIAL_TOKENS_URLS = tuple(
     for revision in ("6ff822e", "main")
 )
 """The published file, by commit and as a second try by branch; whichever answers, the hash decides."""
-APPROXIMATE_BYTES = {
-    "4.5B-base": 30_000_000_000,
-    "4.5B-distill": 30_000_000_000,
-    "4.5B-distill-fp8": 26_000_000_000,
-    "24B-base": 69_000_000_000,
-    "24B-distill": 69_000_000_000,
-    "24B-distill-fp8": 47_000_000_000,
+APPROXIMATE_GB = {
+    "4.5B-base": 30,
+    "4.5B-distill": 30,
+    "4.5B-distill-fp8": 26,
+    "24B-base": 69,
+    "24B-distill": 69,
+    "24B-distill-fp8": 47,
 }
-"""For a sentence before the size is known: transformer + T5 in float32 (19 GB) + autoencoder."""
+"""For a sentence before the size is known: transformer, T5 in float32 (19 GB), autoencoder."""
 
 _SUFFIXES = (".safetensors", ".safetensors.zst", ".json", ".model", ".txt", ".bin")
 _COMMON_FOLDERS = ("vae", "t5")

@@ -132,11 +132,16 @@ def _check_scheme(stored: str | None, wanted: str, weights: Path) -> None:
 
 def _declare_quantized(model: DiT, checkpoint: Checkpoint, stored: str, may: Callable[[str], bool]) -> frozenset[str]:
     """Swap the linears that the files hold quantized, still without memory; returns names whose type is fixed."""
-    from quant import QuantizedLinear, convert_, scheme_named
+    from quant import QuantError, QuantizedLinear, convert_, read_manifest, scheme_named
     from quant.convert import quantized_names
 
-    there = quantized_names(checkpoint.tensors)
-    convert_(model, scheme_named(stored), may if stored == "published" else there.__contains__)
+    try:
+        manifest = read_manifest(checkpoint.place)
+        scheme = scheme_named(stored) if manifest is None else manifest.scheme
+        there = quantized_names(checkpoint.tensors)
+        convert_(model, scheme, may if manifest is None and stored == "published" else there.__contains__)
+    except QuantError as error:
+        raise CheckpointError(str(error)) from error
     return frozenset(
         f"{name}.{buffer}"
         for name, layer in model.named_modules()
