@@ -25,6 +25,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.files",
         "magi_lite.layout",
         "magi_lite.request_*",
+        "quant.errors",
         "quant.schemes",
     ),
     1: ("magi_lite.devices", "magi_lite.planner*", "magi_lite.presets", "magi_lite.sampling.schedule"),
