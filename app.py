@@ -1,0 +1,91 @@
+"""MAGI Lite's desktop app: `python app.py`, then open http://127.0.0.1:7860."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+# Gradio reads these when it is imported: no analytics, no look-ups, nothing leaves this computer.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+ROOT = Path(__file__).resolve().parent
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The app's options."""
+    parser = argparse.ArgumentParser(description="MAGI Lite: video generation, second by second, in the browser.")
+    parser.add_argument("--server", default="127.0.0.1", help="address to listen on (default: this computer only)")
+    parser.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
+    parser.add_argument("--share", action="store_true", help="make a public link through Gradio's servers")
+    parser.add_argument("--inbrowser", action="store_true", help="open the browser")
+    parser.add_argument("--preset", default="auto", help="machine profile of presets/ (default: the one that fits)")
+    parser.add_argument("--projects", type=Path, default=ROOT / "outputs", help="where runs are kept")
+    parser.add_argument("--models", type=Path, default=ROOT / "models", help="where weights are (default: models)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve the app until Ctrl-C."""
+    arguments = parse_arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from magi_lite.errors import MagiLiteError
+
+    try:
+        return serve(arguments)
+    except MagiLiteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Build everything and listen."""
+    from magi_lite import pipeline
+    from magi_lite.jobs import Job, JobQueue
+    from magi_lite.ui import page, uploads
+    from magi_lite.ui.actions import Actions
+    from magi_lite.ui.library import Library
+    from magi_lite.ui.machine import Machine
+    from magi_lite.ui.saved import Saved
+
+    projects = arguments.projects.resolve()
+
+    def run(job: Job, control):
+        return pipeline.generate(
+            job.request, control=control, projects_folder=projects, resume=job.source, from_chunk=job.from_chunk
+        )
+
+    machine = Machine(arguments.models.resolve(), arguments.preset)
+    queue = JobQueue(projects / ".queue", run)
+    library = Library(projects)
+    actions = Actions(queue, library, machine)
+    used = {path for job in queue.jobs() for path in (job.request.image, job.request.video) if path}
+    uploads.clean(actions.uploads_folder, used)
+    demo = page.build(actions, library, machine, Saved(queue))
+    queue.start()
+    try:
+        demo.queue(default_concurrency_limit=8).launch(
+            server_name=arguments.server,
+            server_port=arguments.port,
+            share=arguments.share,
+            inbrowser=arguments.inbrowser,
+            allowed_paths=[str(projects)],
+            blocked_paths=[str(projects / ".queue")],
+            max_file_size=uploads.LIMIT_BYTES,
+            show_error=True,
+            footer_links=[],
+            ssr_mode=False,
+            run_history=False,
+            **page.look(),
+        )
+    finally:
+        queue.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

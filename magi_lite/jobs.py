@@ -1,0 +1,371 @@
+"""The queue and its one worker.
+
+Jobs are rows in a file; one thread takes the first waiting one, runs it, and goes on whatever happens to it. What was
+running when the process died comes back as "interrupted", with its project, so that it can be resumed to the same bits.
+The runner is given in, so the queue knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from magi_lite import events
+from magi_lite.config import GenerationRequest
+from magi_lite.control import RunControl
+from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.jobs_live import Live
+from magi_lite.request_json import request_from_json, request_to_json
+from magi_lite.store import Store
+from magi_lite.timeline import Timeline
+
+log = logging.getLogger(__name__)
+
+State = Literal["waiting", "running", "paused", "finished", "stopped", "failed", "interrupted"]
+RESUMABLE: tuple[State, ...] = ("paused", "stopped", "interrupted", "failed")
+KEPT_LIVE = 4
+"""Jobs whose notices and last preview stay in memory."""
+KEPT_ROWS = 200
+"""Ended jobs that stay listed; their videos stay in the gallery for good."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry of the queue.
+
+    `project` is the folder that the run writes. `source` is the folder that it starts from: with `from_chunk` a new
+    version branches off at that second, without it the same project goes on (resume, extend).
+    """
+
+    id: str
+    request: GenerationRequest
+    state: State = "waiting"
+    position: float = 0.0
+    project: Path | None = None
+    source: Path | None = None
+    from_chunk: int | None = None
+    error: str = ""
+    done: int = 0
+    video: Path | None = None
+    created: float = 0.0
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def title(self) -> str:
+        """A short name: the first words that the video is told."""
+        timeline = self.request.timeline
+        words = timeline.global_prompt or next((s.prompt for s in timeline.segments if s.prompt), "")
+        return " ".join(words.split())[:80] or (self.request.image or self.request.video or Path("Untitled")).name
+
+
+Run = Callable[[Job, RunControl], Iterator[events.Event]]
+
+
+class JobQueue:
+    """Jobs in order, and the thread that works them off.
+
+    Args:
+        folder: where the queue's file lives.
+        run: makes one job's events; raises on failure.
+
+    Raises:
+        OutputError: the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path, run: Run) -> None:
+        self._store = Store(folder / "queue.sqlite")
+        self._run = run
+        self._lock = threading.RLock()
+        self._wake = threading.Condition(self._lock)
+        self._jobs: dict[str, Job] = {row["id"]: _from_row(row) for row in self._store.rows()}
+        self._live: OrderedDict[str, Live] = OrderedDict()
+        self._control: RunControl | None = None
+        self._running: str | None = None
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self.version = 1
+        for job in list(self._jobs.values()):
+            if job.state == "running":
+                self._put(replace(job, state="interrupted", error="The app ended while this video was being made."))
+
+    # --- the worker
+
+    def start(self) -> None:
+        """Start working the queue off."""
+        self._thread = threading.Thread(target=self._work, name="magi-jobs", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Pause what runs, wait for it, and end the worker."""
+        with self._wake:
+            self._closing = True
+            if self._control:
+                self._control.pause()
+            self._wake.notify_all()
+        if self._thread:
+            self._thread.join(timeout)
+        if not (self._thread and self._thread.is_alive()):
+            self._store.close()
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                job = None if self._closing or self.paused else self._next()
+                if self._closing:
+                    return
+                if job is None:
+                    self._wake.wait(1.0)
+                    continue
+                control, live = RunControl(), self._new_live(job)
+                self._control, self._running = control, job.id
+                job = self._put(replace(job, state="running", started=time.time(), ended=None, error=""))
+            try:
+                self._follow(job, control, live)
+            except MagiLiteError as error:
+                self._end(job.id, "failed", str(error))
+            except Exception as error:
+                log.exception("Job %s failed", job.id)
+                what = f"{type(error).__name__}: {error}"
+                self._end(job.id, "failed", f"The program made a mistake ({what}); the console has the details.")
+            finally:
+                with self._lock:
+                    self._control = self._running = None
+
+    def _follow(self, job: Job, control: RunControl, live: Live) -> None:
+        for event in self._run(job, control):
+            live.take(event)
+            match event:
+                case events.Opened(project, video):
+                    self._change(job.id, project=project, video=video)
+                case events.ChunkFinished():
+                    self._change(job.id, done=live.done)
+                case events.Finished(video, project, _, _):
+                    self._change(job.id, video=video, project=project)
+                    self._end(job.id, "finished")
+                case events.Stopped(video, project, _, reason):
+                    self._change(job.id, video=video, project=project)
+                    self._end(job.id, "paused" if reason == "paused" else "stopped")
+        if self.get(job.id).state == "running":
+            self._end(job.id, "failed", "The run ended without a result; try it again.")
+
+    def _next(self) -> Job | None:
+        return next((job for job in self.jobs() if job.state == "waiting"), None)
+
+    def _new_live(self, job: Job) -> Live:
+        self._live.pop(job.id, None)
+        live = self._live[job.id] = Live(window=job.request.window, seconds=job.request.seconds, done=job.done)
+        while len(self._live) > KEPT_LIVE:
+            self._live.popitem(last=False)
+        return live
+
+    def _end(self, identity: str, state: State, error: str = "") -> None:
+        self._change(identity, state=state, error=error, ended=time.time())
+
+    # --- reading
+
+    def jobs(self) -> list[Job]:
+        """All jobs, in queue order."""
+        with self._lock:
+            return sorted(self._jobs.values(), key=lambda job: (job.position, job.created))
+
+    def get(self, identity: str) -> Job:
+        """One job.
+
+        Raises:
+            InputError: there is none with that id.
+        """
+        with self._lock:
+            if identity not in self._jobs:
+                raise InputError(f"There is no job {identity!r} in the queue; it may have been deleted.")
+            return self._jobs[identity]
+
+    @property
+    def running(self) -> Job | None:
+        with self._lock:
+            return self._jobs.get(self._running) if self._running else None
+
+    def live(self, identity: str) -> Live | None:
+        """What the job looks like right now, if it ran since the start."""
+        with self._lock:
+            return self._live.get(identity)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the queue starts no further job."""
+        return bool(self._store.setting("paused", False))
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        return self._store.setting(name, default)
+
+    def set_setting(self, name: str, value: Any) -> None:
+        self._store.set_setting(name, value)
+
+    # --- changing
+
+    def add(
+        self, request: GenerationRequest, *, source: Path | None = None, from_chunk: int | None = None, done: int = 0
+    ) -> Job:
+        """Put a request at the end of the queue."""
+        with self._lock:
+            last = max((job.position for job in self._jobs.values()), default=0.0)
+            fresh = Job(
+                uuid.uuid4().hex[:12], request, position=last + 1, source=source, from_chunk=from_chunk,
+                done=from_chunk if from_chunk is not None else done, created=time.time(),
+            )  # fmt: skip
+            self._forget_oldest()
+            return self._put(fresh)
+
+    def resume(self, identity: str) -> Job:
+        """Let a paused, stopped, interrupted or failed job go on from its last saved state, before all others.
+
+        Raises:
+            InputError: the job is not one that can go on.
+        """
+        with self._lock:
+            job = self.get(identity)
+            if job.state not in RESUMABLE:
+                raise InputError(f"This video is {job.state}; only a paused, stopped or interrupted one goes on.")
+            first = min(other.position for other in self._jobs.values())
+            begun = {"source": job.project, "from_chunk": None} if job.project else {}
+            return self._put(replace(job, state="waiting", position=first - 1, **begun))
+
+    def edit(self, identity: str, request: GenerationRequest) -> Job:
+        """Give a waiting job another request.
+
+        Raises:
+            InputError: the job has begun.
+        """
+        with self._lock:
+            job = self._waiting(identity, "edited")
+            return self._put(replace(job, request=request))
+
+    def clone(self, identity: str) -> Job:
+        """Put the same request at the end of the queue once more."""
+        job = self.get(identity)
+        source = job.source if job.from_chunk is not None else None
+        return self.add(job.request, source=source, from_chunk=job.from_chunk)
+
+    def delete(self, identity: str) -> None:
+        """Take a job off the list; a running one is stopped and kept.
+
+        Raises:
+            InputError: the job is running.
+        """
+        with self._lock:
+            job = self.get(identity)
+            if job.state == "running":
+                raise InputError("This video is being made right now; stop it first.")
+            self._store.delete(identity)
+            del self._jobs[identity]
+            self._live.pop(identity, None)
+            self.version += 1
+
+    def move(self, identity: str, place: int) -> None:
+        """Put a waiting job at `place` among the waiting ones, 0 first.
+
+        Raises:
+            InputError: the job has begun.
+        """
+        with self._lock:
+            job = self._waiting(identity, "moved")
+            others = [other for other in self.jobs() if other.state == "waiting" and other.id != identity]
+            place = max(0, min(place, len(others)))
+            before = others[place - 1].position if place else None
+            after = others[place].position if place < len(others) else None
+            if before is None and after is None:
+                return
+            position = after - 1 if before is None else before + 1 if after is None else (before + after) / 2
+            self._put(replace(job, position=position))
+
+    def set_paused(self, paused: bool) -> None:
+        """Start no further job, or go on; what runs is not touched."""
+        with self._wake:
+            self._store.set_setting("paused", paused)
+            self.version += 1
+            self._wake.notify_all()
+
+    # --- steering what runs
+
+    def stop(self, identity: str) -> None:
+        """End a running job and keep its finished seconds; a waiting one is taken off the list."""
+        with self._lock:
+            if identity == self._running and self._control:
+                self._control.stop()
+            elif self.get(identity).state == "waiting":
+                self.delete(identity)
+
+    def pause(self, identity: str) -> None:
+        """End a running job with its state saved, which frees the device.
+
+        Raises:
+            InputError: the job is not running.
+        """
+        self._running_control(identity).pause()
+
+    def redirect(self, identity: str, timeline: Timeline) -> None:
+        """Let all seconds of a running job that have not begun follow another timeline.
+
+        Raises:
+            InputError: the job is not running.
+            TimelineError: the timeline does not fit the video.
+        """
+        with self._lock:
+            job = self.get(identity)
+            timeline.check(job.request.seconds)
+            self._running_control(identity).redirect(timeline)
+            self._put(replace(job, request=replace(job.request, timeline=timeline)))
+
+    def _running_control(self, identity: str) -> RunControl:
+        with self._lock:
+            if identity != self._running or self._control is None:
+                raise InputError("This video is not being made right now.")
+            return self._control
+
+    def _waiting(self, identity: str, what: str) -> Job:
+        job = self.get(identity)
+        if job.state != "waiting":
+            raise InputError(f"This video is {job.state}; only a waiting one can be {what}.")
+        return job
+
+    def _change(self, identity: str, **fields: Any) -> None:
+        with self._lock:
+            if identity in self._jobs:
+                self._put(replace(self._jobs[identity], **fields))
+
+    def _put(self, job: Job) -> Job:
+        with self._wake:
+            self._jobs[job.id] = job
+            self._store.put(_to_row(job))
+            self.version += 1
+            self._wake.notify_all()
+            return job
+
+    def _forget_oldest(self) -> None:
+        ended = [job for job in self._jobs.values() if job.state not in ("waiting", "running", "paused", "interrupted")]
+        for job in sorted(ended, key=lambda job: job.created)[: max(0, len(ended) - KEPT_ROWS)]:
+            self.delete(job.id)
+
+
+def _to_row(job: Job) -> dict[str, Any]:
+    row = {name: getattr(job, name) for name in Job.__dataclass_fields__}
+    row["request"] = json.dumps(request_to_json(job.request))
+    for name in ("project", "source", "video"):
+        row[name] = str(row[name]) if row[name] else None
+    return row
+
+
+def _from_row(row: dict[str, Any]) -> Job:
+    values = dict(row)
+    values["request"] = request_from_json(json.loads(row["request"]))
+    for name in ("project", "source", "video"):
+        values[name] = Path(row[name]) if row[name] else None
+    return Job(**values)

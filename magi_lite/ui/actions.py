@@ -1,0 +1,319 @@
+"""Everything that can be done, free of widgets: the panels' scripts and the API call the same functions."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from magi_lite.config import GenerationRequest
+from magi_lite.errors import InputError
+from magi_lite.jobs import Job, JobQueue
+from magi_lite.project import Project
+from magi_lite.timeline import Segment, Timeline
+from magi_lite.timeline_edit import splice
+from magi_lite.timeline_text import parse
+from magi_lite.ui import form, uploads
+from magi_lite.ui.library import Library, file_url
+from magi_lite.ui.machine import Machine
+
+
+class Actions:
+    """What the app can do, over its queue, its videos and this machine.
+
+    Every public method takes plain values and answers a JSON-able dict; errors are `MagiLiteError`s.
+    """
+
+    def __init__(self, queue: JobQueue, library: Library, machine: Machine) -> None:
+        self._queue, self._library, self._machine = queue, library, machine
+        self.uploads_folder = library.folder / ".uploads"
+
+    # --- looking
+
+    def status(self, job: str | None = "", version: int = 0, preview: int = 0) -> dict[str, Any]:
+        """The state of the app: what runs, the queue (if newer than `version`), and one job in detail.
+
+        Give the preview version that you have, so that a picture is sent only once.
+        """
+        queue = self._queue
+        running = queue.running
+        answer: dict[str, Any] = {
+            "version": queue.version,
+            "running": running.id if running else None,
+            "paused": queue.paused,
+            "gallery": self._library.version(),
+            "machine": self._machine.gauges(),
+            "model": running.request.model if running else self._machine.model,
+        }
+        if version != queue.version:
+            answer["jobs"] = [_summary(job) for job in queue.jobs()]
+        if job and any(job == known.id for known in queue.jobs()):
+            answer["shown"] = self._shown(queue.get(job), preview)
+        return answer
+
+    def _shown(self, job: Job, preview: int) -> dict[str, Any]:
+        live = self._queue.live(job.id)
+        size = job.video.stat().st_size if job.video and job.video.exists() else 0
+        shown = {
+            "id": job.id,
+            "state": job.state,
+            "error": job.error,
+            "started": job.started,
+            "took": job.ended - job.started if job.ended and job.started else None,
+            "project": job.project.name if job.project else None,
+            "folder_url": file_url(job.project) if job.project else None,
+            "video_url": file_url(job.video) if job.video else None,
+            "video_size": size,
+            "file_name": f"{job.project.name}.mp4" if job.project else None,
+            "seconds": job.request.seconds,
+            "timeline": job.request.timeline.to_json(),
+            "done": job.done, "locked": 0, "notices": [], "progress": None, "preview": None, "preview_version": 0,
+        }
+        return shown | live.snapshot(preview) if live else shown
+
+    def queue(self) -> dict[str, Any]:
+        """All jobs in queue order."""
+        return {"jobs": [_summary(job) for job in self._queue.jobs()], "held": self._queue.paused}
+
+    def gallery(self) -> dict[str, Any]:
+        """All videos, the newest first."""
+        projects = self._library.projects()
+        return {"videos": [self._library.entry(p) for p in projects], "folder": str(self._library.folder)}
+
+    def details(self, video: str) -> dict[str, Any]:
+        """A video's address, settings, and what can be done with it."""
+        return self._library.details(self._project(video).name)
+
+    def system(self) -> dict[str, Any]:
+        """What this computer has, which models are here, and downloads under way."""
+        return self._machine.report()
+
+    def plan(self, request: GenerationRequest) -> dict[str, Any]:
+        """Memory and time that a request would take, as a sentence and a picture, before anything is loaded."""
+        return self._machine.plan(request)
+
+    # --- making
+
+    def submit(self, request: GenerationRequest) -> dict[str, Any]:
+        """Put a request into the queue."""
+        from magi_lite.request_checks import validate_request
+
+        validate_request(request)
+        return {"job": self._queue.add(request).id, "seed": request.seed}
+
+    def generate(
+        self,
+        prompt: str,
+        seconds: int = 4,
+        timeline: str = "",
+        image: str = "",
+        video: str = "",
+        width: int = 0,
+        height: int = 0,
+        seed: int = -1,
+        quality: str = "balanced",
+        model: str = "Auto",
+        preset: str = "auto",
+    ) -> dict[str, Any]:
+        """Put a video into the queue and answer its job's id and seed; poll `status` for the rest.
+
+        `timeline` is shorthand such as "[0s-2s: a cat walks] [2s-4s: it jumps]". `image` and `video` are paths on the
+        computer that runs the app, inside its projects folder. `seconds` 0 is endless. Width and height 0 leave the
+        size to the preset.
+        """
+        source, mode = None, form.TEXT
+        for kind, path, chosen in (("image", image, form.IMAGE), ("video", video, form.VIDEO)):
+            if path:
+                source, mode = {"kind": kind, "path": str(self._own_file(path))}, chosen
+        values = form.defaults() | {
+            "prompt": prompt, "seconds": seconds or 4, "endless": seconds == 0, "mode": mode, "source": source,
+            "timeline": parse(timeline) if timeline.strip() else Timeline(), "width": width or None,
+            "height": height or None, "seed": seed, "quality": quality, "model": model, "preset": preset,
+        }  # fmt: skip
+        return self.submit(form.to_request(values, models_folder=self._machine.models_folder))
+
+    def extend(self, video: str, seconds: int = 2) -> dict[str, Any]:
+        """Make more seconds after a video's last one, from its saved latents."""
+        if not 1 <= int(seconds) <= 100_000:
+            raise InputError(f"A video cannot be extended by {seconds} seconds; ask for at least 1.")
+        project = self._project(video)
+        request = project.request
+        length = request.seconds or project.chunks + request.window
+        longer = replace(request, seconds=length + int(seconds))
+        return {"job": self._queue.add(longer, source=project.folder, done=project.chunks).id}
+
+    def redo(
+        self, video: str, second: int, prompt: str = "", seed: int | None = None, timeline: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Make a video again from a second on; earlier seconds stay bit for bit, the old version is kept.
+
+        `prompt` is said from there on (empty: the same words), or `timeline` (JSON) replaces all words from there on.
+        """
+        project = self._project(video)
+        request, second = project.request, int(second)
+        if not 0 <= second < project.chunks:
+            raise InputError(f"There is no finished second {second}; choose 0 to {project.chunks - 1}.")
+        end = request.seconds or project.chunks
+        words = request.timeline
+        if timeline is not None:
+            words = splice(words, second, replace(Timeline.from_json(timeline), global_prompt=words.global_prompt))
+        if prompt:
+            rest = Timeline((Segment(second, end, prompt),), words.global_prompt, words.blend, words.gaps)
+            words = splice(words, second, rest)
+        words.check(end)
+        changed = replace(request, timeline=words, seconds=end, seed=request.seed if seed is None else int(seed))
+        return {"job": self._queue.add(changed, source=project.folder, from_chunk=second).id, "seed": changed.seed}
+
+    # --- steering
+
+    def stop(self, job: str) -> dict[str, Any]:
+        """End a job after its current step; finished seconds are kept. A waiting one is taken off the list."""
+        self._queue.stop(job)
+        return {}
+
+    def pause(self, job: str) -> dict[str, Any]:
+        """Save a running job's state and free the device; `resume` goes on to the same bits."""
+        self._queue.pause(job)
+        return {}
+
+    def resume(self, job: str) -> dict[str, Any]:
+        """Let a paused, stopped, interrupted or failed job (or a video of the gallery) go on."""
+        if any(job == known.id for known in self._queue.jobs()):
+            return {"job": self._queue.resume(job).id}
+        project = self._project(job)
+        return {"job": self._queue.add(project.request, source=project.folder, done=project.chunks).id}
+
+    def redirect(self, job: str, timeline: dict[str, Any]) -> dict[str, Any]:
+        """Let all seconds of a running job that have not begun follow another timeline (JSON)."""
+        words = Timeline.from_json(timeline)
+        old = self._queue.get(job).request.timeline
+        self._queue.redirect(job, replace(words, global_prompt=words.global_prompt or old.global_prompt))
+        live = self._queue.live(job)
+        return {"message": f"The video obeys from second {live.locked if live else 0} on."}
+
+    # --- the queue
+
+    def move(self, job: str, place: int) -> dict[str, Any]:
+        """Put a waiting job at a place among the waiting ones, 0 first."""
+        self._queue.move(job, int(place))
+        return {}
+
+    def clone(self, job: str) -> dict[str, Any]:
+        """Put the same request at the end of the queue once more."""
+        return {"job": self._queue.clone(job).id}
+
+    def edit(self, job: str, request: GenerationRequest) -> dict[str, Any]:
+        """Give a waiting job another request."""
+        return {"job": self._queue.edit(job, request).id}
+
+    def remove(self, job: str) -> dict[str, Any]:
+        """Take a job off the list; its video stays in the gallery."""
+        self._queue.delete(job)
+        return {}
+
+    def clear_ended(self) -> dict[str, Any]:
+        """Take all finished, stopped and failed jobs off the list; their videos stay in the gallery."""
+        for job in self._queue.jobs():
+            if job.state in ("finished", "stopped", "failed"):
+                self._queue.delete(job.id)
+        return {}
+
+    def hold(self, held: bool) -> dict[str, Any]:
+        """Start no further job (True) or go on (False); what runs is not touched."""
+        self._queue.set_paused(bool(held))
+        return {}
+
+    # --- videos, files, machine
+
+    def delete_video(self, video: str) -> dict[str, Any]:
+        """Delete a video with its latents for good."""
+        project = self._project(video)
+        running = self._queue.running
+        if running and running.project == project.folder:
+            raise InputError("This video is being made right now; stop it first.")
+        self._library.delete(project.name)
+        for job in self._queue.jobs():
+            if job.project == project.folder and job.state != "running":
+                self._queue.delete(job.id)
+        return {}
+
+    def reveal(self, video: str) -> dict[str, Any]:
+        """Show a video in the file manager of the computer that runs the app."""
+        self._library.reveal(self._project(video).name)
+        return {}
+
+    def look_at(self, path: str, name: str) -> dict[str, Any]:
+        """What an uploaded file is: an image to start from, a clip to continue, a video of ours with its settings."""
+        uploaded = self._machine.uploaded(path)
+        found = uploads.look_at(uploaded, name)
+        kept = uploads.keep(uploaded, name, self.uploads_folder)
+        return {"source": {**found, "path": str(kept), "url": file_url(kept)}}
+
+    def download(self, model: str) -> dict[str, Any]:
+        """Fetch a model in the background, or go on with a download; `system` tells its progress."""
+        self._machine.downloads.start(model)
+        return {}
+
+    def stop_download(self, model: str) -> dict[str, Any]:
+        """End a download; what has arrived is kept."""
+        self._machine.downloads.stop(model)
+        return {}
+
+    def free_memory(self) -> dict[str, Any]:
+        """Hand unused memory back to the system and the card."""
+        if self._queue.running:
+            raise InputError("A video is being made; pause it first, which frees the memory by itself.")
+        return {"message": self._machine.free_memory()}
+
+    # --- for the form
+
+    def request_of(self, job: str) -> GenerationRequest:
+        """What a job asks for."""
+        return self._queue.get(job).request
+
+    def running_request(self) -> GenerationRequest | None:
+        """What is being made right now."""
+        running = self._queue.running
+        return running.request if running else None
+
+    # --- inside
+
+    def _project(self, video: str) -> Project:
+        """The project of a job's id or of a name in the gallery."""
+        for job in self._queue.jobs():
+            if job.id == video:
+                if job.project is None:
+                    raise InputError("This video has not begun; there is nothing of it yet.")
+                return Project.open(job.project)
+        return self._library.open(video)
+
+    def _own_file(self, path: str) -> Path:
+        """A file inside the projects folder.
+
+        Raises:
+            InputError: it lies elsewhere or does not exist.
+        """
+        found = Path(path).resolve()
+        if not found.is_relative_to(self._library.folder.resolve()) or not found.is_file():
+            raise InputError(f"{path} is no file of the projects folder; upload it with look_at first.")
+        return found
+
+
+def _summary(job: Job) -> dict[str, Any]:
+    request = job.request
+    length = "endless" if request.seconds is None else f"{request.seconds} s"
+    words = [length, f"{request.width} × {request.height}", f"seed {request.seed}", request.model]
+    if job.from_chunk is not None:
+        words.insert(0, f"redo from second {job.from_chunk}")
+    if job.done and job.state != "finished":
+        words.insert(0, f"{job.done} s made")
+    return {
+        "id": job.id,
+        "state": job.state,
+        "title": job.title,
+        "summary": ", ".join(words),
+        "error": job.error,
+        "ended": job.ended or time.time(),
+        "project": job.project.name if job.project else None,
+    }

@@ -1,0 +1,158 @@
+"""The Create tab: what to make on the left, the video on the right, the timeline across the whole width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from magi_lite import presets
+from magi_lite.config import MODELS
+from magi_lite.text.special_tokens import STYLES
+from magi_lite.ui import form
+from magi_lite.ui.actions import Actions
+from magi_lite.ui.panels import SourcePanel, TimelineEditor, WatchPanel
+
+Widgets = dict[str, Any]
+PLACEHOLDER = "What do you want to see? For example: a red ball bounces on green grass"
+
+
+def build(actions: Actions, start: dict[str, Any], examples: list[str]) -> Widgets:
+    """Lay the tab out.
+
+    Args:
+        start: the form's first values, see `form.FIELDS`.
+        examples: titles of the example timelines.
+
+    Returns:
+        Every widget by its name; those in `form.FIELDS` decide a video.
+    """
+    w: Widgets = {}
+    with gr.Row(elem_id="mg-create", equal_height=False):
+        with gr.Column(scale=4, min_width=320, elem_classes="mg-card"):
+            _what(w, actions, start)
+            w["generate"] = gr.Button("Generate", variant="primary", size="lg", elem_id="mg-generate")
+            w["save_edit"] = gr.Button("Save the queued video", visible=False, elem_id="mg-save-edit")
+            _how(w, start)
+            _advanced(w, start)
+        with gr.Column(scale=6, min_width=320), gr.Column(elem_classes="mg-card"):
+            w["watch"] = WatchPanel(actions)
+            w["plan"] = gr.Markdown(elem_id="mg-plan", container=False)
+    with gr.Column(elem_classes="mg-card", elem_id="mg-timeline-card"):
+        with gr.Row(equal_height=True):
+            gr.Markdown("### Timeline", elem_id="mg-timeline-title")
+            w["example"] = gr.Dropdown(
+                ["Load an example …", *examples], value="Load an example …", show_label=False, container=False,
+                label="Example timelines", elem_id="mg-example", scale=0, min_width=240,
+            )  # fmt: skip
+        w["timeline"] = TimelineEditor(start["timeline"], seconds=start["seconds"], elem_id="mg-timeline")
+    return w
+
+
+def _what(w: Widgets, actions: Actions, start: dict[str, Any]) -> None:
+    """Mode, file, words, length."""
+    w["mode"] = gr.Radio(
+        form.MODES, value=start["mode"], show_label=False, container=False, label="Mode", elem_id="mg-mode",
+        elem_classes="mg-chips",
+    )  # fmt: skip
+    w["source"] = SourcePanel(actions)
+    w["prompt"] = gr.Textbox(
+        start["prompt"], label="Prompt", placeholder=PLACEHOLDER, lines=3, max_lines=8, elem_id="mg-prompt",
+        info="Holds for the whole video; blocks of the timeline add what happens when.",
+    )  # fmt: skip
+    with gr.Row():
+        w["seconds"] = gr.Slider(
+            1, 60, start["seconds"], step=1, label="Length in seconds", elem_id="mg-seconds", scale=3, buttons=[]
+        )
+        w["endless"] = gr.Checkbox(start["endless"], label="Endless", elem_id="mg-endless", scale=1, min_width=90)
+    w["quality"] = gr.Radio(
+        ["Draft", "Balanced", "Quality"], value=start["quality"], label="Quality", show_label=False, container=False,
+        elem_id="mg-quality", elem_classes="mg-chips",
+    )  # fmt: skip
+
+
+def _how(w: Widgets, start: dict[str, Any]) -> None:
+    """Size and seed."""
+    with gr.Accordion("Size and seed", open=False, elem_id="mg-size"):
+        w["shape"] = gr.Radio(list(form.SHAPES), value=None, label="Shape", elem_id="mg-shape", elem_classes="mg-chips")
+        with gr.Row():
+            w["width"] = gr.Number(
+                start["width"], label="Width", step=16, minimum=32, maximum=1440, precision=0, elem_id="mg-width",
+                min_width=80,
+            )  # fmt: skip
+            w["height"] = gr.Number(
+                start["height"], label="Height", step=16, minimum=32, maximum=1440, precision=0, elem_id="mg-height",
+                min_width=80,
+            )  # fmt: skip
+        with gr.Row(elem_id="mg-seedrow"):
+            w["seed"] = gr.Number(
+                start["seed"], label="Seed (-1: a new one each time)", precision=0, minimum=-1, elem_id="mg-seed",
+                min_width=120, scale=3,
+            )  # fmt: skip
+            w["dice"] = gr.Button("Random", elem_id="mg-dice", size="sm", min_width=70, scale=1)
+            w["last_seed"] = gr.Button("Last used", elem_id="mg-last-seed", size="sm", min_width=70, scale=1)
+
+
+def _advanced(w: Widgets, start: dict[str, Any]) -> None:
+    """Everything that the planner and the presets choose well by themselves."""
+    with gr.Accordion("Advanced", open=False, elem_id="mg-advanced"):
+        with gr.Row():
+            w["model"] = gr.Dropdown(
+                [form.AUTO, "demo", *MODELS], value=start["model"], label="Model", allow_custom_value=True,
+                info="Auto takes the best one on the disk.", elem_id="mg-model",
+            )  # fmt: skip
+            w["preset"] = gr.Dropdown(
+                ["auto", *presets.names()], value=start["preset"], label="Machine profile", elem_id="mg-preset",
+                info="Size, steps and window for a card.",
+            )  # fmt: skip
+        with gr.Row():
+            w["steps"] = gr.Dropdown(
+                [form.AUTO, "8", "12", "16", "32", "64"], value=start["steps"], label="Steps",
+                info="More is finer and slower.", elem_id="mg-steps",
+            )  # fmt: skip
+            w["window"] = gr.Dropdown(
+                [form.AUTO, "1", "2", "4"], value=start["window"], label="Window",
+                info="Seconds denoised together; fewer need less memory.", elem_id="mg-window",
+            )  # fmt: skip
+        with gr.Row():
+            w["fit"] = gr.Dropdown(
+                ["crop", "pad", "stretch"], value=start["fit"], label="Fit of the image",
+                info="When its shape is not the video's.", elem_id="mg-fit",
+            )  # fmt: skip
+            w["styles"] = gr.Dropdown(
+                sorted(STYLES), value=start["styles"], multiselect=True, label="Style tokens", elem_id="mg-styles",
+                info="Learned words of the full models.",
+            )  # fmt: skip
+        with gr.Row():
+            w["quality_token"] = gr.Checkbox(start["quality_token"], label="Quality token", elem_id="mg-quality-token")
+            w["duration_token"] = gr.Checkbox(
+                start["duration_token"], label="Duration token", elem_id="mg-duration-token"
+            )
+            w["nearly_clean"] = gr.Checkbox(start["nearly_clean"], label="Extra clean pass", elem_id="mg-nearly-clean")
+        with gr.Row():
+            w["crf"] = gr.Slider(
+                0, 51, start["crf"], step=1, label="Compression (H.264 crf)", info="0 best, 51 smallest.",
+                elem_id="mg-crf",
+            )  # fmt: skip
+            w["embed_settings"] = gr.Checkbox(
+                start["embed_settings"], label="Write the settings into the video", elem_id="mg-embed",
+                info="Drop it back here to restore them.",
+            )  # fmt: skip
+        gr.Markdown("**Fixed by hand.** The plan chooses these well; a wrong choice can be slow or not fit.")
+        with gr.Row():
+            for name in form.OVERRIDES:
+                w[name] = gr.Dropdown(
+                    [form.AUTO, *presets.LEGAL[name]], value=form.AUTO, label=name.replace("_", " "),
+                    elem_id=f"mg-{name.replace('_', '-')}", min_width=120,
+                )  # fmt: skip
+            w["vram_gb"] = gr.Number(
+                start["vram_gb"], label="Plan for GB of card memory", minimum=0, elem_id="mg-vram", min_width=120
+            )
+        with gr.Accordion("My settings", open=False):
+            with gr.Row(equal_height=True):
+                w["saved"] = gr.Dropdown([], value=None, label="Saved", elem_id="mg-saved", min_width=150)
+                w["saved_name"] = gr.Textbox(label="Name", elem_id="mg-saved-name", max_length=60, min_width=120)
+            with gr.Row():
+                w["save"] = gr.Button("Save", elem_id="mg-save", size="sm")
+                w["delete_saved"] = gr.Button("Delete", elem_id="mg-delete-saved", size="sm")
+                w["at_start"] = gr.Button("Load at start", elem_id="mg-at-start", size="sm")

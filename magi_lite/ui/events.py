@@ -1,0 +1,232 @@
+"""What happens when something is pressed, dropped or changed: handlers that turn the form into actions and back."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from magi_lite.config import GenerationRequest
+from magi_lite.defaults import with_defaults
+from magi_lite.errors import MagiLiteError
+from magi_lite.request_json import request_from_json
+from magi_lite.timeline import Timeline
+from magi_lite.ui import form
+from magi_lite.ui.actions import Actions
+from magi_lite.ui.create import Widgets
+from magi_lite.ui.examples import Example
+from magi_lite.ui.expose import sentence
+from magi_lite.ui.library import Library
+from magi_lite.ui.machine import Machine
+
+QUIET: dict[str, Any] = {"show_progress": "hidden"}
+INNER: dict[str, Any] = {**QUIET, "api_visibility": "private"}
+"""Events that only keep the page in step; the actions have their own endpoints."""
+
+
+class Handlers:
+    """The handlers of one page, over the app's actions."""
+
+    def __init__(
+        self, widgets: Widgets, actions: Actions, library: Library, machine: Machine, examples: dict[str, Example]
+    ) -> None:
+        self.w, self.actions, self.library, self.machine, self.examples = widgets, actions, library, machine, examples
+
+    # --- form <-> request
+
+    def request(self, *values: Any) -> GenerationRequest:
+        """The form's request."""
+        named = dict(zip(form.FIELDS, values, strict=True))
+        last = self.library.last_video() if named["mode"] == form.LAST else None
+        return form.to_request(named, models_folder=self.machine.models_folder, last_video=last)
+
+    def fill(self, request: GenerationRequest, source: dict[str, Any] | None = None) -> list[Any]:
+        """Values of all fields for a request."""
+        values = form.from_request(request, source=source or self._source_of(request))
+        values["timeline"] = gr.update(value=values["timeline"].to_json(), seconds=request.seconds)
+        if request.models_folder is None and request.model not in self.w["model"].choices:
+            values["model"] = gr.update(value=request.model)
+        return [values[name] for name in form.FIELDS]
+
+    def _source_of(self, request: GenerationRequest) -> dict[str, Any] | None:
+        path = request.image or request.video
+        if path is None or not path.is_file() or not path.is_relative_to(self.library.folder):
+            return None
+        from magi_lite.ui import uploads
+        from magi_lite.ui.library import file_url
+
+        found = uploads.look_at(path, path.name)
+        found.pop("settings", None)
+        return {**found, "path": str(path), "url": file_url(path)}
+
+    # --- Generate
+
+    def generate(self, *values: Any) -> tuple[Any, ...]:
+        """Put the form's video into the queue and show it."""
+        try:
+            answer = self.actions.submit(self.request(*values))
+        except MagiLiteError as error:
+            raise gr.Error(sentence(error), print_exception=False, title="Not yet") from None
+        queued = self.actions.queue()["jobs"]
+        running = any(job["state"] == "running" for job in queued)
+        if running:
+            gr.Info("Added to the queue; it starts when the running video is done.", title="Queued")
+        return (gr.skip() if running else {"job": answer["job"]}), answer["seed"]
+
+    def save_edit(self, job: str, *values: Any) -> tuple[Any, ...]:
+        """Give the queued job that is being edited the form's values."""
+        try:
+            self.actions.edit(job, self.request(*values))
+        except MagiLiteError as error:
+            raise gr.Error(sentence(error), print_exception=False, title="Not saved") from None
+        return gr.update(visible=False), "", gr.Tabs(selected="queue")
+
+    def plan(self, *values: Any) -> tuple[Any, str]:
+        """The plan of the form's values."""
+        named = dict(zip(form.FIELDS, values, strict=True))
+        if not (named["prompt"] or "").strip():
+            named["prompt"] = "a video"
+        timeline = named["timeline"]
+        if not named["endless"] and timeline and timeline.end > (named["seconds"] or 0):
+            named["timeline"] = Timeline()
+        try:
+            if named["mode"] in (form.IMAGE, form.VIDEO) and not named["source"]:
+                named["mode"] = form.TEXT
+            last = self.library.last_video() if named["mode"] == form.LAST else None
+            request = form.to_request(named, models_folder=self.machine.models_folder, last_video=last)
+            answer = self.actions.plan(request)
+        except MagiLiteError as error:
+            answer = {"error": sentence(error)}
+        return answer, answer.get("sentence") or answer.get("error", "")
+
+    # --- widgets that move other widgets
+
+    def dropped(self, source: dict[str, Any] | None, *values: Any) -> list[Any]:
+        """A file came: it picks the mode; a video of ours brings its settings back."""
+        if not source:
+            return [gr.skip()] * len(form.FIELDS)
+        updates = dict.fromkeys(form.FIELDS, gr.skip())
+        if source.get("settings"):
+            try:
+                request = replace(request_from_json(source["settings"]), models_folder=self.machine.models_folder)
+                gr.Info(f"The settings of {source['name']} are restored. Choose {form.VIDEO} to go on from it instead.")
+                kept = {key: value for key, value in source.items() if key != "settings"}
+                filled = self.fill(request, kept)
+                filled[form.FIELDS.index("mode")] = form.TEXT
+                return filled
+            except MagiLiteError as error:
+                gr.Warning(f"The settings in {source['name']} cannot be used: {error}")
+        updates["mode"] = form.IMAGE if source["kind"] == "image" else form.VIDEO
+        if source["kind"] == "image":
+            width, height = values[form.FIELDS.index("width")], values[form.FIELDS.index("height")]
+            size = (source["width"], source["height"])
+            updates["width"], updates["height"] = form.shaped("Match image", width, height, size)
+        return [updates[name] for name in form.FIELDS]
+
+    def cleared(self, mode: str) -> str:
+        """Without a file only the modes that need none are left."""
+        return form.TEXT if mode in (form.IMAGE, form.VIDEO) else mode
+
+    def shape(self, shape: str, width: float, height: float, source: dict[str, Any] | None) -> tuple[Any, Any]:
+        """Another shape of about the same area."""
+        if not shape:
+            return gr.skip(), gr.skip()
+        image = (source["width"], source["height"]) if source else None
+        if shape == "Match image" and image is None:
+            gr.Info("Drop an image first; then its shape can be matched.")
+        return form.shaped(shape, width or 64, height or 64, image)
+
+    def length(self, seconds: float, endless: bool, timeline: Timeline) -> Any:
+        """The timeline follows the length; blocks beyond the end are cut off."""
+        from magi_lite.timeline_edit import clip
+
+        limit = None if endless else int(seconds)
+        if limit is not None and timeline.end > limit:
+            return gr.update(seconds=limit, value=clip(timeline, limit).to_json())
+        return gr.update(seconds=limit)
+
+    def quality(self, quality: str, preset: str, model: str) -> tuple[Any, ...]:
+        """A quality brings its size, and leaves steps and window to it."""
+        base = GenerationRequest(Timeline(), preset=preset or "auto", quality=quality.lower())
+        chosen = {} if model in (form.AUTO, None) else {"model": model}
+        base = with_defaults(replace(base, models_folder=self.machine.models_folder), chosen)
+        return base.width, base.height, form.AUTO, form.AUTO
+
+    def committed(self, timeline: Timeline, seconds: float, endless: bool) -> tuple[Any, ...]:
+        """An imported timeline may bring words for every second, and need more seconds."""
+        prompt = timeline.global_prompt or gr.skip()
+        value = gr.update(value=replace(timeline, global_prompt="").to_json()) if timeline.global_prompt else gr.skip()
+        longer = timeline.end if not endless and timeline.end > seconds else None
+        if longer:
+            value = gr.update(value=replace(timeline, global_prompt="").to_json(), seconds=longer)
+        return value, prompt, longer or gr.skip()
+
+    def example(self, title: str) -> tuple[Any, ...]:
+        """Load an example timeline."""
+        example = self.examples.get(title)
+        if example is None:
+            return (gr.skip(),) * 4
+        timeline = replace(example.timeline, global_prompt="")
+        shown = gr.update(value=timeline.to_json(), seconds=example.seconds)
+        return shown, example.timeline.global_prompt, example.seconds, False
+
+    # --- from other tabs
+
+    def use_settings(self, event: dict[str, Any] | None) -> list[Any]:
+        """Bring a gallery video's settings into the form."""
+        project = self.library.open((event or {}).get("use", ""))
+        return [gr.Tabs(selected="create"), *self.fill(project.request)]
+
+    def edit_job(self, event: dict[str, Any] | None) -> list[Any]:
+        """Bring a queued job into the form, to be saved back."""
+        job = (event or {}).get("edit", "")
+        request = self.actions.request_of(job)
+        return [gr.Tabs(selected="create"), job, gr.update(visible=True), *self.fill(request)]
+
+    def attach(self) -> list[Any]:
+        """A page that is opened while a video is made shows that video's form."""
+        running = self.actions.running_request()
+        return [gr.skip()] * len(form.FIELDS) if running is None else self.fill(running)
+
+
+def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo: gr.Blocks) -> None:
+    """Connect the widgets with their handlers."""
+    w = h.w
+    fields = [w[name] for name in form.FIELDS]
+    editing = gr.State("")
+    used_seed = gr.State(-1)
+
+    w["generate"].click(
+        h.generate, fields, [w["watch"], used_seed], api_name="generate_from_form", api_visibility="undocumented",
+        show_progress="hidden", concurrency_limit=None,
+    )  # fmt: skip
+    w["save_edit"].click(h.save_edit, [editing, *fields], [w["save_edit"], editing, tabs], **INNER)
+    for name in form.FIELDS:
+        if name not in ("seed", "source", "embed_settings", "crf", "timeline"):
+            w[name].change(h.plan, fields, [system, w["plan"]], trigger_mode="always_last", **INNER)
+    demo.load(h.plan, fields, [system, w["plan"]], **INNER)
+    demo.load(h.attach, None, fields, **INNER)
+
+    w["source"].dropped(h.dropped, [w["source"], *fields], fields, **INNER)
+    w["source"].cleared(h.cleared, w["mode"], w["mode"], **INNER)
+    w["shape"].input(h.shape, [w["shape"], w["width"], w["height"], w["source"]], [w["width"], w["height"]], **INNER)
+    for name in ("width", "height"):
+        w[name].blur(lambda value: form.legal_size(value or 64), w[name], w[name], **INNER)
+    for name in ("seconds", "endless"):
+        w[name].change(h.length, [w["seconds"], w["endless"], w["timeline"]], w["timeline"], **INNER)
+    tiers, numbers = [w["quality"], w["preset"], w["model"]], [w["width"], w["height"], w["steps"], w["window"]]
+    for tier in tiers:
+        tier.input(h.quality, tiers, numbers, **INNER)
+    w["dice"].click(lambda: random.randrange(form.SEED_LIMIT), None, w["seed"], **INNER)
+    w["last_seed"].click(lambda seed: seed, used_seed, w["seed"], **INNER)
+    w["timeline"].commit(
+        h.committed, [w["timeline"], w["seconds"], w["endless"]], [w["timeline"], w["prompt"], w["seconds"]], **INNER
+    )
+    w["example"].input(h.example, w["example"], [w["timeline"], w["prompt"], w["seconds"], w["endless"]], **INNER)
+
+    gallery.use_settings(h.use_settings, gallery, [tabs, *fields], **INNER)
+    gallery.watch_video(lambda: gr.Tabs(selected="create"), None, tabs, **INNER)
+    queue.edit_job(h.edit_job, queue, [tabs, editing, w["save_edit"], *fields], **INNER)
+    queue.watch_job(lambda: gr.Tabs(selected="create"), None, tabs, **INNER)

@@ -1,0 +1,40 @@
+"""Ready-made timelines: `presets/timelines/*.json`, each {"title", "seconds", "timeline"}."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from magi_lite.errors import TimelineError
+from magi_lite.timeline import Timeline
+
+FOLDER = Path(__file__).resolve().parents[2] / "presets" / "timelines"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A timeline to start from."""
+
+    title: str
+    seconds: int
+    timeline: Timeline
+
+
+def load(folder: Path = FOLDER) -> dict[str, Example]:
+    """All examples by title, in order of their files' names.
+
+    Raises:
+        TimelineError: a file is not an example; names it.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            example = Example(str(data["title"]), int(data["seconds"]), Timeline.from_json(data["timeline"]))
+            example.timeline.check(example.seconds)
+        except (ValueError, KeyError, TypeError, TimelineError) as error:
+            message = f"The example timeline {path.name} cannot be read ({error}); correct or remove it."
+            raise TimelineError(message) from None
+        found[example.title] = example
+    return found

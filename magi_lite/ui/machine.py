@@ -1,0 +1,208 @@
+"""What this computer is and has, for the top bar and the System tab; plans before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import sys
+import tempfile
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from magi_lite import devices, planner
+from magi_lite.config import MODELS, GenerationRequest
+from magi_lite.defaults import choose_model, choose_preset, models_on_disk
+from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.planner.picture import svg
+from magi_lite.ui.downloads import Downloads
+from magi_lite.ui.expose import sentence
+
+
+class Machine:
+    """The device found at start, memory gauges, models on disk and downloads.
+
+    Args:
+        models_folder: root of the published layout.
+        preset: the machine profile asked for at start; "auto": the one that fits.
+    """
+
+    def __init__(self, models_folder: Path, preset: str = "auto") -> None:
+        self.models_folder, self.preset = models_folder, preset
+        self.downloads = Downloads(models_folder)
+        self.device = devices.detect()
+
+    @cached_property
+    def backend(self) -> str:
+        """The device and the attention kernel in one phrase."""
+        return f"{self.device.name}, {self.attention}" if self.device.kind == "cuda" else "CPU"
+
+    @cached_property
+    def attention(self) -> str:
+        """The attention backend that is chosen here."""
+        if self.device.kind == "cuda":
+            for module, name in (("sageattention", "SageAttention"), ("flash_attn", "flash-attn")):
+                if importlib.util.find_spec(module):
+                    return name
+        return "PyTorch attention"
+
+    @property
+    def model(self) -> str:
+        """The model that a new video would use."""
+        return choose_model(choose_preset(self.preset, self.device, self.models_folder), self.models_folder)
+
+    @property
+    def first_run(self) -> bool:
+        """Whether no published model is on the disk yet."""
+        return not models_on_disk(self.models_folder)
+
+    def gauges(self) -> dict[str, Any]:
+        """Memory in use right now, bytes."""
+        total = devices.ram_bytes()
+        card = devices.memory_info() if self.device.kind == "cuda" else None
+        return {
+            "ram_total": total,
+            "ram_used": total - devices.free_ram_bytes(),
+            "vram_total": card[1] if card else 0,
+            "vram_used": card[1] - card[0] if card else 0,
+            "backend": self.backend,
+        }
+
+    def report(self) -> dict[str, Any]:
+        """The System tab: rows about this computer, advice, models."""
+        gauges, device = self.gauges(), self.device
+        card = "none found; the demo model works without one"
+        if device.kind == "cuda":
+            capability = ".".join(map(str, device.capability))
+            card = f"{device.name}, {device.vram_gb:.1f} GB, compute capability {capability}"
+        rows = [
+            ("Graphics card", card),
+            ("Memory", f"{gauges['ram_used'] / 1e9:.1f} of {gauges['ram_total'] / 1e9:.1f} GB in use"),
+            ("Attention", self.attention),
+            ("PyTorch", _torch_words()),
+            ("System", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"),
+            ("Machine profile", choose_preset(self.preset, device, self.models_folder).title),
+        ]
+        if gauges["vram_total"]:
+            used = f"{gauges['vram_used'] / 1e9:.1f} of {gauges['vram_total'] / 1e9:.1f} GB in use"
+            rows.insert(1, ("Card memory", used))
+        existing = next(p for p in (self.models_folder, *self.models_folder.resolve().parents) if p.exists())
+        return {
+            "machine": rows,
+            "advice": self.advice(),
+            "models": self._models(),
+            "models_folder": str(self.models_folder),
+            "free_disk": shutil.disk_usage(existing).free,
+        }
+
+    def advice(self) -> list[str]:
+        """What would make this machine work better, one sentence each."""
+        found = []
+        device = self.device
+        if device.kind == "cpu" and shutil.which("nvidia-smi"):
+            found.append(
+                "There is an NVIDIA card, but this PyTorch cannot use it: install a CUDA build, see the README."
+            )
+        elif device.kind == "cpu":
+            found.append(
+                "Without an NVIDIA card only the demo model is fast enough; the 4.5B model runs on cards from 6 GB up."
+            )
+        elif device.vram_gb < 5.5:
+            found.append(f"{device.name} has {device.vram_gb:.1f} GB; the smallest profile needs 6 GB. The demo works.")
+        elif device.capability < (7, 5):
+            found.append(f"{device.name} is older than what PyTorch supports well (compute capability 7.5 and up).")
+        return found
+
+    def _models(self) -> list[dict[str, Any]]:
+        present = set(models_on_disk(self.models_folder))
+        detail = "Comes with the program: tiny pictures, runs anywhere"
+        models = [{"name": "demo", "detail": detail, "present": True, "size": 0}]
+        for name, family in MODELS.items():
+            kind = "distilled, fast" if family.distilled else "base, slow and best"
+            detail = f"{kind}{', FP8' if family.quantized else ''}, about {download_gb(name):.0f} GB to download"
+            models.append(
+                {
+                    "name": name,
+                    "detail": detail,
+                    "present": name in present,
+                    "size": _folder_size(self.models_folder, family.folder) if name in present else 0,
+                    "downloadable": True,
+                    "download": self.downloads.status(name),
+                }
+            )
+        return models
+
+    def plan(self, request: GenerationRequest) -> dict[str, Any]:
+        """A plan as {"sentence", "svg", "notes"}, or {"error"} with what would fit."""
+        try:
+            plan = planner.plan(request, request.preset, self.device, self._shape(request.model))
+        except MagiLiteError as error:
+            return {"error": sentence(error)}
+        on_card = plan.execution.device == "cuda"
+        need = plan.needed_vram_bytes if on_card else plan.peak_ram_bytes
+        have = plan.device.vram_bytes if on_card else plan.device.ram_bytes or 0
+        where = f"{need / 1e9:.1f} of {have / 1e9:.1f} GB of {'card memory' if on_card else 'RAM'}"
+        words = f"Needs {where}; first picture after {_time(plan.time_to_first_chunk)}"
+        return {
+            "sentence": f"{words}, then {_time(plan.seconds_per_chunk)} for every second of video.",
+            "svg": svg(plan),
+            "notes": list(plan.notes),
+        }
+
+    def _shape(self, model: str) -> Any:
+        """What the planner takes for a model: files on disk where there are any, else the published numbers."""
+        from magi_lite.engine import planning_shape
+        from magi_lite.loader import open_model
+
+        try:
+            return planning_shape(open_model(model, self.models_folder))
+        except MagiLiteError:
+            return None
+
+    def free_memory(self) -> str:
+        """Hand cached memory back; says how much is free now."""
+        before = devices.free_ram_bytes()
+        devices.free_memory()
+        gained = max(0, devices.free_ram_bytes() - before)
+        return f"Done: {gained / 1e6:.0f} MB of RAM came free, {devices.free_ram_bytes() / 1e9:.1f} GB are free now."
+
+    def uploaded(self, path: str) -> Path:
+        """A file that a page has sent.
+
+        Raises:
+            InputError: the path is not one of those.
+        """
+        from gradio.utils import get_upload_folder
+
+        found = Path(path).resolve()
+        roots = (Path(get_upload_folder()).resolve(), Path(tempfile.gettempdir()).resolve() / "gradio")
+        if not any(found.is_relative_to(root) for root in roots) or not found.is_file():
+            raise InputError("This file was not uploaded through the page; drop it into the box.")
+        return found
+
+
+def download_gb(name: str) -> float:
+    """Size of a download in GB: transformer, text encoder (as published, float32), autoencoder."""
+    from magi_lite import hub
+
+    sizes = getattr(hub, "APPROXIMATE_GB", None)
+    if isinstance(sizes, dict) and name in sizes:
+        return float(sizes[name])
+    return 19.0 + {"4.5B": 9.0, "24B": 48.0}[name.split("-")[0]] / (2 if MODELS[name].quantized else 1)
+
+
+def _folder_size(root: Path, family: str) -> int:
+    return sum(path.stat().st_size for path in root.glob(f"**/{family}/**/*") if path.is_file())
+
+
+def _torch_words() -> str:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return version("torch")
+    return f"{torch.__version__}, CUDA {torch.version.cuda}" if torch.version.cuda else f"{torch.__version__}, CPU only"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,80 @@
+"""The panels, and which actions their scripts may call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from magi_lite.ui.actions import Actions
+from magi_lite.ui.assets import Panel
+from magi_lite.ui.expose import for_page
+from magi_lite.ui.timeline import TimelineEditor
+from magi_lite.ui.uploads import LIMIT_BYTES
+
+__all__ = ["GalleryPanel", "QueuePanel", "SourcePanel", "SystemPanel", "TimelineEditor", "TopBar", "WatchPanel"]
+STYLED = ("topbar", "source", "watch", "timeline", "queue", "gallery", "system")
+"""Folders whose style sheet the page loads."""
+
+
+class TopBar(Panel):
+    """Brand, state of the app, light and dark; the page's poller."""
+
+    folder = "topbar"
+
+    def __init__(self, actions: Actions) -> None:
+        super().__init__(None, server_functions=doors(actions, "status", "redirect"), elem_id="mg-topbar")
+
+
+class SourcePanel(Panel):
+    """The drop zone. Its value is None or {"kind", "path", "name", "width", "height", "url", "info"}."""
+
+    folder = "source"
+
+    def __init__(self, actions: Actions, **options: Any) -> None:
+        functions = doors(actions, "look_at")
+        super().__init__(None, server_functions=functions, limit=LIMIT_BYTES, elem_id="mg-source", **options)
+
+
+class WatchPanel(Panel):
+    """The stage. Setting its value to {"job": id} shows that job."""
+
+    folder = "watch"
+    scripts = ("player.js", "watch.js")
+
+    def __init__(self, actions: Actions) -> None:
+        functions = doors(actions, "stop", "pause", "resume", "extend", "redo")
+        super().__init__(None, server_functions=functions, elem_id="mg-watch")
+
+
+class QueuePanel(Panel):
+    """The list of jobs. Events: edit_job {"edit": id}, watch_job {"watch": id}."""
+
+    folder = "queue"
+
+    def __init__(self, actions: Actions) -> None:
+        names = ("move", "clone", "remove", "stop", "pause", "resume", "hold", "clear_ended")
+        super().__init__(None, server_functions=doors(actions, *names), elem_id="mg-queue")
+
+
+class GalleryPanel(Panel):
+    """The videos. Events: use_settings {"use": name}, watch_video {"watch": job}."""
+
+    folder = "gallery"
+
+    def __init__(self, actions: Actions) -> None:
+        names = ("gallery", "details", "extend", "redo", "resume", "reveal", "delete_video")
+        super().__init__(None, server_functions=doors(actions, *names), elem_id="mg-gallery")
+
+
+class SystemPanel(Panel):
+    """This computer and its models. Its value is the plan's picture: {"sentence", "svg", "notes"} or {"error"}."""
+
+    folder = "system"
+
+    def __init__(self, actions: Actions) -> None:
+        names = ("system", "download", "stop_download", "free_memory")
+        super().__init__(None, server_functions=doors(actions, *names), elem_id="mg-system")
+
+
+def doors(actions: Actions, *names: str) -> list[Any]:
+    """The named actions as a panel's script calls them."""
+    return [for_page(getattr(actions, name)) for name in names]

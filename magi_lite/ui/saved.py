@@ -1,0 +1,79 @@
+"""Settings that the user keeps under a name: everything of the form but words, blocks, files and the seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from magi_lite.jobs import JobQueue
+from magi_lite.ui import form
+from magi_lite.ui.events import INNER, Handlers
+
+NOT_SAVED = ("mode", "source", "prompt", "timeline", "seed")
+KEPT = tuple(name for name in form.FIELDS if name not in NOT_SAVED)
+
+
+class Saved:
+    """Named settings, kept with the queue."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+
+    def all(self) -> dict[str, dict[str, Any]]:
+        """Settings by name."""
+        return self._queue.setting("saved", {})
+
+    def names(self) -> list[str]:
+        return sorted(self.all())
+
+    def put(self, name: str, values: dict[str, Any]) -> None:
+        """Keep settings under a name; an earlier one of that name is replaced."""
+        self._queue.set_setting("saved", {**self.all(), name: values})
+
+    def delete(self, name: str) -> None:
+        self._queue.set_setting("saved", {key: value for key, value in self.all().items() if key != name})
+
+    def choose_start(self, name: str | None) -> None:
+        """Load these settings whenever the page opens; None: the machine's defaults."""
+        self._queue.set_setting("at_start", name)
+
+    def at_start(self) -> dict[str, Any]:
+        """The values to begin with."""
+        found = self.all().get(self._queue.setting("at_start") or "", {})
+        return {name: value for name, value in found.items() if name in KEPT}
+
+
+def wire(store: Saved, h: Handlers) -> None:
+    """Connect the list of saved settings with the form."""
+    w = h.w
+    kept = [w[name] for name in KEPT]
+
+    def save(name: str, *values: Any) -> tuple[Any, ...]:
+        """Keep the form's settings under a name."""
+        name = " ".join((name or "").split())
+        if not name:
+            raise gr.Error("Give the settings a name first.", print_exception=False, title="Not saved")
+        store.put(name, dict(zip(KEPT, values, strict=True)))
+        return gr.update(choices=store.names(), value=name), ""
+
+    def load(name: str | None) -> list[Any]:
+        """Bring saved settings into the form."""
+        values = store.all().get(name or "", {})
+        return [values.get(key, gr.skip()) for key in KEPT]
+
+    def delete(name: str | None) -> Any:
+        """Forget saved settings."""
+        store.delete(name or "")
+        return gr.update(choices=store.names(), value=None)
+
+    def at_start(name: str | None) -> None:
+        """Open the page with these settings from now on."""
+        store.choose_start(name)
+        gr.Info(f"The page opens with “{name}” from now on." if name else "The page opens with the machine's defaults.")
+
+    w["save"].click(save, [w["saved_name"], *kept], [w["saved"], w["saved_name"]], **INNER)
+    w["saved"].input(load, w["saved"], kept, **INNER)
+    w["delete_saved"].click(delete, w["saved"], w["saved"], **INNER)
+    w["at_start"].click(at_start, w["saved"], None, **INNER)
+    gr.on(None, lambda: gr.update(choices=store.names()), None, w["saved"], **INNER)

@@ -1,0 +1,88 @@
+"""Colours, spacing and fonts of the app, light and dark. Only fonts that the system has: nothing is fetched."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+_FONTS = ("Inter", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-serif")
+_MONO = ("ui-monospace", "Cascadia Mono", "SF Mono", "Menlo", "Consolas", "monospace")
+
+
+def theme() -> gr.themes.Base:
+    """The app's Gradio theme."""
+    base = gr.themes.Base(
+        primary_hue=gr.themes.colors.indigo,
+        secondary_hue=gr.themes.colors.indigo,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_lg,
+        text_size=gr.themes.sizes.text_md,
+        spacing_size=gr.themes.sizes.spacing_md,
+        font=["system-ui", *_FONTS],
+        font_mono=list(_MONO),
+    )
+    return base.set(
+        body_background_fill="#f4f5fa",
+        body_background_fill_dark="#0d0f17",
+        body_text_color="#1b2030",
+        body_text_color_dark="#e6e9f2",
+        body_text_color_subdued="#586074",
+        body_text_color_subdued_dark="#9aa3b8",
+        background_fill_primary="#ffffff",
+        background_fill_primary_dark="#161a26",
+        background_fill_secondary="#f8f9fc",
+        background_fill_secondary_dark="#11141e",
+        border_color_primary="#dfe3ee",
+        border_color_primary_dark="#272d3f",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#161a26",
+        block_border_width="0px",
+        block_shadow="none",
+        block_label_text_color="#3c4459",
+        block_label_text_color_dark="#b9c1d6",
+        block_title_text_color="#3c4459",
+        block_title_text_color_dark="#b9c1d6",
+        block_title_text_weight="600",
+        block_title_text_size="*text_sm",
+        block_info_text_color="#586074",
+        block_info_text_color_dark="#9aa3b8",
+        block_padding="6px 0",
+        panel_background_fill="transparent",
+        panel_background_fill_dark="transparent",
+        input_background_fill="#f4f5fa",
+        input_background_fill_dark="#0f121b",
+        input_border_color="#d5daea",
+        input_border_color_dark="#2b3247",
+        input_border_color_focus="#5b6cf0",
+        input_border_color_focus_dark="#7f8cff",
+        input_placeholder_color="#6b7389",
+        input_placeholder_color_dark="#8790a6",
+        input_shadow="none",
+        input_shadow_focus="0 0 0 3px #5b6cf033",
+        button_primary_background_fill="linear-gradient(135deg, #4c5ce8, #7a3ff0)",
+        button_primary_background_fill_dark="linear-gradient(135deg, #4c5ce8, #7a3ff0)",
+        button_primary_background_fill_hover="linear-gradient(135deg, #3f4fd8, #6a31de)",
+        button_primary_background_fill_hover_dark="linear-gradient(135deg, #5a69f5, #8850f7)",
+        button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#ffffff",
+        button_primary_border_color="transparent",
+        button_primary_border_color_dark="transparent",
+        button_secondary_background_fill="#eef0f8",
+        button_secondary_background_fill_dark="#20263a",
+        button_secondary_background_fill_hover="#e2e6f3",
+        button_secondary_background_fill_hover_dark="#2a3149",
+        button_secondary_text_color="#262d40",
+        button_secondary_text_color_dark="#dfe3f1",
+        button_secondary_border_color="transparent",
+        button_secondary_border_color_dark="transparent",
+        checkbox_background_color="#ffffff",
+        checkbox_background_color_dark="#0f121b",
+        checkbox_label_background_fill="#eef0f8",
+        checkbox_label_background_fill_dark="#1d2233",
+        checkbox_label_background_fill_selected="#4c5ce8",
+        checkbox_label_background_fill_selected_dark="#4c5ce8",
+        checkbox_label_text_color_selected="#ffffff",
+        checkbox_label_text_color_selected_dark="#ffffff",
+        checkbox_label_border_width="0px",
+        slider_color="#5b6cf0",
+        slider_color_dark="#7f8cff",
+    )
