@@ -51,6 +51,8 @@ __all__ = ["FIXED", "Project", "SavedState"]
 
 FIXED = ("width", "height", "model", "steps", "window", "shortcut")
 """Settings of a request that kept seconds and states depend on."""
+PREFIX_NAME = "prefix.safetensors"
+"""In `inputs`: latents that the video starts from, kept by whoever encoded them; a branch takes them along."""
 
 
 class StateLike(Protocol):
@@ -214,6 +216,8 @@ class Project(ProjectFiles):
         """
         self.lock()
         changed = self._changed(chunk, request)
+        if _sources(changed) != _sources(self.request):
+            raise InputError("A video cannot be redone from another image or clip; start a new one with it.")
         self._close_video()
         for index in reversed(range(chunk, self.chunks)):
             for kind in ("m4s", "safetensors", "jpg"):
@@ -240,6 +244,9 @@ class Project(ProjectFiles):
             for stage in self._stages():
                 if stage < from_chunk:
                     link(self._state(stage), folder / "states" / f"{stage:05}.safetensors")
+            prefix = self.folder / "inputs" / PREFIX_NAME
+            if _sources(changed) == _sources(self.request) and prefix.is_file():
+                link(prefix, folder / "inputs" / PREFIX_NAME)
 
         parent = {"project": self.name, "from": from_chunk}
         return Project._new(make_folder(self.folder.parent, changed, parent, fill))
@@ -329,3 +336,8 @@ class Project(ProjectFiles):
         if self._writer:
             self._writer.close()
             self._writer = None
+
+
+def _sources(request: GenerationRequest) -> tuple[str | None, ...]:
+    """The names of the image and the clip that a request starts from."""
+    return tuple(path and path.name for path in (request.image, request.video))

@@ -180,7 +180,13 @@ def test_inputs_are_kept_with_the_project(tmp_path, ask):
     picture.unlink()
     kept = Project.open(project.folder).request.image
     assert kept.read_bytes() == content and kept.is_relative_to(project.folder)
+    (project.folder / "inputs" / "prefix.safetensors").write_bytes(b"latents")
+    with project.branch(0, ask()) as branch:
+        assert list((branch.folder / "inputs").iterdir()) == [], "another start takes nothing along"
+    with project, pytest.raises(InputError, match="cannot be redone from another image or clip"):
+        project.redo_from(0, ask())
     with project.branch(1) as branch:
+        assert (branch.folder / "inputs" / "prefix.safetensors").read_bytes() == b"latents"
         assert branch.request.image.read_bytes() == content and branch.request.image.is_relative_to(branch.folder)
 
 

@@ -1,0 +1,193 @@
+"""Every kind of picture becomes upright, opaque 8-bit RGB of the wanted size."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from magi_lite.video.images import load_image
+
+CORNERS = {
+    "top left": (255, 0, 0),
+    "top right": (0, 255, 0),
+    "bottom left": (0, 0, 255),
+    "bottom right": (255, 255, 0),
+}
+
+
+def quarters(width, height, mode="RGB"):
+    """An image with one colour per quarter, as in CORNERS."""
+    image = Image.new("RGB", (width, height))
+    for colour, (x, y) in zip(CORNERS.values(), [(0, 0), (1, 0), (0, 1), (1, 1)], strict=True):
+        image.paste(colour, (x * width // 2, y * height // 2, (x + 1) * width // 2, (y + 1) * height // 2))
+    return image.convert(mode)
+
+
+def corners(pixels):
+    """The colours in the middle of the quarters."""
+    h, w = pixels.shape[0] // 4, pixels.shape[1] // 4
+    return [tuple(int(v) for v in pixels[y, x]) for y in (h, 3 * h) for x in (w, 3 * w)]
+
+
+def near(got, wanted, tolerance=4):
+    return np.abs(np.array(got, int) - np.array(wanted, int)).max() <= tolerance
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "tiff", "webp", "ppm", "tga", "gif", "jpg"])
+def test_formats(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    quarters(64, 48).save(path, **({"lossless": True} if ending == "webp" else {"quality": 95}))
+    pixels = load_image(path, (64, 48))
+    assert pixels.shape == (48, 64, 3) and pixels.dtype == np.uint8
+    assert near(corners(pixels), list(CORNERS.values()), 12 if ending == "jpg" else 2)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(tmp_path, orientation):
+    """The stored pixels are turned the way a camera turns them; what is loaded is upright again."""
+    upright = quarters(64, 32)
+    undo = {
+        2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180], 4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90], 7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }  # fmt: skip
+    stored = upright
+    for turn in undo.get(orientation, []):
+        stored = stored.transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert near(corners(load_image(tmp_path / "a.png", (64, 32))), list(CORNERS.values()))
+
+
+def test_a_damaged_exif_says_nothing(tmp_path):
+    quarters(32, 32).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f", quality=95)
+    assert near(corners(load_image(tmp_path / "a.jpg", (32, 32))), list(CORNERS.values()), 12)
+
+
+def test_transparency_lies_over_the_stated_background(tmp_path):
+    values = np.zeros((8, 8, 4), np.uint8)
+    values[:, :4] = (200, 0, 0, 255)
+    values[:, 4:] = (200, 0, 0, 128)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    opaque, half = load_image(tmp_path / "a.png", (8, 8))[4, [1, 6]]
+    assert near(opaque, (200, 0, 0), 8) and near(half, (228, 127, 127), 8)
+    half = load_image(tmp_path / "a.png", (8, 8), background=(0, 0, 100))[4, 6]
+    assert near(half, (100, 0, 50), 8)
+
+
+def test_palettes_with_and_without_transparency(tmp_path):
+    image = quarters(32, 32).quantize(8)
+    image.save(tmp_path / "plain.png")
+    assert near(corners(load_image(tmp_path / "plain.png", (32, 32))), list(CORNERS.values()))
+    image.save(tmp_path / "clear.png", transparency=image.getpixel((4, 4)))
+    assert near(corners(load_image(tmp_path / "clear.png", (32, 32)))[0], (255, 255, 255))
+    assert near(corners(load_image(tmp_path / "clear.png", (32, 32)))[1:], list(CORNERS.values())[1:])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "CMYK", "RGBA", "HSV"])
+def test_colour_modes(tmp_path, mode):
+    image = quarters(32, 32, "L" if mode == "LA" else "RGB").convert(mode)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    (image.convert("RGB") if mode == "HSV" else image).save(path)
+    wanted = corners(np.asarray(image.convert("RGB")))
+    assert near(corners(load_image(path, (32, 32))), wanted)
+
+
+def png_16(values):
+    """A 16-bit PNG made by hand: (H, W) grey or (H, W, 3) RGB uint16."""
+    height, width = values.shape[:2]
+    colour = 2 if values.ndim == 3 else 0
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_16_bit(tmp_path):
+    """Plain conversion would clip all but the darkest 256 of 65536 greys to white."""
+    grey = np.linspace(0, 65535, 64).round().astype(np.uint16)[None].repeat(16, 0)
+    wanted = (grey / 257).round()[..., None].repeat(3, -1)
+    (tmp_path / "grey.png").write_bytes(png_16(grey))
+    Image.fromarray(grey).save(tmp_path / "grey.tif")
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "wide.tif")
+    Image.fromarray((grey / 65535).astype(np.float32)).save(tmp_path / "float.tif")
+    (tmp_path / "colour.png").write_bytes(png_16(grey[..., None].repeat(3, -1)))
+    for path in tmp_path.iterdir():
+        assert near(load_image(path, (64, 16)), wanted, 2), path.name
+
+
+def test_colour_profiles(tmp_path):
+    """A damaged or an equal profile changes nothing, and inks come out as the colours they print."""
+    from PIL import ImageCms
+
+    Image.new("RGB", (8, 8), (90, 140, 60)).save(tmp_path / "a.png", icc_profile=b"damaged profile")
+    assert near(load_image(tmp_path / "a.png", (8, 8))[4, 4], (90, 140, 60)), "a damaged profile is left aside"
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (8, 8), (90, 140, 60)).save(tmp_path / "b.png", icc_profile=srgb)
+    assert near(load_image(tmp_path / "b.png", (8, 8))[4, 4], (90, 140, 60), 2)
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "c.jpg", quality=95)
+    assert near(load_image(tmp_path / "c.jpg", (8, 8))[4, 4], (255, 0, 0), 6)
+
+
+@pytest.mark.parametrize("source", [(200, 100), (100, 200), (97, 61), (3000, 20)])
+@pytest.mark.parametrize("size", [(64, 64), (96, 32)])
+def test_fit_modes_by_geometry(tmp_path, source, size):
+    """A coordinate grid shows which part of the picture lands where."""
+    width, height = source
+    values = np.zeros((height, width, 3), np.uint8)
+    values[..., 0] = np.linspace(20, 250, width).round()[None]
+    values[..., 1] = np.linspace(20, 250, height).round()[:, None]
+    values[..., 2] = 255
+    Image.fromarray(values).save(tmp_path / "a.png")
+
+    def coordinates(pixels):
+        """Where in the source (0..1) each pixel's middle comes from."""
+        return (pixels[..., 0] - 20.0) / 230, (pixels[..., 1] - 20.0) / 230
+
+    middle_x, middle_y = (np.arange(size[0]) + 0.5) / size[0], (np.arange(size[1]) + 0.5) / size[1]
+    stretched = load_image(tmp_path / "a.png", size, "stretch")
+    x, y = coordinates(stretched)
+    assert np.abs(x - middle_x[None]).max() < 0.03 and np.abs(y - middle_y[:, None]).max() < 0.04
+
+    scale = max(size[0] / width, size[1] / height)
+    part_x, part_y = size[0] / scale / width, size[1] / scale / height
+    cropped = load_image(tmp_path / "a.png", size, "crop")
+    x, y = coordinates(cropped)
+    assert np.abs(x - (0.5 + (middle_x - 0.5) * part_x)[None]).max() < 0.03
+    assert np.abs(y - (0.5 + (middle_y - 0.5) * part_y)[:, None]).max() < 0.04
+    assert cropped[..., 2].min() > 240
+
+    padded = load_image(tmp_path / "a.png", size, "pad")
+    inside = padded[..., 2] > 128
+    scale = min(size[0] / width, size[1] / height)
+    assert inside.any(0).sum() == pytest.approx(max(1, width * scale), abs=1)
+    assert inside.any(1).sum() == pytest.approx(max(1, height * scale), abs=1)
+    assert np.abs(padded[~inside].astype(int)).max(initial=0) == 0, "bars are black"
+    rows = np.flatnonzero(inside.any(1))
+    assert abs(rows[0] - (size[1] - 1 - rows[-1])) <= 1, "the picture stands in the middle"
+
+
+def test_tiny_and_large(tmp_path):
+    Image.new("RGB", (1, 1), (10, 200, 30)).save(tmp_path / "tiny.png")
+    assert near(load_image(tmp_path / "tiny.png", (64, 48)), (10, 200, 30), 1)
+    quarters(5000, 3000).save(tmp_path / "large.jpg", quality=90)
+    assert near(corners(load_image(tmp_path / "large.jpg", (64, 64))), list(CORNERS.values()), 12)
+
+
+def test_shrinking_averages_instead_of_picking_pixels(tmp_path):
+    """A fine checkerboard becomes grey; nearest neighbour would give black, white or stripes."""
+    board = ((np.indices((512, 512)).sum(0) % 2) * 255).astype(np.uint8)
+    Image.fromarray(board).save(tmp_path / "a.png")
+    assert near(load_image(tmp_path / "a.png", (48, 48))[2:-2, 2:-2], 127, 4)
+
+
+def test_the_first_frame_of_an_animation(tmp_path):
+    first, second = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    assert near(load_image(tmp_path / "a.gif", (16, 16)), (255, 0, 0))
