@@ -1,0 +1,75 @@
+"""The attention's door: kernels against the plain formula, grouped against expanded, and which kernel is chosen."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from magi_lite.dit.attention import SDPA, available, choose, masked_sdpa
+from magi_lite.errors import InputError
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The formula in float64, every head by itself."""
+    q, k, v = query.double(), key.double(), value.double()
+    per_group = q.shape[2] // k.shape[2]
+    result = torch.empty_like(q)
+    for n in range(q.shape[0]):
+        seen = slice(None) if mask is None else mask[n]
+        for head in range(q.shape[2]):
+            group = head // per_group
+            scores = q[n, :, head] @ k[n, seen, group].T / math.sqrt(q.shape[3])
+            result[n, :, head] = torch.softmax(scores, dim=-1) @ v[n, seen, group]
+    return result
+
+
+def random_qkv(heads: int, groups: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(2, 13, heads, 16, generator=generator)
+    key, value = (torch.randn(2, 29, groups, 16, generator=generator) for _ in range(2))
+    return query, key, value
+
+
+@pytest.mark.parametrize("heads,groups", [(6, 2), (4, 4), (6, 1)])
+def test_sdpa_equals_the_formula_and_expanded_groups(heads: int, groups: int) -> None:
+    query, key, value = random_qkv(heads, groups)
+    found = SDPA(query, key, value)
+    assert found.shape == query.shape
+    assert (found - plain(query, key, value)).abs().max() < 2e-6
+    expanded = SDPA(query, *(part.repeat_interleave(heads // groups, dim=2) for part in (key, value)))
+    assert (found - expanded).abs().max() < 2e-6
+
+
+def test_masked_rows_equal_the_formula() -> None:
+    query, key, value = random_qkv(6, 2, seed=1)
+    mask = torch.arange(29) < torch.tensor([[1], [17]])
+    assert (masked_sdpa(query, key, value, mask) - plain(query, key, value, mask)).abs().max() < 2e-6
+
+
+def test_on_a_cpu_torch_serves_and_is_named() -> None:
+    assert available("cpu", torch.bfloat16) == ("sdpa",)
+    assert choose().name == choose("sdpa").name == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["flash", "sage", "quick"])
+def test_a_kernel_that_cannot_serve_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}.* cannot be used here .cpu, float32.; use sdpa"):
+        choose(name)
+
+
+def test_half_precision_is_a_condition_of_the_compiled_kernels() -> None:
+    assert available("cuda", torch.float32) == ("sdpa",)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", available("cuda", torch.bfloat16))
+def test_every_kernel_of_a_gpu_equals_the_formula(name: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(1, 300, 24, 128, generator=generator).to("cuda", torch.bfloat16)
+    key, value = (torch.randn(1, 700, 8, 128, generator=generator).to("cuda", torch.bfloat16) for _ in range(2))
+    found, wanted = choose(name, "cuda", torch.bfloat16)(query, key, value).double(), plain(query, key, value)
+    limit = 0.05 if name == "sage" else 0.01  # SageAttention works in 8 bits
+    assert ((found - wanted).norm() / wanted.norm()).item() < limit

@@ -1,0 +1,104 @@
+"""What a forward must not do: wait for the device, quantize an input four times, act at import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from magi_lite.dit.layers import SingleLinear, project_shared
+from magi_lite.dit.model import DiT
+from quant import Fp8, convert_
+from quant.linear import QuantizedLinear
+from tests.dit.conftest import CHUNK_FRAMES, LARGE_SWITCHES, SMALL, DictStore, make_inputs
+
+
+def test_no_forward_waits_for_the_device() -> None:
+    """Fake tensors have no values: reading one, as `.item()`, `if tensor` or indexing by it do, raises."""
+    for config in (SMALL, LARGE_SWITCHES):
+        given = make_inputs(config, 31, 1, 2)
+        with FakeTensorMode(allow_non_fake_inputs=False) as mode, torch.inference_mode():
+            dit = DiT(config).to_precision(torch.bfloat16)
+            dit.mlp_slice = dit.attention_slice = 5
+            latents, timesteps, words = (mode.from_tensor(x) for x in (given.latents, given.timesteps, given.words))
+            captions = dit.encode_captions(words, given.lengths)
+            store = DictStore(tokens=CHUNK_FRAMES * 2 * 3)
+            for first in (0, 2):
+                velocity = dit(
+                    latents,
+                    timesteps,
+                    captions,
+                    first_chunk=first,
+                    kv_ranges=[(0, first + 1), (0, first + 2)],
+                    store=store,
+                    write=True,
+                    step_size=4.0,
+                )
+            assert velocity.shape == given.latents.shape and velocity.dtype == torch.float32
+
+
+def test_an_input_that_four_linears_share_is_quantized_once() -> None:
+    dit = DiT(SMALL).requires_grad_(False)
+    given = make_inputs(SMALL, 32, 1, 2)
+    convert_(dit, Fp8(), lambda name: "layers.1." in name and "linear_qkv" in name)
+    project = dit.videodit_blocks.layers[1].self_attention.linear_qkv
+    linears = [project.q, project.qx, project.k, project.v]
+    assert all(isinstance(linear, QuantizedLinear) for linear in linears)
+    quantized: list[str] = []
+    for linear in linears:
+        original = linear.quantize_input
+        linear.quantize_input = lambda x, original=original: (quantized.append("once"), original(x))[1]
+    x = torch.randn(1, 2, 12, SMALL.hidden_size)
+    shared = project_shared(linears, x)
+    assert len(quantized) == 1
+    assert all(torch.equal(ours, linear(x)) for ours, linear in zip(shared, linears, strict=True))
+    quantized.clear()
+    dit(given.latents, given.timesteps, given.captions(dit), first_chunk=0, kv_ranges=[(0, 1), (0, 2)])
+    assert len(quantized) == 1
+
+
+class _Scaled(torch.nn.Module):
+    """A linear with an activation scale of its own, by the protocol of `project_shared`."""
+
+    def __init__(self, key: float) -> None:
+        super().__init__()
+        self.input_key = key
+
+    def quantize_input(self, x: Tensor) -> Tensor:
+        return x * self.input_key
+
+    def forward_quantized(self, quantized: Tensor) -> Tensor:
+        return quantized / self.input_key
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_quantized(self.quantize_input(x))
+
+
+def test_linears_of_different_scales_do_not_share() -> None:
+    x = torch.tensor([1.0, 2.0])
+    assert all(torch.equal(y, x) for y in project_shared([_Scaled(2.0), _Scaled(4.0)], x))
+
+
+def test_single_linear_gives_float32_of_float32() -> None:
+    linear = SingleLinear(40, 8, bias=False).requires_grad_(False).bfloat16()
+    x = torch.randn(3, 40).bfloat16()
+    wanted = x.double() @ linear.weight.double().T
+    assert linear(x).dtype == torch.float32
+    assert (linear(x) - wanted).abs().max() < 1e-5
+
+
+def test_import_has_no_side_effects() -> None:
+    program = (
+        "import sys, threading\n"
+        "import torch\n"
+        "before = (threading.active_count(), torch.random.initial_seed(), torch.get_num_threads())\n"
+        "import magi_lite.dit.model, magi_lite.dit.attention\n"
+        "assert before == (threading.active_count(), torch.random.initial_seed(), torch.get_num_threads())\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert not any(m.split('.')[0] in ('flash_attn', 'sageattention', 'quant') for m in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
