@@ -95,11 +95,9 @@ def fast_kernels(x: Tensor, kind: torch.dtype) -> ModuleType | None:
 @lru_cache
 def _kernels_of_device(index: int, features: int, kind: torch.dtype) -> ModuleType | None:
     """Import and try the kernels once per device, width and type: a result unlike the plain path's is not accepted."""
-    try:
-        from quant import kernels
-    except ImportError:
-        return None
+    from quant import kernels
+
     oldest = (8, 0) if kind == torch.int8 else (8, 9)
-    if torch.cuda.get_device_capability(index) < oldest or features > kernels.WIDEST_ROW:
+    if kernels.triton is None or torch.cuda.get_device_capability(index) < oldest or features > kernels.WIDEST_ROW:
         return None
     return kernels if kernels.agrees_with_plain(torch.device("cuda", index), features, kind) else None

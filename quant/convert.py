@@ -119,24 +119,24 @@ def quantized_tensors(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
             raise QuantError("The published scheme needs calibrated scales; use fp8, or calibrate a model first.")
 
 
+_MARKS: dict[str, Scheme] = {"weight_e4m3": Fp8(), "weight_int8": Int8(), "weight_nf4": NF4()}
+"""Which buffer only one scheme has."""
+
+
 def detect(names: Iterable[str]) -> Scheme | None:
     """The scheme whose tensors a state dict with these names holds; None: nothing is quantized.
 
     Settings that names do not tell (granularity) are the defaults: a converted folder's manifest knows them.
     """
     ends = {name.rpartition(".")[2] for name in names}
-    if "nested_absmax" in ends:
-        return NF4()
-    if "channel_scale" in ends:
-        return Int8()
-    if "weight_scale" in ends:
-        return Published() if "input_scale" in ends else Fp8()
-    return None
+    if "input_scale" in ends:
+        return Published()
+    return next((scheme for mark, scheme in _MARKS.items() if mark in ends), None)
 
 
 def quantized_names(names: Iterable[str]) -> frozenset[str]:
     """The layers that a state dict with these names holds quantized: the `where` for `convert_`."""
-    marks = {"weight_scale", "channel_scale", "nested_absmax"}
+    marks = {"input_scale", *_MARKS}
     return frozenset(path for path, _, end in (name.rpartition(".") for name in names) if end in marks)
 
 

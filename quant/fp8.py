@@ -117,10 +117,11 @@ def _row_scales_work(index: int) -> bool:
 class Fp8Linear(QuantizedLinear):
     """e4m3 weights, activations quantized to e4m3 while running.
 
-    Buffers: weight (out, in) e4m3, weight_scale (out, 1) or (1,) float32, bias (out,) or absent.
+    Buffers: weight_e4m3 (out, in) e4m3, weight_scale (out, 1) or (1,) float32, bias (out,) or absent.
     """
 
-    weight: Tensor
+    weight = None
+    weight_e4m3: Tensor
     weight_scale: Tensor
 
     def __init__(
@@ -129,7 +130,7 @@ class Fp8Linear(QuantizedLinear):
         super().__init__(in_features, out_features)
         self.scheme = scheme
         scale_shape = (out_features, 1) if scheme.granularity == "row" else (1,)
-        shapes = {"weight": ((out_features, in_features), FP8), "weight_scale": (scale_shape, torch.float32)}
+        shapes = {"weight_e4m3": ((out_features, in_features), FP8), "weight_scale": (scale_shape, torch.float32)}
         self._declare(shapes, bias, device)
 
     @classmethod
@@ -144,11 +145,11 @@ class Fp8Linear(QuantizedLinear):
     def quantized(weight: Tensor, scheme: Fp8) -> dict[str, Tensor]:
         """The buffers that a weight (out, in) becomes."""
         values, scale = quantize_weight(weight, scheme.granularity)
-        return {"weight": values, "weight_scale": scale}
+        return {"weight_e4m3": values, "weight_scale": scale}
 
     def dequantized(self) -> Tensor:
         """The weight (out, in) that the layer computes with, float32."""
-        return self.weight.float() * self.weight_scale
+        return self.weight_e4m3.float() * self.weight_scale
 
     @property
     def input_key(self) -> Hashable:
@@ -163,6 +164,6 @@ class Fp8Linear(QuantizedLinear):
     def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:
         assert quantized.scale is not None
         return scaled_matmul(
-            quantized.values, quantized.scale, self.weight, self.weight_scale, dtype,
+            quantized.values, quantized.scale, self.weight_e4m3, self.weight_scale, dtype,
             self.scheme.fast_accumulate, self.backend,
         )  # fmt: skip

@@ -56,10 +56,11 @@ def _plain_matmul(values: Tensor, weight: Tensor) -> Tensor:
 
 
 class Int8Linear(QuantizedLinear):
-    """Buffers: weight (out, in) int8, channel_scale (out, 1) float32, bias (out,) or absent."""
+    """Buffers: weight_int8 (out, in) int8, weight_scale (out, 1) float32, bias (out,) or absent."""
 
-    weight: Tensor
-    channel_scale: Tensor
+    weight = None
+    weight_int8: Tensor
+    weight_scale: Tensor
 
     def __init__(
         self, in_features: int, out_features: int, scheme: Int8, bias: Tensor | None = None, device: Any = None
@@ -67,8 +68,8 @@ class Int8Linear(QuantizedLinear):
         super().__init__(in_features, out_features)
         self.scheme = scheme
         shapes = {
-            "weight": ((out_features, in_features), torch.int8),
-            "channel_scale": ((out_features, 1), torch.float32),
+            "weight_int8": ((out_features, in_features), torch.int8),
+            "weight_scale": ((out_features, 1), torch.float32),
         }
         self._declare(shapes, bias, device)
 
@@ -84,11 +85,11 @@ class Int8Linear(QuantizedLinear):
     def quantized(weight: Tensor, scheme: Int8) -> dict[str, Tensor]:
         """The buffers that a weight (out, in) becomes."""
         values, scale = quantize_weight(weight)
-        return {"weight": values, "channel_scale": scale}
+        return {"weight_int8": values, "weight_scale": scale}
 
     def dequantized(self) -> Tensor:
         """The weight (out, in) that the layer computes with, float32."""
-        return self.weight.float() * self.channel_scale
+        return self.weight_int8.float() * self.weight_scale
 
     @property
     def input_key(self) -> Hashable:
@@ -104,6 +105,6 @@ class Int8Linear(QuantizedLinear):
         assert scale is not None
         result = torch.empty(values.shape[0], self.out_features, dtype=dtype, device=values.device)
         for rows in slices(result):
-            product = integer_matmul(values[rows], self.weight, self.backend).float()
-            result[rows] = product.mul_(scale[rows]).mul_(self.channel_scale.view(-1))
+            product = integer_matmul(values[rows], self.weight_int8, self.backend).float()
+            result[rows] = product.mul_(scale[rows]).mul_(self.weight_scale.view(-1))
         return result

@@ -1,57 +1,62 @@
-"""Triton kernels that quantize activations in one read and one write. Imported only where Triton is installed.
+"""Triton kernels that quantize activations in one read and one write; `triton` is None where it is not installed.
 
 One program per row, the whole row in registers: the absmax needs no second pass over memory.
 """
 
-from __future__ import annotations
-
+# No postponed annotations here: Triton reads `tl.constexpr` from them.
 import logging
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from quant.schemes import FP8_MAX, INT8_MAX
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
 
 WIDEST_ROW = 16384
 """Features per row that still fit in a program's registers."""
 _log = logging.getLogger(__name__)
 
+if triton is not None:
 
-@triton.jit
-def _rows_kernel(x, values, scales, features, limit, smallest, INTEGER: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < features
-    numbers = tl.load(x + row * features + column, mask=inside, other=0.0).to(tl.float32)
-    absmax = tl.maximum(tl.max(tl.abs(numbers), axis=0), smallest)
-    scale = tl.div_rn(absmax, limit)
-    tl.store(scales + row, scale)
-    scaled = tl.div_rn(numbers, tl.broadcast_to(scale, (BLOCK,)))
-    scaled = tl.minimum(tl.maximum(scaled, -limit), limit)
-    if INTEGER:  # noqa: SIM108 - a branch the compiler drops
-        # 1.5 * 2^23: adding and subtracting it rounds a small float32 half to even.
-        result = ((scaled + 12582912.0) - 12582912.0).to(tl.int8)
-    else:
-        result = scaled.to(tl.float8e4nv)
-    tl.store(values + row * features + column, result, mask=inside)
+    @triton.jit
+    def _rows_kernel(x, values, scales, features, limit, smallest, INTEGER: tl.constexpr, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        column = tl.arange(0, BLOCK)
+        inside = column < features
+        numbers = tl.load(x + row * features + column, mask=inside, other=0.0).to(tl.float32)
+        absmax = tl.maximum(tl.max(tl.abs(numbers), axis=0), smallest)
+        scale = tl.div_rn(absmax, limit)
+        tl.store(scales + row, scale)
+        scaled = tl.div_rn(numbers, tl.broadcast_to(scale, (BLOCK,)))
+        scaled = tl.minimum(tl.maximum(scaled, -limit), limit)
+        if INTEGER:  # noqa: SIM108 - a branch the compiler drops
+            # 1.5 * 2^23: adding and subtracting it rounds a small float32 half to even.
+            result = ((scaled + 12582912.0) - 12582912.0).to(tl.int8)
+        else:
+            result = scaled.to(tl.float8e4nv)
+        tl.store(values + row * features + column, result, mask=inside)
 
-
-@triton.jit
-def _static_kernel(x, values, divisor, features, limit, VECTOR: tl.constexpr, TWICE: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < features
-    numbers = tl.load(x + row * features + column, mask=inside, other=0.0).to(tl.float32)
-    if VECTOR:  # noqa: SIM108 - a branch the compiler drops
-        by = tl.load(divisor + column, mask=inside, other=1.0)
-    else:
-        by = tl.broadcast_to(tl.load(divisor), (BLOCK,))
-    scaled = tl.minimum(tl.maximum(tl.div_rn(numbers, by), -limit), limit)
-    if TWICE:
-        scaled = scaled.to(tl.bfloat16).to(tl.float32)
-    tl.store(values + row * features + column, scaled.to(tl.float8e4nv), mask=inside)
+    @triton.jit
+    def _static_kernel(
+        x, values, divisor, features, limit, VECTOR: tl.constexpr, TWICE: tl.constexpr, BLOCK: tl.constexpr
+    ):
+        row = tl.program_id(0).to(tl.int64)
+        column = tl.arange(0, BLOCK)
+        inside = column < features
+        numbers = tl.load(x + row * features + column, mask=inside, other=0.0).to(tl.float32)
+        if VECTOR:
+            by = tl.load(divisor + column, mask=inside, other=1.0)
+        else:
+            by = tl.broadcast_to(tl.load(divisor), (BLOCK,))
+        scaled = tl.minimum(tl.maximum(tl.div_rn(numbers, by), -limit), limit)
+        if TWICE:
+            scaled = scaled.to(tl.bfloat16).to(tl.float32)
+        tl.store(values + row * features + column, scaled.to(tl.float8e4nv), mask=inside)
 
 
 def quantize_rows(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,8 @@ class QuantizedLinear(nn.Module):
     """Base of the quantized linears: y = x W^T + b with W held quantized in buffers named as in the state dict.
 
     Buffers other than `bias` keep their type under `.to(dtype)`, `.half()` and the like; `.to(device)` moves all.
+    Except in the published form, `weight` is None: code that casts its input to `linear.weight.dtype` (transformers' T5
+    does) would take the type of the packed numbers for that of the computation.
     """
 
     output_dtype: torch.dtype | None = None

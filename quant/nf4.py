@@ -35,11 +35,12 @@ def bitsandbytes() -> ModuleType:
 class NF4Linear(QuantizedLinear):
     """Activations stay as they come; weights are expanded block by block inside the product.
 
-    Buffers: weight (ceil(out*in/2), 1) uint8, absmax (blocks,) uint8, nested_absmax (blocks/256,), nested_map (256,),
-    code (16,), offset () float32, bias (out,) or absent.
+    Buffers: weight_nf4 (ceil(out*in/2), 1) uint8, absmax (blocks,) uint8; float32 nested_absmax (blocks/256,),
+    nested_map (256,), code (16,) and offset (); bias (out,) or absent.
     """
 
-    weight: Tensor
+    weight = None
+    weight_nf4: Tensor
     absmax: Tensor
     nested_absmax: Tensor
     nested_map: Tensor
@@ -53,7 +54,7 @@ class NF4Linear(QuantizedLinear):
         self.scheme = scheme
         packed, blocks, nested = scheme.sizes(out_features, in_features)
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "weight": ((packed, 1), torch.uint8),
+            "weight_nf4": ((packed, 1), torch.uint8),
             "absmax": ((blocks,), torch.uint8),
             "nested_absmax": ((nested,), torch.float32),
             "nested_map": ((256,), torch.float32),
@@ -78,7 +79,7 @@ class NF4Linear(QuantizedLinear):
             weight.detach().float().contiguous(), blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
         )
         return {
-            "weight": packed,
+            "weight_nf4": packed,
             "absmax": state.absmax,
             "nested_absmax": state.state2.absmax,
             "nested_map": state.state2.code.clone(),
@@ -106,11 +107,12 @@ class NF4Linear(QuantizedLinear):
     def as_params4bit(self, dtype: torch.dtype = torch.bfloat16) -> Any:
         """The weight as a bitsandbytes `Params4bit`, for a `bnb.nn.Linear4bit`."""
         packed = self.quant_state(dtype).as_dict(packed=True)
-        return bitsandbytes().nn.Params4bit.from_prequantized(self.weight, packed, device=str(self.weight.device))
+        device = str(self.weight_nf4.device)
+        return bitsandbytes().nn.Params4bit.from_prequantized(self.weight_nf4, packed, device=device)
 
     def dequantized(self) -> Tensor:
         """The weight (out, in) that the layer computes with, float32."""
-        return bitsandbytes().functional.dequantize_4bit(self.weight, self.quant_state(torch.float32))
+        return bitsandbytes().functional.dequantize_4bit(self.weight_nf4, self.quant_state(torch.float32))
 
     @property
     def input_key(self) -> Hashable:
@@ -126,4 +128,4 @@ class NF4Linear(QuantizedLinear):
             return torch.nn.functional.linear(x, self.dequantized().to(x.dtype)).to(dtype)
         if x.shape[0] == 0:
             return x.new_zeros(0, self.out_features, dtype=dtype)
-        return bitsandbytes().matmul_4bit(x, self.weight.t(), quant_state=self.quant_state(x.dtype)).to(dtype)
+        return bitsandbytes().matmul_4bit(x, self.weight_nf4.t(), quant_state=self.quant_state(x.dtype)).to(dtype)
