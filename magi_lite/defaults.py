@@ -49,14 +49,16 @@ def choose_preset(name: str, device: Device | None = None, models_folder: Path |
 
 
 def choose_model(preset: Preset, models_folder: Path | None = None) -> str:
-    """The preset's model, or the nearest one that is on the disk; the preset's own where none is (so that it is asked for)."""
+    """The preset's model, or the nearest one on the disk; its own where none is, so that it is asked for."""
     if preset.model not in MODELS:
         return preset.model
     present = models_on_disk(models_folder)
     return preset.model if preset.model in present or not present else present[0]
 
 
-def with_defaults(request: GenerationRequest, chosen: dict[str, Any], device: Device | None = None) -> GenerationRequest:
+def with_defaults(
+    request: GenerationRequest, chosen: dict[str, Any], device: Device | None = None
+) -> GenerationRequest:
     """Fill a request from its preset.
 
     Args:
@@ -70,5 +72,8 @@ def with_defaults(request: GenerationRequest, chosen: dict[str, Any], device: De
     preset = choose_preset(request.preset, device, request.models_folder)
     if chosen.get("model") == DEMO and request.preset == "auto":
         preset = presets.load(DEMO)
-    settings: dict[str, Any] = {**preset.quality(request.quality).settings(), "model": choose_model(preset, request.models_folder)}
+    settings: dict[str, Any] = {
+        **preset.quality(request.quality).settings(),
+        "model": choose_model(preset, request.models_folder),
+    }
     return replace(request, preset=preset.name, **{**settings, **chosen})

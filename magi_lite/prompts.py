@@ -73,7 +73,7 @@ class PromptBank:
 
 
 def blend(parts: Sequence[tuple[Tensor, float]]) -> Tensor:
-    """Weighted sum of embeddings (L_i, C); rows that a shorter one lacks count as zero. One part is returned as it is."""
+    """Weighted sum of embeddings (L_i, C); rows that a shorter one lacks count as zero. One part stays as it is."""
     if len(parts) == 1:
         return parts[0][0]
     longest = max(len(embedding) for embedding, _ in parts)

@@ -50,7 +50,14 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "quant*",
     ),
     4: ("magi_lite.sampling*", "magi_lite.video*", "magi_lite.project*"),
-    5: ("magi_lite.pipeline", "magi_lite.engine", "magi_lite.prompts", "magi_lite.decoding", "magi_lite.prefix"),
+    5: (
+        "magi_lite.pipeline",
+        "magi_lite.engine",
+        "magi_lite.prompts",
+        "magi_lite.decoding",
+        "magi_lite.delivery",
+        "magi_lite.prefix",
+    ),
     6: ("magi_lite.jobs*", "magi_lite.store", "magi_lite.defaults"),
     7: (
         "magi_lite.ui*",

@@ -14,6 +14,7 @@ from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError
 from magi_lite.events import ChunkFinished, Event, Finished, Notice, PlanReady, Progress, StageStarted, Stopped
+from magi_lite.planner import Plan
 from magi_lite.timeline import Timeline
 
 DEFAULT_SECONDS = 4
@@ -28,14 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--blend", type=int, help="seconds over which prompts fade into each other at a seam")
     what.add_argument("--image", type=Path, help="start with this picture")
     what.add_argument("--video", type=Path, help="continue this clip")
-    what.add_argument("--seconds", type=int, help=f"new seconds to make (default: the timeline's, or {DEFAULT_SECONDS})")
+    what.add_argument(
+        "--seconds", type=int, help=f"new seconds to make (default: the timeline's, or {DEFAULT_SECONDS})"
+    )
     what.add_argument("--endless", action="store_true", help="go on until Ctrl-C")
     what.add_argument("--size", metavar="WxH", help="width and height, multiples of 16 (default: the preset's)")
     what.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop", help="how a picture fills the frame")
     what.add_argument("--seed", type=int, default=-1, help="-1 (default) draws one; the one used is kept in the video")
     what.add_argument("--style", action="append", default=[], help="a style token, such as anime; may be repeated")
     what.add_argument("--no-quality-token", action="store_true", help="leave out the learned 'high quality' token")
-    what.add_argument("--no-duration-token", action="store_true", help="leave out the token that counts the seconds left")
+    what.add_argument(
+        "--no-duration-token", action="store_true", help="leave out the token that counts the seconds left"
+    )
 
     how = parser.add_argument_group("how to make it")
     how.add_argument("--preset", default="auto", help="a machine profile of presets/, or demo; auto picks one")
@@ -132,9 +137,8 @@ def build_request(arguments: argparse.Namespace) -> GenerationRequest:
         crf=arguments.crf,
         embed_settings=not arguments.no_metadata,
     )
-    chosen = {
-        "width": width, "height": height, "steps": arguments.steps, "window": arguments.window, "model": arguments.model,
-    }  # fmt: skip
+    chosen = {name: getattr(arguments, name) for name in ("steps", "window", "model")}
+    chosen |= {"width": width, "height": height}
     return with_defaults(request, {key: value for key, value in chosen.items() if value is not None})
 
 
@@ -190,7 +194,7 @@ def show(events: Iterator[Event]) -> int:
         for event in events:
             match event:
                 case PlanReady(plan=plan):
-                    print(plan.summary(), file=sys.stderr)
+                    print(_plan_sentence(plan), file=sys.stderr)
                 case StageStarted(detail=detail) if detail:
                     print(detail, file=sys.stderr)
                 case Notice(message=message, level=level):
@@ -199,7 +203,9 @@ def show(events: Iterator[Event]) -> int:
                     bar = bar or tqdm(total=None, unit="step", file=sys.stderr, bar_format="{desc} {bar} {elapsed}")
                     _advance(bar, event)
                 case ChunkFinished(chunk=chunk, frames=frames, seconds_taken=taken):
-                    tqdm.write(f"second {chunk + 1} is finished: {len(frames)} frames in {taken:.1f} s", file=sys.stderr)
+                    tqdm.write(
+                        f"second {chunk + 1} is finished: {len(frames)} frames in {taken:.1f} s", file=sys.stderr
+                    )
                 case Finished(video=video):
                     print(video)
                 case Stopped(video=video, reason=reason, chunks=chunks):
@@ -212,11 +218,25 @@ def show(events: Iterator[Event]) -> int:
     return 0
 
 
-def _advance(bar, progress: Progress) -> None:  # noqa: ANN001 - tqdm is not typed
+def _plan_sentence(plan: Plan) -> str:
+    """The plan in a line."""
+    on_card = plan.execution.device == "cuda"
+    used = plan.needed_vram_bytes if on_card else plan.peak_ram_bytes
+    where = plan.device.name if on_card else "CPU"
+    return (
+        f"{plan.model.name}, {plan.request.width}x{plan.request.height}, {plan.execution.scheme}, "
+        f"window {plan.window} on {where}: {used / 2**30:.1f} GiB, "
+        f"about {plan.seconds_per_chunk:.1f} s for a second of video"
+    )
+
+
+def _advance(bar, progress: Progress) -> None:
     """Move the bar to where the run is, with the time that is left in words."""
     left = "" if progress.eta_seconds is None else f", {_clock(progress.eta_seconds)} left"
     of = "" if progress.chunks is None else f"/{progress.chunks}"
-    bar.set_description_str(f"second {progress.chunk + 1}{of}, step {progress.step}/{progress.steps}{left}", refresh=False)
+    bar.set_description_str(
+        f"second {progress.chunk + 1}{of}, step {progress.step}/{progress.steps}{left}", refresh=False
+    )
     if progress.fraction is not None:
         bar.total, bar.n = 1000, int(progress.fraction * 1000)
     bar.refresh()

@@ -1,0 +1,62 @@
+"""The video where the user wants it: the same growing file while the run goes on, an ordinary MP4 at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from magi_lite.files import check_output, output_errors
+from magi_lite.project import Project
+
+
+class Delivery:
+    """Keeps `out` in step with a project's video.
+
+    A hard link where the disk allows it, so that nothing is written twice; a copy after every second elsewhere.
+
+    Args:
+        project: whose video it is.
+        out: the file wanted; None: the project's own is enough.
+
+    Raises:
+        OutputError: the file could not be written.
+    """
+
+    def __init__(self, project: Project, out: Path | None) -> None:
+        self._project, self._out = project, out
+        if out is not None:
+            check_output(out)
+
+    @property
+    def video(self) -> Path:
+        """The file to show."""
+        return self._project.video if self._out is None else self._out
+
+    def update(self) -> None:
+        """A second was added to the project's video."""
+        source, out = self._project.video, self._out
+        if out is None or (out.exists() and out.samefile(source)):
+            return
+        temporary = self._temporary(out)
+        with output_errors(out):
+            try:
+                os.link(source, temporary)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(source, temporary)
+            temporary.replace(out)
+
+    def finish(self) -> None:
+        """Write the whole video with its index in front; nothing is encoded again."""
+        if self._out is not None and self._project.chunks:
+            self._project.export(self._out)
+
+    def close(self) -> None:
+        """Remove what a failed update left."""
+        if self._out is not None:
+            with contextlib.suppress(OSError):
+                self._temporary(self._out).unlink()
+
+    def _temporary(self, out: Path) -> Path:
+        return out.with_name(f".{out.name}.{os.getpid()}.tmp")

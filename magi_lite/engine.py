@@ -1,0 +1,139 @@
+"""The networks of one run, where the plan wants them: loaded, used and let go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magi_lite import devices
+from magi_lite.config import Execution, GenerationRequest, SamplerSettings
+from magi_lite.decoding import decode_chunk, decode_preview, encode_pixels
+from magi_lite.dit.attention import choose as choose_attention
+from magi_lite.dit.model import DiT
+from magi_lite.layout import ModelFiles
+from magi_lite.loader import DTYPES, load_dit, load_special_tokens, load_text_encoder, load_vae, vae_config
+from magi_lite.planner import ModelShape, T5Shape
+from magi_lite.prompts import PromptBank
+from magi_lite.residency import Residency
+from magi_lite.sampling.kv_store import KVRing
+from magi_lite.sampling.results import Caption
+from magi_lite.t5 import fingerprint
+from magi_lite.text.cache import EmbeddingCache
+from magi_lite.text.encoder import PromptEncoder
+from magi_lite.text.special_tokens import null_caption
+
+EMBEDDINGS_FOLDER = Path.home() / ".cache" / "magi_lite" / "embeddings"
+"""Where prompts' embeddings are kept between runs."""
+
+
+def planning_shape(files: ModelFiles) -> ModelShape:
+    """What the planner has to know of a model on disk."""
+    t5 = json.loads((files.text_encoder / "config.json").read_text(encoding="utf-8"))
+    return ModelShape(
+        name=files.name,
+        dit=files.dit,
+        vae=vae_config(files.vae),
+        t5=T5Shape(
+            layers=t5["num_layers"],
+            width=t5["d_model"],
+            heads=t5["num_heads"],
+            head_dim=t5["d_kv"],
+            feed_forward=t5["d_ff"],
+            vocabulary=t5["vocab_size"],
+        ),
+        distilled=files.distilled,
+        quantized=files.quantized,
+    )
+
+
+def sampler_settings(files: ModelFiles, request: GenerationRequest, window: int) -> SamplerSettings:
+    """The model's own way of sampling with what the request chooses."""
+    nearly_clean = files.sampler.nearly_clean and request.nearly_clean
+    return replace(
+        files.sampler, steps=request.steps, window=window, shortcut=request.shortcut, nearly_clean=nearly_clean
+    )
+
+
+def prompt_bank(
+    files: ModelFiles, execution: Execution, on_load: Callable[[int], None] = lambda count: None
+) -> PromptBank:
+    """Captions for a run; `on_load` is told how many prompts are about to be encoded."""
+
+    def encode(prompts: Sequence[str]) -> list[Tensor]:
+        on_load(len(prompts))
+
+        def load() -> PromptEncoder:
+            return load_text_encoder(files, execution)
+
+        with Residency(execution) as home, home.text_encoder(load) as encoder, torch.inference_mode():
+            return [embedding.cpu() for embedding in encoder.encode(prompts)]
+
+    return PromptBank(
+        encode,
+        fingerprint(files.text_encoder, execution.t5),
+        EmbeddingCache(EMBEDDINGS_FOLDER),
+        load_special_tokens(files),
+        files.dit.caption_max_length,
+    )
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Transformer and autoencoder of a run, placed as the plan says."""
+
+    files: ModelFiles
+    execution: Execution
+    dit: DiT
+    home: Residency
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents live while they are denoised."""
+        return self.home.device
+
+    def null_caption(self) -> Caption:
+        """The words of clean chunks: the model's own learned ones."""
+        return Caption(null_caption(self.dit.y_embedder.null_caption_embedding))
+
+    def store(self, slots: int) -> KVRing:
+        """A KV store for `slots` clean chunks, as the plan says."""
+        execution = self.execution
+        return KVRing(slots, dtype=execution.kv_dtype, place=execution.kv_place, device=self.device, streams=devices)
+
+    @torch.inference_mode()
+    def encode(self, pixels: np.ndarray) -> Tensor:
+        """(T, H, W, 3) uint8 to scaled latents (1, 16, T/4 or 1, H/8, W/8) on `device`."""
+        with self.home.vae_at_work("encoder") as vae:
+            return encode_pixels(vae, pixels, self.home.vae_device, self.execution.vae_tile_batch).to(self.device)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Scaled latents (1, 16, t, h, w) to frames (T, H, W, 3) uint8 in host memory."""
+        with self.home.vae_at_work("decoder") as vae:
+            return decode_chunk(vae, latents.to(self.home.vae_device), self.execution.vae_tile_batch)
+
+    @torch.inference_mode()
+    def preview(self, latents: Tensor) -> np.ndarray | None:
+        """A small picture of unfinished latents; None where the decoder would have to be brought first."""
+        if self.execution.vae == "swapped":
+            return None
+        with self.home.vae_at_work("decoder") as vae:
+            return decode_preview(vae, latents.to(self.home.vae_device))
+
+
+@contextmanager
+def engine(files: ModelFiles, execution: Execution) -> Iterator[Engine]:
+    """Load transformer and autoencoder, place them, and free everything at the end."""
+    compute = DTYPES[execution.dtype]
+    with Residency(execution) as home:
+        dit = home.place_dit(load_dit(files, execution))
+        dit.backend = choose_attention(execution.attention, execution.device, compute)
+        home.place_vae(load_vae(files.vae, compute))
+        yield Engine(files, execution, dit, home)

@@ -1,0 +1,331 @@
+"""From a request to a growing video: the whole story in one screen, told as a stream of events.
+
+check -> plan -> words -> weights -> what comes before -> second after second -> done
+
+Every finished second and the sampler's state at every stage boundary are on disk before the run goes on, so a run that
+dies at any moment continues to the same bits. `Run` holds what the steps share; each step yields its events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from magi_lite import devices, planner
+from magi_lite.clock import Clock
+from magi_lite.config import PIXELS_PER_LATENT, GenerationRequest
+from magi_lite.control import RunControl
+from magi_lite.delivery import Delivery
+from magi_lite.engine import Engine, engine, planning_shape, prompt_bank, sampler_settings
+from magi_lite.errors import InputError, OutOfMemory
+from magi_lite.events import (
+    ChunkFinished,
+    Event,
+    Finished,
+    Notice,
+    Opened,
+    PlanReady,
+    Preview,
+    Progress,
+    StageStarted,
+    Stopped,
+)
+from magi_lite.layout import ModelFiles
+from magi_lite.loader import open_model
+from magi_lite.planner import Plan
+from magi_lite.prefix import own_latents, prefix_pixels, read_prefix, save_prefix
+from magi_lite.project import Project, SavedState
+from magi_lite.prompts import PromptBank
+from magi_lite.request_checks import validate_request
+from magi_lite.sampling.results import Caption, CleanChunk, SamplerState, StageDone, StepDone
+from magi_lite.sampling.sampler import Sampler
+from magi_lite.timeline import Timeline
+
+ENDLESS_STATES = 256
+"""States kept of an endless run: how far back it can be redone exactly."""
+PREVIEW_EVERY = 1.5
+"""Seconds between previews: often enough to watch, rare enough to cost nothing."""
+DEFAULT_PROJECTS = Path("outputs")
+
+
+def generate(
+    request: GenerationRequest | None,
+    *,
+    control: RunControl | None = None,
+    projects_folder: Path | None = None,
+    resume: Path | None = None,
+    from_chunk: int | None = None,
+) -> Iterator[Event]:
+    """Make a video.
+
+    Args:
+        request: what to make. With `resume` it may be None (go on as asked for then), or a changed one: more seconds,
+            or other words for seconds that have not begun.
+        control: to stop, pause and re-direct from another thread.
+        projects_folder: where a new run's folder is made.
+        resume: the folder of an earlier run, to go on with.
+        from_chunk: with `resume`: keep the seconds before this one and make the rest again, in a new project.
+
+    Yields:
+        `events.Event`s; the last one is `Finished` or `Stopped`.
+
+    Raises:
+        MagiLiteError: the request, the weights, the memory or the disk do not allow it. Finished seconds are kept.
+    """
+    control = control or RunControl()
+    yield StageStarted("check", "")
+    with _open_project(request, projects_folder or DEFAULT_PROJECTS, resume, from_chunk) as project:
+        yield Opened(project.folder, project.video)
+        try:
+            yield from _with_smaller_plans(Run(project, control))
+        except Exception as error:
+            project.log(f"failed: {type(error).__name__}: {error}")
+            project.set_status("failed", str(error))
+            raise
+
+
+def _open_project(
+    request: GenerationRequest | None, root: Path, resume: Path | None, from_chunk: int | None
+) -> Project:
+    """A new project, the one to go on with, or a branch of it."""
+    if request is not None:
+        validate_request(request)
+    if resume is None:
+        if request is None:
+            raise InputError("There is nothing to make; give a prompt, or a project to resume.")
+        latents = own_latents(request)
+        project = Project.create(root, request)
+        if latents is not None:
+            save_prefix(project, latents)
+        return project
+    project = Project.open(resume)
+    if from_chunk is not None:
+        return project.branch(from_chunk, request)
+    project.lock()
+    if request is not None:
+        more = (
+            0
+            if request.seconds is None or project.request.seconds is None
+            else request.seconds - project.request.seconds
+        )
+        if more > 0:
+            project.extend(more)
+        if request.timeline != project.request.timeline:
+            project.edit_timeline(request.timeline, _entered(project))
+    return project
+
+
+def _entered(project: Project) -> int:
+    """How many seconds have entered the window, so that their words cannot change."""
+    state = project.latest_state()
+    return 0 if state is None else state.stage + 1
+
+
+def _with_smaller_plans(run: Run) -> Iterator[Event]:
+    """Run; where memory runs out, free it and try the next smaller plan once, from the last stage boundary."""
+    plan = run.make_plan()
+    try:
+        yield from run.follow(plan)
+        return
+    except Exception as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        reason = str(error)
+    run.project.log(f"memory ran out: {reason}")
+    devices.free_memory()
+    smaller = planner.next_smaller(plan)
+    if smaller is None:
+        raise OutOfMemory("Memory ran out and there is no smaller plan; choose a smaller size or window.")
+    yield Notice("Memory ran out; going on with a smaller plan. Finished seconds are kept.", "warning")
+    try:
+        yield from run.follow(smaller)
+    except Exception as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        devices.free_memory()
+        message = "Memory ran out, with a smaller plan too; close other programs, or choose a smaller size or window."
+        raise OutOfMemory(message) from error
+
+
+class Run:
+    """One run of a project: what its steps share."""
+
+    def __init__(self, project: Project, control: RunControl) -> None:
+        self.project, self.control = project, control
+        self.files: ModelFiles = open_model(self.request.model, self.request.models_folder)
+        self.timeline: Timeline = self.request.timeline
+        self.delivery = Delivery(project, self.request.out)
+        self.clock = Clock()
+
+    @property
+    def request(self) -> GenerationRequest:
+        return self.project.request
+
+    def make_plan(self) -> Plan:
+        """Memory and time of the run on this machine."""
+        return planner.plan(self.request, self.request.preset, None, planning_shape(self.files), free_window=False)
+
+    def follow(self, plan: Plan) -> Iterator[Event]:
+        """The story itself."""
+        yield PlanReady(plan)
+        if not self.files.trained:
+            yield Notice(
+                "The demo model in use is untrained: its pictures are noise that shows the app at work.", "warning"
+            )
+        state = self.starting_state()
+        prefix = None if state else read_prefix(self.project)
+        pixels = None if state or prefix is not None else prefix_pixels(self.request)
+
+        bank = prompt_bank(self.files, plan.execution)
+        prompts = self.upcoming_prompts()
+        missing = bank.missing(prompts)
+        if missing:
+            yield StageStarted("text", f"Reading {len(missing)} prompt{'s' * (len(missing) > 1)}")
+            bank.prepare(prompts)
+
+        yield StageStarted("load", f"Loading {self.files.name}")
+        with engine(self.files, plan.execution) as networks:
+            if pixels is not None:
+                yield StageStarted("prefix", "Looking at the picture" if len(pixels) == 1 else "Watching the clip")
+                prefix = networks.encode(pixels)
+                save_prefix(self.project, prefix)
+            sampler = self.make_sampler(networks, plan, bank, state, prefix)
+            yield StageStarted("denoise", "Making the first second")
+            yield from self.denoise(sampler, networks)
+
+    # --- what the sampler needs ------------------------------------------------------------------------------------
+
+    def upcoming_prompts(self) -> list[str]:
+        """Every prompt of the seconds still to be made; of an endless run, all of the timeline's."""
+        last = self.request.seconds if self.request.seconds is not None else self.timeline.end + self.timeline.blend + 1
+        seconds = range(min(self.project.chunks, last), last)
+        mixes = [self.timeline.prompt_for(second, self.request.seconds) for second in seconds]
+        return list(dict.fromkeys(prompt for mix in mixes for prompt in mix.prompts))
+
+    def starting_state(self) -> SavedState | None:
+        """Where the sampler goes on: the newest state; for a video made longer, the last one before its old end."""
+        state = self.project.latest_state()
+        if state is None:
+            return None
+        total, offset, wanted = state.position["total"], state.position["offset"], self.request.seconds
+        old_end = None if total is None else total - offset
+        if old_end is not None and state.stage >= old_end and (wanted is None or wanted > old_end):
+            return self.project.state_before(old_end)
+        return state
+
+    def make_sampler(
+        self, networks: Engine, plan: Plan, bank: PromptBank, state: SavedState | None, prefix: Tensor | None
+    ) -> Sampler:
+        """The sampler, where `state` left it or at the beginning."""
+        request = self.request
+
+        def caption(chunk: int, remaining: int | None) -> Caption:
+            """The words that hold when a chunk enters the window."""
+            mix = self.timeline.prompt_for(chunk - sampler.offset, self.request.seconds)
+            return bank.caption(mix, self.request.tokens, remaining)
+
+        with torch.inference_mode():
+            sampler = Sampler(
+                networks.dit,
+                sampler_settings(self.files, request, plan.window),
+                latent_size=(request.height // PIXELS_PER_LATENT, request.width // PIXELS_PER_LATENT),
+                chunks=request.seconds,
+                caption=caption,
+                null_caption=networks.null_caption(),
+                seed=request.seed,
+                prefix=prefix,
+                emit_prefix=request.image_prefix,
+                device=networks.device,
+                dtype=networks.dit.dtype,
+                store_factory=networks.store,
+            )
+            if state is not None:
+                sampler.restore(SamplerState(state.position, state.tensors))
+        return sampler
+
+    # --- second after second ---------------------------------------------------------------------------------------
+
+    def denoise(self, sampler: Sampler, networks: Engine) -> Iterator[Event]:
+        """Drive the sampler; write what is finished; obey the control between steps."""
+        self.project.set_status("running")
+        self.clock = Clock()
+        last_preview = self.clock.elapsed
+        steps = sampler.run()
+        while True:
+            with torch.inference_mode():
+                result = next(steps, None)
+            match result:
+                case None:
+                    break
+                case StepDone():
+                    self.clock.step(result.steps_done)
+                    yield self.progress(result)
+                    if self.clock.elapsed - last_preview > PREVIEW_EVERY:
+                        yield from self.preview(result, networks)
+                        last_preview = self.clock.elapsed
+                    self.redirect(result.stage + 1)
+                    if self.control.stop_requested:
+                        yield self.stopped("stopped")
+                        return
+                case CleanChunk():
+                    yield from self.finish_chunk(result, networks)
+                case StageDone():
+                    self.project.save_state(result.stage, sampler.state())
+                    if self.request.seconds is None:
+                        self.project.prune_states(ENDLESS_STATES)
+                    if self.control.pause_requested:
+                        yield self.stopped("paused")
+                        return
+        self.project.set_status("finished")
+        self.delivery.finish()
+        yield Finished(self.delivery.video, self.project.folder, self.project.chunks, self.clock.elapsed)
+
+    def finish_chunk(self, clean: CleanChunk, networks: Engine) -> Iterator[Event]:
+        """Decode a clean chunk and put it on disk, unless an earlier run did."""
+        if clean.index < self.project.chunks:
+            return
+        frames = networks.decode(clean.latents)
+        self.project.write_chunk(clean.index, clean.latents, frames)
+        self.delivery.update()
+        yield ChunkFinished(clean.index, frames, self.clock.lap())
+
+    def preview(self, step: StepDone, networks: Engine) -> Iterator[Event]:
+        """What the second in the making looks like so far."""
+        image = networks.preview(step.preview)
+        if image is not None:
+            yield Preview(step.oldest_chunk, image)
+
+    def progress(self, step: StepDone) -> Progress:
+        """Where the run is, with the time that is left."""
+        seconds, window = self.request.seconds, max(1, self.request.window)
+        per_chunk = self.request.steps // window
+        left = per_chunk - step.step - 1 if step.steps_total is None else step.steps_total - step.steps_done
+        pace = self.clock.seconds_per_step
+        return Progress(
+            chunk=step.oldest_chunk,
+            chunks=seconds,
+            step=step.step + 1,
+            steps=step.steps_in_stage,
+            fraction=None if step.steps_total is None else step.steps_done / step.steps_total,
+            eta_seconds=self.clock.left(left),
+            seconds_per_chunk=None if pace is None else pace * per_chunk,
+        )
+
+    def redirect(self, first: int) -> None:
+        """Take over a new timeline for the seconds that have not begun: `first` and later."""
+        newer = self.control.take_timeline()
+        if newer is not None:
+            self.project.edit_timeline(newer, first)
+            self.timeline = self.request.timeline
+
+    def stopped(self, reason: Literal["stopped", "paused"]) -> Stopped:
+        """The run ends here by the user's wish; what is finished is a whole video."""
+        self.project.set_status(reason)
+        self.delivery.finish()
+        return Stopped(
+            self.delivery.video if self.project.chunks else None, self.project.folder, self.project.chunks, reason
+        )
