@@ -100,8 +100,9 @@ class Checkpoint:
 
     def _add(self, file: Path, listed: set[str] | None) -> None:
         """Take in the header of a file; `listed` is what the index says it holds."""
-        stored = file if file.is_file() else file.with_name(file.name + ".zst")
-        if stored.suffix == ".zst":
+        packed = file.with_name(file.name + ".zst")
+        stored = packed if packed.is_file() else file
+        if stored is packed:
             unpacked = unpack(stored)
             if isinstance(unpacked, bytes):
                 metadata, tensors = parse_header(unpacked[: 8 + _LARGEST_HEADER], len(unpacked), stored)
