@@ -6,10 +6,11 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from magi_lite.errors import OutputError
+from magi_lite.errors import MediaError, OutputError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -81,6 +82,33 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def check_source(path: Path, kind: str) -> None:
+    """Refuse a path that is no file with something in it that may be read.
+
+    Args:
+        path: where `kind`, such as "an image", should be.
+
+    Raises:
+        MediaError: one sentence.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError(f"There is no file {path}; give the path of {kind}.") from None
+    except PermissionError:
+        raise MediaError(f"There is no permission to read {path}; use another copy.") from None
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{str(path)[:80]} cannot be read ({error}); give the path of {kind}.") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise MediaError(f"{path} is a folder; give the path of {kind}.")
+    if not stat.S_ISREG(found.st_mode):
+        raise MediaError(f"{path} is not a file; give the path of {kind}.")
+    if not os.access(path, os.R_OK):
+        raise MediaError(f"There is no permission to read {path}; use another copy.")
+    if found.st_size == 0:
+        raise MediaError(f"{path.name} is empty; use another copy.")
+
+
 def check_output(path: Path, needed_bytes: int = 0) -> None:
     """Refuse, before hours of work, a video file that could not be written in the end.
 
@@ -89,14 +117,13 @@ def check_output(path: Path, needed_bytes: int = 0) -> None:
     """
     if path.suffix.lower() != ".mp4":
         raise OutputError(f"{path.name!r} does not end in .mp4; give a name such as {Path(path.stem or 'video')}.mp4.")
-    if not path.parent.exists():
-        raise output_error(OSError(errno.ENOENT, ""), path)
-    if not path.parent.is_dir():
-        raise output_error(OSError(errno.ENOTDIR, ""), path)
-    if path.is_dir():
-        raise output_error(OSError(errno.EISDIR, ""), path)
+    with output_errors(path):
+        if not stat.S_ISDIR(path.parent.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "")
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "")
     if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise output_error(OSError(errno.EACCES, ""), path)
+        raise output_error(PermissionError(errno.EACCES, ""), path)
     free = shutil.disk_usage(path.parent).free
     if free < needed_bytes:
         raise OutputError(

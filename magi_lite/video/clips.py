@@ -15,6 +15,7 @@ import numpy as np
 
 from magi_lite.config import FPS
 from magi_lite.errors import MediaError
+from magi_lite.files import check_source
 from magi_lite.video.images import Fit, fit_pixels
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _TOLERANCE = 0.25 / FPS
 """Containers round times, to milliseconds for instance; a frame that starts this little late has started."""
 _SEEK_MARGIN = 2.0
 """Seconds before the wanted ones that are read, for durations that are a little wrong."""
+_DAMAGED = "is damaged or not a video that can be read; use an MP4, MOV or WebM."
 _LONGEST_FRAME = 1.0
 """Seconds that the last frame of a clip is taken to be shown at most."""
 
@@ -48,20 +50,11 @@ def load_tail(path: Path | str, size: tuple[int, int], fit: Fit = "crop", frames
     import av
 
     path = Path(path)
-    if not path.exists():
-        raise MediaError(f"There is no file {path}; give the path of a video.")
-    if path.is_dir():
-        raise MediaError(f"{path} is a folder; give the path of a video.")
+    check_source(path, "a video")
     try:
-        if path.stat().st_size == 0:
-            raise MediaError(f"{path.name} is empty; use another copy.")
         return _Clip(path).tail(size, fit, frames)
-    except PermissionError:
-        raise MediaError(f"There is no permission to read {path}; use another copy.") from None
     except (av.FFmpegError, OSError, ValueError, IndexError):
-        raise MediaError(
-            f"{path.name} is damaged or not a video that can be read; use an MP4, MOV or WebM."
-        ) from None
+        raise MediaError(f"{path.name} {_DAMAGED}") from None
 
 
 class _Clip:
@@ -145,7 +138,9 @@ class _Clip:
         pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         name = container.format.name
         problem = None
-        if not pictures:
+        if not container.streams:
+            problem = _DAMAGED
+        elif not pictures:
             problem = "has no moving pictures in it; use an MP4, MOV or WebM."
         elif name.endswith("_pipe") or name == "image2":
             problem = "is a single image; start with it as an image instead."

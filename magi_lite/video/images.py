@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from magi_lite.errors import MediaError
+from magi_lite.files import check_source
 
 Fit = Literal["crop", "pad", "stretch"]
 MAX_PIXELS = 120_000_000
@@ -86,23 +87,14 @@ def fit_pixels(image: Image.Image, size: tuple[int, int], fit: Fit, pixel_aspect
 
 def _open(path: Path) -> Image.Image:
     """The picture with its header read only."""
-    if not path.exists():
-        raise MediaError(f"There is no file {path}; give the path of an image.")
-    if path.is_dir():
-        raise MediaError(f"{path} is a folder; give the path of an image.")
+    check_source(path, "an image")
     try:
-        if path.stat().st_size == 0:
-            raise MediaError(f"{path.name} is empty; use another copy.")
         return Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError:
         limit = MAX_PIXELS // 10**6
         raise MediaError(f"{path.name} has more than {limit} megapixels; make it smaller first.") from None
     except Image.UnidentifiedImageError:
         raise MediaError(f"{path.name} is not an image that can be read; use PNG, JPEG or WebP.") from None
-    except PermissionError:
-        raise MediaError(f"There is no permission to read {path}; use another copy.") from None
-    except MediaError:
-        raise
     except Exception as error:
         raise _damaged(path, error) from None
 

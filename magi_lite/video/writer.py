@@ -16,7 +16,7 @@ import numpy as np
 
 from magi_lite.config import FPS
 from magi_lite.errors import MediaError, OutputError
-from magi_lite.files import output_error, output_errors, write_all
+from magi_lite.files import check_source, output_error, output_errors, write_all
 from magi_lite.video import fragments
 
 
@@ -167,8 +167,7 @@ def read_settings(path: Path | str) -> dict[str, Any] | None:
     import av
 
     path = Path(path)
-    if not path.is_file():
-        raise MediaError(f"There is no file {path}; give the path of a video.")
+    check_source(path, "a video")
     try:
         with av.open(str(path)) as container:
             comment = container.metadata.get("comment", "")
