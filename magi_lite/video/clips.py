@@ -138,7 +138,7 @@ class _Clip:
         pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         name = container.format.name
         problem = None
-        if not container.streams:
+        if not container.streams.video and not container.streams.audio:
             problem = _DAMAGED
         elif not pictures:
             problem = "has no moving pictures in it; use an MP4, MOV or WebM."
