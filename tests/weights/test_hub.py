@@ -1,0 +1,212 @@
+"""Downloading through the real huggingface_hub from a hub of our own: what is fetched, resumed, checked, reused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+
+from magi_lite import hub as module
+from magi_lite import transfer
+from magi_lite.errors import DownloadError, InputError, OutputError
+from magi_lite.hub import DownloadCancelled, HuggingFace, download, missing_files
+from magi_lite.loader import load_dit, open_model
+from tests.weights.fake_hub import FakeHub
+
+MODEL = "4.5B-distill"
+WEIGHTS = "ckpt/magi/4.5B_distill/inference_weight.distill/model.safetensors"
+
+
+def tokens() -> bytes:
+    """A special-token file of the demo model's width."""
+    buffer = io.BytesIO()
+    rows = {"caption_token": 1, "logo_token": 1, "other_tokens": 100}
+    np.savez(buffer, **{name: np.random.default_rng(0).standard_normal((n, 64)) for name, n in rows.items()})
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def hub(model_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """The untrained model offered as a published one, among files that nobody asked for."""
+    files = {}
+    for path in sorted(model_root.rglob("*")):
+        if path.is_file() and path.name != "special_tokens.safetensors":
+            name = str(path.relative_to(model_root))
+            name = name.replace("/demo/inference", "/4.5B_distill/inference").replace(
+                "magi/demo/", "magi/4.5B_distill/"
+            )
+            files[name.replace("t5/demo", "t5/t5-v1_1-xxl")] = path.read_bytes()
+    files |= {
+        "README.md": b"read me",
+        "ckpt/magi/24B_base/inference_weight/model.safetensors": b"not wanted",
+        "ckpt/magi/4.5B_base/inference_weight/model.safetensors": b"not wanted",
+        "ckpt/t5/t5-v1_1-xxl/pytorch_model.bin": b"not wanted beside safetensors",
+        "figures/picture.png": b"not wanted",
+        "raw/special_tokens.npz": tokens(),
+    }
+    with FakeHub(files) as server:
+        npz = files["raw/special_tokens.npz"]
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 50_000)  # a cut loses up to one piece
+        monkeypatch.setattr(module, "SPECIAL_TOKENS_URLS", (f"{server.endpoint}/raw/special_tokens.npz",))
+        monkeypatch.setattr(module, "SPECIAL_TOKENS_SHA256", hashlib.sha256(npz).hexdigest())
+        monkeypatch.setattr(module, "SPECIAL_TOKENS_BYTES", len(npz))
+        yield server
+
+
+def fetch(hub: FakeHub, folder: Path, **options: object):  # type: ignore[no-untyped-def]
+    return download(MODEL, folder, source=HuggingFace(endpoint=hub.endpoint), **options)
+
+
+def test_only_what_is_needed_arrives_whole_and_loads(hub: FakeHub, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    files = fetch(hub, tmp_path / "models", progress=lambda *now: told.append(now))
+    arrived = {str(p.relative_to(tmp_path / "models")) for p in (tmp_path / "models").rglob("*") if p.is_file()}
+    unwanted = ("24B", "4.5B_base", "README", "figures", ".bin", "raw/")
+    wanted = {name for name in hub.files if not any(part in name for part in unwanted)} | {"special_tokens.npz"}
+    assert arrived == wanted
+    assert all((tmp_path / "models" / n).read_bytes() == hub.files[n] for n in wanted - {"special_tokens.npz"})
+    total = sum((tmp_path / "models" / name).stat().st_size for name in wanted)
+    assert {everything for _, everything, _ in told} == {total}
+    done = [now for now, _, _ in told]
+    assert done == sorted(done) and done[-1] == total
+    assert {file for _, _, file in told} == wanted
+    assert load_dit(files).config == files.dit
+    assert open_model(MODEL, tmp_path / "models") == files
+    assert missing_files(MODEL, tmp_path / "models") == []
+
+
+def test_a_short_interruption_is_ridden_out(hub: FakeHub, tmp_path: Path) -> None:
+    hub.cut_after, hub.cuts_left = 1_000_000, 100  # more cuts than are needed: it never refuses
+    fetch(hub, tmp_path)
+    asked = [first for name, first in hub.requests if name == WEIGHTS]
+    assert asked == [0, 1_000_000]
+    assert (tmp_path / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+
+
+def test_a_dead_download_goes_on_where_it_was_cut(hub: FakeHub, tmp_path: Path) -> None:
+    hub.cut_after, hub.cuts_left = 200_000, 1
+    with pytest.raises(
+        DownloadError, match=r"model\.safetensors was cut; what arrived is kept, run the download again"
+    ):
+        fetch(hub, tmp_path)
+    part = next(tmp_path.rglob("*.part"))
+    kept = part.stat().st_size
+    assert kept == 200_000
+    assert not any(path.suffix == ".safetensors" and path.stat().st_size == kept for path in tmp_path.rglob("*"))
+    hub.refuse, hub.cut_after, before = False, None, len(hub.requests)
+    fetch(hub, tmp_path)
+    again = dict(hub.requests[before:])
+    assert again[WEIGHTS] == kept  # only the rest was asked for
+    assert (tmp_path / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+    assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_what_is_there_is_not_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
+    fetch(hub, tmp_path)
+    hub.requests.clear()
+    fetch(hub, tmp_path)
+    assert hub.requests == []
+
+
+def test_a_file_of_another_size_is_replaced(hub: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).parent.mkdir(parents=True)
+    (tmp_path / WEIGHTS).write_bytes(b"an old version")
+    fetch(hub, tmp_path)
+    assert (tmp_path / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+
+
+def test_verify_finds_and_mends_rotten_files(hub: FakeHub, tmp_path: Path) -> None:
+    fetch(hub, tmp_path)
+    for name in (WEIGHTS, "ckpt/vae/config.json"):
+        (tmp_path / name).write_bytes(bytes(len(hub.files[name])))
+    hub.requests.clear()
+    fetch(hub, tmp_path, verify=True)
+    assert {name for name, _ in hub.requests} == {WEIGHTS, "ckpt/vae/config.json"}
+    assert (tmp_path / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "ckpt/t5/t5-v1_1-xxl/config.json", "raw/special_tokens.npz"])
+def test_contents_that_do_not_match_their_hash_are_refused(name: str, hub: FakeHub, tmp_path: Path) -> None:
+    hub.corrupt.add(name)
+    with pytest.raises(DownloadError, match=rf"{name.rpartition('/')[2]} arrived damaged"):
+        fetch(hub, tmp_path)
+    assert list(tmp_path.rglob("*.part")) == []
+    hub.corrupt.clear()
+    fetch(hub, tmp_path)
+
+
+def test_stopping_keeps_what_arrived(hub: FakeHub, tmp_path: Path) -> None:
+    arrived = []
+
+    def stop() -> bool:
+        return sum(arrived) > 0
+
+    with pytest.raises(DownloadCancelled, match=r"was stopped in .*run it again to continue"):
+        fetch(hub, tmp_path, cancelled=stop, progress=lambda done, total, file: arrived.append(done))
+    fetch(hub, tmp_path)
+    assert missing_files(MODEL, tmp_path) == []
+
+
+def test_offline_names_what_is_missing(hub: FakeHub, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=rf"Offline, and .* lacks .*nowhere; download {MODEL} once"):
+        download(MODEL, tmp_path / "nowhere", offline=True)
+    fetch(hub, tmp_path)
+    hub.refuse = True
+    hub.requests.clear()
+    assert download(MODEL, tmp_path, offline=True).weights == tmp_path / Path(WEIGHTS).parent
+    assert hub.requests == []
+    (tmp_path / WEIGHTS).rename((tmp_path / WEIGHTS).with_name("model-00001-of-00002.safetensors"))
+    with pytest.raises(DownloadError, match=r"lacks ckpt/magi/4\.5B_distill/.*/model-00002-of-00002\.safetensors;"):
+        download(MODEL, tmp_path, offline=True)
+    shutil.rmtree(tmp_path / "ckpt" / "vae")
+    (tmp_path / "special_tokens.npz").unlink()
+    (tmp_path / "ckpt/t5/t5-v1_1-xxl/model.safetensors").unlink()
+    assert missing_files(MODEL, tmp_path)[1:] == [
+        "ckpt/vae/config.json",
+        "ckpt/t5/t5-v1_1-xxl/*.safetensors",
+        "special_tokens.npz",
+    ]
+
+
+def test_a_local_token_file_is_used_and_checked(hub: FakeHub, tmp_path: Path) -> None:
+    local = tmp_path / "mine.npz"
+    local.write_bytes(hub.files["raw/special_tokens.npz"])
+    fetch(hub, tmp_path / "models", special_tokens=local)
+    assert "raw/special_tokens.npz" not in [name for name, _ in hub.requests]
+    local.write_bytes(b"something else")
+    with pytest.raises(InputError, match=r"mine\.npz is not the published special_tokens\.npz"):
+        fetch(hub, tmp_path / "models", special_tokens=local)
+
+
+def test_no_connection_no_space_no_model_no_permission_have_their_sentences(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"There is no model '7B' to download; choose from 4\.5B-base"):
+        download("7B", tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"cannot be written: .*; choose another folder"):
+        fetch(hub, tmp_path / "file" / "models")
+    with monkeypatch.context() as patched:
+        patched.setattr(transfer.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))
+        with pytest.raises(OutputError, match=r"GB are to be downloaded and .* has 0\.0 GB free"):
+            fetch(hub, tmp_path / "models")
+    del hub.files[WEIGHTS]
+    with pytest.raises(DownloadError, match=r"holds no weights below ckpt/ in a folder named 4\.5B_distill"):
+        fetch(hub, tmp_path / "models")
+    hub.refuse = True
+    with pytest.raises(DownloadError, match=r"sand-ai/MAGI-1 cannot be listed; check the connection \(.*403"):
+        fetch(hub, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_paths_that_lead_outside_are_not_followed(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files["ckpt/vae/../../../escaped.json"] = b"{}"
+    fetch(hub, tmp_path / "models")
+    assert not list(tmp_path.rglob("escaped.json"))
