@@ -86,7 +86,8 @@ class Sampler:
         self._repeated: dict[int, CaptionContext] = {}
         nothing = torch.empty((*self._chunk_shape[:2], 0, *latent_size), device=self.device)
         self._set(Progress(nothing) if prefix is None else self._after_prefix(prefix, nothing))
-        self._store = (store_factory or self._ring)(self.schedule.reach)
+        self._new_store: Callable[[int], KVRing] = store_factory or self._ring
+        self._store: KVRing | None = None
         self._make_tables()
 
     def _set(self, progress: Progress) -> None:
@@ -109,7 +110,7 @@ class Sampler:
             raise InputError(f"The prefix has the shape {tuple(prefix.shape)}; it must be {wanted}.")
         prefix = prefix.to(self.device, torch.float32)
         offset = prefix.shape[2] // width
-        reach = Schedule(self.settings).reach
+        reach = Schedule(self.settings, offset).slots(0)
         return Progress(
             window=nothing,
             offset=offset,
@@ -321,8 +322,12 @@ class Sampler:
     @torch.no_grad()
     def _recall(self, stage: Stage) -> None:
         """Compute what the store should hold and does not: a prefix, or everything after a restart."""
-        for chunk in sorted(self._progress.clean):
-            if chunk != stage.clean and not self._store.holds(chunk):
+        slots = self.schedule.slots(stage.index)
+        if self._store is None or self._store.slots != slots:
+            self._store = None  # the old one's memory goes first
+            self._store = self._new_store(slots)
+        for chunk in range(stage.first - slots, stage.first):
+            if chunk in self._progress.clean and chunk != stage.clean and not self._store.holds(chunk):
                 self._run_clean(chunk, dropped=self.settings.guidance is not None)
 
     def _run_clean(self, chunk: int, *, dropped: bool) -> None:
@@ -370,9 +375,10 @@ class Sampler:
             InputError: the state is of another schedule, size or length, or damaged.
         """
         self._set(unpack(state, self.settings, self._chunk_shape, self._chunks, self.device))
-        self._store.clear()
+        if self._store is not None:
+            self._store.clear()
 
     def bytes(self) -> int:
         """Bytes held between stages: latents in flight and within reach, and the store."""
         latents = [self._progress.window, *self._progress.clean.values()]
-        return sum(t.numel() * t.element_size() for t in latents) + self._store.bytes()
+        return sum(t.numel() * t.element_size() for t in latents) + (self._store.bytes() if self._store else 0)

@@ -206,15 +206,28 @@ class Schedule:
 
     @cached_property
     def reach(self) -> int:
-        """Clean chunks before the window that any range can still see: the number of slots a KV store needs."""
-        window, steps = self.settings.window, self.settings.steps
-        furthest = 0
+        """Clean chunks before a full window that any range can still see: 4 at window 1, 1 at window 4."""
+        window, furthest = self.settings.window, 1
         for step in range(self.steps_per_stage):
             made = chunk_steps(self.steps_per_stage, 0, window, step)
-            far = max(made) + max(self.settings.noise_to_clean_ranges)  # any number large enough that nothing is cut
-            seen = kv_ranges(far, made, steps, self.settings.noise_to_clean_ranges)
+            far = max(self.settings.noise_to_clean_ranges)  # so far on that no range is cut at chunk 0
+            seen = kv_ranges(far, made, self.settings.steps, self.settings.noise_to_clean_ranges)
             furthest = max(furthest, far - min(first for first, _ in seen))
-        return max(1, furthest)
+        return furthest
+
+    def sees(self, stage: Stage) -> int:
+        """Clean chunks right before the window that the ranges of this stage see."""
+        steps = range(self.steps_per_stage)
+        return stage.first - min(first for step in steps for first, _ in self.kv_ranges(stage, step))
+
+    def slots(self, index: int) -> int:
+        """Slots that a KV store needs at stage number `index`: `reach`, or more while a window fills behind a prefix,
+        whose first chunks see further back than those of a full window do.
+        """
+        filling = self.settings.window - 1 if self.offset else 0
+        if index >= filling:
+            return self.reach
+        return max(self.reach, *(self.sees(self.stage(i)) for i in range(filling)))
 
     def stage(self, index: int) -> Stage:
         """The stage number `index`, counted from 0."""

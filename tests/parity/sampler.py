@@ -264,7 +264,7 @@ def expected_passes(case: Case, null_length: int) -> Iterator[tuple[str, dict[st
     """
     config = case.side["config"]
     settings = sampler_settings(config)
-    oldest_needed = case.offset - Schedule(settings).reach
+    oldest_needed = case.offset - Schedule(settings, case.offset).slots(0)
     for entry in case.side["run"]["trace"]:
         first, extra = entry["slice_point"], int(entry["fwd_extra_1st_chunk"])
         distilled = config["engine_config"]["distill"]
