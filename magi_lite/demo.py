@@ -59,7 +59,7 @@ def open_demo(models_folder: Path | None = None) -> ModelFiles:
         MagiLiteError: neither can be written.
     """
     if has_weights(DEMO_FOLDER / _WEIGHTS):
-        return dataclasses.replace(find_model(DEMO_FOLDER), name="demo")
+        return dataclasses.replace(find_model(DEMO_FOLDER / _WEIGHTS), name="demo")
     root = _untrained_root(Path(models_folder) if models_folder is not None else DEFAULT_MODELS_FOLDER)
     return dataclasses.replace(find_model(root), name="demo", trained=False)
 
