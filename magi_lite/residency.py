@@ -70,7 +70,8 @@ class Residency:
     def place_dit(self, dit: nn.Module) -> nn.Module:
         """The transformer, resident on the device or with its layers streamed to it."""
         if self.execution.layers == "resident":
-            return dit.to(self.device)
+            move_except(dit, [], self.device)
+            return dit
         layers = list(dit.videodit_blocks.layers)
         self._streamer = LayerStreamer(layers, self.device, self.memory)
         move_except(dit, layers, self.device)
@@ -90,9 +91,9 @@ class Residency:
         for name in ("encoder", "decoder"):
             part = getattr(vae, name)
             if name in kept:
-                part.to(self.device)
+                move_except(part, [], self.device)
             elif self.execution.vae == "cpu":
-                part.to("cpu")
+                move_except(part, [], "cpu")
             else:
                 self._swapped[name] = SwappedModule(part, self.device, self.memory)
         return vae

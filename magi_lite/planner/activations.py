@@ -1,36 +1,184 @@
-"""Bytes of activations at the worst moment of a forward, derived from what the forwards allocate."""
+"""Bytes of activations at the worst moment of a forward: a ledger of what the forwards hold at each of their moments.
+
+Each moment lists the tensors alive at once, read off `dit.block`, `vae.tiling` and transformers' T5; the peak is the
+largest moment. `tests/plan/test_truth.py` compares the sums with full-size models whose every storage is counted.
+"""
 
 from __future__ import annotations
 
-from magi_lite.config import DiTConfig, Execution, VAEConfig
+from dataclasses import dataclass
+from math import ceil
+
+from magi_lite.config import CHUNK_LATENT_FRAMES, FPS, DiTConfig, Execution, VAEConfig
 from magi_lite.planner.shapes import T5Shape
 
+FLOAT32 = 4
+ROTARY_TABLES = 4
+"""Tables that the transformer keeps (`dit.rope.CACHED_TABLES`)."""
+QUANT_SLICE_BYTES = (1 << 24) * FLOAT32
+"""Most float32 temporaries of quantizing activations at a time (`quant.activations.SLICE_VALUES`)."""
+RANGES = (5, 4, 3, 2)
+TILE_LATENTS, TILE_PIXELS, TILE_FRAMES, TILE_STEP = 32, 256, 12, 192
 
-def dit_activation_bytes(dit: DiTConfig, tokens: int, window: int, execution: Execution) -> int:
-    """Peak of one pass over `window` chunks of `tokens` tokens each, weights, captions and stored KV apart."""
-    rows = tokens * window
-    size = 2 if execution.dtype == "bfloat16" else 4
-    hidden = dit.hidden_size
+
+@dataclass(frozen=True)
+class PassShape:
+    """Rows of one pass over the window, and what its slices are."""
+
+    tokens: int
+    """Of one chunk."""
+    chunks: int
+    attention_rows: int
+    mlp_rows: int
+    attention_sliced: bool
+
+    @classmethod
+    def of(cls, tokens: int, chunks: int, execution: Execution) -> PassShape:
+        rows = tokens * chunks
+
+        def piece(most: int | None) -> int:
+            return rows if most is None or most >= rows else min(most, tokens)
+
+        attention = piece(execution.attention_slice)
+        return cls(tokens, chunks, attention, piece(execution.mlp_slice), attention < rows)
+
+    @property
+    def rows(self) -> int:
+        return self.tokens * self.chunks
+
+
+def item_size(execution: Execution) -> int:
+    """Bytes of a number of the model's dtype."""
+    return 2 if execution.dtype == "bfloat16" else 4
+
+
+def window_reach(window: int, slots: int) -> tuple[int, int]:
+    """(past chunks, first chunks): the most stored chunks one range reads, and how many ranges start differently.
+
+    Ranges that start with the same stored chunk share one copy of keys and values; others have one each.
+    """
+    best = (0, 0)
+    for quarter_step in range(max(1, len(RANGES) // window)):
+        starts = set()
+        for place in range(window):
+            quarter = len(RANGES) * (window - 1 - place) // window + quarter_step
+            back = RANGES[quarter] - 1 - place
+            if back > 0:
+                starts.add(min(back, slots))
+        if starts:
+            best = max(best, (max(starts), len(starts)))
+    return best
+
+
+def dit_activation_bytes(dit: DiTConfig, tokens: int, window: int, slots: int, execution: Execution) -> int:
+    """Peak of one pass over `window` chunks of `tokens` tokens that reads up to `slots` stored chunks.
+
+    Weights, captions, rotary tables, latents and the store itself are counted elsewhere.
+    """
+    shape = PassShape.of(tokens, window, execution)
+    return max(*_attention_moments(dit, shape, slots, execution), *_mlp_moments(dit, shape, execution))
+
+
+def _attention_moments(dit: DiTConfig, shape: PassShape, slots: int, execution: Execution) -> list[int]:
+    size, rows, piece = item_size(execution), shape.rows, shape.attention_rows
     queries = dit.num_attention_heads * dit.head_dim
     groups = dit.num_query_groups * dit.head_dim
-    attention = rows * (4 * hidden + size * (hidden + 3 * queries + 2 * groups))
-    slice_rows = min(rows, execution.mlp_slice or rows)
-    mlp = rows * (4 * hidden + size * 2 * hidden) + slice_rows * size * 2 * dit.ffn_hidden_size
-    return max(attention, mlp)
+    hidden = dit.hidden_size
+    x = rows * hidden * size
+    own = 2 * rows * groups * size
+    # Unsliced, all four projections stay until the layer's attention is done; sliced, q and qx live for their piece.
+    projected = 0 if shape.attention_sliced else 2 * rows * queries * size + rows * groups * size
+    q = (2 * piece * queries * size) if shape.attention_sliced else 0
+    moments = [x + projected + own + rows * hidden * size]
+    if shape.attention_sliced:
+        moments.append(x + 2 * own)
+    # Norm and rotation of the keys work in float32: the normed keys, the two rotated halves and their union.
+    moments.append(x + projected + own + rotation_bytes(rows * groups))
+    past, firsts = window_reach(shape.chunks, slots)
+    joined = firsts * 2 * (past + shape.chunks) * shape.tokens * groups * size if past else 0
+    fetched = 2 * past * shape.tokens * groups * size if execution.kv_dtype == "fp8" else 0
+    moments.append(x + projected + own + joined + fetched)
+    held = x + projected + own + joined + q
+    moments.append(held + rotation_bytes(piece * queries))
+    # query, cross query, both attentions' outputs, and the two interleaved.
+    moments.append(held + 6 * piece * queries * size)
+    mixed = held + 2 * piece * queries * size
+    quantized = execution.scheme in ("fp8", "published", "int8")
+    moments.append(mixed + residual_bytes(piece * hidden, size))
+    if quantized:
+        moments.append(mixed + 2 * piece * queries + min(QUANT_SLICE_BYTES, 8 * piece * queries))
+    return moments
+
+
+def rotation_bytes(numbers: int) -> int:
+    """Norming and rotating `numbers` numbers in float32: input, both rotated parts (3/8 each) and the joined result."""
+    return int(2.75 * FLOAT32 * numbers)
+
+
+def residual_bytes(numbers: int, size: int) -> int:
+    """The gated sandwich norm: branch and normed branch in float32, the sum in the model's type."""
+    return numbers * (2 * FLOAT32 + size)
+
+
+def _mlp_moments(dit: DiTConfig, shape: PassShape, execution: Execution) -> list[int]:
+    size, rows, piece, hidden = item_size(execution), shape.rows, shape.mlp_rows, dit.hidden_size
+    fc1 = dit.ffn_hidden_size * (2 if dit.gated_linear_unit else 1)
+    # Unsliced attention gives a new tensor while the layer's input is still held by the loop over layers.
+    x = rows * hidden * size * (1 if shape.attention_sliced else 2)
+    moments = [x + piece * (hidden + fc1) * size, x + piece * (dit.ffn_hidden_size + hidden) * size]
+    if dit.gated_linear_unit:
+        moments.append(x + piece * (fc1 * size + 3 * dit.ffn_hidden_size * FLOAT32))
+    branch = piece * hidden * size if size < FLOAT32 else 0
+    moments.append(x + branch + residual_bytes(piece * hidden, size))
+    if execution.scheme in ("fp8", "published", "int8"):
+        inner = piece * dit.ffn_hidden_size
+        moments.append(x + inner * size + inner + min(QUANT_SLICE_BYTES, FLOAT32 * inner) + piece * hidden * size)
+    # The final norm and linear: float32 copies of a piece.
+    moments.append(rows * hidden * size + piece * hidden * 2 * FLOAT32)
+    # The patch embedding's result in float32 and in the model's type.
+    moments.append(rows * hidden * (FLOAT32 + (size if size < FLOAT32 else 0)))
+    return moments
+
+
+def rotary_bytes(dit: DiTConfig, tokens: int, window: int) -> int:
+    """Rotary tables kept: of the window and of single chunks, a sine and a cosine for 3/8 of a head's numbers."""
+    per_token = 2 * 3 * (dit.head_dim // 8) * FLOAT32
+    if window == 1:
+        return ROTARY_TABLES * tokens * per_token
+    half = ROTARY_TABLES // 2
+    return half * (window + 1) * tokens * per_token
 
 
 def text_activation_bytes(t5: T5Shape, tokens: int, execution: Execution) -> int:
-    """Peak of encoding one prompt of `tokens` tokens."""
+    """Peak of encoding one prompt of `tokens` tokens: position bias, scores and their softmax of one layer."""
     size = 4 if execution.t5 == "float32" else 2
-    attention = t5.heads * tokens * tokens * (4 + size)
-    return tokens * size * (4 * t5.width + 3 * t5.feed_forward) + attention
+    scores = t5.heads * tokens * tokens
+    attention = scores * (size + size + size + FLOAT32)
+    feed_forward = tokens * size * (3 * t5.width + 3 * t5.feed_forward)
+    return max(attention, scores * size + feed_forward)
 
 
 def decode_activation_bytes(vae: VAEConfig, width: int, height: int, execution: Execution) -> int:
-    """Peak of decoding one chunk by tiles: one batch of tiles in the decoder, and the float32 frames being joined."""
-    size = 2 if execution.dtype == "bfloat16" else 4
-    tokens = 3 * 32 * 32 + 1
-    hidden = int(vae.embed_dim * vae.mlp_ratio)
-    tile = execution.vae_tile_batch * tokens * size * (2 * vae.embed_dim + 2 * hidden)
-    frames = 24 * width * height * 3 * 4
-    return 3 * frames + tile
+    """Peak of decoding one chunk: a batch of tiles in the decoder beside what is blended so far, or the whole frames.
+
+    At the end the float32 frames exist three times: joined, and twice more on their way to 8 bits.
+    """
+    size = item_size(execution)
+    tile_width, tile_height = min(TILE_PIXELS, width), min(TILE_PIXELS, height)
+    cells = (TILE_FRAMES // 4) * (tile_width // 8) * (tile_height // 8)
+    tokens = (cells + int(vae.with_cls_token)) * execution.vae_tile_batch
+    numbers = tokens * 3 * vae.embed_dim
+    # q, k and v in the model's type; normalized: in float32, centred, and squared or divided.
+    heads = numbers * (size + 3 * FLOAT32) + tokens * vae.embed_dim * size
+    hidden = tokens * size * (2 * vae.embed_dim + 2 * int(vae.embed_dim * vae.mlp_ratio))
+    frames = FPS * width * height * 3 * FLOAT32
+    tile_frames = TILE_FRAMES * tile_width * tile_height * 3 * FLOAT32
+    rows = ceil(width / TILE_STEP)
+    joined = frames // 2 + 2 * (rows + 1) * tile_frames
+    return max(3 * frames, joined + max(heads, hidden))
+
+
+def latent_bytes(latent_channels: int, width: int, height: int, window: int, slots: int) -> int:
+    """Float32 latents: the window's at the last boundary and now, its velocity twice, and clean chunks within reach."""
+    chunk = latent_channels * CHUNK_LATENT_FRAMES * (width // 8) * (height // 8) * FLOAT32
+    return (5 * window + slots) * chunk

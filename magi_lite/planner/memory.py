@@ -7,9 +7,17 @@ the window sets the peak.
 
 from __future__ import annotations
 
-from magi_lite.config import CHUNK_LATENT_FRAMES, FPS, Execution, GenerationRequest
+from magi_lite.config import FPS, Execution, GenerationRequest
 from magi_lite.planner import shapes
-from magi_lite.planner.activations import decode_activation_bytes, dit_activation_bytes, text_activation_bytes
+from magi_lite.planner.activations import (
+    PassShape,
+    decode_activation_bytes,
+    dit_activation_bytes,
+    item_size,
+    latent_bytes,
+    rotary_bytes,
+    text_activation_bytes,
+)
 from magi_lite.planner.plan import Item, Place, Stage
 from magi_lite.planner.shapes import ModelShape
 from magi_lite.planner.speed import kv_bytes_per_token, tokens_per_chunk
@@ -20,27 +28,22 @@ STREAM_BUFFERS = 2
 """Device buffers of a streamed DiT: the layer at work and the one being copied."""
 KV_PREFETCH_BUFFERS = 2
 """Device buffers of a pinned KV store: the layer at work and the one being copied."""
-PINNED_ROUNDING = 1.0
+NULL_CAPTION_TOKENS = 50
+"""Valid tokens of the learned null caption, which clean chunks are run with."""
 NOISE_TO_CLEAN_RANGES = (5, 4, 3, 2)
 
 
-def kv_slots(window: int, chunks: int | None, prefix_chunks: int = 0) -> int:
-    """Finished chunks whose keys and values a window of `window` chunks can still read.
+def kv_slots(window: int, *, after_clip: bool = False) -> int:
+    """Finished chunks whose keys and values a window of `window` chunks can still read: slots of the KV store.
 
     The chunk at place j of the window is in quarter 4*(window-1-j)/window of its denoising or later, reads that
-    quarter's range r, itself included, and so r-1-j chunks before the window.
+    quarter's range r, itself included, and so r-1-j chunks before the window. A window that still fills up behind a
+    clip (`after_clip`) has its noisiest chunk in front, which reads the longest range.
     """
     ranges = NOISE_TO_CLEAN_RANGES
-    slots = max(ranges[len(ranges) * (window - 1 - place) // window] - 1 - place for place in range(window))
-    slots = max(1, slots)
-    if chunks is None:
-        return slots
-    return max(1, min(slots, chunks + prefix_chunks - 1))
-
-
-def prefix_chunks(request: GenerationRequest) -> int:
-    """Whole chunks that come before the new ones: one second of a clip's tail and up; none for an image."""
-    return 1 if request.video is not None else 0
+    if after_clip:
+        return ranges[0] - 1
+    return max(1, *(ranges[len(ranges) * (window - 1 - place) // window] - 1 - place for place in range(window)))
 
 
 def caption_tokens(request: GenerationRequest, model: ModelShape) -> int:
@@ -51,11 +54,6 @@ def caption_tokens(request: GenerationRequest, model: ModelShape) -> int:
         return model.dit.caption_max_length
     longest = max(len((timeline.global_prompt + " " + prompt).encode()) for prompt in prompts)
     return min(model.dit.caption_max_length, max(50, 10 + longest // 2))
-
-
-def item_bytes(execution: Execution) -> int:
-    """Bytes of a number of the model's dtype."""
-    return 2 if execution.dtype == "bfloat16" else 4
 
 
 def items_of(
@@ -76,8 +74,12 @@ def items_of(
     _add_dit(add, model, execution)
     _add_captions_and_kv(add, request, window, model, execution)
     _add_vae(add, request, model, execution)
-    tokens = tokens_per_chunk(model.dit, request.width, request.height)
-    add("activations", ("denoise",), "vram", dit_activation_bytes(model.dit, tokens, window, execution))
+    dit, tokens = model.dit, tokens_per_chunk(model.dit, request.width, request.height)
+    slots = kv_slots(window, after_clip=request.video is not None)
+    latents = latent_bytes(dit.latent_channels, request.width, request.height, window, slots)
+    add("latents", ("denoise", "decode"), "vram", latents)
+    add("rotary tables", ("denoise", "decode"), "vram", rotary_bytes(dit, tokens, window))
+    add("activations", ("denoise",), "vram", dit_activation_bytes(dit, tokens, window, slots, execution))
     return tuple(items)
 
 
@@ -93,7 +95,7 @@ def _add_text(add, request: GenerationRequest, model: ModelShape, execution: Exe
 
 
 def _add_dit(add, model: ModelShape, execution: Execution) -> None:
-    dit, size = model.dit, item_bytes(execution)
+    dit, size = model.dit, item_size(execution)
     busy: tuple[Stage, ...] = ("denoise", "decode")
     add("DiT shell", busy, "vram", shapes.shell_bytes(dit))
     layers = shapes.all_layers_bytes(dit, execution.scheme, size)
@@ -108,12 +110,15 @@ def _add_dit(add, model: ModelShape, execution: Execution) -> None:
 def _add_captions_and_kv(
     add, request: GenerationRequest, window: int, model: ModelShape, execution: Execution
 ) -> None:
-    dit, size = model.dit, item_bytes(execution)
+    dit, size = model.dit, item_size(execution)
     busy: tuple[Stage, ...] = ("denoise", "decode")
     per_token = 2 * dit.num_query_groups * dit.head_dim * size * dit.num_layers
-    add("captions", busy, "vram", caption_tokens(request, model) * per_token * (window + 1))
     tokens = tokens_per_chunk(dit, request.width, request.height)
-    slots = kv_slots(window, request.seconds, prefix_chunks(request))
+    # Captions of one length are attended in one batch, a second copy, where the pass is one piece.
+    one_batch = window > 1 and not PassShape.of(tokens, window, execution).attention_sliced
+    words = caption_tokens(request, model) * window * (2 if one_batch else 1)
+    add("captions", busy, "vram", (words + min(NULL_CAPTION_TOKENS, dit.caption_max_length)) * per_token)
+    slots = kv_slots(window, after_clip=request.video is not None)
     store = slots * tokens * kv_bytes_per_token(dit, execution)
     if execution.kv_place == "device":
         add("keys and values", busy, "vram", store)
@@ -123,7 +128,7 @@ def _add_captions_and_kv(
 
 
 def _add_vae(add, request: GenerationRequest, model: ModelShape, execution: Execution) -> None:
-    encoder, decoder = (weights * item_bytes(execution) for weights in shapes.vae_weights(model.vae))
+    encoder, decoder = (weights * item_size(execution) for weights in shapes.vae_weights(model.vae))
     busy: tuple[Stage, ...] = ("denoise", "decode")
     if execution.vae == "resident":
         add("VAE", busy, "vram", encoder + decoder)
@@ -142,9 +147,3 @@ def _add_vae(add, request: GenerationRequest, model: ModelShape, execution: Exec
         decode_activation_bytes(model.vae, request.width, request.height, execution),
     )
     add("frames", busy, "ram", 2 * FPS * request.width * request.height * 3)
-
-
-def latent_bytes(request: GenerationRequest, window: int, model: ModelShape) -> int:
-    """Float32 latents of the window."""
-    cells = CHUNK_LATENT_FRAMES * (request.width // 8) * (request.height // 8)
-    return window * cells * model.dit.latent_channels * 4

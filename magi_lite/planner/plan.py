@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from magi_lite.config import Execution, GenerationRequest
-from magi_lite.devices import Device
+from magi_lite.devices import GIB, Device
 from magi_lite.planner.shapes import ModelShape
 
 Stage = Literal["text", "denoise", "decode"]
@@ -100,6 +100,17 @@ class Plan:
         if self.execution.device == "cuda" and self.needed_vram_bytes > vram_limit(self.device):
             return False
         return self.device.ram_bytes is None or self.peak_ram_bytes <= (1 - SPARE) * self.device.ram_bytes
+
+    def summary(self) -> str:
+        """The plan in two sentences, for a status line; the whole table: `planner.table.text`."""
+        execution = self.execution
+        place = f"{self.peak_ram_bytes / GIB:.1f} GB of RAM"
+        if execution.device == "cuda":
+            place = f"{self.needed_vram_bytes / GIB:.1f} of {self.device.vram_gb:.0f} GB graphics memory, {place}"
+        return (
+            f"{self.device.name}: {execution.scheme} weights {execution.layers}, window {self.window}, {place}. "
+            f"About {self.seconds_per_chunk:.3g} s per second of video, first after {self.time_to_first_chunk:.3g} s."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON-able values; bytes are integers, times seconds."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from magi_lite.config import DIT_4_5B, MODELS, VAE_PUBLISHED, DiTConfig, ModelFamily, VAEConfig
 from magi_lite.errors import InputError
+from quant.schemes import SCHEMES
 
 TIMESTEP_FEATURES = 256
 """Width of the sinusoidal timestep embedding."""
@@ -159,16 +160,8 @@ def shell_weights(dit: DiTConfig) -> int:
 
 def scheme_weight_bytes(linear: Linear, scheme: str, dtype_bytes: int) -> int:
     """Bytes of one quantizable linear in a scheme, its scales included."""
-    if scheme in ("fp8", "published"):
-        smooth = (
-            linear.inputs * 4 if scheme == "published" and linear.name in ("linear_proj", "linear_fc2") else 0
-        )
-        return linear.weights + 8 + smooth
-    if scheme == "int8":
-        return linear.weights + 4 * linear.outputs
-    if scheme == "nf4":
-        blocks = -(-linear.weights // 64)
-        return linear.weights // 2 + blocks + 4 * -(-blocks // 256) + 2 * 256 * 4 // 2 + 4
+    if scheme in SCHEMES:
+        return SCHEMES[scheme].weight_bytes(linear.outputs, linear.inputs, linear.name)
     return linear.weights * dtype_bytes
 
 
