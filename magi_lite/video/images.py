@@ -46,7 +46,7 @@ def load_image(
     """
     path = Path(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # large or oddly tagged pictures are judged below
         image = _open(path)
         pixels = image.width * image.height
         if pixels > MAX_PIXELS:

@@ -312,3 +312,25 @@ def test_leftovers_of_crashes_are_removed_once_they_are_old(tmp_path, ask):
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     Project.create(tmp_path, ask()).close()
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == [".new-young"]
+
+
+@pytest.mark.parametrize("room", [4096 + 900, 3000, 1500])
+def test_a_disk_that_fills_up_is_one_sentence_and_the_run_goes_on_when_there_is_room(tmp_path, ask, finished, room):
+    """The system's own limit on the size of files, so that video, thumbnails or latents really cannot be written."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Project.create(tmp_path / "runs", ask()) as project:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+            with pytest.raises(
+                OutputError, match=r"The disk is full or limited at .*; free some space or choose another"
+            ):
+                run(project)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert seconds_of(project) == seconds_of(finished)[: project.chunks] and project.chunks < 4
+        assert not [path for path in project.folder.rglob("*") if ".tmp" in path.name]
+        run(project)
+    assert seconds_of(project) == seconds_of(finished)
+    assert project.video.read_bytes() == finished.video.read_bytes()
