@@ -14,6 +14,8 @@ import re
 import urllib.parse
 import warnings
 
+from magi_lite.errors import InputError
+
 CLEANING_VERSION = 1
 """Part of every embedding cache key: raise it when any rule changes what it returns."""
 
@@ -26,6 +28,8 @@ _DASHES = (
 _NOISE = re.escape("#®•©™&@·º½¾¿¡§~)(][}{|\\/*")
 _MANY_JOINTS = 3
 """More dashes and underscores than this and a caption reads as one joined file name: they become spaces."""
+
+_LONGEST_WORD = 3000
 
 _ADDRESSES = (
     ("<person>", "person"),
@@ -114,5 +118,11 @@ def clean_caption(text: str) -> str:
 
     Cleaning twice matters: the second pass sees the spaces that the first one put behind full stops, and takes off a
     second pair of quotes.
+
+    Raises:
+        InputError: a word too long to be one; some rules take the square of a word's length.
     """
+    longest = max(map(len, text.split()), default=0)
+    if longest > _LONGEST_WORD:
+        raise InputError(f"The prompt holds a word of {longest} characters; {_LONGEST_WORD} is the most, take it out.")
     return clean_once(clean_once(text))

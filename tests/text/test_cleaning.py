@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from magi_lite.errors import InputError
 from magi_lite.text.cleaning import clean_caption, clean_once
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "text" / "clean_caption.json"
@@ -70,6 +71,12 @@ def test_twice_is_not_once() -> None:
     changed = [case["caption"] for case in CASES if case["clean_caption"] != case["text_preprocessing"]]
     assert changed
     assert all(clean_caption(text) == clean_once(clean_once(text)) for text in changed)
+
+
+def test_a_word_without_end_is_refused_before_it_costs_minutes() -> None:
+    with pytest.raises(InputError, match="holds a word of 10000 characters; 3000 is the most"):
+        clean_caption("a cat " + "a." * 5000)
+    assert clean_caption("cat " * 5000).count("cat") == 5000
 
 
 def test_many_joints_become_spaces_but_few_stay() -> None:
