@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 # Gradio reads these when it is imported: no analytics, no look-ups, nothing leaves this computer.
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 def serve(arguments: argparse.Namespace) -> int:
     """Build everything and listen."""
     from magi_lite import pipeline
+    from magi_lite.errors import InputError
     from magi_lite.jobs import Job, JobQueue
     from magi_lite.ui import page, uploads
     from magi_lite.ui.actions import Actions
@@ -65,10 +67,10 @@ def serve(arguments: argparse.Namespace) -> int:
     actions = Actions(queue, library, machine)
     used = {path for job in queue.jobs() for path in (job.request.image, job.request.video) if path}
     uploads.clean(actions.uploads_folder, used)
-    demo = page.build(actions, library, machine, Saved(queue))
+    demo = page.build(actions, library, machine, Saved(queue)).queue(default_concurrency_limit=8)
     queue.start()
     try:
-        demo.queue(default_concurrency_limit=8).launch(
+        demo.launch(
             server_name=arguments.server,
             server_port=arguments.port,
             share=arguments.share,
@@ -80,11 +82,24 @@ def serve(arguments: argparse.Namespace) -> int:
             footer_links=[],
             ssr_mode=False,
             run_history=False,
+            prevent_thread_lock=True,
+            _frontend=False,  # else a busy machine is taken for one without localhost
             **page.look(),
         )
+        threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
+        demo.block_thread()
+    except OSError as error:
+        raise InputError(f"Port {arguments.port} cannot be used ({error}); choose another one with --port.") from None
     finally:
         queue.close()
     return 0
+
+
+def warm_up() -> None:
+    """Import what the first video needs, while the user still writes its prompt."""
+    import transformers
+
+    _ = transformers.T5EncoderModel, transformers.AutoTokenizer  # lazy: asking for them is what loads them
 
 
 if __name__ == "__main__":

@@ -272,10 +272,11 @@ class Actions:
         """What a job asks for."""
         return self._queue.get(job).request
 
-    def running_request(self) -> GenerationRequest | None:
-        """What is being made right now."""
-        running = self._queue.running
-        return running.request if running else None
+    def current_request(self) -> GenerationRequest | None:
+        """What is being made right now, or else what was cut off last."""
+        cut = [job for job in self._queue.jobs() if job.state == "interrupted"]
+        current = self._queue.running or (cut[-1] if cut else None)
+        return current.request if current else None
 
     # --- inside
 

@@ -186,9 +186,9 @@ class Handlers:
         return [gr.Tabs(selected="create"), job, gr.update(visible=True), *self.fill(request)]
 
     def attach(self) -> list[Any]:
-        """A page that is opened while a video is made shows that video's form."""
-        running = self.actions.running_request()
-        return [gr.skip()] * len(form.FIELDS) if running is None else self.fill(running)
+        """A page that is opened while a video is made, or after one was cut off, shows that video's form."""
+        current = self.actions.current_request()
+        return [gr.skip()] * len(form.FIELDS) if current is None else self.fill(current)
 
 
 def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo: gr.Blocks) -> None:

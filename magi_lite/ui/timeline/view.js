@@ -2,7 +2,7 @@
 const COLORS = ["#3b5bdb", "#0b7285", "#2b7a3b", "#862e9c", "#a61e4d", "#b3430a", "#5f3dc4", "#1864ab"];
 const root = element.querySelector(".tl"), q = (name) => root.querySelector(".tl-" + name);
 const bar = q("bar"), scroller = q("scroll"), canvas = q("canvas"), ruler = q("ruler"), film = q("film"), lane = q("lane");
-const seams = q("seams"), lockedLayer = q("locked"), playhead = q("playhead"), hint = q("hint"), live = q("live");
+const lockedLayer = q("locked"), playhead = q("playhead"), hint = q("hint"), live = q("live");
 const { el, icon } = magi;
 
 let blocks = [], blend = 0, gaps = "hold", selected = null, zoom = null;      // zoom: pixels per second, null = fit
@@ -32,17 +32,25 @@ function blockNode(block) {
   return node;
 }
 
+// A block's own colour; after a seam the colour before it fades out over the seconds that are blended.
+function colour(block, i, pps) {
+  const before = blocks[i - 1], length = Math.min(blend, block.end - block.start);
+  if (!length || !before || before.prompt === block.prompt) return hue(block.id);
+  return `linear-gradient(90deg, ${hue(before.id)}, ${hue(block.id)} ${length * pps}px)`;
+}
+
 function drawBlocks() {
   const pps = scale(), alive = new Set();
-  blocks.forEach((block) => {
+  blocks.forEach((block, i) => {
     alive.add(block.id);
     const node = blockNode(block), isLocked = block.end <= locked, part = block.start < locked && !isLocked;
     setStyle(node, "left", block.start * pps + "px");
     setStyle(node, "width", (block.end - block.start) * pps - 2 + "px");
-    setStyle(node, "background", hue(block.id));
+    setStyle(node, "background", colour(block, i, pps));
     node.classList.toggle("selected", block.id === selected);
     node.classList.toggle("locked", isLocked);
     node.classList.toggle("part", part);
+    node.classList.toggle("blended", blend > 0 && i > 0 && blocks[i - 1].prompt !== block.prompt);
     node.classList.toggle("empty", !block.prompt.trim());
     setText(node.children[1], block.prompt.trim() || "Click to write what happens");
     const times = `${block.start}–${block.end} s`;
@@ -60,20 +68,6 @@ function drawBlocks() {
     if (node !== wanted && !drag) lane.insertBefore(node, wanted);
     before = node;
   }
-}
-
-function drawSeams() {
-  const pps = scale(), list = [];
-  if (blend > 0) blocks.forEach((block, i) => {
-    const previous = blocks[i - 1];
-    if (!previous || previous.prompt === block.prompt) return;
-    const length = Math.min(blend, block.end - block.start);
-    const seam = el("div", { class: "tl-seam" });
-    seam.style.left = block.start * pps + "px"; seam.style.width = length * pps - 2 + "px";
-    seam.style.background = `linear-gradient(90deg, ${hue(previous.id)}, transparent)`;
-    list.push(seam);
-  });
-  seams.replaceChildren(...list);
 }
 
 let rulerKey = "";
@@ -129,7 +123,7 @@ function drawTools() {
 }
 
 let queued = false;
-function paint() { drawBlocks(); drawSeams(); drawRuler(); drawFilm(); drawHead(); drawTools(); if (editor) placeEditor(); }
+function paint() { drawBlocks(); drawRuler(); drawFilm(); drawHead(); drawTools(); if (editor) placeEditor(); }
 function repaint() { if (!queued) { queued = true; requestAnimationFrame(() => { queued = false; paint(); }); } }
 
 // --- text in place: a field over the block, so that no interactive element lies inside another

@@ -32,7 +32,13 @@ function take(state, wanted) {
     shown.preview = known.preview;
   }
   magi.state = { ...state, jobs, shown: shown && shown.id === wanted ? shown : null };
-  if (first) { first = false; if (state.running && !magi.attached) { magi.attached = state.running; setTimeout(poll, 0); } }
+  if (first) {                                     // a page that opens shows what runs, what it showed before, or what was cut off
+    first = false;
+    const remembered = sessionStorage.getItem("magi-shown"), known = (id) => jobs.some((job) => job.id === id), cut = jobs.filter((job) => job.state === "interrupted").pop();
+    if (!magi.attached) magi.attached = state.running || (known(remembered) && remembered) || (cut && cut.id) || null;
+    if (magi.attached) setTimeout(poll, 0);
+  }
+  sessionStorage.setItem("magi-shown", magi.attached || "");
   drawChips();
   magi.emit("state", magi.state);
 }
