@@ -174,35 +174,49 @@ class Attention(nn.Module):
         chunks = range(part.chunks.start, part.chunks.stop)
         own = self._self_attention(query, [step.kv_ranges[c] for c in chunks], [reach[c] for c in chunks], step.backend)
         words = self._cross_attention(cross_query, step, chunks)
-        by_group = (*q.shape[:3], self.groups, -1)
-        return torch.stack([own.view(by_group), words.view(by_group)], dim=4).flatten(3)
+        n, tokens = q.shape[0], q.shape[2]
+        if torch.is_grad_enabled():
+            both = [torch.cat(parts, dim=1).view(n, len(chunks), tokens, self.groups, -1) for parts in (own, words)]
+            return torch.stack(both, dim=4).flatten(3)
+        mixed = q.new_empty(n, len(chunks), tokens, self.groups, 2, q.shape[3] // self.groups)
+        for which, parts in enumerate((own, words)):
+            start = 0
+            for output in parts:  # straight from the kernels' own tensors, one copy
+                stop = start + output.shape[1] // tokens
+                mixed[:, start:stop, ..., which, :] = output.reshape(n, stop - start, tokens, self.groups, -1)
+                start = stop
+        return mixed.flatten(3)
 
     def _self_attention(
         self, query: Tensor, ranges: list[tuple[int, int]], reach: list[KeyValue], backend: Backend
-    ) -> Tensor:
-        """(N, C, T, heads, head_dim) -> the same; neighbours with the same range go in one call."""
+    ) -> list[Tensor]:
+        """(N, C, T, heads, head_dim) -> (N, chunks * T, heads, head_dim) of some chunks each, in order.
+
+        Neighbours with the same range go in one call.
+        """
         outputs = []
         start = 0
         for stop in range(1, len(ranges) + 1):
             if stop == len(ranges) or ranges[stop] != ranges[start]:
                 outputs.append(backend(query[:, start:stop].flatten(1, 2), *reach[start]))
                 start = stop
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).reshape(query.shape)
+        return outputs
 
-    def _cross_attention(self, query: Tensor, step: Pass, chunks: range) -> Tensor:
-        """(N, C, T, heads, head_dim) -> the same; row n * K + c of the captions serves batch row n, chunk c."""
+    def _cross_attention(self, query: Tensor, step: Pass, chunks: range) -> list[Tensor]:
+        """As `_self_attention`, over the words; row n * K + c of the captions serves batch row n, chunk c."""
         captions = step.captions
         flat = query.flatten(0, 1)
+        whole = (query.shape[0], -1, *query.shape[3:])
         rows = [n * len(step.kv_ranges) + c for n in range(query.shape[0]) for c in chunks]
         every = len(rows) == len(captions)
         lengths = captions.lengths
         if every and len(set(lengths)) == 1:
             key, value = captions.batch(self.index)
-            return step.backend(flat, key[:, : lengths[0]], value[:, : lengths[0]]).reshape(query.shape)
+            return [step.backend(flat, key[:, : lengths[0]], value[:, : lengths[0]]).reshape(whole)]
         if every and len(rows) > MOST_CALLS:
-            return masked_sdpa(flat, *captions.batch(self.index), captions.mask(flat.device)).reshape(query.shape)
+            return [masked_sdpa(flat, *captions.batch(self.index), captions.mask(flat.device)).reshape(whole)]
         outputs = [step.backend(flat[i : i + 1], *captions.row(self.index, row)) for i, row in enumerate(rows)]
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).reshape(query.shape)
+        return outputs if query.shape[0] == 1 else [torch.cat(outputs).reshape(whole)]
 
 
 class TransformerLayer(nn.Module):

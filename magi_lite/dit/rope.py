@@ -52,12 +52,17 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotate the first 2 * r of the last axis by halves (GPT-NeoX style); the rest passes.
 
     Args:
-        x: (..., tokens, heads, head_dim).
+        x: (..., tokens, heads, head_dim); where autograd is off it is rotated in place.
         table: (..., tokens, 2 * r), [sin | cos].
     """
     sin, cos = table.unsqueeze(-2).chunk(2, dim=-1)
     r = sin.shape[-1]
     first, second, rest = x[..., :r], x[..., r : 2 * r], x[..., 2 * r :]
+    if not torch.is_grad_enabled():
+        turned = first * sin
+        first.mul_(cos).addcmul_(second, sin, value=-1)
+        second.mul_(cos).add_(turned)
+        return x
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
