@@ -181,7 +181,7 @@ def _shard(
             return shard, data["error"], True
     made, error = _quantize_group(group, layers, scheme, recording)
     unfinished = path.with_name(name + ".unfinished")
-    save_file(made, unfinished, metadata={"format": "pt", "quantization": json.dumps(scheme_to_dict(scheme))})
+    save_file(made, unfinished, metadata={"format": "pt"})  # one entry: their order in the file is random
     _sync_file(unfinished)
     _verify(unfinished, made)
     shard = ShardRecord(name, unfinished.stat().st_size, _sha256(unfinished), tuple(sorted(made)))

@@ -161,6 +161,8 @@ def run_models(
 ) -> Iterator[CaseResult]:
     """All whole-model cases in order; those that share a cache share a store."""
     bf16 = dtype == torch.bfloat16
+    if not sidecar["cases"]:
+        return
     shards = sorted((folder / sidecar["weights"]).glob("*.safetensors"))
     state = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
     models: dict[str, DiT] = {}
