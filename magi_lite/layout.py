@@ -44,7 +44,7 @@ class ModelFiles:
     special_tokens: Path
     distilled: bool
     quantized: bool
-    """The configuration is of published FP8 weights."""
+    """The weights are the published FP8 ones."""
     trained: bool = True
     """False: random weights made from a seed, for want of the shipped demo model."""
     stored_scheme: str | None = None

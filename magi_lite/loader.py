@@ -50,7 +50,13 @@ def open_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
 
         return open_demo(models_folder)
     files = find_model(name_or_folder, models_folder)
-    return dataclasses.replace(files, stored_scheme=stored_scheme(tensor_names(files.weights)))
+    stored = stored_scheme(tensor_names(files.weights)) or ("published" if _still_packed(files) else None)
+    return dataclasses.replace(files, stored_scheme=stored, quantized=stored == "published")
+
+
+def _still_packed(files: ModelFiles) -> bool:
+    """FP8 by its configuration, but in compressed files without an index, which are not opened for their names."""
+    return files.quantized and not tensor_names(files.weights)
 
 
 def quantizable(config: DiTConfig) -> Callable[[str], bool]:

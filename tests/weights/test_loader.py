@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,17 @@ def test_tokens_of_another_width_have_their_sentence(model_root: Path) -> None:
     wrong = dataclasses.replace(files, dit=dataclasses.replace(files.dit, caption_channels=128))
     with pytest.raises(CheckpointError, match="have 64 channels where the model needs 128"):
         load_special_tokens(wrong)
+
+
+def test_a_model_knows_how_its_weights_are_stored(model_root: Path, tmp_path: Path) -> None:
+    """A folder converted offline takes the place of the original and says what it is; the plan follows it."""
+    root = tmp_path / "root"
+    shutil.copytree(model_root, root)
+    weights = root / "ckpt" / "magi" / "demo" / "inference_weight.distill"
+    convert_folder(weights, tmp_path / "converted", scheme_named("int8"))
+    shutil.rmtree(weights)
+    (tmp_path / "converted").rename(weights)
+    files = open_model(root)
+    assert files.stored_scheme == "int8" and not files.quantized
+    layers = [layer for layer in load_dit(files).modules() if isinstance(layer, QuantizedLinear)]
+    assert len(layers) == 7 * (files.dit.num_layers - 2)
