@@ -370,7 +370,11 @@ def run(folder: Path, root: Path) -> Iterator[CaseResult]:
         if place is None:
             yield CaseResult(KIND, path.name, False, {}, {}, f"weights {document['weights']!r} are not known")
             continue
-        weights = load_weights(folder / place[1], place[2])
+        try:
+            weights = load_weights(folder / place[1], place[2])
+        except NotUnderstood as error:
+            yield CaseResult(KIND, path.name, False, {}, {}, str(error))
+            continue
         tensors, table = load_file(folder / document["file"]), SpecialTokenTable.load(folder / tokens)
         for name, side in document["cases"].items():
             try:
