@@ -282,6 +282,6 @@ class GenerationRequest:
     overrides: Overrides = field(default_factory=Overrides)
     out: Path | None = None
     crf: int = 18
-    """H.264 quality: 0 lossless, 51 worst."""
+    """H.264 quality: 1 best, 51 worst."""
     embed_settings: bool = True
     """Write the settings into the MP4's metadata."""

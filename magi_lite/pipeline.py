@@ -138,16 +138,15 @@ def _with_smaller_plans(run: Run) -> Iterator[Event]:
     run.project.log(f"memory ran out: {reason}")
     devices.free_memory()
     smaller = planner.next_smaller(plan)
-    if smaller is None:
-        raise OutOfMemory("Memory ran out and there is no smaller plan; choose a smaller size or window.")
-    yield Notice("Memory ran out; going on with a smaller plan. Finished seconds are kept.", "warning")
+    how = "once more, with memory freed" if smaller is None else "with a smaller plan"
+    yield Notice(f"Memory ran out; going on {how}. Finished seconds are kept.", "warning")
     try:
-        yield from run.follow(smaller)
+        yield from run.follow(smaller or plan)
     except Exception as error:
         if not devices.is_out_of_memory(error):
             raise
         devices.free_memory()
-        message = "Memory ran out, with a smaller plan too; close other programs, or choose a smaller size or window."
+        message = "Memory ran out twice; close other programs, or choose a smaller size or window, then resume."
         raise OutOfMemory(message) from error
 
 

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where it goes")
     where.add_argument("--out", type=Path, help="the video file (default: in its project folder)")
     where.add_argument("--projects", type=Path, default=Path("outputs"), help="where runs are kept (default: outputs)")
-    where.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
+    where.add_argument("--crf", type=int, default=18, help="H.264 quality, 1 (best) to 51")
     where.add_argument("--no-metadata", action="store_true", help="do not write the settings into the video")
 
     again = parser.add_argument_group("going on")

@@ -1,0 +1,104 @@
+"""Memory may run out at every kind of allocation: the next smaller plan is tried once, finished seconds are kept."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from magi_lite import planner
+from magi_lite.config import Overrides
+from magi_lite.errors import OutOfMemory
+from magi_lite.events import ChunkFinished, Finished, Notice, PlanReady
+from magi_lite.project import Project
+from tests.pipeline.conftest import latents_of, same_bits
+
+SITES = {
+    "reading weights": "magi_lite.engine.load_dit",
+    "loading the autoencoder": "magi_lite.engine.load_vae",
+    "loading the text encoder": "magi_lite.engine.load_text_encoder",
+    "encoding words": "magi_lite.text.encoder.PromptEncoder.encode",
+    "captions' keys and values": "magi_lite.dit.model.DiT.encode_captions",
+    "a forward": "magi_lite.dit.model.DiT.forward",
+    "keeping keys and values": "magi_lite.sampling.kv_store.KVRing.write",
+    "decoding": "magi_lite.engine.decode_chunk",
+}
+ERRORS = {
+    "device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "host": MemoryError(),
+    "allocator": RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+}
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, site: str, calls: set[int], error: BaseException) -> None:
+    """Make the given calls (from 1) of a function fail."""
+    owner_name, _, name = site.rpartition(".")
+    try:
+        owner = importlib.import_module(owner_name)
+    except ModuleNotFoundError:  # a class, not a module
+        module, _, cls = owner_name.rpartition(".")
+        owner = getattr(importlib.import_module(module), cls)
+    original, count = getattr(owner, name), [0]
+
+    def failing(*args: object, **options: object) -> object:
+        count[0] += 1
+        if count[0] in calls:
+            raise error
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+@pytest.mark.parametrize("site", list(SITES))
+def test_a_smaller_plan_finishes_the_video(
+    site: str, request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_for("[0s-2s: a red ball]", window=1, seconds=2, overrides=Overrides())
+    fail_at(monkeypatch, SITES[site], {1}, ERRORS["device"])
+    events = run(request)
+    assert isinstance(events[-1], Finished)
+    assert len([event for event in events if isinstance(event, PlanReady)]) == 2
+    assert any(isinstance(event, Notice) and "Memory ran out" in event.message for event in events)
+
+
+def test_the_smaller_plan_is_the_one_that_runs(
+    request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        planner, "next_smaller", lambda plan: replace(plan, execution=replace(plan.execution, mlp_slice=16))
+    )
+    fail_at(monkeypatch, SITES["a forward"], {2}, ERRORS["device"])
+    events = run(request_for("[0s-1s: a red ball]", seconds=1))
+    assert [event.plan.execution.mlp_slice for event in events if isinstance(event, PlanReady)][1] == 16
+    assert any(isinstance(event, Notice) and "smaller plan" in event.message for event in events)
+
+
+@pytest.mark.parametrize("kind", list(ERRORS))
+def test_finished_seconds_survive_and_the_run_can_be_resumed(
+    kind: str, request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    request = request_for(window=1)
+    whole = run(request)[-1]
+    with monkeypatch.context() as patch:
+        fail_at(patch, "magi_lite.engine.decode_chunk", set(range(2, 99)), ERRORS[kind])
+        with pytest.raises(OutOfMemory, match="twice"):
+            run(request)
+    (folder,) = (f for f in (tmp_path / "projects").iterdir() if f.is_dir() and f != whole.project)
+    with Project.open(folder) as project:
+        assert project.chunks == 1
+        assert project.status == "failed"
+    events = run(None, resume=folder)
+    assert [event.chunk for event in events if isinstance(event, ChunkFinished)] == [1, 2]
+    assert same_bits(latents_of(folder), latents_of(whole.project))
+
+
+def test_other_errors_are_not_taken_for_memory(
+    request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at(monkeypatch, SITES["a forward"], {1}, RuntimeError("shape mismatch"))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        run(request_for())
