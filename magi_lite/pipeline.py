@@ -9,6 +9,7 @@ dies at any moment continues to the same bits. `Run` holds what the steps share;
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -166,7 +167,10 @@ class Run:
 
     def make_plan(self) -> Plan:
         """Memory and time of the run on this machine."""
-        return planner.plan(self.request, self.request.preset, None, planning_shape(self.files), free_window=False)
+        request, stored = self.request, self.files.stored_scheme
+        if stored is not None and request.overrides.scheme is None:  # converted offline: the weights are what they are
+            request = replace(request, overrides=replace(request.overrides, scheme=stored))
+        return planner.plan(request, request.preset, None, planning_shape(self.files))
 
     def follow(self, plan: Plan) -> Iterator[Event]:
         """The story itself."""

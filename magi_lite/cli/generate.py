@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
@@ -15,7 +16,7 @@ from magi_lite.control import RunControl
 from magi_lite.errors import InputError
 from magi_lite.events import ChunkFinished, Event, Finished, Notice, PlanReady, Progress, StageStarted, Stopped
 from magi_lite.planner import Plan
-from magi_lite.timeline import Timeline
+from magi_lite.timeline import Segment, Timeline
 
 DEFAULT_SECONDS = 4
 SEED_LIMIT = 2**31
@@ -74,14 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     again = parser.add_argument_group("going on")
     again.add_argument("--resume", type=Path, metavar="PROJECT", help="finish an interrupted run, to the same bits")
-    again.add_argument("--redo-from", type=int, metavar="N", help="with --resume: make seconds N and later again")
+    again.add_argument("--redo-from", type=int, metavar="N", help="with --resume: make second N and later again")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the video; prints progress to stderr and the file's name to stdout."""
     from magi_lite.pipeline import generate  # torch comes in here
 
-    request = None if arguments.resume and arguments.redo_from is None else build_request(arguments)
+    request = changed_request(arguments) if arguments.resume else build_request(arguments)
     control = RunControl()
     with _stop_on_interrupt(control):
         events = generate(
@@ -142,10 +143,35 @@ def build_request(arguments: argparse.Namespace) -> GenerationRequest:
     return with_defaults(request, {key: value for key, value in chosen.items() if value is not None})
 
 
+def changed_request(arguments: argparse.Namespace) -> GenerationRequest:
+    """The request of the project to resume, with the words, length and seed that the options change.
+
+    Raises:
+        InputError: there is no such project, or the words do not fit it.
+    """
+    from magi_lite.project import Project
+    from magi_lite.timeline_edit import splice
+
+    with Project.open(arguments.resume) as project:
+        request = project.request
+    old, first = request.timeline, arguments.redo_from or 0
+    if arguments.timeline:
+        newer = read_timeline(arguments.timeline, arguments.prompt or old.global_prompt, arguments.blend)
+    elif arguments.prompt:
+        end = request.seconds if request.seconds is not None else first + 1
+        newer = replace(old, segments=(Segment(first, max(end, first + 1), arguments.prompt),))
+    else:
+        newer = old
+    request = replace(request, timeline=splice(old, first, newer))
+    if arguments.seconds is not None:
+        request = replace(request, seconds=arguments.seconds)
+    if arguments.seed != -1:
+        request = replace(request, seed=arguments.seed)
+    return replace(request, out=arguments.out) if arguments.out else request
+
+
 def read_timeline(source: str | None, prompt: str, blend: int | None) -> Timeline:
     """A timeline from a file or from shorthand, with `prompt` in front of all its segments."""
-    from dataclasses import replace
-
     from magi_lite.timeline_text import parse
 
     timeline = Timeline()

@@ -1,0 +1,131 @@
+"""The command line: exit codes, one sentence per error, tracebacks only when asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from magi_lite.cli import main
+from magi_lite.cli.generate import build_request, parse_size, read_timeline
+from magi_lite.errors import InputError
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed to stderr, which is one line and no traceback."""
+    text = capsys.readouterr().err.strip()
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["generate", "--size", "720"], 2, "write WIDTHxHEIGHT"),
+        (["generate", "--size", "100x100", "--prompt", "x"], 2, "16"),
+        (["generate", "--timeline", "nothing.json"], 2, "no timeline file"),
+        (["generate", "--timeline", "[0s-2s: a] [1s-3s: b]"], 2, "overlaps"),
+        (["generate", "--prompt", "x", "--seconds", "2", "--endless"], 2, "contradict"),
+        (["generate", "--prompt", "x", "--preset", "nope"], 2, "preset"),
+        (["generate", "--prompt", "x", "--style", "nope"], 2, "style"),
+        (["generate", "--prompt", "x", "--model", "/nowhere"], 2, "no model"),
+        (["generate", "--prompt", "x", "--out", "/nowhere/at/all.mp4"], 4, "/nowhere/at"),
+        (["generate", "--prompt", "x", "--image", "/nowhere.png"], 2, "/nowhere.png"),
+        (["generate", "--resume", "/nowhere"], 2, "/nowhere"),
+        (["info", "/nowhere.mp4"], 2, "no file"),
+        (["plan", "--gpu", "RTX 3060", "--vram-gb", "2", "--size", "1280x720"], 2, "fit"),
+        (["download", "4.5B-base", "--offline", "--models", "/nowhere"], 3, "/nowhere"),
+    ],
+)
+def test_errors_are_one_sentence_and_a_code(
+    arguments: list[str],
+    code: int,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    assert words in sentence(capsys)
+
+
+def test_debug_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--size", "720", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_mistake_of_ours_is_named_and_ends_with_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("magi_lite.cli.generate.build_request", broken)
+    assert main(["generate", "--prompt", "x"]) == 1
+    assert "unexpected ZeroDivisionError: oops" in sentence(capsys)
+
+
+def parsed(*arguments: str):
+    import argparse
+
+    from magi_lite.cli import generate
+
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    return build_request(parser.parse_args(arguments))
+
+
+def test_length_comes_from_the_timeline_unless_given() -> None:
+    assert parsed("--timeline", "[0s-2s: a] [2s-7s: b]").seconds == 7
+    assert parsed("--prompt", "a").seconds == 4
+    assert parsed("--timeline", "[0s-2s: a]", "--seconds", "5").seconds == 5
+    assert parsed("--prompt", "a", "--endless").seconds is None
+
+
+def test_a_preset_fills_in_what_was_not_said() -> None:
+    request = parsed("--prompt", "a", "--preset", "demo", "--quality", "quality", "--window", "1")
+    assert (request.model, request.width, request.steps, request.window) == ("demo", 64, 16, 1)
+
+
+def test_a_random_seed_is_recorded_as_drawn() -> None:
+    seeds = {parsed("--prompt", "a").seed for _ in range(8)}
+    assert len(seeds) == 8
+    assert all(seed >= 0 for seed in seeds)
+
+
+def test_timelines_are_read_from_files_and_shorthand(tmp_path: Path) -> None:
+    shorthand = "[0s-2s: a cat walks] [2s-3s: it jumps]"
+    timeline = read_timeline(shorthand, "", None)
+    (tmp_path / "t.json").write_text(json.dumps(timeline.to_json()))
+    assert read_timeline(str(tmp_path / "t.json"), "", None) == timeline
+    assert read_timeline(shorthand, "at night", 2).full_prompt(timeline.segments[0]) == "at night. a cat walks"
+
+
+@pytest.mark.parametrize(("text", "size"), [("720x480", (720, 480)), ("64X64", (64, 64)), ("96×64", (96, 64))])
+def test_sizes(text: str, size: tuple[int, int]) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "12", "axb", "12x", "-1x5", "1.5x2"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(InputError, match="WIDTHxHEIGHT"):
+        parse_size(text)
+
+
+def test_redo_starts_from_the_project_and_changes_what_is_said(tmp_path: Path) -> None:
+    import argparse
+
+    from magi_lite.cli import generate
+    from magi_lite.project import Project
+
+    old = parsed("--timeline", "[0s-4s: a cat walks]", "--preset", "demo", "--seed", "5", "--steps", "16")
+    with Project.create(tmp_path, old) as project:
+        folder = project.folder
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    arguments = parser.parse_args(["--resume", str(folder), "--redo-from", "2", "--prompt", "it jumps", "--seed", "9"])
+    request = generate.changed_request(arguments)
+    assert [mix.text for mix in request.timeline.compile(4)] == ["a cat walks"] * 2 + ["it jumps"] * 2
+    assert (request.seed, request.steps, request.seconds) == (9, 16, 4)
