@@ -1,0 +1,128 @@
+"""Train the demo model: `python -m magi_lite.training STAGE --work DIR --minutes N`.
+
+The recipe, each stage resumable (call it again; checkpoints and logs lie in DIR):
+
+    vae       autoencoder until about 31 dB (620 steps of 16 half seconds), then `fold`
+    fold      latents to unit variance, inside the autoencoder's own linears (once)
+    pool      film and encode clips: --clips 2600 --seconds 3 --seed 1 (again with another seed for more)
+    dit       transformer, text encoder, special tokens: --phase single, then --phase windows --peak 0.6
+    distill   one model for 8 to 64 steps
+    decoder   the decoder alone goes on, latents frozen: sharper pictures for the same transformer
+
+`--ranks 2` trains the transformer in two processes that average their gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from magi_lite.errors import MagiLiteError
+from magi_lite.training import checkpoint
+from magi_lite.training.checkpoint import Budget
+from magi_lite.vae.model import ViTVAE
+
+STAGES = ("vae", "fold", "pool", "dit", "distill", "decoder")
+FOLDED = "vae_folded.safetensors"
+FINAL = "vae_final.safetensors"
+
+
+def load_folded(work: Path, name: str = FOLDED) -> ViTVAE:
+    """The autoencoder whose latents have unit variance."""
+    from magi_lite.training.train_vae import make_vae
+
+    vae = make_vae()
+    vae.load_state_dict(checkpoint.load(work / name)[0]["model"])
+    return vae.eval()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run one stage."""
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    budget = Budget(minutes=arguments.minutes, steps=arguments.steps)
+    if arguments.stage == "vae":
+        from magi_lite.training.train_vae import train_vae
+
+        train_vae(work, budget)
+    elif arguments.stage == "fold":
+        fold(work)
+    elif arguments.stage == "pool":
+        from magi_lite.training.latents import make_pool
+        from magi_lite.training.text_model import make_tokenizer
+
+        vae, tokenizer = load_folded(work), make_tokenizer()
+        pool = make_pool(vae, tokenizer, arguments.clips, arguments.seconds, arguments.seed, extended=0.2)
+        pool.save(work / f"pool-{arguments.seconds}s-{arguments.seed}.safetensors")
+    elif arguments.stage == "dit" and arguments.ranks > 1:
+        from magi_lite.training.train_dit import run_ranks
+
+        run_ranks(work, arguments.ranks, arguments.minutes, arguments.phase, arguments.peak, arguments.flat)
+    elif arguments.stage == "dit":
+        from magi_lite.training.train_dit import train_dit
+
+        train_dit(work, budget, phase=arguments.phase, peak=arguments.peak, flat=arguments.flat)
+    elif arguments.stage == "distill":
+        from magi_lite.training.distill import distill
+
+        distill(work, budget)
+    else:
+        refine_decoder(work, budget)
+
+
+def fold(work: Path) -> None:
+    """Write the autoencoder with unit-variance latents: DIR/vae_folded.safetensors."""
+    from magi_lite.training.train_vae import fold_normalization, make_vae
+
+    vae = make_vae()
+    groups, facts = checkpoint.load(work / "vae.safetensors")
+    vae.load_state_dict(groups["average"])
+    fold_normalization(vae)
+    checkpoint.save(work / FOLDED, {"model": vae.state_dict()}, {"step": facts["step"]})
+
+
+def refine_decoder(work: Path, budget: Budget) -> None:
+    """Train the folded autoencoder's decoder alone, in DIR/decoder; the result is DIR/vae_final.safetensors."""
+    from magi_lite.training.train_vae import train_vae
+
+    inner = work / "decoder"
+    if not (inner / "vae.safetensors").is_file():
+        weights = load_folded(work).state_dict()
+        checkpoint.save(
+            inner / "vae.safetensors", {"model": weights, "average": weights}, {"step": 0, "decoder_only": False}
+        )
+    vae = train_vae(inner, budget, decoder_only=True, rates=(1e-3, 0.008))
+    checkpoint.save(work / FINAL, {"model": vae.state_dict()}, {"step": 0})
+
+
+def main() -> int:
+    """Parse the command line and run a stage; user's mistakes are one sentence."""
+    parser = argparse.ArgumentParser(
+        prog="python -m magi_lite.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints, pools and logs")
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--steps", type=int, default=None, help="instead of minutes")
+    parser.add_argument("--phase", choices=("single", "windows", "full"), default="single")
+    parser.add_argument("--peak", type=float, default=1.0, help="share of the usual learning rates")
+    parser.add_argument("--flat", type=float, default=0.4, help="share of the budget before rates fall")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clips", type=int, default=2600)
+    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    try:
+        run(arguments)
+    except MagiLiteError as error:
+        print(error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,213 @@
+"""Stage three: shortcut distillation. One model for 64, 32, 16 and 8 steps, without guidance passes.
+
+The velocity is told how long the step is. A step of 2s must go where two steps of s go, so its target is their mean
+weighted by the time each takes: steps in progress are equal, in t they are not. The shortest step (1/64) learns from
+the undistilled model with guidance, which so needs no passes of its own any more. Eight of eleven batches are of the
+shortest step, which everything rests on; one each is of 1/32, 1/16 and 1/8. (MAGI-1 report, distillation; shortcut
+models.) The two steps of a target are made by the student's own average, without gradient.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from magi_lite.config import DiTConfig
+from magi_lite.sampling.schedule import step_size_number
+from magi_lite.training import checkpoint
+from magi_lite.training.checkpoint import Budget
+from magi_lite.training.diffusion import (
+    ANY,
+    CLEAN,
+    WINDOWS,
+    DemoModel,
+    Example,
+    draw_example,
+    draw_pattern,
+    grid_time,
+    predict,
+    weighted_error,
+)
+from magi_lite.training.latents import Pool
+from magi_lite.training.optim import Optimizer, update_average, warm_cosine
+from magi_lite.training.train_dit import ALONE, DEMO_DIT, Ranks, half_products, load_pools, make_model
+
+SHORTEST = 64
+"""Steps of the schedule that the undistilled model is sampled with."""
+CYCLE = (SHORTEST,) * 8 + (32, 16, 8)
+"""Steps of the schedule that each batch of a cycle trains."""
+GUIDANCE = 2.0
+GUIDED_BELOW = 0.3
+"""Text guidance counts while a chunk's t is below this, as in the published ranges; after that details only."""
+AVERAGE_DECAY = 0.995
+RATE, MATRIX_RATE = 3e-4, 0.003
+
+
+def progress_on_grid(pattern: tuple[int, ...], batch: int, steps: int, generator: torch.Generator) -> Tensor:
+    """(N, K) progress of a window that stands on the grid of a `steps`-step schedule; clean chunks' is 0."""
+    per_quarter = steps // 4
+    within = torch.randint(per_quarter, (batch, 1), generator=generator)
+    anywhere = torch.randint(steps, (batch, 1), generator=generator)
+    quarters = torch.tensor([max(q, 0) for q in pattern]).expand(batch, -1)
+    made = torch.where(quarters == ANY, anywhere, quarters * per_quarter + within)
+    return torch.where(torch.tensor([q == CLEAN for q in pattern]), 0.0, made / steps)
+
+
+def advanced(example: Example, by: float) -> Tensor:
+    """(N, K) times after `by` more progress; clean chunks stay."""
+    clean = torch.tensor([q == CLEAN for q in example.pattern])
+    return torch.where(clean, example.times, grid_time((example.progress + by).clamp(max=1.0)))
+
+
+def per_latent(numbers: Tensor, like: Tensor) -> Tensor:
+    """(N, K) -> (N, 1, 6K, 1, 1), to be multiplied with latents."""
+    return numbers.repeat_interleave(like.shape[2] // numbers.shape[1], 1)[:, None, :, None, None]
+
+
+def two_steps(first: Tensor, second: Tensor, start: Tensor, middle: Tensor, end: Tensor) -> Tensor:
+    """The one velocity that goes from `start` to `end` where `first` to `middle` and then `second` would go.
+
+    Velocities (N, C, 6K, H, W), times (N, K). Where no time passes (clean chunks) the first velocity is kept.
+    """
+    whole = end - start
+    share = torch.where(whole > 0, (middle - start) / whole.where(whole > 0, torch.ones(())), 1.0)
+    share = per_latent(share, first)
+    return share * first + (1 - share) * second
+
+
+@torch.no_grad()
+def shortcut_target(model: DemoModel, example: Example, steps: int) -> Tensor:
+    """What one step of a `steps`-step schedule must do: what two steps of a schedule twice as fine do."""
+    half, number = 0.5 / steps, step_size_number(2 * steps, 1.0)
+    start, middle, end = example.times, advanced(example, half), advanced(example, 2 * half)
+    first = predict(model, example, number)
+    moved = example.noisy + first * per_latent(middle - start, first)
+    moved = torch.where(example.fixed, example.noisy, moved)
+    second = predict(model, example, number, noisy=moved, times=middle)
+    return two_steps(first, second, start, middle, end)
+
+
+@torch.no_grad()
+def guided_target(teacher: DemoModel, example: Example, scale: float, told: float | None) -> Tensor:
+    """The undistilled model's velocity with text guidance: wordless + scale * (with words - wordless) while noisy."""
+    full = predict(teacher, example, told)
+    if scale == 1.0:
+        return full
+    plain = predict(teacher, example, told, without_words=True)
+    scales = torch.where(example.times < GUIDED_BELOW, scale, 1.0)
+    return plain + per_latent(scales, full) * (full - plain)
+
+
+def distillation_loss(
+    student: DemoModel,
+    average: DemoModel,
+    teacher: DemoModel,
+    example: Example,
+    steps: int,
+    guidance: float = GUIDANCE,
+    told: float | None = step_size_number(SHORTEST, 1.0),
+) -> Tensor:
+    """Loss of one batch.
+
+    Args:
+        student: is trained. average: the student's averaged weights, which make shortcut targets.
+        teacher: the undistilled model. told: the step-size number that it was trained with, or None.
+        example: drawn with progress on the grid of `steps`.
+        steps: of the schedule whose step is trained; `SHORTEST` learns from the teacher.
+    """
+    if steps == SHORTEST:
+        target = guided_target(teacher, example, guidance, told)
+    else:
+        target = shortcut_target(average, example, steps)
+    return weighted_error(predict(student, example, step_size_number(steps, 1.0)), target, example.weight)
+
+
+def distill(
+    work: Path,
+    budget: Budget,
+    *,
+    pool: Pool | None = None,
+    config: DiTConfig = DEMO_DIT,
+    patterns: tuple = WINDOWS,
+    chunks_per_batch: int = 20,
+    guidance: float = GUIDANCE,
+    told: float | None = step_size_number(SHORTEST, 1.0),
+    rates: tuple[float, float] = (RATE, MATRIX_RATE),
+    half: bool = True,
+    ranks: Ranks = ALONE,
+    seed: int = 0,
+) -> DemoModel:
+    """Distill the averaged weights of `work/dit.safetensors`, or go on doing it; returns the averaged student.
+
+    The text encoder and the special tokens stay as they are: the teacher's words are the student's.
+
+    Raises:
+        CheckpointError: there is no trained model in `work`.
+    """
+    torch.manual_seed(seed)
+    pool = pool or load_pools(work, ranks)
+    taught, _ = checkpoint.load(work / "dit.safetensors")
+    models = [make_model(config) for _ in range(3)]
+    for model in models:
+        model.load_state_dict(taught["average"], strict=False)
+    student, averaged, teacher = models
+    for frozen in (student.text, student.tokens, averaged, teacher):
+        frozen.requires_grad_(False)
+    parameters = {n: p for n, p in student.named_parameters() if p.requires_grad}
+    optimizer = Optimizer(parameters, *rates)
+    average = {n: averaged.get_parameter(n) for n in parameters}
+    generator = checkpoint.generators(seed + 23 * (ranks.rank + 1))
+    path, log, step = work / "distilled.safetensors", work / "distill.log", 0
+    if path.is_file():
+        groups, facts = checkpoint.load(path)
+        student.load_state_dict(groups["model"], strict=False)
+        averaged.load_state_dict(groups["average"], strict=False)
+        step = int(facts["step"])
+        optimizer.load_state_dict(groups["optimizer"], step)
+        generator.set_state(groups["generator"]["rank0"])
+        if ranks.size > 1:
+            generator.manual_seed(seed + step * 31 + ranks.rank)
+    budget.first_step = step
+
+    def keep() -> None:
+        if ranks.rank == 0:
+            groups = {
+                "model": dict(student.named_parameters()),
+                "average": dict(averaged.named_parameters()),
+                "optimizer": optimizer.state_dict(),
+                "generator": {"rank0": generator.get_state()},
+            }
+            checkpoint.save(path, groups, {"step": step, "guidance": guidance})
+
+    running: dict[int, float] = {}
+    undo = [half_products(model) for model in models] if half else []
+    for context in undo:
+        context.__enter__()
+    try:
+        while (fraction := ranks.agree(budget.fraction(step))) < 1:
+            steps = CYCLE[step % len(CYCLE)]
+            pattern = draw_pattern(patterns, pool.seconds, generator)
+            batch = max(1, chunks_per_batch // len(pattern))
+            where = progress_on_grid(pattern, batch, steps, generator)
+            example = draw_example(pool, pattern, batch, generator, text_drop=0.0, progress=where)
+            loss = distillation_loss(student, averaged, teacher, example, steps, guidance, told)
+            student.zero_grad(set_to_none=True)
+            loss.backward()
+            ranks.mean(list(parameters.values()))
+            optimizer.step(warm_cosine(fraction, step - budget.first_step, warm=20, flat=0.4))
+            step += 1
+            with torch.no_grad():
+                update_average(average, parameters, step, AVERAGE_DECAY)
+            running[steps] = 0.9 * running.get(steps, loss.item()) + 0.1 * loss.item()
+            if ranks.rank == 0 and step % 22 == 0:
+                losses = " ".join(f"{s}: {v:.4f}" for s, v in sorted(running.items()))
+                checkpoint.log(log, f"distill step {step} loss by steps {losses} used {fraction:.3f}")
+            if step % 88 == 0:
+                keep()
+    finally:
+        for context in undo:
+            context.__exit__(None, None, None)
+    keep()
+    return averaged
