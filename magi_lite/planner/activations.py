@@ -152,10 +152,9 @@ def rotary_bytes(dit: DiTConfig, tokens: int, window: int) -> int:
 def text_activation_bytes(t5: T5Shape, tokens: int, execution: Execution) -> int:
     """Peak of encoding one prompt of `tokens` tokens: position bias, scores and their softmax of one layer."""
     size = 4 if execution.t5 == "float32" else 2
-    scores = t5.heads * tokens * tokens
-    attention = scores * (size + size + size + FLOAT32)
+    scores = t5.heads * tokens * tokens * size
     feed_forward = tokens * size * (3 * t5.width + 3 * t5.feed_forward)
-    return max(attention, scores * size + feed_forward)
+    return max(3 * scores, scores + feed_forward)
 
 
 def decode_activation_bytes(vae: VAEConfig, width: int, height: int, execution: Execution) -> int:

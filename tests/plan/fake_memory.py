@@ -52,7 +52,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         place = None
-        if _writes_first(func) and args[0].device.type == "meta":
+        if _writes_first(func) and any(isinstance(arg, torch.Tensor) and arg.is_meta for arg in args):
             return args[0]
         if func in FACTORIES and torch.device(kwargs.get("device") or "cpu").type == "cpu" and _numel(args[0]) >= LARGE:
             kwargs, place = {**kwargs, "device": CARD, "pin_memory": False}, "host"

@@ -6,10 +6,12 @@ autoencoder's tiles; transformers' T5. Only the numbers are absent.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from magi_lite import planner
 from magi_lite.config import CHUNK_LATENT_FRAMES, SamplerSettings
@@ -22,7 +24,7 @@ from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.schedule import Schedule
 from magi_lite.vae.model import ViTVAE
 from magi_lite.vae.tiling import decode_tiled, to_uint8
-from quant.convert import convert_
+from quant.convert import convert_, quantized_linear
 from quant.schemes import SCHEMES
 from tests.plan.fake_memory import CARD, LiveBytes, card
 
@@ -60,13 +62,16 @@ def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[
     dtype, channels = compute_dtype(plan), plan.model.dit.latent_channels
     settings = SamplerSettings(steps=request.steps, window=window)
     schedule = Schedule(settings, 0, request.seconds)
+    warm_up(execution.scheme)
     peaks = {}
     with card(explain) as counter, Residency(execution, pin=False, device=CARD) as home:
         host = torch.device("cpu")
         dit = home.place_dit(build_dit(plan, host if execution.layers == "streamed" else CARD))
-        with default_dtype(dtype), (CARD if execution.vae == "resident" else host):
+        with default_dtype(dtype), (CARD if execution.vae in ("resident", "decoder") else host):
             vae = ViTVAE(plan.model.vae).eval()
-        home.place_vae(vae)
+        if execution.vae != "cpu":  # it is there already
+            home.place_vae(vae)
+        gc.collect()  # linears that were swapped for quantized ones; the loader never makes them
         words = torch.empty(1, memory.caption_tokens(request, plan.model), plan.model.dit.caption_channels, device=CARD)
         contexts = [dit.encode_captions(words) for _ in range(window)]
         null = dit.encode_captions(words[:, :50])
@@ -98,6 +103,15 @@ def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[
     return peaks, counter
 
 
+def warm_up(scheme: str) -> None:
+    """bitsandbytes looks for kernels at its first product and logs what it misses with a traceback, whose frames (and
+    their tensors) a test's log keeps: let that happen here, with tiny ones."""
+    if scheme == "nf4":
+        quantized_linear(nn.Linear(64, 64, bias=False, dtype=torch.bfloat16), SCHEMES[scheme])(
+            torch.zeros(2, 64, dtype=torch.bfloat16)
+        )
+
+
 def fill_store(store: KVRing, dit: DiT, chunks: int, tokens: int, dtype: torch.dtype) -> None:
     """What clean passes leave in the store."""
     config = dit.config
@@ -121,6 +135,7 @@ def text(plan: planner.Plan, explain: bool = False) -> tuple[int, LiveBytes]:
             model = T5EncoderModel(config).eval()
         if kind in SCHEMES:
             convert_(model, SCHEMES[kind], lambda name: True)
+            gc.collect()
         ids = torch.zeros(1, memory.caption_tokens(plan.request, plan.model), dtype=torch.long, device=CARD)
         counter.reset_peak()
         model(input_ids=ids).last_hidden_state.float()

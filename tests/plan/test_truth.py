@@ -1,0 +1,58 @@
+"""The plan tells the truth: its peaks against full-size models whose every live byte is counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from magi_lite import planner
+from magi_lite.config import Execution, GenerationRequest
+from magi_lite.devices import known_card
+from magi_lite.timeline import Timeline
+from tests.plan.full_size import denoise_and_decode, text
+
+OVER, UNDER = 0.05, 0.02
+"""A plan may promise 5 % too much, never more than 2 % too little."""
+USUAL = Execution(
+    device="cuda", dtype="bfloat16", scheme="fp8", kv_dtype="bf16", mlp_slice=8192, attention_slice=8192, t5="bf16",
+    t5_device="cuda",
+)  # fmt: skip
+COMBINATIONS: list[tuple[str, tuple[int, int], int, dict[str, object]]] = [
+    ("4.5B-distill", (720, 720), 4, {}),
+    ("4.5B-distill", (720, 720), 4, {"scheme": "bf16", "vae": "swapped", "mlp_slice": 2048}),
+    ("4.5B-distill", (1280, 720), 4, {"vae": "decoder"}),
+    ("4.5B-distill", (1440, 2560), 1, {"kv_place": "pinned"}),
+    ("4.5B-distill", (720, 720), 1, {"layers": "streamed", "kv_dtype": "fp8"}),
+    ("4.5B-distill", (720, 720), 1, {"attention_slice": None, "mlp_slice": None}),
+    ("4.5B-distill", (480, 480), 4, {"layers": "streamed", "vae": "swapped"}),
+    ("4.5B-distill", (480, 480), 1, {"scheme": "nf4", "vae": "swapped"}),
+    ("4.5B-distill", (480, 480), 4, {"scheme": "int8", "vae": "cpu", "kv_place": "pinned"}),
+    ("4.5B-distill", (480, 480), 1, {"scheme": "nf4", "layers": "streamed", "vae": "cpu", "attention_slice": 2048}),
+    ("4.5B-distill-fp8", (384, 384), 2, {"scheme": "published", "vae": "decoder"}),
+    ("4.5B-distill", (256, 256), 4, {"scheme": "nf4", "kv_dtype": "fp8", "vae_tile_batch": 2}),
+    ("4.5B-distill", (960, 544), 2, {"kv_place": "pinned", "kv_dtype": "fp8"}),
+]
+
+
+def plan_of(model: str, size: tuple[int, int], window: int, changes: dict[str, object]) -> planner.Plan:
+    request = GenerationRequest(Timeline(), width=size[0], height=size[1], window=window, seconds=8, model=model)
+    return planner.plan_execution(request, window, model, replace(USUAL, **changes), known_card("RTX 4090"))
+
+
+@pytest.mark.parametrize(("model", "size", "window", "changes"), COMBINATIONS)
+def test_peaks_of_denoising_and_decoding(
+    model: str, size: tuple[int, int], window: int, changes: dict[str, object]
+) -> None:
+    plan = plan_of(model, size, window, changes)
+    tracked, _ = denoise_and_decode(plan)
+    promised = max(plan.peak_per_stage[stage] for stage in ("denoise", "decode"))
+    assert -UNDER <= promised / max(tracked.values()) - 1 <= OVER
+    assert -UNDER <= plan.peak_per_stage["denoise"] / tracked["denoise"] - 1 <= OVER
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8", "nf4", "float32"])
+def test_peak_of_encoding_a_prompt(kind: str) -> None:
+    plan = plan_of("4.5B-distill", (480, 480), 1, {"t5": kind})
+    tracked, _ = text(plan)
+    assert -UNDER <= plan.peak_per_stage["text"] / tracked - 1 <= OVER
