@@ -8,6 +8,7 @@ The recipe, each stage resumable (call it again; checkpoints and logs lie in DIR
     dit       transformer, text encoder, special tokens: --phase single, then --phase windows --peak 0.6
     distill   one model for 8 to 64 steps
     decoder   the decoder alone goes on, latents frozen: sharper pictures for the same transformer
+    export    what DIR holds as a model folder (--out, default DIR/demo)
 
 `--ranks 2` trains the transformer in two processes that average their gradients.
 """
@@ -24,7 +25,7 @@ from magi_lite.training import checkpoint
 from magi_lite.training.checkpoint import Budget
 from magi_lite.vae.model import ViTVAE
 
-STAGES = ("vae", "fold", "pool", "dit", "distill", "decoder")
+STAGES = ("vae", "fold", "pool", "dit", "distill", "decoder", "export")
 FOLDED = "vae_folded.safetensors"
 FINAL = "vae_final.safetensors"
 
@@ -68,6 +69,10 @@ def run(arguments: argparse.Namespace) -> None:
         from magi_lite.training.distill import distill
 
         distill(work, budget)
+    elif arguments.stage == "export":
+        from magi_lite.training.export import export, from_work
+
+        export(arguments.out or work / "demo", from_work(work))
     else:
         refine_decoder(work, budget)
 
@@ -114,6 +119,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=2600)
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=None, help="where a model folder is written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     try:
