@@ -17,8 +17,18 @@ from magi_lite.config import Execution, GenerationRequest, SamplerSettings
 from magi_lite.decoding import decode_chunk, decode_preview, encode_pixels
 from magi_lite.dit.attention import choose as choose_attention
 from magi_lite.dit.model import DiT
+from magi_lite.errors import InputError
+from magi_lite.files import output_errors
 from magi_lite.layout import ModelFiles
-from magi_lite.loader import DTYPES, load_dit, load_special_tokens, load_text_encoder, load_vae, vae_config
+from magi_lite.loader import (
+    DTYPES,
+    load_dit,
+    load_special_tokens,
+    load_text_encoder,
+    load_vae,
+    quantizable,
+    vae_config,
+)
 from magi_lite.planner import ModelShape, T5Shape
 from magi_lite.prompts import PromptBank
 from magi_lite.residency import Residency
@@ -137,3 +147,25 @@ def engine(files: ModelFiles, execution: Execution) -> Iterator[Engine]:
         dit.backend = choose_attention(execution.attention, execution.device, compute)
         home.place_vae(load_vae(files.vae, compute))
         yield Engine(files, execution, dit, home)
+
+
+@contextmanager
+def recorded(networks: Engine, file: Path | None) -> Iterator[None]:
+    """Write what the quantizable linears see during the block to `file`, for calibrating static FP8; None: nothing.
+
+    Raises:
+        InputError: the weights are quantized already.
+    """
+    if file is None:
+        yield
+        return
+    from quant import QuantError, Recorder
+
+    try:
+        recorder = Recorder(networks.dit, quantizable(networks.files.dit))
+    except QuantError as error:
+        raise InputError("Activations can be recorded with unquantized weights only; add --scheme bf16.") from error
+    with recorder:
+        yield
+    with output_errors(file):
+        recorder.recording().write(file)

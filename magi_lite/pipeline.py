@@ -21,7 +21,7 @@ from magi_lite.clock import Clock
 from magi_lite.config import PIXELS_PER_LATENT, GenerationRequest
 from magi_lite.control import RunControl
 from magi_lite.delivery import Delivery
-from magi_lite.engine import Engine, engine, planning_shape, prompt_bank, sampler_settings
+from magi_lite.engine import Engine, engine, planning_shape, prompt_bank, recorded, sampler_settings
 from magi_lite.errors import InputError, OutOfMemory
 from magi_lite.events import (
     ChunkFinished,
@@ -60,6 +60,7 @@ def generate(
     projects_folder: Path | None = None,
     resume: Path | None = None,
     from_chunk: int | None = None,
+    record: Path | None = None,
 ) -> Iterator[Event]:
     """Make a video.
 
@@ -70,6 +71,7 @@ def generate(
         projects_folder: where a new run's folder is made.
         resume: the folder of an earlier run, to go on with.
         from_chunk: with `resume`: keep the seconds before this one and make the rest again, in a new project.
+        record: a file for what the linears see, to calibrate static FP8 with (`python -m quant --calibration`).
 
     Yields:
         `events.Event`s; the last one is `Finished` or `Stopped`.
@@ -82,7 +84,7 @@ def generate(
     with _open_project(request, projects_folder or DEFAULT_PROJECTS, resume, from_chunk) as project:
         yield Opened(project.folder, project.video)
         try:
-            yield from _with_smaller_plans(Run(project, control))
+            yield from _with_smaller_plans(Run(project, control, record))
         except Exception as error:
             project.log(f"failed: {type(error).__name__}: {error}")
             project.set_status("failed", str(error))
@@ -108,11 +110,8 @@ def _open_project(
         return project.branch(from_chunk, request)
     project.lock()
     if request is not None:
-        more = (
-            0
-            if request.seconds is None or project.request.seconds is None
-            else request.seconds - project.request.seconds
-        )
+        seconds, before = request.seconds, project.request.seconds
+        more = 0 if seconds is None or before is None else seconds - before
         if more > 0:
             project.extend(more)
         if request.timeline != project.request.timeline:
@@ -154,8 +153,8 @@ def _with_smaller_plans(run: Run) -> Iterator[Event]:
 class Run:
     """One run of a project: what its steps share."""
 
-    def __init__(self, project: Project, control: RunControl) -> None:
-        self.project, self.control = project, control
+    def __init__(self, project: Project, control: RunControl, record: Path | None = None) -> None:
+        self.project, self.control, self.record = project, control, record
         self.files: ModelFiles = open_model(self.request.model, self.request.models_folder)
         self.timeline: Timeline = self.request.timeline
         self.delivery = Delivery(project, self.request.out)
@@ -198,7 +197,8 @@ class Run:
                 save_prefix(self.project, prefix)
             sampler = self.make_sampler(networks, plan, bank, state, prefix)
             yield StageStarted("denoise", "Making the first second")
-            yield from self.denoise(sampler, networks)
+            with recorded(networks, self.record):
+                yield from self.denoise(sampler, networks)
 
     # --- what the sampler needs ------------------------------------------------------------------------------------
 

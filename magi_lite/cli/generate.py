@@ -67,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         how.add_argument(f"--{option}", choices=choices, help=f"fix the {option} instead of leaving it to the plan")
     how.add_argument("--vram-gb", type=float, help="plan as if the card had this much memory")
 
+    how.add_argument(
+        "--record-activations", type=Path, metavar="FILE", help="write what the linears see, to calibrate FP8 with"
+    )
+
     where = parser.add_argument_group("where it goes")
     where.add_argument("--out", type=Path, help="the video file (default: in its project folder)")
     where.add_argument("--projects", type=Path, default=Path("outputs"), help="where runs are kept (default: outputs)")
@@ -91,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
             projects_folder=arguments.projects,
             resume=arguments.resume,
             from_chunk=arguments.redo_from,
+            record=arguments.record_activations,
         )
         return show(events)
 

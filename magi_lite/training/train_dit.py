@@ -180,8 +180,9 @@ def train_dit(
         groups, facts = checkpoint.load(path)
         model.load_state_dict(groups["model"], strict=False)
         average, step = groups["average"], int(facts["step"])
-        optimizer.load_state_dict(groups["optimizer"], step)
-        if f"rank{ranks.rank}" in groups["generator"]:
+        if "optimizer" in groups:  # else weights alone: the averages of squares begin anew
+            optimizer.load_state_dict(groups["optimizer"], step)
+        if f"rank{ranks.rank}" in groups.get("generator", {}):
             generator.set_state(groups["generator"][f"rank{ranks.rank}"])
         if ranks.size > 1:
             generator.manual_seed(seed + step * 31 + ranks.rank)
