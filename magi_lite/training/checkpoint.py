@@ -34,7 +34,7 @@ class Budget:
 
 def save(path: Path, groups: dict[str, dict[str, Tensor]], facts: dict[str, object]) -> None:
     """Write named groups of tensors and JSON-able facts, whole or not at all."""
-    tensors = {f"{g}:{n}": t.detach().contiguous() for g, group in groups.items() for n, t in group.items()}
+    tensors = {f"{g}:{n}": t.detach().clone() for g, group in groups.items() for n, t in group.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})

@@ -38,7 +38,10 @@ SHORTEST = 64
 """Steps of the schedule that the undistilled model is sampled with."""
 CYCLE = (SHORTEST,) * 8 + (32, 16, 8)
 """Steps of the schedule that each batch of a cycle trains."""
+WARM_CYCLE = (SHORTEST, 32, 16, 8)
 GUIDANCE = 2.0
+WARM_SHARE = 0.1
+"""Share of the budget in which every step size learns from the undistilled model, which knows few or one of them."""
 GUIDED_BELOW = 0.3
 """Text guidance counts while a chunk's t is below this, as in the published ranges; after that details only."""
 AVERAGE_DECAY = 0.995
@@ -108,6 +111,7 @@ def distillation_loss(
     steps: int,
     guidance: float = GUIDANCE,
     told: float | None = step_size_number(SHORTEST, 1.0),
+    from_teacher: bool = False,
 ) -> Tensor:
     """Loss of one batch.
 
@@ -115,9 +119,9 @@ def distillation_loss(
         student: is trained. average: the student's averaged weights, which make shortcut targets.
         teacher: the undistilled model. told: the step-size number that it was trained with, or None.
         example: drawn with progress on the grid of `steps`.
-        steps: of the schedule whose step is trained; `SHORTEST` learns from the teacher.
+        steps: of the schedule whose step is trained; `SHORTEST` learns from the teacher, others with `from_teacher`.
     """
-    if steps == SHORTEST:
+    if steps == SHORTEST or from_teacher:
         target = guided_target(teacher, example, guidance, told)
     else:
         target = shortcut_target(average, example, steps)
@@ -187,16 +191,17 @@ def distill(
         context.__enter__()
     try:
         while (fraction := ranks.agree(budget.fraction(step))) < 1:
-            steps = CYCLE[step % len(CYCLE)]
+            warming = fraction < WARM_SHARE
+            steps = WARM_CYCLE[step % len(WARM_CYCLE)] if warming else CYCLE[step % len(CYCLE)]
             pattern = draw_pattern(patterns, pool.seconds, generator)
             batch = max(1, chunks_per_batch // len(pattern))
             where = progress_on_grid(pattern, batch, steps, generator)
             example = draw_example(pool, pattern, batch, generator, text_drop=0.0, progress=where)
-            loss = distillation_loss(student, averaged, teacher, example, steps, guidance, told)
+            loss = distillation_loss(student, averaged, teacher, example, steps, guidance, told, warming)
             student.zero_grad(set_to_none=True)
             loss.backward()
             ranks.mean(list(parameters.values()))
-            optimizer.step(warm_cosine(fraction, step - budget.first_step, warm=20, flat=0.4))
+            optimizer.step(warm_cosine(fraction, step, warm=20, flat=0.4))
             step += 1
             with torch.no_grad():
                 update_average(average, parameters, step, AVERAGE_DECAY)

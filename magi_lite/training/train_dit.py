@@ -156,6 +156,7 @@ def train_dit(
     rates: tuple[float, float] = (RATE, MATRIX_RATE),
     peak: float = 1.0,
     flat: float = 0.3,
+    warm: int = 60,
     half: bool = True,
     ranks: Ranks = ALONE,
     seed: int = 0,
@@ -165,6 +166,7 @@ def train_dit(
     Args:
         phase: which windows are drawn, a key of `PHASES`. pool: training clips; None: those in `work`.
         peak: of the learning rates, smaller when going on. flat: share of the budget before rates fall.
+        warm: steps in which they rise, once.
         half: products in bfloat16.
     """
     torch.manual_seed(seed)
@@ -209,7 +211,7 @@ def train_dit(
             model.zero_grad(set_to_none=True)
             loss.backward()
             ranks.mean(list(parameters.values()))
-            optimizer.step(peak * warm_cosine(fraction, step - budget.first_step, flat=flat))
+            optimizer.step(peak * warm_cosine(fraction, step, warm, flat=flat))
             step += 1
             update_average(average, parameters, step, AVERAGE_DECAY)
             running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()

@@ -118,6 +118,7 @@ def train_vae(
     batch: int = BATCH,
     seed: int = 0,
     decoder_only: bool = False,
+    warm: int = 60,
     rates: tuple[float, float] = (RATE, MATRIX_RATE),
 ) -> ViTVAE:
     """Train, or go on training, the autoencoder in `work`; returns the averaged weights.
@@ -158,7 +159,7 @@ def train_vae(
         loss = vae_loss(vae, x, body, generator, decoder_only)
         vae.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step(warm_cosine(fraction, step - budget.first_step))
+        optimizer.step(warm_cosine(fraction, step, warm))
         step += 1
         update_average(average, vae.state_dict(), step, AVERAGE_DECAY)
         if step % 50 == 0:

@@ -54,7 +54,7 @@ FRICTION = SLIDE_SPEED / 20
 GROWTH = 0.15
 """Pixels of radius per frame."""
 TURN = np.pi / 48
-"""Radians per frame: a quarter turn and a half in a second would look like nothing on a square, an eighth does not."""
+"""Radians per frame: a quarter turn in a second."""
 DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
 
 _FLOOR_TONES = {"dark": (28, 28, 34), "gray": (112, 112, 116)}
@@ -227,7 +227,7 @@ def collide(first: Body, second: Body) -> None:
     second.vx, second.vy = two + impulse / mass_two * normal
 
 
-def _room(body: Body, motion: str) -> float:
+def room(body: Body, motion: str) -> float:
     """Pixels that a body can go before a wall stops its motion."""
     if motion == "falls":
         return SIZE - body.radius - body.y
@@ -240,11 +240,11 @@ def _room(body: Body, motion: str) -> float:
 
 def _next_motion(body: Body, previous: str | None, motions: tuple[str, ...], rng: np.random.Generator) -> str:
     """Half the seconds go on as before; a motion with no room is seldom chosen (but walls must be met sometimes)."""
-    if previous is not None and rng.random() < 0.45 and _room(body, previous) > 4:
+    if previous is not None and rng.random() < 0.45 and room(body, previous) > 4:
         return previous
     for _ in range(8):
         motion = str(rng.choice(motions))
-        if _room(body, motion) > 14 or rng.random() < 0.05:
+        if room(body, motion) > 14 or rng.random() < 0.05:
             break
     return motion
 
@@ -314,7 +314,7 @@ def _place(look: Look, motion: str, start: tuple[float, float] | None, rng: np.r
         return Body(*rng.uniform(radius + 4, SIZE - radius - 4, 2), radius), motion
     for _ in range(16):
         body = Body(*rng.uniform(radius, SIZE - radius, 2), radius)
-        if _room(body, motion) > 17:
+        if room(body, motion) > 17:
             break
     return body, motion
 

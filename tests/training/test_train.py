@@ -1,0 +1,210 @@
+"""A few steps on tiny data: the loss falls, a resumed run is the one that was never stopped, examples are right."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from magi_lite.config import CHUNK_LATENT_FRAMES, SCALE_FACTOR
+from magi_lite.errors import CheckpointError
+from magi_lite.sampling.schedule import time_grid
+from magi_lite.training import checkpoint, diffusion, train_vae
+from magi_lite.training.checkpoint import Budget
+from magi_lite.training.diffusion import CLEAN, FULL_WINDOWS, WINDOWS, draw_example, flow_loss, grid_time, predict
+from magi_lite.training.latents import to_signed
+from magi_lite.training.optim import orthogonalize
+from magi_lite.training.text_model import CAPTION_LENGTH, make_tokenizer, vocabulary
+from magi_lite.training.train_dit import half_products, make_model, train_dit
+from magi_lite.training.world import make_clip
+from tests.training.conftest import TINY_DIT, TINY_VAE
+
+WIDTH = CHUNK_LATENT_FRAMES
+
+
+def settled(model):
+    """Gradients and biases aside, a model whose velocity is not zero."""
+    torch.nn.init.normal_(model.dit.final_linear.linear.weight, std=0.1)
+    return model
+
+
+def fixed_loss(model, pool):
+    """The loss on the same windows with the same noise, whatever was trained in between."""
+    with torch.no_grad():
+        examples = [draw_example(pool, (4,), 8, torch.Generator().manual_seed(s)) for s in range(4)]
+        return sum(flow_loss(model, example, None).item() for example in examples) / 4
+
+
+def test_loss_of_the_transformer_falls(tmp_path, tiny_pool):
+    before = fixed_loss(make_model(TINY_DIT), tiny_pool)
+    model = train_dit(
+        tmp_path, Budget(steps=40), pool=tiny_pool, config=TINY_DIT, chunks_per_batch=8, half=False, warm=4
+    )
+    assert fixed_loss(model, tiny_pool) < 0.85 * before
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, tiny_pool):
+    """Six steps at once, or three and three: the same bits (at a level rate, which does not depend on the budget)."""
+    options = {"pool": tiny_pool, "config": TINY_DIT, "chunks_per_batch": 4, "flat": 0.999, "phase": "windows"}
+    whole = train_dit(tmp_path / "one", Budget(steps=6), **options, half=False)
+    train_dit(tmp_path / "two", Budget(steps=3), **options, half=False)
+    resumed = train_dit(tmp_path / "two", Budget(steps=3), **options, half=False)
+    first, second = dict(whole.named_parameters()), dict(resumed.named_parameters())
+    moved = dict(make_model(TINY_DIT).named_parameters())
+    assert any(not torch.equal(first[n], moved[n]) for n in first)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_autoencoder_learns_and_resumes(tmp_path):
+    options = {"config": TINY_VAE, "clips": 6, "batch": 2, "warm": 4}
+    torch.manual_seed(0)
+    untrained = train_vae.make_vae(TINY_VAE)
+    x = to_signed(make_clip(1).frames[None, :12])
+    with torch.no_grad():
+        before = (untrained.decode(untrained.encode(x)) - x).square().mean()
+    trained = train_vae.train_vae(tmp_path / "one", Budget(steps=40), **options)
+    with torch.no_grad():
+        after = (trained.decode(trained.encode(x)) - x).square().mean()
+    assert after < 0.7 * before
+    train_vae.train_vae(tmp_path / "two", Budget(steps=2), **options)
+    groups, facts = checkpoint.load(tmp_path / "two" / "vae.safetensors")
+    assert facts["step"] == 2 and set(groups) == {"model", "average", "optimizer", "generator"}
+
+
+def test_refining_the_decoder_leaves_the_latents_alone(tmp_path):
+    options = {"config": TINY_VAE, "clips": 4, "batch": 2}
+    train_vae.train_vae(tmp_path, Budget(steps=2), **options)
+    before, _ = checkpoint.load(tmp_path / "vae.safetensors")
+    train_vae.train_vae(tmp_path, Budget(steps=2), **options, decoder_only=True)
+    after, _ = checkpoint.load(tmp_path / "vae.safetensors")
+    changed = {n for n, t in before["model"].items() if not torch.equal(t, after["model"][n])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+
+
+@torch.no_grad()
+def test_folding_gives_unit_variance_and_the_same_pictures():
+    torch.manual_seed(3)
+    vae = train_vae.make_vae(TINY_VAE)
+    x = torch.cat([to_signed(make_clip(seed).frames[None, :12]) for seed in range(20, 26)])
+    pictures = vae.decode(vae.encode(x))
+    mean, log_variance = vae.moments(x)
+    train_vae.fold_normalization(vae, clips=24)
+    assert torch.allclose(vae.decode(vae.encode(x)), pictures, atol=2e-4)
+    new_mean, new_log_variance = vae.moments(x)
+    ratio = new_mean.std((0, 2, 3, 4)) / mean.std((0, 2, 3, 4))
+    assert torch.allclose((0.5 * (new_log_variance - log_variance)).exp().mean((0, 2, 3, 4)), ratio, rtol=1e-3)
+    frames, _ = train_vae.film(24, seed=700_001)
+    latents = vae.encode(to_signed(frames[:, :12])) * SCALE_FACTOR
+    assert torch.allclose(latents.std((0, 2, 3, 4)), torch.ones(16), atol=1e-3)
+    assert latents.mean((0, 2, 3, 4)).abs().max() < 1e-3
+
+
+def test_times_are_those_of_the_samplers_grid():
+    for steps in (8, 64):
+        assert torch.allclose(grid_time(torch.arange(steps + 1) / steps), torch.tensor(time_grid(steps)), atol=1e-6)
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern, _ in FULL_WINDOWS if len(pattern) <= 3])
+def test_examples_are_the_windows_of_the_sampler(tiny_pool, pattern):
+    example = draw_example(tiny_pool, pattern, 24, torch.Generator().manual_seed(len(pattern)))
+    chunks = len(pattern)
+    assert example.noisy.shape == (24, 16, WIDTH * chunks, 4, 4) and example.times.shape == (24, chunks)
+    noisy = [k for k in range(chunks) if pattern[k] != CLEAN]
+    clean = [k for k in range(chunks) if pattern[k] == CLEAN]
+    for older, younger in pairwise(noisy):
+        assert (example.times[:, older] > example.times[:, younger]).all(), "older chunks are cleaner"
+        gap = example.progress[:, older] - example.progress[:, younger]
+        assert torch.allclose(gap, torch.tensor(0.25)), "a quarter of the way apart"
+    wordless = example.wordless.view(24, chunks)
+    for k in clean:
+        frames = slice(k * WIDTH, (k + 1) * WIDTH)
+        assert torch.allclose(example.times[:, k], torch.tensor(0.9999)) and wordless[:, k].all()
+        assert (example.weight[:, :, frames] == 0).all()
+        level = (example.noisy[:, :, frames] - example.clean[:, :, frames]).flatten(1)
+        direction = (example.noise[:, :, frames] - example.clean[:, :, frames]).flatten(1)
+        share = (level * direction).sum(1) / direction.square().sum(1)
+        assert (share >= -1e-6).all() and (share <= 0.0501).all(), "up to five percent of noise"
+        assert example.ranges[k] == (k, k + 1)
+    free = ~example.fixed.expand_as(example.noisy)
+    t = example.times.repeat_interleave(WIDTH, 1)[:, None, :, None, None]
+    mixed = (1 - t) * example.noise + t * example.clean
+    assert torch.allclose(example.noisy[free], mixed.expand_as(example.noisy)[free], atol=1e-5)
+
+
+def test_prefixes_are_clean_and_do_not_count(tiny_pool):
+    example = draw_example(tiny_pool, (4,), 200, torch.Generator().manual_seed(0))
+    lengths = example.fixed[:, 0, :, 0, 0].sum(1)
+    assert 0.1 < (lengths == 1).float().mean() < 0.25 and 0.04 < (lengths > 1).float().mean() < 0.2
+    inside = example.fixed.expand_as(example.noisy)
+    assert torch.equal(example.noisy[inside], example.clean[inside])
+    assert (example.weight[example.fixed] == 0).all() and (example.weight[~example.fixed] > 0).all()
+
+
+def test_what_is_not_counted_gets_no_gradient(tiny_pool):
+    """The loss ignores a clean chunk's velocity, and the younger chunk's loss does read the clean chunk."""
+    model = settled(make_model(TINY_DIT))
+    example = draw_example(tiny_pool, (CLEAN, 4), 2, torch.Generator().manual_seed(1))
+    noisy = example.noisy.clone().requires_grad_()
+    velocity = predict(model, example, None, noisy=noisy)
+    velocity.retain_grad()
+    diffusion.weighted_error(velocity, example.clean - example.noise, example.weight).backward()
+    assert (velocity.grad[:, :, :WIDTH] == 0).all() and velocity.grad[:, :, WIDTH:].abs().max() > 0
+    assert noisy.grad[:, :, :WIDTH].abs().max() > 0
+
+
+def test_half_products_are_nearly_the_products(tiny_pool):
+    torch.manual_seed(5)
+    model = settled(make_model(TINY_DIT))
+    example = draw_example(tiny_pool, (4,), 2, torch.Generator().manual_seed(1))
+    exact = predict(model, example, None)
+    with half_products(model):
+        near = predict(model, example, None)
+    assert 0 < (near - exact).norm() / exact.norm() < 0.05
+    assert torch.equal(predict(model, example, None), exact), "the context leaves the model as it was"
+
+
+def test_orthogonalized_matrices_have_even_singular_values():
+    for shape in ((3, 16, 64), (2, 48, 16)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+        assert values.min() > 0.5 and values.max() < 1.5
+
+
+def test_every_window_pattern_sees_what_the_published_ranges_say():
+    for pattern, _ in (*WINDOWS, *FULL_WINDOWS):
+        reach = {CLEAN: 1, 0: 5, 1: 4, 2: 3, 3: 2, diffusion.ANY: 5}
+        expected = tuple((max(0, k + 1 - reach[q]), k + 1) for k, q in enumerate(pattern))
+        assert diffusion.pattern_ranges(pattern) == expected
+
+
+def test_captions_carry_tokens_as_at_inference(tiny_pool):
+    """Duration stands first, then quality, then the words; wordless chunks get the learned null caption."""
+    model = make_model(TINY_DIT)
+    ids = tiny_pool.tokens[:2, 0]
+    seen = {}
+    model.dit.encode_captions = lambda rows, lengths, dropped: seen.update(rows=rows, lengths=lengths)
+    with torch.no_grad():
+        model.captions(ids, torch.tensor([3, 12]), True, torch.tensor([False, True]), torch.zeros(2, dtype=torch.bool))
+        words = model.text(input_ids=ids[:1, :8]).last_hidden_state[0]
+    table = model.tokens.other_tokens
+    assert torch.equal(seen["rows"][0, 0], table[7 + 3 - 1]) and torch.equal(seen["rows"][0, 1], table[1])
+    assert torch.allclose(seen["rows"][0, 2:10], words, atol=1e-5)
+    assert seen["lengths"] == [10, CAPTION_LENGTH]
+    assert torch.equal(seen["rows"][1], model.dit.y_embedder.null_caption_embedding)
+
+
+def test_tokenizer_knows_the_world_and_its_synonyms():
+    tokenizer = make_tokenizer()
+    words = vocabulary()
+    for caption in make_clip(1, 3, extended=True).captions:
+        ids = tokenizer(caption)["input_ids"]
+        assert words["<unk>"] not in ids and ids[-1] == words["</s>"] and len(ids) == len(caption.split()) + 1
+    assert (
+        tokenizer("A big red Circle, moving left.")["input_ids"]
+        == tokenizer("a large red ball moves left")["input_ids"]
+    )
+    assert words["<unk>"] in tokenizer("a zebra")["input_ids"]
+
+
+def test_a_missing_or_foreign_checkpoint_is_one_sentence(tmp_path):
+    with pytest.raises(CheckpointError, match="earlier stage"):
+        checkpoint.load(tmp_path / "dit.safetensors")
