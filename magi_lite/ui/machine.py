@@ -205,4 +205,6 @@ def _torch_words() -> str:
 
 
 def _time(seconds: float) -> str:
+    if seconds < 0.1:
+        return "less than 0.1 s"
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from magi_lite.config import GenerationRequest
-from magi_lite.defaults import with_defaults
+from magi_lite.defaults import DEMO, with_defaults
 from magi_lite.timeline import Timeline
 from magi_lite.ui import assets, create, events, examples, form, saved
 from magi_lite.ui.actions import Actions
@@ -24,6 +24,8 @@ API = (
 )  # fmt: skip
 """Actions offered as endpoints, each under its own name."""
 FIRST_MODEL = "4.5B-distill-fp8"
+DEMO_PROMPT = "a large red ball moves right on a dark background"
+"""Stands in the form where only the demo model is there: words that it was taught, and one click to a first video."""
 
 
 def build(actions: Actions, library: Library, machine: Machine, store: saved.Saved) -> gr.Blocks:
@@ -63,7 +65,8 @@ def start_values(machine: Machine, store: saved.Saved) -> dict[str, Any]:
     values = form.defaults()
     base = GenerationRequest(Timeline(), preset=machine.preset, models_folder=machine.models_folder)
     base = with_defaults(base, {}, machine.device)
-    return values | {"width": base.width, "height": base.height, "preset": machine.preset} | store.at_start()
+    first = {"prompt": DEMO_PROMPT} if base.model == DEMO else {}
+    return values | {"width": base.width, "height": base.height, "preset": machine.preset} | first | store.at_start()
 
 
 def _first_run_note(machine: Machine) -> gr.Button | None:

@@ -7,7 +7,7 @@ none.append(magi.icon("text"), el("div", { text: "Nothing is queued. Everything 
 const act = async (promise) => { await magi.call(promise); magi.emit("poll"); };
 const NAMES = { waiting: "Waiting", running: "Running", paused: "Paused", finished: "Finished", stopped: "Stopped", failed: "Failed", interrupted: "Interrupted" };
 function card(job, place, waiting) {
-  const small = (label, name, handler, extra) => magi.button(`${label}: ${job.title}`, name, handler, { iconOnly: true, action: label.toLowerCase().split(" ")[0], title: label, ...extra });
+  const small = (label, name, handler, extra) => magi.button(`${label}: ${job.title}`, name, handler, { iconOnly: true, action: label.toLowerCase().split(" ")[0], title: label, text: label, ...extra });
   const buttons = [], isWaiting = job.state === "waiting";
   if (isWaiting) buttons.push(small("Up", "up", () => act(server.move({ job: job.id, place: place - 1 })), { disabled: place === 0 }), small("Down", "down", () => act(server.move({ job: job.id, place: place + 1 })), { disabled: place === waiting - 1 }),
     small("Edit", "edit", () => { props.value = { edit: job.id }; trigger("edit_job"); }));

@@ -39,7 +39,7 @@ window.magi = window.magi || (() => {
   const button = (label, name, onclick, extra) => el("button", {
     type: "button", class: "mg-btn" + (extra && extra.class ? " " + extra.class : ""), title: (extra && extra.title) || label,
     "aria-label": label, onclick, disabled: extra && extra.disabled, "data-action": extra && extra.action,
-  }, name ? icon(name) : null, extra && extra.iconOnly ? null : el("span", { text: label }));
+  }, name ? icon(name) : null, extra && extra.iconOnly ? null : el("span", { text: (extra && extra.text) || label }));
 
   const bytes = (n) => {
     if (n === null || n === undefined) return "–";

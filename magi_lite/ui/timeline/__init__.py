@@ -46,8 +46,6 @@ def print_timeline(data: dict[str, Any]) -> dict[str, Any]:
 def parse_timeline(data: dict[str, Any]) -> dict[str, Any]:
     """Shorthand, lines or JSON, typed or imported: {"timeline"} or {"error"}."""
     try:
-        timeline = parse(str(data.get("text", "")))
-        timeline.check(data.get("seconds")) if timeline.segments and timeline.segments[0].start == 0 else None
-        return {"timeline": timeline.to_json()}
+        return {"timeline": parse(str(data.get("text", ""))).to_json()}
     except TimelineError as error:
         return {"error": str(error)}

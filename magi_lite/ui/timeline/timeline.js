@@ -45,8 +45,7 @@ const atHead = () => (time === null ? null : Math.round(time));
 const actions = {
   add() {
     const from = selected ? Model.find(blocks, selected).end : 0;
-    const room = blocks.length ? 2 : isFinite(limit()) ? limit() : 4;
-    const result = Model.add(blocks, from, room, "", limit(), locked);
+    const result = Model.add(blocks, from, 2, "", limit(), locked);
     if (!result.id) { say("There is no room for another block."); return; }
     blocks = result.blocks; selected = result.id; commit(); openEditor(selected);
   },
@@ -167,7 +166,7 @@ lane.addEventListener("pointerup", endDrag); lane.addEventListener("pointercance
 lane.addEventListener("dblclick", (event) => {
   const node = event.target.closest(".tl-block");
   if (node) { openEditor(node.dataset.id); return; }
-  const result = Model.add(blocks, Math.floor(secondAt(event.clientX)), blocks.length ? 2 : 4, "", limit(), locked);
+  const result = Model.add(blocks, Math.floor(secondAt(event.clientX)), 2, "", limit(), locked);
   if (result.id) { blocks = result.blocks; selected = result.id; commit(); openEditor(selected); }
 });
 ruler.addEventListener("pointerdown", (event) => { time = Model.clamp(secondAt(event.clientX), 0, shown()); magi.emit("seek", { time }); drawHead(); });
@@ -208,7 +207,7 @@ async function refreshText() {
   if (document.activeElement !== shorthand && answer && answer.text !== undefined) { shorthand.value = answer.text; problem.textContent = ""; }
 }
 async function readText(text, push) {
-  const answer = await server.parse_timeline({ text, seconds: props.seconds || null });
+  const answer = await server.parse_timeline({ text });
   problem.textContent = (answer && answer.error) || "";
   if (!answer || answer.error) { if (push) magi.toast(answer ? answer.error : "The timeline could not be read.", "error"); return; }
   adopt(answer.timeline);

@@ -1,0 +1,221 @@
+"""The real app in a process of its own, and a real Chromium that counts every error and every request to elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).parents[2]
+SHOTS = ROOT / "docs" / "screenshots"
+PATIENCE = 180_000
+"""Milliseconds for anything that computes; generous, since machines may be busy."""
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
+]  # fmt: skip
+
+
+class App:
+    """`python app.py` on a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.projects = folder / "outputs"
+        with contextlib.closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> App:
+        """Start and wait until the page is served."""
+        command = [sys.executable, "app.py", "--port", str(self.port), "--projects", str(self.projects)]
+        command += ["--models", str(self.folder / "models")]
+        log = (self.folder / "app.log").open("ab")
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(self.folder / "uploads")}
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+        log.close()
+        until = time.monotonic() + PATIENCE / 1000
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(OSError), urllib.request.urlopen(self.url, timeout=5) as answer:
+                if answer.status == 200:
+                    return self
+            time.sleep(0.3)
+        raise AssertionError(f"the app did not start:\n{self.log()}")
+
+    def log(self) -> str:
+        return (self.folder / "app.log").read_text(errors="replace")[-4000:]
+
+    def kill(self) -> None:
+        """The power fails."""
+        assert self.process
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """As Ctrl-C does."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def newest(self) -> Path:
+        """The project that was made last."""
+        return max(self.projects.glob("*/project.json"), key=lambda path: path.stat().st_mtime).parent
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """One app for all tests that do not kill it."""
+    server = App(tmp_path_factory.mktemp("app")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium; a machine without one fails the tests instead of passing them unseen."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, map(shutil.which, names)), None)
+    assert path, "No Chromium was found on PATH; install it (apt-get install chromium) to test the app."
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+class Watched:
+    """Pages whose errors and outside requests are kept."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.browser, self.contexts = browser, []
+        self.errors: list[str] = []
+        self.outside: list[str] = []
+        self.forgiven: Callable[[str], bool] = lambda text: False
+
+    def open(self, url: str, *, size: tuple[int, int] = (1440, 900), **options: Any) -> Page:
+        """A fresh visitor's page, ready to be used."""
+        context = self.browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
+        self.contexts.append(context)
+        context.route(lambda address: not address.startswith(url), self._block)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: self._note(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self._note(str(error)))
+        page.goto(url, wait_until="commit")
+        page.wait_for_selector("#mg-generate")
+        page.wait_for_function("window.magi && magi.state && document.querySelector('.tl-lane')")
+        return page
+
+    def _block(self, route: Any) -> None:
+        if route.request.url.startswith(("data:", "blob:")):
+            route.continue_()
+            return
+        self.outside.append(route.request.url)
+        route.abort()
+
+    def _note(self, text: str) -> None:
+        if not self.forgiven(text):
+            self.errors.append(text)
+
+    def close(self) -> None:
+        for context in self.contexts:
+            context.close()
+
+
+@pytest.fixture
+def watched(browser: Browser) -> Iterator[Watched]:
+    """Opens pages; afterwards no page may have logged an error or asked for anything elsewhere."""
+    pages = Watched(browser)
+    yield pages
+    pages.close()
+    assert not pages.errors, pages.errors
+    assert not pages.outside, f"{len(pages.outside)} requests to elsewhere: {pages.outside}"
+
+
+@pytest.fixture
+def page(watched: Watched, app: App) -> Page:
+    """The app's page, with nothing shown."""
+    opened = watched.open(app.url)
+    opened.evaluate("magi.attached = null; magi.emit('poll')")
+    return opened
+
+
+def segments(page: Page) -> list[tuple[int, int, str]]:
+    """What the timeline holds."""
+    return [(s["start"], s["end"], s["prompt"]) for s in page.evaluate("magi.timeline.segments")]
+
+
+def set_length(page: Page, seconds: int) -> None:
+    """Type the video's length and wait until the timeline follows."""
+    page.fill("#mg-seconds input[type=number]", str(seconds))
+    page.press("#mg-seconds input[type=number]", "Tab")
+    page.wait_for_function(
+        "n => Math.round(parseFloat(document.querySelector('.tl-canvas').style.width) /"
+        " parseFloat(getComputedStyle(document.querySelector('.tl-canvas')).getPropertyValue('--second'))) === n",
+        arg=seconds,
+    )
+
+
+def set_size(page: Page, width: int, height: int) -> None:
+    """Type the video's size."""
+    if not page.locator("#mg-width input").is_visible():
+        page.locator("#mg-size button").first.click()
+    for name, value in (("width", width), ("height", height)):
+        page.fill(f"#mg-{name} input", str(value))
+        page.press(f"#mg-{name} input", "Tab")
+
+
+def set_seed(page: Page, seed: int) -> None:
+    if not page.locator("#mg-seed input").is_visible():
+        page.locator("#mg-size button").first.click()
+    page.fill("#mg-seed input", str(seed))
+    page.press("#mg-seed input", "Tab")
+
+
+def generate(page: Page) -> str:
+    """Press Generate; the id of the job that the page then shows."""
+    before = page.evaluate("magi.attached")
+    page.click("#mg-generate")
+    page.wait_for_function("before => magi.attached && magi.attached !== before && magi.state.shown", arg=before)
+    return page.evaluate("magi.attached")
+
+
+def wait_for(page: Page, state: str) -> None:
+    """Until the shown job is in `state`; fails early if it ends otherwise."""
+    page.wait_for_function(
+        "s => magi.state.shown && (magi.state.shown.state === s ||"
+        " ['finished', 'failed', 'stopped', 'paused', 'interrupted'].includes(magi.state.shown.state))",
+        arg=state,
+        timeout=PATIENCE,
+    )
+    shown = page.evaluate("({state: magi.state.shown.state, error: magi.state.shown.error})")
+    assert shown["state"] == state, shown
+
+
+def wait_done(page: Page, seconds: int) -> None:
+    """Until that many seconds of the shown job are finished."""
+    page.wait_for_function("n => magi.state.shown && magi.state.shown.done >= n", arg=seconds, timeout=PATIENCE)
+
+
+def shoot(page: Page, name: str) -> None:
+    """Keep a screenshot for the README."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.jpg", type="jpeg", quality=82)

@@ -1,0 +1,253 @@
+"""The timeline editor, driven as a person would: mouse, keyboard, touch, text. Values are read from the component."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page
+
+from magi_lite.timeline import Timeline
+from magi_lite.timeline_text import parse
+from tests.ui.conftest import App, Watched, segments, set_length
+
+
+@pytest.fixture
+def timeline(page: Page) -> Page:
+    """The page with an empty timeline of 8 seconds."""
+    set_length(page, 8)
+    return page
+
+
+def second(page: Page) -> float:
+    """Pixels of one second."""
+    style = "parseFloat(getComputedStyle(document.querySelector('.tl-canvas')).getPropertyValue('--second'))"
+    return page.evaluate(style)
+
+
+def block(page: Page, number: int) -> Locator:
+    return page.locator(".tl-lane .tl-block").nth(number)
+
+
+def drag(page: Page, what: Locator, seconds: float, *, steps: int = 8) -> None:
+    """Press in the middle of an element, move sideways, release."""
+    what.scroll_into_view_if_needed()
+    box = what.bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + seconds * second(page), y, steps=steps)
+    page.mouse.up()
+
+
+def write(page: Page, words: str) -> None:
+    """Type into the field that is open over a block."""
+    page.wait_for_selector(".tl-editor")
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type(words)
+    page.keyboard.press("Enter")
+
+
+def three_blocks(page: Page) -> None:
+    for words in ("one", "two", "three"):
+        page.click("[data-action=add]")
+        write(page, words)
+
+
+def test_three_blocks_with_the_mouse(timeline: Page) -> None:
+    page = timeline
+    page.locator(".tl-lane").scroll_into_view_if_needed()
+    lane = page.locator(".tl-lane").bounding_box()
+    assert lane
+    page.mouse.dblclick(lane["x"] + 5, lane["y"] + 20)  # a new block where one double-clicks
+    write(page, "a ball rolls")
+    assert segments(page) == [(0, 2, "a ball rolls")]
+    drag(page, block(page, 0).locator(".tl-edge-end"), 2)
+    assert segments(page) == [(0, 4, "a ball rolls")]
+    drag(page, block(page, 0).locator(".tl-edge-end"), -2)
+    assert segments(page) == [(0, 2, "a ball rolls")]
+    page.click("[data-action=add]")
+    write(page, "it jumps")
+    page.click("[data-action=add]")
+    write(page, "night falls")
+    assert segments(page) == [(0, 2, "a ball rolls"), (2, 4, "it jumps"), (4, 6, "night falls")]
+    drag(page, block(page, 2), 2)  # into the free seconds, snapped
+    assert segments(page)[2] == (6, 8, "night falls")
+    drag(page, block(page, 1).locator(".tl-edge-end"), 1.3)  # 1.3 s snap to 1
+    assert segments(page)[1] == (2, 5, "it jumps")
+    drag(page, block(page, 2).locator(".tl-edge-start"), -1)
+    assert segments(page)[2] == (5, 8, "night falls")
+    drag(page, block(page, 1).locator(".tl-edge-end"), 2)  # a neighbour in the way gives room
+    assert segments(page)[1:] == [(2, 7, "it jumps"), (7, 8, "night falls")]
+    drag(page, block(page, 0), 4)  # past the middle of the next one: they change places
+    assert [words for _, _, words in segments(page)] == ["it jumps", "a ball rolls", "night falls"]
+
+
+def test_three_blocks_with_the_keyboard(timeline: Page) -> None:
+    page = timeline
+    page.focus("[data-action=add]")
+    for words in ("one", "two", "three"):
+        page.keyboard.press("Enter") if words == "one" else page.keyboard.press("n")
+        write(page, words)
+    assert segments(page) == [(0, 2, "one"), (2, 4, "two"), (4, 6, "three")]
+    page.keyboard.press("Shift+ArrowRight")
+    assert segments(page)[2] == (4, 7, "three")
+    page.keyboard.press("Alt+ArrowRight")
+    assert segments(page)[2] == (5, 8, "three")
+    page.keyboard.press("Alt+Shift+ArrowLeft")
+    assert segments(page)[2] == (4, 8, "three")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Seconds 2 to 4: two"
+    page.keyboard.press("s")
+    assert segments(page)[1:3] == [(2, 3, "two"), (3, 4, "two")]
+    page.keyboard.press("m")
+    assert segments(page)[1] == (2, 4, "two")
+    page.keyboard.press("Home")
+    page.keyboard.press("F2")
+    write(page, "first")
+    assert segments(page)[0] == (0, 2, "first")
+    page.keyboard.press("Delete")
+    assert [words for *_, words in segments(page)] == ["two", "three"]
+    page.keyboard.press("ControlOrMeta+z")
+    assert segments(page)[0] == (0, 2, "first")
+    page.keyboard.press("ControlOrMeta+y")
+    assert [words for *_, words in segments(page)] == ["two", "three"]
+
+
+def test_duplicate_merge_undo_to_the_beginning_and_redo(timeline: Page) -> None:
+    page = timeline
+    three_blocks(page)
+    block(page, 0).click()
+    page.click("[data-action=duplicate]")
+    assert segments(page) == [(0, 2, "one"), (2, 4, "two"), (4, 6, "three"), (6, 8, "one")]
+    block(page, 1).click()
+    page.click("[data-action=merge]")
+    assert segments(page)[1] == (2, 6, "two, three")
+    end = segments(page)
+    steps = 0
+    while page.locator("[data-action=undo]").is_enabled():
+        page.click("[data-action=undo]")
+        steps += 1
+    assert segments(page) == []
+    for _ in range(steps):
+        page.click("[data-action=redo]")
+    assert segments(page) == end
+
+
+def test_text_view_stays_in_step_both_ways(timeline: Page) -> None:
+    page = timeline
+    three_blocks(page)
+    page.click("[data-action=text]")
+    page.wait_for_function("document.querySelector('.tl-shorthand').value.includes('[4s-6s: three]')")
+    text = page.input_value(".tl-shorthand")
+    assert [(s.start, s.end, s.prompt) for s in parse(text).segments] == segments(page)
+    page.fill(".tl-shorthand", "[blend: 1] [0s-3s: a cat walks] [3s-8s: it jumps]")
+    page.wait_for_function("magi.timeline.segments.length === 2")
+    assert segments(page) == [(0, 3, "a cat walks"), (3, 8, "it jumps")]
+    assert page.evaluate("magi.timeline.blend") == 1
+    page.fill(".tl-shorthand", "[0s-3s: a cat] [2s-8s: it jumps]")
+    page.wait_for_function("document.querySelector('.tl-error').textContent.includes('overlaps')")
+    assert segments(page) == [(0, 3, "a cat walks"), (3, 8, "it jumps")]  # nothing is lost
+
+
+def test_export_and_import(timeline: Page, tmp_path: Path) -> None:
+    page = timeline
+    three_blocks(page)
+    with page.expect_download() as download:
+        page.click("[data-action=export]")
+    exported = tmp_path / "timeline.json"
+    download.value.save_as(exported)
+    assert [(s.start, s.end, s.prompt) for s in Timeline.from_json(exported.read_text()).segments] == segments(page)
+    data = json.loads(exported.read_text()) | {"global_prompt": "in the rain"}
+    data["segments"].append({"start": 8, "end": 12, "prompt": "far away"})
+    exported.write_text(json.dumps(data))
+    page.set_input_files(".tl-bar input[type=file]", exported)
+    page.wait_for_function("document.querySelector('#mg-prompt textarea').value === 'in the rain'")
+    page.wait_for_function("document.querySelector('#mg-seconds input').value === '12'")
+    assert segments(page)[-1] == (8, 12, "far away")
+    (tmp_path / "bad.json").write_text('{"segments": [{"start": 2, "end": 1, "prompt": "x"}]}')
+    page.set_input_files(".tl-bar input[type=file]", tmp_path / "bad.json")
+    page.get_by_text("must end after it starts").first.wait_for()
+
+
+def test_words_are_text_never_markup(timeline: Page) -> None:
+    page = timeline
+    words = "<img src=x onerror=alert(1)> & ${1+1} {{value}}"
+    page.click("[data-action=add]")
+    write(page, words)
+    assert segments(page)[0][2] == words
+    assert page.locator(".tl-label").first.inner_text() == words
+    assert page.locator(".tl-block img").count() == 0
+
+
+def test_examples_load(timeline: Page) -> None:
+    page = timeline
+    page.click("#mg-example input")
+    page.get_by_role("option", name="Landscape").click()
+    page.wait_for_function("magi.timeline.segments.length === 3")
+    assert "mountain valley" in page.input_value("#mg-prompt textarea")
+    assert page.input_value("#mg-seconds input[type=number]") == "8"
+
+
+def test_shortening_the_video_cuts_blocks(timeline: Page) -> None:
+    page = timeline
+    three_blocks(page)
+    set_length(page, 3)
+    page.wait_for_function("magi.timeline.segments.length === 2")
+    assert segments(page) == [(0, 2, "one"), (2, 3, "two")]
+
+
+def test_touch(watched: Watched, app: App) -> None:
+    page = watched.open(app.url, size=(400, 850), has_touch=True, is_mobile=True)
+    page.evaluate("magi.attached = null")
+    page.tap("[data-action=add]")
+    write(page, "one")
+    edge = page.locator(".tl-edge-end").first
+    edge.scroll_into_view_if_needed()
+    box = edge.bounding_box()
+    assert box
+    point = {"x": box["x"] + box["width"] / 2, "y": box["y"] + 20}
+    touch = page.context.new_cdp_session(page)
+    step = second(page)
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+    for part in range(1, 9):
+        moved = {**point, "x": point["x"] + step * part / 8}
+        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [moved]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_function("magi.timeline.segments[0].end === 3")
+
+
+def test_smooth_with_120_blocks(timeline: Page) -> None:
+    """A drag over 120 blocks spends less than half a frame of script and layout per move, however busy the machine."""
+    page = timeline
+    page.click("[data-action=text]")
+    page.fill(".tl-shorthand", " ".join(f"[{i}s-{i + 1}s: block {i}]" for i in range(120)))
+    page.wait_for_function("magi.timeline.segments.length === 120")
+    page.wait_for_function("document.querySelectorAll('.tl-block').length === 120")
+    page.wait_for_timeout(500)
+    assert page.evaluate("(s => s.scrollWidth > s.clientWidth)(document.querySelector('.tl-scroll'))")
+    spent = page.evaluate(
+        """() => new Promise(done => {
+          const node = document.querySelectorAll('.tl-block')[3], box = node.getBoundingClientRect(), times = [];
+          const fire = (type, x) => node.dispatchEvent(new PointerEvent(type,
+            {bubbles: true, clientX: x, clientY: box.top + 20, pointerId: 7, button: 0}));
+          node.setPointerCapture = () => {};
+          fire('pointerdown', box.left + 20);
+          let i = 0;
+          const move = () => {
+            const began = performance.now();
+            fire('pointermove', box.left + 20 + 9 * i);
+            requestAnimationFrame(() => {
+              document.body.offsetHeight;
+              times.push(performance.now() - began);
+              if (++i < 60) { setTimeout(move, 0); return; }
+              fire('pointerup', box.left + 20 + 9 * i);
+              done(times.sort((a, b) => a - b)[30]);
+            });
+          };
+          move();
+        })"""
+    )
+    assert spent < 40, f"{spent:.1f} ms for a typical move, from the event to the laid-out frame"
