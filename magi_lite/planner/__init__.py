@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from magi_lite import presets
-from magi_lite.config import GenerationRequest, Overrides
+from magi_lite.config import Execution, GenerationRequest, Overrides
 from magi_lite.devices import Device, with_memory
 from magi_lite.planner import choose
 from magi_lite.planner.plan import Item, Plan, vram_limit
@@ -86,63 +86,69 @@ def plan_execution(request: GenerationRequest, window: int, model: Any, executio
     return choose.build(request, window, model_shape(model), execution, device, "given")
 
 
-def next_smaller(plan: Plan) -> Plan | None:
-    """The next plan to try after memory ran out: the fastest one that needs clearly less of what ran out.
+def next_smaller(plan: Plan, stage: str | None = None) -> Plan | None:
+    """The next plan to try after memory ran out: the fastest one that needs clearly less.
 
     Everything may change that does not change the video's size, window or number of steps, the user's overrides
-    excepted. Returns None where nothing smaller exists.
+    excepted.
+
+    Args:
+        plan: the one that failed.
+        stage: where it failed, "text", "denoise" or "decode"; None: not known, so denoising and decoding shrink, and
+            the text encoder too where it is among the largest.
+
+    Returns:
+        A plan whose failed stages need at most 90 % of what they did, or None where nothing smaller exists.
     """
-    fixed = {
-        name: getattr(plan.execution, name)
-        for name in (
-            "device",
-            "scheme",
-            "layers",
-            "kv_dtype",
-            "kv_place",
-            "vae",
-            "t5",
-            "t5_device",
-            "mlp_slice",
-        )
-        if name not in plan.frees
-    }
-    on_card = plan.execution.device == "cuda"
-    used = plan.peak_vram_bytes if on_card else plan.peak_ram_bytes
+    now = _stage_peaks(plan)
+    execution = plan.execution
+    if stage == "text" or (stage is None and now["text"] >= 0.9 * now["rest"]):
+        execution = _smaller_text_encoder(plan)
+        if stage == "text":
+            if execution == plan.execution:
+                return None
+            return _finish(
+                choose.build(plan.request, plan.window, plan.model, execution, plan.device, plan.preset), plan
+            )
+    fixed = {name: getattr(plan.execution, name) for name in _CHOICES if name not in plan.frees}
     smaller = []
-    for execution in choose.candidates(plan.device, plan.model, {**fixed, "device": plan.execution.device}):
-        candidate = choose.build(
-            plan.request,
-            plan.window,
-            plan.model,
-            _smaller_text_encoder(plan, execution),
-            plan.device,
-            plan.preset,
-        )
-        if (candidate.peak_vram_bytes if on_card else candidate.peak_ram_bytes) <= 0.9 * used:
-            smaller.append(candidate)
+    for candidate in choose.candidates(plan.device, plan.model, {**fixed, "device": plan.execution.device}):
+        candidate = replace(candidate, t5=execution.t5, t5_device=execution.t5_device)
+        built = choose.build(plan.request, plan.window, plan.model, candidate, plan.device, plan.preset)
+        if _stage_peaks(built)["rest"] <= 0.9 * now["rest"]:
+            smaller.append(built)
     if not smaller:
         return None
-    found = min(smaller, key=choose.cost)
-    return replace(
-        found, frees=plan.frees, notes=(*_notes(found, plan.request), "Memory ran out: a smaller plan.")
+    best = min(
+        smaller, key=lambda p: choose.weighted_seconds(p.request, p.window, p.model, p.execution, p.device)
     )
+    return _finish(best, plan)
 
 
-def _smaller_text_encoder(plan: Plan, execution: Any) -> Any:
-    """One step down for the text encoder if the text stage was the fullest, else as it was."""
-    kind, place = plan.execution.t5, plan.execution.t5_device
-    text = (
-        plan.stage_bytes("text", "vram") if plan.execution.device == "cuda" else plan.stage_bytes("text", "ram")
-    )
-    others = max(plan.stage_bytes(stage, "vram", "ram") for stage in ("denoise", "decode"))
-    if text >= others or plan.peak_stage == "text":
-        order = ["float32", "bf16", "int8", "nf4"] if place == "cuda" else ["float32", "bf16", "nf4"]
-        if "t5" in plan.frees and kind in order[:-1]:
-            kind = order[order.index(kind) + 1]
-        elif "t5_device" in plan.frees:
-            place = "cpu"
-    return replace(execution, t5=kind, t5_device=place)
+_CHOICES = ("device", "scheme", "layers", "kv_dtype", "kv_place", "vae", "mlp_slice", "attention")
+
+
+def _finish(found: Plan, before: Plan) -> Plan:
+    notes = (*_notes(found, before.request), "Memory ran out: a smaller plan.")
+    return replace(found, frees=before.frees, notes=notes)
+
+
+def _stage_peaks(plan: Plan) -> dict[str, int]:
+    """Bytes of what runs out, device memory or RAM: of the text stage, and of the larger of the other two."""
+    places = ("vram",) if plan.execution.device == "cuda" else ("ram", "pinned")
+    rest = max(plan.stage_bytes(stage, *places) for stage in ("denoise", "decode"))
+    return {"text": plan.stage_bytes("text", *places), "rest": rest}
+
+
+def _smaller_text_encoder(plan: Plan) -> Execution:
+    """The execution with the text encoder one step down: fewer bits, at last on the CPU; unchanged at the end."""
+    execution, kinds = plan.execution, ["float32", "bf16", "int8", "nf4"]
+    if execution.t5_device == "cpu":
+        kinds.remove("int8")
+    at = kinds.index(execution.t5)
+    if "t5" in plan.frees and at + 1 < len(kinds):
+        return replace(execution, t5=kinds[at + 1])
+    return replace(execution, t5_device="cpu") if "t5_device" in plan.frees else execution
 
 
 def _notes(plan: Plan, request: GenerationRequest) -> tuple[str, ...]:

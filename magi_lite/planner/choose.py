@@ -28,12 +28,13 @@ PENALTY = {
     ("layers", "streamed"): 1.03,
     ("kv_place", "pinned"): 1.03,
     ("mlp_slice", 2048): 1.02,
-    ("attention_slice", 8192): 1.01,
+    ("attention_slice", 2048): 1.02,
 }
 """How many times longer a choice may make a run before it is the worse one."""
 T5_ORDER = (("cuda", "bf16"), ("cuda", "int8"), ("cpu", "bf16"), ("cuda", "nf4"), ("cpu", "nf4"))
 """Where and in which numbers the text encoder runs, best first."""
-MLP_SLICE = 8192
+SLICES = (8192, 2048)
+"""Tokens worked on at once: large enough to fill a card, and the fallback that halves what activations take."""
 WINDOWS = (4, 2, 1)
 SMALLER_SIDES = (720, 544, 480, 384, 320, 256)
 
@@ -49,8 +50,8 @@ def candidates(device: Device, model: ModelShape, fixed: dict[str, Any]) -> Iter
             "kv_dtype": kv_types if on_card else (kv_types[0], "fp8"),
             "kv_place": ("device", "pinned") if on_card else ("device",),
             "vae": ("resident", "decoder", "swapped", "cpu") if on_card else ("resident",),
-            "mlp_slice": (MLP_SLICE, 2048),
-            "attention_slice": (None, 8192),
+            "mlp_slice": SLICES,
+            "attention_slice": SLICES,
         }
         for name in axes.keys() & fixed.keys():
             axes[name] = (fixed[name],)
@@ -117,13 +118,15 @@ def build(
     )
 
 
-def cost(plan: Plan) -> tuple[float, int]:
-    """What the best plan has least of: seconds weighed by quality, then device bytes."""
+def weighted_seconds(
+    request: GenerationRequest, window: int, model: ModelShape, execution: Execution, device: Device
+) -> float:
+    """Seconds per chunk, made longer by what the execution costs in quality: what the best plan has least of."""
     weight = 1.0
     for (name, value), penalty in PENALTY.items():
-        if getattr(plan.execution, name) == value:
+        if getattr(execution, name) == value:
             weight *= penalty
-    return plan.seconds_per_chunk * weight, plan.peak_vram_bytes
+    return weight * speed.predict(request, window, model, execution, device).per_chunk
 
 
 def with_text_encoder(execution: Execution, fixed: dict[str, Any], fits: Any) -> Execution:
@@ -147,28 +150,24 @@ def with_text_encoder(execution: Execution, fixed: dict[str, Any], fits: Any) ->
 
 
 def best(
-    request: GenerationRequest,
-    window: int,
-    device: Device,
-    model: ModelShape,
-    fixed: dict[str, Any],
-    preset: str,
+    request: GenerationRequest, window: int, device: Device, model: ModelShape, fixed: dict[str, Any], preset: str
 ) -> tuple[Plan | None, Plan | None]:
-    """(the best plan that fits or None, the smallest plan whether it fits or not)."""
-    plans = [
-        build(request, window, model, execution, device, preset)
-        for execution in candidates(device, model, fixed)
-    ]
-    fitting = [plan for plan in plans if _generation_fits(plan)]
-    smallest = min(plans, key=lambda plan: (plan.peak_vram_bytes, plan.peak_ram_bytes), default=None)
-    for plan in sorted(fitting, key=cost)[:8]:
-        execution = with_text_encoder(
-            plan.execution, fixed, lambda e: build(request, window, model, e, device, preset).fits
-        )
-        complete = build(request, window, model, execution, device, preset)
-        if complete.fits:
-            return complete, smallest
-    return None, smallest
+    """(the best plan that fits, None), or (None, the smallest plan of all where none fits)."""
+    found = sorted(
+        candidates(device, model, fixed), key=lambda e: weighted_seconds(request, window, model, e, device)
+    )
+    tried = []
+    for execution in found:
+        plan = build(request, window, model, execution, device, preset)
+        tried.append(plan)
+        if _generation_fits(plan):
+            complete = with_text_encoder(
+                execution, fixed, lambda e: build(request, window, model, e, device, preset).fits
+            )
+            plan = build(request, window, model, complete, device, preset)
+            if plan.fits:
+                return plan, None
+    return None, min(tried, key=lambda plan: (plan.peak_vram_bytes, plan.peak_ram_bytes), default=None)
 
 
 def _generation_fits(plan: Plan) -> bool:

@@ -6,6 +6,7 @@ Counted from the published state-dict layout; a test compares the counts with th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from magi_lite.config import DIT_4_5B, MODELS, VAE_PUBLISHED, DiTConfig, ModelFamily, VAEConfig
@@ -113,6 +114,7 @@ def _t5_of(t5: Any, dit: DiTConfig) -> T5Shape:
 # --- the DiT --------------------------------------------------------------------------------------------------------
 
 
+@cache
 def layer_linears(dit: DiTConfig) -> tuple[Linear, ...]:
     """The linears of one layer, by the last part of their published names."""
     hidden = dit.hidden_size
@@ -165,6 +167,7 @@ def scheme_weight_bytes(linear: Linear, scheme: str, dtype_bytes: int) -> int:
     return linear.weights * dtype_bytes
 
 
+@cache
 def layer_bytes(dit: DiTConfig, scheme: str, dtype_bytes: int, *, edge: bool) -> int:
     """Bytes of one layer.
 
@@ -196,6 +199,7 @@ def shell_bytes(dit: DiTConfig) -> int:
 # --- the autoencoder and the text encoder ---------------------------------------------------------------------------
 
 
+@cache
 def vae_weights(vae: VAEConfig) -> tuple[int, int]:
     """Weights of encoder and decoder."""
     width = vae.embed_dim

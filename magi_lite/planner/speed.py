@@ -112,7 +112,7 @@ def _compute_seconds(dit: DiTConfig, tokens: int, keys: float, execution: Execut
     attention_rate = device.bf16_tflops * 1e12 * ATTENTION_EFFICIENCY[backend]
     item = 2 if execution.dtype == "bfloat16" else 4
     moved = tokens * dit.hidden_size * item * ELEMENTWISE_PASSES * dit.num_layers
-    weights = sum(layer_bytes(dit, execution.scheme, item, edge=False) for _ in range(1)) * dit.num_layers
+    weights = layer_bytes(dit, execution.scheme, item, edge=False) * dit.num_layers
     memory = (moved + weights) / (device.bandwidth_gbs * 1e9 * COPY_EFFICIENCY)
     return linear / linear_rate(execution, device) + attention / attention_rate + memory
 

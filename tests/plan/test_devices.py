@@ -1,0 +1,83 @@
+"""Cards by name, and every way in which memory is said to have run out."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+
+from magi_lite import devices
+from magi_lite.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("4090", "RTX 4090"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("rtx 4070 ti super", "RTX 4070 Ti SUPER"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 4090 Laptop"),
+        ("NVIDIA H100 80GB HBM3", "H100 80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
+        ("RTX 4060 Ti 8 GB", "RTX 4060 Ti 8GB"),
+    ],
+)
+def test_cards_are_found_by_many_names(name: str, row: str) -> None:
+    assert devices.known_card(name).name == row
+
+
+def test_unknown_cards_are_refused_and_memory_alone_will_do() -> None:
+    with pytest.raises(InputError, match="--vram-gb"):
+        devices.known_card("Voodoo 2")
+    assert devices.generic_card(10).vram_bytes == 10 << 30
+    assert devices.with_memory(devices.known_card("4090"), 12).vram_gb == 12
+    for card in devices.known_cards():
+        assert card.has_fp8 == (card.capability >= (8, 9))
+
+
+def test_this_machine_is_described() -> None:
+    found = devices.detect()
+    assert found.kind == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert found.ram_bytes and found.ram_bytes > devices.free_ram_bytes() > 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:115] DefaultCPUAllocator: can't allocate memory"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_memory_running_out_is_recognised_however_it_is_said(error: BaseException) -> None:
+    assert devices.is_out_of_memory(error)
+    wrapped = ValueError("while decoding")
+    wrapped.__cause__ = error
+    assert devices.is_out_of_memory(wrapped)
+
+
+@pytest.mark.parametrize(
+    "error", [None, ValueError("out of memory"), RuntimeError("shape mismatch"), OSError(errno.ENOSPC, "disk full")]
+)
+def test_other_errors_are_not(error: BaseException | None) -> None:
+    assert not devices.is_out_of_memory(error)
+
+
+def test_a_real_allocation_that_cannot_be_is_recognised() -> None:
+    with pytest.raises(Exception) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert devices.is_out_of_memory(caught.value)
+
+
+def test_freeing_and_measuring_work_without_a_card() -> None:
+    devices.free_memory()
+    with devices.peak_memory() as peak:
+        torch.zeros(10)
+    assert peak["peak_bytes"] >= 0
+    assert devices.memory_info() is None or devices.memory_info()[1] > 0

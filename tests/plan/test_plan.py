@@ -1,0 +1,326 @@
+"""Plans: what must fit fits, what is fixed stays so, refusals name what would fit, smaller plans are smaller."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from magi_lite import devices, planner, presets
+from magi_lite.config import DIT_4_5B, DIT_24B, VAE_PUBLISHED, GenerationRequest, Overrides, SamplerSettings
+from magi_lite.devices import GIB
+from magi_lite.errors import InputError, PlanError, PresetError
+from magi_lite.planner import memory, picture, shapes, table
+from magi_lite.planner.plan import STAGES
+from magi_lite.sampling.schedule import Schedule
+from magi_lite.timeline import Segment, Timeline
+
+KEYS = Path(__file__).parents[1] / "goldens" / "keys"
+MODEL = "4.5B-distill"
+
+
+def request(width: int = 720, height: int = 720, window: int = 4, **changes: object) -> GenerationRequest:
+    return replace(
+        GenerationRequest(Timeline(), width=width, height=height, window=window, model=MODEL), **changes
+    )
+
+
+def plan(card: str | float, *args: int, **changes: object) -> planner.Plan:
+    device = devices.known_card(card) if isinstance(card, str) else devices.generic_card(card)
+    return planner.plan(request(*args, **changes), "auto", device)
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "dit", "scheme"),
+    [("dit_4.5B_distill", DIT_4_5B, "bf16"), ("dit_4.5B_distill_quant", DIT_4_5B, "published"),
+     ("dit_24B_distill", DIT_24B, "bf16")],
+)  # fmt: skip
+def test_bytes_are_those_of_the_true_key_lists(name: str, dit: object, scheme: str) -> None:
+    sizes = {"float32": 4, "bfloat16": 2, "float8_e4m3fn": 1}
+    tensors = json.loads((KEYS / f"{name}.json").read_text())["tensors"]
+    counted = sum(math.prod(shape) * sizes[run] for shape, _, run in tensors.values())
+    assert shapes.all_layers_bytes(dit, scheme, 2) + shapes.shell_bytes(dit) == pytest.approx(counted, rel=5e-4)
+
+
+def test_published_sizes() -> None:
+    weights = sum(linear.weights for linear in shapes.layer_linears(DIT_4_5B) if linear.quantizable) * 34
+    assert 3.8e9 < weights < 3.9e9 * 34 / 32
+    assert sum(shapes.vae_weights(VAE_PUBLISHED)) == 613_755_239
+    assert shapes.t5_bytes(shapes.T5_XXL, "bf16") == pytest.approx(9.52e9, rel=2e-3)
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+@pytest.mark.parametrize("steps", [8, 12, 16, 64])
+def test_the_store_has_the_slots_that_the_schedule_needs(window: int, steps: int) -> None:
+    schedule = Schedule(SamplerSettings(steps=steps, window=window), 0, None)
+    assert memory.kv_slots(window) == schedule.slots(50)
+
+
+def test_more_pixels_and_more_window_never_take_less() -> None:
+    generator = random.Random(random.randrange(10**9))
+    card = devices.known_card("H200")
+    for _ in range(20):
+        sides = sorted(16 * generator.randint(12, 90) for _ in range(2))
+        execution = generator.choice(list(planner.choose.candidates(card, planner.model_shape(MODEL), {})))
+        small = planner.plan_execution(request(sides[0], sides[0]), 1, MODEL, execution, card)
+        large = planner.plan_execution(request(sides[1], sides[1]), 1, MODEL, execution, card)
+        assert small.peak_vram_bytes <= large.peak_vram_bytes
+        assert small.seconds_per_chunk <= large.seconds_per_chunk
+
+
+# --- targets ------------------------------------------------------------------------------------------------------
+
+
+def test_24_gb_runs_720_with_nothing_offloaded_but_the_text_encoder() -> None:
+    found = plan("RTX 4090", 720, 720, 4, overrides=Overrides(scheme="fp8"))
+    execution = found.execution
+    assert (execution.layers, execution.vae, execution.kv_place, execution.kv_dtype) == (
+        "resident", "resident", "device", "bf16",
+    )  # fmt: skip
+    assert found.fits
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "size", "window", "overrides"),
+    [
+        (24, (1280, 720), 4, {}),
+        (24, (1440, 2560), 1, {"kv_place": "pinned"}),
+        (12, (720, 720), 4, {"scheme": "fp8"}),
+        (8, (720, 720), 1, {"scheme": "fp8", "layers": "streamed"}),
+        (8, (480, 480), 4, {}),
+        (6, (480, 480), 1, {"scheme": "nf4"}),
+        (6, (480, 480), 1, {"layers": "streamed"}),
+    ],
+)
+def test_what_every_card_must_run(
+    gigabytes: int, size: tuple[int, int], window: int, overrides: dict[str, str]
+) -> None:
+    found = plan(float(gigabytes), *size, window, overrides=Overrides(**overrides))
+    assert found.window == window
+    assert found.needed_vram_bytes <= 0.95 * gigabytes * GIB
+    for name, value in overrides.items():
+        assert getattr(found.execution, name) == value
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("bf16", 16), ("nf4", 10)])
+def test_ram_of_a_whole_run(kind: str, limit: int) -> None:
+    for gigabytes in (6.0, 8.0, 12.0, 24.0):
+        overrides = Overrides(t5=kind, t5_device="cpu" if kind == "bf16" else None)
+        found = plan(gigabytes, 480, 480, 1, overrides=overrides)
+        assert found.execution.t5 == kind
+        assert found.peak_ram_bytes <= limit * GIB
+
+
+@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("quality", presets.QUALITIES)
+def test_every_preset_fits_its_card_with_5_percent_to_spare(name: str, quality: str) -> None:
+    preset = presets.load(name)
+    chosen = preset.quality(quality)
+    if preset.vram_gb:
+        ada = devices.generic_card(preset.vram_gb)
+        cards = [ada, replace(ada, name="Ampere", capability=(8, 6), fp8_tflops=0.0)]
+    else:
+        cards = [devices.cpu_device(32 * GIB)]
+    model = demo_shape() if preset.model == "demo" else preset.model
+    for card in cards:
+        found = planner.plan(replace(request(), quality=quality, **chosen.settings()), preset, card, model)
+        assert found.preset == name and found.window == chosen.window
+        if preset.vram_gb:
+            assert found.needed_vram_bytes <= 0.95 * preset.vram_gb * GIB
+        else:
+            assert found.peak_ram_bytes <= 0.95 * 32 * GIB
+
+
+def demo_shape() -> planner.ModelShape:
+    dit = replace(
+        DIT_4_5B, num_layers=8, hidden_size=256, ffn_hidden_size=1024, num_attention_heads=8, num_query_groups=4,
+        head_dim=32, caption_channels=128, caption_max_length=64,
+    )  # fmt: skip
+    return planner.ModelShape("demo", dit, VAE_PUBLISHED, planner.T5Shape(2, 128, 4, 32, 256, 512), True)
+
+
+def test_a_small_model_plans_in_megabytes_on_the_cpu() -> None:
+    found = planner.plan(request(64, 64), "auto", devices.cpu_device(16 * GIB), demo_shape())
+    assert found.execution.device == "cpu" and found.execution.dtype == "float32"
+    assert found.peak_vram_bytes == 0
+    assert found.stage_bytes("denoise", "ram") < 4 * GIB
+
+
+# --- choices --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scheme", "bf16"), ("scheme", "int8"), ("scheme", "nf4"), ("layers", "streamed"), ("kv_dtype", "fp8"),
+     ("kv_place", "pinned"), ("vae", "swapped"), ("vae", "cpu"), ("t5", "nf4"), ("t5_device", "cpu"),
+     ("attention", "sdpa"), ("mlp_slice", 1024)],
+)  # fmt: skip
+def test_an_override_is_honoured(name: str, value: object) -> None:
+    found = plan("RTX 4090", 480, 480, 4, overrides=Overrides(**{name: value}))
+    assert getattr(found.execution, name) == value
+
+
+def test_memory_by_hand_counts_and_cards_without_fp8_get_int8() -> None:
+    assert plan("RTX 4090", 480, 480, 1, overrides=Overrides(vram_gb=6)).needed_vram_bytes <= 0.95 * 6 * GIB
+    assert plan("RTX 3060", 720, 720, 4).execution.scheme in ("int8", "bf16")
+    published = planner.plan(request(), "auto", devices.known_card("RTX 4070"), "4.5B-distill-fp8")
+    assert published.execution.scheme == "published"
+
+
+def test_what_is_free_now_is_the_limit() -> None:
+    card = replace(devices.known_card("RTX 4090"), free_bytes=7 * GIB)
+    assert planner.plan(request(), "auto", card).needed_vram_bytes <= 7 * GIB
+
+
+def test_contradictions_with_the_weights_are_refused_in_one_sentence() -> None:
+    card = devices.known_card("RTX 4090")
+    with pytest.raises(InputError, match="already FP8"):
+        planner.plan(request(overrides=Overrides(scheme="nf4")), "auto", card, "4.5B-distill-fp8")
+    with pytest.raises(InputError, match='use "fp8"'):
+        planner.plan(request(overrides=Overrides(scheme="published")), "auto", card)
+
+
+def test_a_refusal_names_things_that_would_fit() -> None:
+    overrides = Overrides(scheme="bf16", layers="resident", vae="resident")
+    with pytest.raises(PlanError) as caught:
+        plan(12.0, 720, 720, 4, overrides=overrides)
+    assert "12.0 GB" in str(caught.value) and caught.value.choices
+    for choice in caught.value.choices:
+        words = choice.split()
+        if "instead" in words:
+            loosened = replace(overrides, **{words[0]: None})
+            assert getattr(plan(12.0, 720, 720, 4, overrides=loosened).execution, words[0]) == words[1]
+        elif words[0] == "window":
+            assert plan(12.0, 720, 720, int(words[1]), overrides=overrides).fits
+        else:
+            width, height = (int(edge) for edge in words[0].split("x"))
+            window = int(words[words.index("window") + 1]) if "window" in words else 4
+            assert plan(12.0, width, height, window, overrides=overrides).fits
+
+
+def test_nothing_at_all_fits_a_hopeless_card_and_a_free_window_is_taken_when_it_helps() -> None:
+    with pytest.raises(PlanError):
+        plan(0.3, 720, 720, 4)
+    overrides = Overrides(
+        scheme="fp8", layers="resident", kv_dtype="bf16", kv_place="pinned", vae="cpu", t5="nf4", t5_device="cpu"
+    )
+    roomy = devices.known_card("H200")
+    needed = {}
+    for window in (1, 4):
+        execution = planner.plan(request(640, 640, window, overrides=overrides), "auto", roomy).execution
+        least = replace(execution, mlp_slice=2048, attention_slice=2048)
+        asked = request(640, 640, window, overrides=overrides)
+        needed[window] = planner.plan_execution(asked, window, MODEL, least, roomy).needed_vram_bytes
+    between = devices.generic_card((needed[1] + needed[4]) / 2 / 0.95 / GIB)
+    with pytest.raises(PlanError) as caught:
+        planner.plan(request(640, 640, 4, overrides=overrides), "auto", between)
+    assert any("window" in choice for choice in caught.value.choices)
+    found = planner.plan(request(640, 640, 4, overrides=overrides), "auto", between, free_window=True)
+    assert found.window < 4 and any("Window" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("card", [24.0, 12.0, 8.0, 6.0])
+def test_each_smaller_plan_is_smaller_until_there_is_none(card: float) -> None:
+    current = plan(card, 480, 480, 1, overrides=Overrides(kv_dtype="bf16"))
+    for _ in range(40):
+        smaller = planner.next_smaller(current)
+        if smaller is None:
+            break
+        for stage in ("denoise", "decode"):
+            before = max(current.peak_per_stage[s] for s in ("denoise", "decode"))
+            assert smaller.peak_per_stage[stage] <= 0.9 * before
+        assert smaller.peak_per_stage["text"] <= current.peak_per_stage["text"]
+        assert (smaller.window, smaller.request) == (current.window, current.request)
+        assert smaller.execution.kv_dtype == "bf16", "what the user fixed stays"
+        current = smaller
+    else:
+        raise AssertionError("smaller plans never end")
+    assert current.execution.layers == "streamed"
+
+
+def test_memory_that_ran_out_while_encoding_text_changes_the_text_encoder_only() -> None:
+    current = plan(24.0, 480, 480, 1)
+    seen = [(current.execution.t5_device, current.execution.t5)]
+    while (smaller := planner.next_smaller(current, "text")) is not None:
+        assert smaller.peak_per_stage["text"] < current.peak_per_stage["text"]
+        assert replace(smaller.execution, t5="bf16", t5_device="cuda") == replace(
+            current.execution, t5="bf16", t5_device="cuda"
+        )
+        current = smaller
+        seen.append((current.execution.t5_device, current.execution.t5))
+    assert seen == [("cuda", "bf16"), ("cuda", "int8"), ("cuda", "nf4"), ("cpu", "nf4")]
+
+
+def test_captions_are_counted_by_their_words() -> None:
+    short = request(timeline=Timeline((Segment(0, 4, "a cat"),)))
+    long = request(timeline=Timeline((Segment(0, 4, "a cat walks. " * 200),)))
+    model = planner.model_shape(MODEL)
+    assert memory.caption_tokens(short, model) == 50
+    assert memory.caption_tokens(long, model) == 800
+
+
+# --- faces ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_json_adds_up() -> None:
+    found = plan("RTX 4070", 720, 720, 4)
+    data = json.loads(json.dumps(found.to_json()))
+    for stage in STAGES:
+        parts = [i["bytes"] for i in data["items"] if i["stage"] == stage and i["place"] == "vram"]
+        assert sum(parts) == data["peak_per_stage"][stage]
+    assert data["peak_vram_bytes"] == max(data["peak_per_stage"].values())
+    assert data["needed_vram_bytes"] == data["peak_vram_bytes"] + data["allowance_bytes"]
+    assert data["peak_ram_bytes"] > 0 and data["seconds_per_chunk"] > 0 and data["time_to_first_chunk"] > 0
+
+
+@pytest.mark.parametrize("card", ["RTX 4090", "RTX 4050 Laptop", None])
+def test_table_bars_and_picture_show_every_item(card: str | None) -> None:
+    device = devices.known_card(card) if card else devices.cpu_device(64 * GIB)
+    odd = replace(device, name="<card> & \"friends\"")
+    found = planner.plan(request(256, 256, 1), "auto", odd)
+    text = table.text(found)
+    for item in found.items:
+        assert item.component in text
+    assert all(len(line.split("▏")[0]) <= 60 for line in table.bars(found))
+    assert found.summary().count("\n") == 0
+    root = ElementTree.fromstring(picture.svg(found))
+    names = "".join(root.itertext())
+    places = ("vram",) if card else ("ram", "pinned")
+    for item in found.items:
+        if item.place in places:
+            assert item.component in names
+    assert "<card>" in names
+
+
+def test_presets_say_what_is_wrong_with_them(tmp_path: Path) -> None:
+    with pytest.raises(PresetError, match="choose auto or one of"):
+        presets.load("9000gb")
+    good = (presets.FOLDER / "12gb.toml").read_text()
+    for number, (old, new, words) in enumerate(
+        [
+            ("window = 4", "window = 3", "window must be 1, 2 or 4"),
+            ("width = 720", "width = 725", "multiples of 16"),
+            ("steps = 16", 'steps = "many"', "must be a number"),
+            ("steps = 16", 'steps = 16\nscheme = "fp7"', "not legal"),
+            ("steps = 16", "steps = 16\ncolour = 3", "not a setting"),
+            ("title", "title = = 3 #", "not valid TOML"),
+        ]
+    ):
+        (tmp_path / f"bad{number}.toml").write_text(good.replace(old, new))
+        with pytest.raises(PresetError, match=words):
+            presets.load(f"bad{number}", tmp_path)
+
+
+def test_a_preset_is_found_for_a_card() -> None:
+    expected = {25.0: "24gb", 23.6: "24gb", 15.9: "16gb", 11.6: "12gb", 7.8: "8gb", 6.0: "6gb", 4.0: "cpu"}
+    for gigabytes, name in expected.items():
+        assert presets.for_memory(gigabytes).name == name
+    assert presets.load("12 GB").name == "12gb"
