@@ -196,17 +196,25 @@ class Project(ProjectFiles):
 
     # --- another ending ----------------------------------------------------------------------------------------------
 
-    def extend(self, seconds: int) -> None:
-        """Ask for `seconds` more; the run goes on from `state_before` the second that was the end.
+    def extend(self, seconds: int | None) -> None:
+        """Ask for `seconds` more than asked for, or than an endless run has finished; None: go on without end.
+
+        States that ran out at the old end, or had begun seconds behind the new one, are of no use any more and go.
 
         Raises:
             InputError: not at least 1.
         """
-        if seconds < 1:
+        if seconds is not None and seconds < 1:
             raise InputError(f"A video cannot be extended by {seconds} seconds; ask for at least 1.")
         self.lock()
-        end = self.chunks if self.request.seconds is None else self.request.seconds
-        self._change("extended", end, replace(self.request, seconds=end + seconds), "stopped")
+        old = self.request.seconds
+        end = self.chunks if old is None else old
+        new = None if seconds is None else end + seconds
+        self._change("extended", end, replace(self.request, seconds=new), "stopped")
+        last = new if old is None else old
+        for stage in reversed(self._stages()):
+            if last is not None and stage >= last:
+                self._state(stage).unlink(missing_ok=True)
 
     def redo_from(self, chunk: int, request: GenerationRequest | None = None) -> None:
         """Drop the seconds from `chunk` on, to be made again as `request` says (None: as before); earlier ones stay.
@@ -284,8 +292,12 @@ class Project(ProjectFiles):
     @classmethod
     def _new(cls, folder: Path) -> Project:
         project = cls.open(folder)
-        project.lock()
-        project._open_video()
+        try:
+            project.lock()
+            project._open_video()
+        except BaseException:
+            project.close()
+            raise
         return project
 
     def _change(self, what: str, chunk: int, request: GenerationRequest, status: Status | None = None) -> None:

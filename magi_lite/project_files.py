@@ -5,6 +5,7 @@ The layout, and why it survives crashes, stands in `project`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -234,18 +235,22 @@ def make_folder(
     hidden, folder = root / f".new-{name}", root / name
     entry = {"at": now(), "what": "branched" if parent else "created", "from": parent["from"] if parent else 0}
     data = {"version": VERSION, "created": now(), "status": "running", "message": "", "parent": parent}
-    with output_errors(folder):
-        root.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(root)
-        for part in ("chunks", "states", "inputs"):
-            (hidden / part).mkdir(parents=True)
-        for path in (request.image, request.video):
-            if path and path.is_file():
-                shutil.copyfile(path, hidden / "inputs" / path.name)
-        fill(hidden)
-    write_json(hidden, data | {"request": request_to_json(request), "history": [entry]})
-    with output_errors(folder):
-        hidden.rename(folder)
+    try:
+        with output_errors(folder):
+            root.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(root)
+            for part in ("chunks", "states", "inputs"):
+                (hidden / part).mkdir(parents=True)
+            for path in (request.image, request.video):
+                if path and path.is_file():
+                    shutil.copyfile(path, hidden / "inputs" / path.name)
+            fill(hidden)
+        write_json(hidden, data | {"request": request_to_json(request), "history": [entry]})
+        with output_errors(folder):
+            hidden.rename(folder)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
     return folder
 
 
@@ -260,8 +265,9 @@ def link(source: Path, target: Path) -> None:
 def remove_leftovers(root: Path) -> None:
     """Delete what crashed processes left hidden under `root`."""
     for folder in [*root.glob(".new-*"), *root.glob(".trash-*")]:
-        if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # its maker may just have given it its name
+            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def now() -> str:

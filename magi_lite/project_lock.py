@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from magi_lite.errors import OutputError
 from magi_lite.files import output_errors
 
 LOCK_NAME = ".lock"
+_PATIENCE = 0.5
+"""Seconds in which a lock is tried again: `is_locked` holds it for an instant, and that is no writer."""
 
 
 class FolderLock:
@@ -23,7 +26,7 @@ class FolderLock:
         with output_errors(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock(self._descriptor)
+            _lock_soon(self._descriptor)
         except OSError:
             holder = os.pread(self._descriptor, 20, 1).decode(errors="replace") if hasattr(os, "pread") else ""
             os.close(self._descriptor)
@@ -47,7 +50,7 @@ def is_locked(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        _lock(descriptor)
+        _lock(descriptor, shared=True)
     except OSError:
         return True
     finally:
@@ -55,8 +58,23 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def _lock(descriptor: int) -> None:
-    """Take the lock or raise OSError at once. The first byte is locked; who holds it is written behind."""
+def _lock_soon(descriptor: int) -> None:
+    """Take the lock within `_PATIENCE` or raise OSError."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return _lock(descriptor)
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.01)
+
+
+def _lock(descriptor: int, *, shared: bool = False) -> None:
+    """Take the lock or raise OSError at once. The first byte is locked; who holds it is written behind.
+
+    A shared lock is refused by a writer's only, so that those who ask do not take each other for one; Windows has none.
+    """
     if os.name == "nt":
         import msvcrt
 
@@ -65,4 +83,4 @@ def _lock(descriptor: int) -> None:
     else:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -158,6 +159,58 @@ def test_extend_goes_on_as_if_the_longer_video_had_been_asked_for(tmp_path, fini
     assert project.video.read_bytes() == longer.video.read_bytes()
     with pytest.raises(InputError, match="A video cannot be extended by 0 seconds; ask for at least 1"):
         project.extend(0)
+
+
+@pytest.mark.parametrize(("old", "more", "kept"), [(4, 2, range(4)), (4, None, range(4)), (None, 1, range(5))])
+def test_extending_drops_the_states_that_cannot_go_on(tmp_path, ask, old, more, kept):
+    with Project.create(tmp_path, ask(seconds=old, window=4)) as project:
+        for index in range(4):
+            project.write_chunk(index, *second(ask(), index, 0))
+        for stage in range(7):  # a window of 4 begins and ends three seconds after and before
+            project.save_state(stage, State({}, {"before": torch.zeros(1)}))
+        project.extend(more)
+        assert [stage for stage in range(9) if project.state_before(stage + 1)] == list(kept)
+        assert project.request.seconds == (None if more is None else 4 + more)
+
+
+def test_asking_how_a_project_stands_never_keeps_a_writer_out(finished):
+    ends, seen = threading.Event(), set()
+    with Project.open(finished.folder) as project:
+        project.set_status("running")
+
+    def ask_on():
+        project = Project.open(finished.folder)
+        while not ends.is_set():
+            seen.add(project.status)
+
+    threads = [threading.Thread(target=ask_on) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(60):
+            with Project.open(finished.folder) as project:
+                project.lock()
+    finally:
+        ends.set()
+        for thread in threads:
+            thread.join()
+    assert seen <= {"running", "interrupted"}
+    assert Project.open(finished.folder).status == "interrupted"
+
+
+def test_a_project_that_the_disk_cannot_hold_leaves_nothing_behind(tmp_path, ask):
+    import resource
+
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(bytes(9000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+        with pytest.raises(OutputError, match="The disk is full or limited"):
+            Project.create(tmp_path / "runs", ask(image=picture))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_timeline_edited_while_it_runs_stays_true_to_what_was_said(tmp_path, ask):
