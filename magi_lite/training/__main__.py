@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.stage == "export":
         from magi_lite.training.export import export, from_work
 
-        export(arguments.out or work / "demo", from_work(work))
+        export(arguments.out or work / "demo", from_work(work, distilled=not arguments.undistilled))
     else:
         refine_decoder(work, budget)
 
@@ -120,6 +120,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="where a model folder is written")
+    parser.add_argument("--undistilled", action="store_true", help="export the model before distillation")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     try:

@@ -143,8 +143,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def from_work(work: Path) -> TrainedModel:
-    """The newest model of a training run in `work`: the distilled one if there is one.
+def from_work(work: Path, distilled: bool = True) -> TrainedModel:
+    """The model of a training run in `work`, distilled or as it was before; its averaged weights.
 
     Raises:
         CheckpointError: a stage of the training is missing.
@@ -153,8 +153,8 @@ def from_work(work: Path) -> TrainedModel:
     from magi_lite.training.train_dit import DEMO_DIT, make_model
     from magi_lite.training.train_vae import DEMO_VAE
 
-    distilled, final = work / "distilled.safetensors", work / "vae_final.safetensors"
-    groups, _ = checkpoint.load(distilled if distilled.is_file() else work / "dit.safetensors")
+    final = work / "vae_final.safetensors"
+    groups, _ = checkpoint.load(work / ("distilled.safetensors" if distilled else "dit.safetensors"))
     autoencoder, _ = checkpoint.load(final if final.is_file() else work / "vae_folded.safetensors")
     model = make_model()
     model.load_state_dict(groups["average"], strict=False)

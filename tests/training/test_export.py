@@ -14,11 +14,12 @@ from torch import nn
 from magi_lite.config import SCALE_FACTOR, DiTConfig, GenerationRequest, Overrides, VAEConfig
 from magi_lite.dit.model import DiT
 from magi_lite.errors import InputError
-from magi_lite.events import Finished
+from magi_lite.events import ChunkFinished, Finished
 from magi_lite.loader import load_dit, load_special_tokens, load_text_encoder, load_vae, open_model
 from magi_lite.pipeline import generate
 from magi_lite.timeline_text import parse
 from magi_lite.training import export as e
+from magi_lite.training.studio import Studio
 from magi_lite.training.text_model import CHANNELS, make_encoder, make_tokenizer
 from magi_lite.vae.model import ViTVAE
 
@@ -101,7 +102,9 @@ def test_only_learned_special_tokens_say_something(model: e.TrainedModel, tmp_pa
     assert not table.token("anime").any() and not table.token("logo").any()
 
 
-def test_an_exported_model_generates(model: e.TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exported_model_generates_and_the_studio_films_the_same(
+    model: e.TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("magi_lite.engine.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
     e.export(tmp_path / "demo", model)
     request = GenerationRequest(
@@ -113,8 +116,11 @@ def test_an_exported_model_generates(model: e.TrainedModel, tmp_path: Path, monk
         preset="demo",
         overrides=Overrides(scheme="float32", t5="float32"),
     )
-    last = list(generate(request, projects_folder=tmp_path / "projects"))[-1]
-    assert isinstance(last, Finished) and last.video.is_file()
+    events = list(generate(request, projects_folder=tmp_path / "projects"))
+    assert isinstance(events[-1], Finished) and events[-1].video.is_file()
+    (made,) = [event.frames for event in events if isinstance(event, ChunkFinished)]
+    studio = Studio(open_model(tmp_path / "demo"))
+    np.testing.assert_array_equal(studio.film(["a red ball falls"], seed=0, size=32), made)
 
 
 def test_exporting_again_replaces(model: e.TrainedModel, tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""A loaded model that films captions: the sampler as the pipeline drives it, without projects, files and events.
+
+Evaluation makes hundreds of short clips; here a clip is one call. Networks come from the ordinary loader and the
+sampler is the ordinary one, so that what is measured is what a user gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magi_lite.config import PIXELS_PER_LATENT, Execution, SpecialTokens
+from magi_lite.decoding import decode_chunk, encode_pixels
+from magi_lite.layout import ModelFiles
+from magi_lite.loader import load_dit, load_special_tokens, load_text_encoder, load_vae
+from magi_lite.sampling.results import Caption, CleanChunk
+from magi_lite.sampling.sampler import Sampler
+from magi_lite.text.special_tokens import null_caption
+from magi_lite.training.world import SIZE
+
+
+class Studio:
+    """The networks of a model, on the CPU.
+
+    Args:
+        files: of `loader.open_model`. scheme: float32, bf16, fp8, int8 or nf4 for the transformer's linears.
+    """
+
+    def __init__(self, files: ModelFiles, scheme: str = "float32") -> None:
+        self.files = files
+        self.dit = load_dit(files, Execution(scheme=scheme))  # type: ignore[arg-type]
+        self.vae = load_vae(files.vae)
+        self._encoder, self._table = load_text_encoder(files), load_special_tokens(files)
+        self._words: dict[str, Tensor] = {}
+
+    @torch.inference_mode()
+    def film(
+        self,
+        captions: Sequence[str],
+        seed: int,
+        *,
+        prefix: np.ndarray | None = None,
+        steps: int = 8,
+        window: int = 4,
+        nearly_clean: bool = True,
+        size: int = SIZE,
+    ) -> np.ndarray:
+        """One clip.
+
+        Args:
+            captions: one per new second. prefix: (T, H, W, 3) uint8, an image (T = 1) or whole seconds to continue.
+        Returns:
+            (24 * seconds, H, W, 3) uint8: the new seconds.
+        """
+        settings = replace(self.files.sampler, steps=steps, window=window, nearly_clean=nearly_clean)
+        latents = None if prefix is None else encode_pixels(self.vae, prefix, "cpu")
+        sampler = Sampler(
+            self.dit,
+            settings,
+            latent_size=(size // PIXELS_PER_LATENT,) * 2,
+            chunks=len(captions),
+            caption=lambda chunk, remaining: self._caption(captions[chunk - sampler.offset], remaining),
+            null_caption=Caption(null_caption(self.dit.y_embedder.null_caption_embedding)),
+            seed=seed,
+            prefix=latents,
+        )
+        seconds = [decode_chunk(self.vae, done.latents) for done in sampler.run() if isinstance(done, CleanChunk)]
+        return np.concatenate(seconds)
+
+    def reconstruct(self, frames: np.ndarray) -> np.ndarray:
+        """What the autoencoder leaves of frames (T, H, W, 3) uint8."""
+        with torch.inference_mode():
+            return decode_chunk(self.vae, encode_pixels(self.vae, frames, "cpu"))
+
+    def _caption(self, text: str, remaining: int | None) -> Caption:
+        if text not in self._words:
+            self._words[text] = self._encoder.encode([text])[0]
+        most = self.files.dit.caption_max_length
+        return Caption(self._table.caption(self._words[text], SpecialTokens(), remaining, most))
