@@ -6,15 +6,19 @@ TFLOP/s with float32 accumulation from the makers' data sheets, bandwidths GB/s 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from magi_lite.errors import InputError
 
 GIB = 1 << 30
+CORE_TFLOPS = 0.04
+"""Matrix products in float32 on one core, TFLOP/s."""
 
 
 @dataclass(frozen=True)
@@ -154,16 +158,16 @@ def with_memory(device: Device, vram_gb: float) -> Device:
     return replace(device, vram_bytes=int(vram_gb * GIB), free_bytes=None)
 
 
-def cpu_device(ram_bytes: int | None = None) -> Device:
-    """The processor; rates are those of a common desktop CPU in float32."""
+def cpu_device(ram_bytes: int | None = None, cores: int = 8) -> Device:
+    """A processor; its rates are those that common desktop cores reach in float32."""
     return Device(
         name="CPU",
         kind="cpu",
         vram_bytes=0,
         capability=(0, 0),
-        bf16_tflops=0.5,
+        bf16_tflops=CORE_TFLOPS * cores,
         fp8_tflops=0,
-        int8_tops=0.5,
+        int8_tops=CORE_TFLOPS * cores,
         bandwidth_gbs=40,
         pcie_gbs=10,
         ram_bytes=ram_bytes,
@@ -217,7 +221,7 @@ def detect() -> Device:
     """The device that runs here: the first CUDA card, or else the CPU; its RAM and free memory included."""
     ram = ram_bytes()
     if not cuda_available():
-        return cpu_device(ram)
+        return cpu_device(ram, os.cpu_count() or 1)
     import torch
 
     properties = torch.cuda.get_device_properties(0)
@@ -231,6 +235,14 @@ def detect() -> Device:
     return replace(
         known, name=properties.name, vram_bytes=total, capability=capability, ram_bytes=ram, free_bytes=free
     )
+
+
+@lru_cache
+def capability(index: int | None = None) -> tuple[int, int]:
+    """Compute capability of a CUDA card: of number `index`, or of the current one."""
+    import torch
+
+    return torch.cuda.get_device_capability(index)
 
 
 def cuda_available() -> bool:

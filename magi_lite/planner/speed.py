@@ -30,6 +30,10 @@ DISK_GBS = 1.5
 """Reading weights from a solid-state disk, GB/s."""
 VAE_EFFICIENCY = 0.45
 CPU_T5_TFLOPS = 0.15
+CALL_SECONDS = {"cuda": 0.5e-3, "cpu": 1.5e-3}
+"""Issuing a layer's operations, about fifty: what a tiny model or picture cannot go below."""
+WRITE_SECONDS = 0.05
+"""Encoding a second of video and putting it on the disk."""
 CPU_BF16 = 0.2
 """Rate of bf16 products on common CPUs against float32: most widen every number first (4 to 10 times slower)."""
 
@@ -63,18 +67,21 @@ def predict(
     def forward(kv_chunks: float, chunks: int) -> float:
         """Seconds of one forward of `chunks` chunks whose queries see `kv_chunks` chunks each."""
         compute = _compute_seconds(dit, tokens * chunks, kv_chunks * tokens, execution, device)
-        return max(compute, _copy_seconds(dit, tokens, kv_chunks, execution, device))
+        issue = CALL_SECONDS[device.kind] * dit.num_layers
+        if device.kind == "cpu":  # calls and arithmetic take turns
+            return compute + issue
+        return max(compute, issue, _copy_seconds(dit, tokens, kv_chunks, execution, device))
 
     window_forward = forward(ranges, window)
     alone = forward(1.0, 1)
     steps_in_stage = max(1, steps // max(1, window))
-    per_chunk = passes * (steps_in_stage * window_forward) + (clean + extra / max(1, window)) * alone
+    per_chunk = passes * (steps_in_stage * window_forward) + (clean + extra) * alone
     vae = _decode_seconds(request, model, execution, device)
     chunks = request.seconds or 10**6
     ramp = sum(min(stage, chunks) for stage in range(1, window + 1)) * steps_in_stage
-    first = passes * ramp * forward(ranges, 1) + extra / max(1, window) * alone
+    first = passes * ramp * forward(ranges, 1) + extra * alone
     to_first = _text_seconds(request, model, execution, device) + _load_seconds(model, execution) + first + vae
-    return Seconds(per_chunk + vae, to_first)
+    return Seconds(per_chunk + vae + WRITE_SECONDS, to_first + WRITE_SECONDS)
 
 
 def _mean_range(steps: int) -> float:
@@ -137,13 +144,13 @@ def kv_bytes_per_token(dit: DiTConfig, execution: Execution) -> int:
 def _decode_seconds(
     request: GenerationRequest, model: ModelShape, execution: Execution, device: Device
 ) -> float:
-    """One chunk through the decoder's tiles: every tile is 3 x 32 x 32 latents, a quarter overlapping."""
+    """One chunk through the decoder's tiles: at most 3 x 32 x 32 latents each, a quarter overlapping."""
     tiles = 2 * math.ceil(request.width / 192) * math.ceil(request.height / 192)
-    tokens = 3 * 32 * 32 + 1
+    tokens = 3 * min(32, request.width // 8) * min(32, request.height // 8) + 1
     _, decoder = vae_weights(model.vae)
     flops = tiles * (2.0 * tokens * decoder + 4.0 * tokens**2 * model.vae.embed_dim * model.vae.depth)
     on_cpu = execution.device == "cpu" or execution.vae == "cpu"
-    rate = (0.3 if on_cpu else device.bf16_tflops) * 1e12 * (1.0 if on_cpu else VAE_EFFICIENCY)
+    rate = (min(0.3, device.bf16_tflops) if device.kind == "cpu" else 0.3 if on_cpu else device.bf16_tflops) * 1e12 * (1.0 if on_cpu else VAE_EFFICIENCY)
     seconds = flops / rate
     if execution.vae == "swapped":
         seconds += 2 * decoder / (device.pcie_gbs * 1e9)
