@@ -29,6 +29,7 @@ COPY_EFFICIENCY = 0.85
 DISK_GBS = 1.5
 """Reading weights from a solid-state disk, GB/s."""
 VAE_EFFICIENCY = 0.45
+HOST_VAE_TFLOPS = 0.3
 CPU_T5_TFLOPS = 0.15
 CALL_SECONDS = {"cuda": 0.5e-3, "cpu": 1.5e-3}
 """Issuing a layer's operations, about fifty: what a tiny model or picture cannot go below."""
@@ -150,7 +151,8 @@ def _decode_seconds(
     _, decoder = vae_weights(model.vae)
     flops = tiles * (2.0 * tokens * decoder + 4.0 * tokens**2 * model.vae.embed_dim * model.vae.depth)
     on_cpu = execution.device == "cpu" or execution.vae == "cpu"
-    rate = (min(0.3, device.bf16_tflops) if device.kind == "cpu" else 0.3 if on_cpu else device.bf16_tflops) * 1e12 * (1.0 if on_cpu else VAE_EFFICIENCY)
+    host_tflops = min(HOST_VAE_TFLOPS, device.bf16_tflops) if device.kind == "cpu" else HOST_VAE_TFLOPS
+    rate = 1e12 * (host_tflops if on_cpu else device.bf16_tflops * VAE_EFFICIENCY)
     seconds = flops / rate
     if execution.vae == "swapped":
         seconds += 2 * decoder / (device.pcie_gbs * 1e9)
