@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from magi_lite import devices
 from magi_lite.errors import InputError
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+HALF = (torch.bfloat16, torch.float16)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,7 @@ class Backend:
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """PyTorch's own kernels; keys and values of a group are not expanded to its heads."""
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+    return _attend(query, key, value, None)
 
 
 SDPA = Backend("sdpa", sdpa)
@@ -43,9 +46,46 @@ SDPA = Backend("sdpa", sdpa)
 
 def masked_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """As `sdpa`, where rows have different numbers of keys: mask (N, L), True where there is one."""
+    return _attend(query, key, value, mask[:, None, None])
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    gqa = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None], enable_gqa=gqa).transpose(1, 2)
+    if q.shape[1] == k.shape[1]:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    if reads_groups(q, mask):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+    return by_group(q, k, v, mask).transpose(1, 2)
+
+
+def reads_groups(query: Tensor, mask: Tensor | None = None) -> bool:
+    """Whether torch has a fused kernel here that reads grouped keys as they are.
+
+    On CUDA only the flash kernel does (half precision, compute capability 8.0, no mask). Asked for groups anyway, torch
+    takes the plain formula without a word, and its matrix of scores is larger than any card.
+    """
+    if not query.is_cuda:
+        return True
+    built = getattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)()
+    return mask is None and query.dtype in HALF and built and devices.capability(query.device.index) >= (8, 0)
+
+
+def by_group(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Group by group, so that kernels which know no groups serve: keys and values are expanded as views, not copied.
+
+    q (N, heads, S, head_dim), k and v (N, groups, L, head_dim), mask (N, 1, 1, L) or None; output like q. Cards before
+    Ampere have a fused kernel for float16 but none for bfloat16: there each group is computed in float16.
+    """
+    share = q.shape[1] // k.shape[1]
+    old_card = q.is_cuda and q.dtype == torch.bfloat16 and devices.capability(q.device.index) < (8, 0)
+    kind = torch.float16 if old_card else q.dtype
+    parts = []
+    for group in range(k.shape[1]):
+        one, expanded = slice(group, group + 1), (-1, share, -1, -1)
+        keys, values = (x[:, one].to(kind).expand(expanded) for x in (k, v))
+        queries = q[:, group * share : (group + 1) * share].to(kind)
+        parts.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).to(q.dtype))
+    return torch.cat(parts, dim=1)
 
 
 def _flash() -> Kernel:
@@ -68,9 +108,11 @@ def _has_sage() -> bool:
 
 
 def available(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[str, ...]:
-    """Names that `choose` accepts here, best first. The compiled kernels need a GPU and half precision."""
+    """Names that `choose` accepts here, best first. The compiled kernels need an Ampere GPU and half precision."""
     names = []
-    if torch.device(device).type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+    place = torch.device(device)
+    too_old = place.type == "cuda" and devices.cuda_available() and devices.capability(place.index) < (8, 0)
+    if place.type == "cuda" and dtype in HALF and not too_old:
         names += ["flash"] if importlib.util.find_spec("flash_attn") is not None else []
         names += ["sage"] if _has_sage() else []
     return (*names, "sdpa")
@@ -83,14 +125,25 @@ def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.f
         name: "auto" (the best there is), "flash", "sage" or "sdpa".
 
     Raises:
-        InputError: the kernel is not installed or cannot serve this device and type.
+        InputError: the kernel is not installed, does not load, or cannot serve this device and type.
     """
     names = available(device, dtype)
     if name == "auto":
-        name = names[0]
-    if name not in names:
+        return next(backend for backend in map(_loaded, names) if backend is not None)
+    backend = _loaded(name) if name in names else None
+    if backend is None:
         kind = str(dtype).removeprefix("torch.")
-        works = " or ".join(names)
+        works = " or ".join(other for other in names if other != name)
         raise InputError(f"Attention backend {name!r} cannot be used here ({device}, {kind}); use {works}.")
-    makers: dict[str, Callable[[], Kernel]] = {"flash": _flash, "sage": _sage, "sdpa": lambda: sdpa}
-    return SDPA if name == "sdpa" else Backend(name, makers[name]())
+    return backend
+
+
+def _loaded(name: str) -> Backend | None:
+    """The kernel, or None where its package is there and does not load: built for another torch, as a rule."""
+    if name == "sdpa":
+        return SDPA
+    try:
+        return Backend(name, _flash() if name == "flash" else _sage())
+    except (ImportError, OSError, AttributeError) as error:
+        _log.warning("The attention kernel %s is installed but does not load: %s", name, error)
+        return None

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SLICE_ROWS = 4096
+"""Rows whose float32 copies `SingleLinear` makes at a time, where it has to make any."""
 TIMESTEP_SCALE = 1000.0
 TIMESTEP_WIDTH = 256
 TIMESTEP_PERIOD = 10000.0
@@ -49,16 +51,35 @@ class SingleLinear(nn.Linear):
     """A linear with float32 output and, mathematically, float32 operands.
 
     Products of bfloat16 numbers are exact in float32, so on a GPU the bfloat16 kernel with float32 accumulation and
-    output gives what a float32 product of the same operands gives, at bfloat16's speed.
+    output gives what a float32 product of the same operands gives, at bfloat16's speed. Before torch 2.8 that kernel
+    cannot be asked for: there the float32 copies of many rows are made in slices.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         both_half = x.dtype == self.weight.dtype == torch.bfloat16
         if (x.is_cuda or x.is_meta) and both_half and self.bias is None and not torch.is_grad_enabled():
-            flat = torch.mm(x.flatten(0, -2), self.weight.t(), out_dtype=torch.float32)
+            rows = x.flatten(0, -2)
+            if has_wide_product():
+                flat = torch.mm(rows, self.weight.t(), out_dtype=torch.float32)
+            else:
+                flat = self.in_slices(rows)
             return flat.view(*x.shape[:-1], -1)
         bias = None if self.bias is None else self.bias.float()
         return F.linear(x.float(), self.weight.float(), bias)
+
+    def in_slices(self, rows: Tensor) -> Tensor:
+        """(rows, in) -> (rows, out) float32, with float32 copies of `SLICE_ROWS` rows at a time."""
+        result = torch.empty(len(rows), self.out_features, dtype=torch.float32, device=rows.device)
+        weight = self.weight.float().t()
+        for start in range(0, len(rows), SLICE_ROWS):
+            part = slice(start, start + SLICE_ROWS)
+            torch.mm(rows[part].float(), weight, out=result[part])
+        return result
+
+
+def has_wide_product() -> bool:
+    """Whether this torch multiplies bfloat16 matrices to a float32 one (2.8 and up)."""
+    return "dtype" in torch.ops.aten.mm.overloads()
 
 
 class PatchEmbedding(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magi_lite.dit.attention import SDPA, available, choose, masked_sdpa
+from magi_lite.dit.attention import SDPA, available, by_group, choose, masked_sdpa, reads_groups
 from magi_lite.errors import InputError
 
 
@@ -73,3 +73,50 @@ def test_every_kernel_of_a_gpu_equals_the_formula(name: str) -> None:
     found, wanted = choose(name, "cuda", torch.bfloat16)(query, key, value).double(), plain(query, key, value)
     limit = 0.05 if name == "sage" else 0.01  # SageAttention works in 8 bits
     assert ((found - wanted).norm() / wanted.norm()).item() < limit
+
+
+@pytest.mark.parametrize("heads,groups", [(6, 2), (6, 1)])
+def test_groups_one_by_one_equal_the_formula(heads: int, groups: int) -> None:
+    query, key, value = random_qkv(heads, groups, seed=2)
+    mask = torch.arange(29) < torch.tensor([[3], [29]])
+    for seen in (None, mask):
+        parts = (x.transpose(1, 2) for x in (query, key, value))
+        found = by_group(*parts, None if seen is None else seen[:, None, None]).transpose(1, 2)
+        assert (found - plain(query, key, value, seen)).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "masked", "reads"),
+    [
+        (torch.bfloat16, (8, 9), False, True),
+        (torch.bfloat16, (8, 9), True, False),
+        (torch.float32, (8, 9), False, False),
+        (torch.bfloat16, (7, 5), False, False),
+    ],
+)
+def test_only_flash_reads_groups_on_a_card(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, capability: tuple[int, int], masked: bool, reads: bool
+) -> None:
+    """Where flash cannot serve, torch would take the plain formula and write out every score."""
+
+    class OnCard:
+        is_cuda, device = True, torch.device("cuda", 0)
+
+        def __init__(self) -> None:
+            self.dtype = dtype
+
+    monkeypatch.setattr("magi_lite.devices.capability", lambda index: capability)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True, raising=False)
+    assert reads_groups(OnCard(), torch.ones(1) if masked else None) is reads  # type: ignore[arg-type]
+
+
+def test_a_kernel_that_does_not_load_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magi_lite.dit.attention.available", lambda device, dtype: ("flash", "sdpa"))
+
+    def broken() -> None:
+        raise ImportError("undefined symbol")
+
+    monkeypatch.setattr("magi_lite.dit.attention._flash", broken)
+    assert choose("auto", "cuda", torch.bfloat16).name == "sdpa"
+    with pytest.raises(InputError, match=r"'flash' cannot be used here .cuda, bfloat16.; use sdpa"):
+        choose("flash", "cuda", torch.bfloat16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
@@ -88,6 +89,13 @@ def test_single_linear_gives_float32_of_float32() -> None:
     wanted = x.double() @ linear.weight.double().T
     assert linear(x).dtype == torch.float32
     assert (linear(x) - wanted).abs().max() < 1e-5
+
+
+def test_single_linear_in_slices_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magi_lite.dit.layers.SLICE_ROWS", 4)
+    linear = SingleLinear(40, 8, bias=False).requires_grad_(False).bfloat16()
+    x = torch.randn(11, 40).bfloat16()
+    assert (linear.in_slices(x) - x.double() @ linear.weight.double().T).abs().max() < 1e-5
 
 
 def test_import_has_no_side_effects() -> None:
