@@ -28,33 +28,72 @@ ALIGNMENT = 256
 """Bytes; every tensor of a packed module starts at a multiple, as kernels and CUDA's own allocator like it."""
 BUFFERS = 2
 """Device buffers of a stack of layers: one computes while the other is filled."""
+LARGEST_BLOCK = 1 << 32
+"""Bytes pinned at a time, at most."""
 
 
 class PinnedMemory:
-    """Host buffers, pinned up to a cap; beyond it, and without a card, ordinary memory (copied more slowly)."""
+    """Host buffers, pinned up to a cap; beyond it, and without a card, ordinary memory (copied more slowly).
+
+    Torch rounds every pinned allocation up to a power of two, which for a stack of equal layers can double what is
+    pinned. So blocks of powers of two are pinned here, as large as what is still `expect`ed, and buffers cut from them.
+    """
 
     def __init__(self, cap_bytes: int | None = None, *, pin: bool | None = None) -> None:
         self.cap_bytes = cap_bytes
         self.pin = devices.cuda_available() if pin is None else pin
         self._taken: dict[int, int] = {}
+        self._expected = 0
+        self._rest: Tensor | None = None
 
     @property
     def pinned_bytes(self) -> int:
         """Bytes pinned at present."""
         return sum(self._taken.values())
 
+    def expect(self, sizes: Sequence[int]) -> None:
+        """Buffers of these sizes will be taken next."""
+        room = None if self.cap_bytes is None else max(0, self.cap_bytes - self.pinned_bytes)
+        total = sum(map(aligned, sizes))
+        self._expected = total if room is None else min(total, room)
+
     def take(self, size: int) -> Tensor:
         """A host buffer of `size` bytes (uint8)."""
         within = self.cap_bytes is None or self.pinned_bytes + size <= self.cap_bytes
         with torch.inference_mode(False):
-            buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self.pin and within)
-        if self.pin and within:
-            self._taken[id(buffer)] = size
+            if not (self.pin and within):
+                return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=False)
+            buffer = self._cut(size)
+        self._taken[id(buffer)] = size
+        return buffer
+
+    def _cut(self, size: int) -> Tensor:
+        """The next `size` bytes of the block at hand, or of a new one."""
+        if self._rest is None or self._rest.numel() < size:
+            most = min(max(self._expected, 1), LARGEST_BLOCK)
+            block = max(1 << (most.bit_length() - 1), 1 << max(size - 1, 0).bit_length())
+            self._rest = None
+            self._rest = torch.empty(block, dtype=torch.uint8, device="cpu", pin_memory=True)
+        buffer, self._rest = self._rest[:size], self._rest[aligned(size) :]
+        self._expected = max(0, self._expected - aligned(size))
         return buffer
 
     def give_back(self, buffer: Tensor) -> None:
-        """Stop counting a buffer; its memory goes when its last view does."""
+        """Stop counting a buffer; its memory goes when the last view of its block does."""
         self._taken.pop(id(buffer), None)
+        if not self._taken:
+            self._rest = None
+
+
+def aligned(size: int) -> int:
+    """Bytes from the start of a tensor of `size` bytes to where the next one may start."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def packed_size(module: nn.Module) -> int:
+    """Bytes of a module's tensors in one buffer."""
+    tables = (table for owner in module.modules() for table in (owner._parameters, owner._buffers))
+    return sum(aligned(t.numel() * t.element_size()) for table in tables for t in table.values() if t is not None)
 
 
 @dataclass(frozen=True)
@@ -94,7 +133,7 @@ class PackedWeights:
                         entry = _Entry(owner, name, is_parameter, self.size, tensor.shape, tensor.dtype)
                         self._entries.append(entry)
                         tensors.append(tensor)
-                        self.size += -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
+                        self.size += aligned(tensor.numel() * tensor.element_size())
         self.host = memory.take(self.size)
         self._views: dict[int, list[Tensor]] = {}
         with torch.no_grad():
@@ -148,6 +187,7 @@ class LayerStreamer:
     def __init__(self, layers: Sequence[nn.Module], device: torch.device | str, memory: PinnedMemory) -> None:
         self.device = torch.device(device)
         self._memory = memory
+        memory.expect([packed_size(layer) for layer in layers])
         self._packed = [PackedWeights(layer, memory) for layer in layers]
         self._buffers: list[Tensor] = []
         self._holds: list[int | None] = [None] * BUFFERS
@@ -210,12 +250,7 @@ class LayerStreamer:
 
     def release(self) -> None:
         """Give back the device buffers and the pinned memory; the next call takes device buffers again."""
-        devices.synchronize()
-        for packed in self._packed:
-            for buffer in self._buffers:
-                packed.forget(buffer)
-        self._buffers, self._holds = [], [None] * BUFFERS
-        self._arrived, self._free = [None] * BUFFERS, [None] * BUFFERS
+        self._give_buffers_back()
         if self._memory.pinned_bytes:
             pageable = PinnedMemory(pin=False)
             for packed in self._packed:
@@ -225,15 +260,29 @@ class LayerStreamer:
     def pin(self) -> None:
         """Back into pinned memory after `release`, up to the cap."""
         if self._memory.pin and not self._memory.pinned_bytes:
+            self._memory.expect([packed.size for packed in self._packed])
             for packed in self._packed:
                 packed.rehouse(self._memory)
 
     def close(self) -> None:
-        """Take the hooks off and release; the layers stay on the host, whole."""
+        """Take the hooks off and give the device buffers back; the layers stay on the host, whole.
+
+        They stay in pinned memory, which goes with them: who closes is about to drop them, and moving them to ordinary
+        memory first would hold all of them twice.
+        """
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self.release()
+        self._give_buffers_back()
+        devices.free_memory()
+
+    def _give_buffers_back(self) -> None:
+        devices.synchronize()
+        for packed in self._packed:
+            for buffer in self._buffers:
+                packed.forget(buffer)
+        self._buffers, self._holds = [], [None] * BUFFERS
+        self._arrived, self._free = [None] * BUFFERS, [None] * BUFFERS
 
 
 class SwappedModule:

@@ -233,6 +233,46 @@ def test_pinned_memory_is_capped_counted_and_given_back(monkeypatch: pytest.Monk
     streamer.close()
 
 
+def test_equal_buffers_are_pinned_in_blocks_of_powers_of_two_without_much_waste(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch rounds a pinned allocation up to a power of two: a stack of layers must not become twice as large."""
+    blocks: list[int] = []
+    original = torch.empty
+
+    def empty(size: int, *, pin_memory: bool = False, **kwargs: object) -> torch.Tensor:
+        blocks.append(size)
+        return original(size, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    memory = PinnedMemory(pin=True)
+    sizes = [66_000] * 34  # a little above a power of two: the worst case
+    memory.expect(sizes)
+    buffers = [memory.take(size) for size in sizes]
+    assert all(block & (block - 1) == 0 for block in blocks)
+    assert sum(sizes) <= sum(blocks) <= 1.2 * sum(sizes)
+    for number, buffer in enumerate(buffers):
+        buffer.fill_(number)
+    assert all(bool((buffer == number).all()) for number, buffer in enumerate(buffers))
+    assert all(buffer.storage_offset() % streaming.ALIGNMENT == 0 for buffer in buffers)
+    assert memory.pinned_bytes == sum(sizes)
+
+
+def test_closing_does_not_hold_the_weights_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **kwargs: original(*args, **kwargs))
+    layers = [nn.Linear(8, 8) for _ in range(3)]
+    x = torch.randn(1, 8)
+    expected = nn.Sequential(*layers)(x)
+    streamer = LayerStreamer(layers, "cpu", PinnedMemory(pin=True))
+    assert torch.equal(nn.Sequential(*layers)(x), expected)
+    hosts = [packed.host.data_ptr() for packed in streamer._packed]
+    streamer.close()
+    assert [packed.host.data_ptr() for packed in streamer._packed] == hosts
+    assert streamer.device_bytes == 0
+    assert torch.equal(nn.Sequential(*layers)(x), expected)
+
+
 @pytest.mark.parametrize("mode", ["resident", "decoder", "swapped", "cpu"])
 def test_every_place_of_the_autoencoder_gives_the_same_bits(mode: str) -> None:
     vae = ViTVAE(TINY_VAE).requires_grad_(False).eval()
