@@ -131,7 +131,7 @@ def _advanced(w: Widgets, start: dict[str, Any]) -> None:
             w["nearly_clean"] = gr.Checkbox(start["nearly_clean"], label="Extra clean pass", elem_id="mg-nearly-clean")
         with gr.Row():
             w["crf"] = gr.Slider(
-                0, 51, start["crf"], step=1, label="Compression (H.264 crf)", info="0 best, 51 smallest.",
+                1, 51, start["crf"], step=1, label="Compression (H.264 crf)", info="1 best, 51 smallest.",
                 elem_id="mg-crf",
             )  # fmt: skip
             w["embed_settings"] = gr.Checkbox(

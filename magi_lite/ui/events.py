@@ -179,6 +179,10 @@ class Handlers:
         project = self.library.open((event or {}).get("use", ""))
         return [gr.Tabs(selected="create"), *self.fill(project.request)]
 
+    def watch_job(self, event: dict[str, Any] | None) -> list[Any]:
+        """Bring a job's words and settings into the form, so that the timeline belongs to what is shown."""
+        return [gr.Tabs(selected="create"), *self.fill(self.actions.request_of((event or {}).get("watch", "")))]
+
     def edit_job(self, event: dict[str, Any] | None) -> list[Any]:
         """Bring a queued job into the form, to be saved back."""
         job = (event or {}).get("edit", "")
@@ -227,6 +231,6 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
     w["example"].input(h.example, w["example"], [w["timeline"], w["prompt"], w["seconds"], w["endless"]], **INNER)
 
     gallery.use_settings(h.use_settings, gallery, [tabs, *fields], **INNER)
-    gallery.watch_video(lambda: gr.Tabs(selected="create"), None, tabs, **INNER)
+    gallery.watch_video(h.watch_job, gallery, [tabs, *fields], **INNER)
     queue.edit_job(h.edit_job, queue, [tabs, editing, w["save_edit"], *fields], **INNER)
-    queue.watch_job(lambda: gr.Tabs(selected="create"), None, tabs, **INNER)
+    queue.watch_job(h.watch_job, queue, [tabs, *fields], **INNER)

@@ -74,7 +74,7 @@ def to_request(
             **{name: None if values[name] in (AUTO, None) else values[name] for name in OVERRIDES},
             vram_gb=values["vram_gb"] or None,
         ),
-        crf=_whole(values["crf"], "compression", 0, 51),
+        crf=_whole(values["crf"], "compression", 1, 51),
         embed_settings=bool(values["embed_settings"]),
     )
     chosen = {name: None if values[name] in (AUTO, None, "") else values[name] for name in ("steps", "window", "model")}

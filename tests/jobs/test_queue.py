@@ -120,8 +120,8 @@ def test_pause_and_resume_go_on_in_the_same_project(queue: JobQueue, runner: Run
     runner.step()
     eventually(lambda: queue.get(job.id).state == "paused")
     project = queue.get(job.id).project
-    queue.add(request("another"))
     queue.set_paused(True)
+    queue.add(request("another"))
     queue.resume(job.id)
     assert queue.jobs()[0].id == job.id  # before all others
     queue.set_paused(False)
@@ -275,7 +275,7 @@ def test_memory_stays_flat_over_50_runs(tmp_path: Path) -> None:
     def run(job: Job, control: RunControl) -> Iterator[events.Event]:
         yield events.Opened(tmp_path, tmp_path / "video.mp4")
         for chunk in range(3):
-            frames = np.random.default_rng(chunk).integers(0, 255, (24, 256, 256, 3)).astype(np.uint8)
+            frames = np.full((24, 512, 512, 3), chunk, np.uint8)  # 19 MB: one that is kept would show
             yield events.Preview(chunk, frames[0])
             yield events.ChunkFinished(chunk, frames, 0.1)
         yield events.Finished(tmp_path / "video.mp4", tmp_path, 3, 0.3)

@@ -39,6 +39,7 @@ function take(state, wanted) {
     if (magi.attached) setTimeout(poll, 0);
   }
   sessionStorage.setItem("magi-shown", magi.attached || "");
+  magi.readyAt = magi.readyAt || performance.now();                // milliseconds from the visit to a page that lives
   drawChips();
   magi.emit("state", magi.state);
 }

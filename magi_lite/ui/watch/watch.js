@@ -81,6 +81,7 @@ function drawActions() {
   if (job && job.state === "running") {
     list.push(magi.button("Stop & keep", "stop", () => act(server.stop({ job: id }), "Stopping after this step; finished seconds are kept."), { ...soft, action: "stop", title: "End here and keep every finished second" }));
     list.push(magi.button("Pause", "pause", () => act(server.pause({ job: id }), "Pausing; the state is saved and the device is freed."), { ...soft, action: "pause", title: "Save the state and free the device; Resume goes on exactly" }));
+    list.push(el("span", { class: "mg-grow" }), magi.button("Plan another", "add", () => { magi.attached = null; magi.emit("poll"); magi.toast("This video goes on; the Queue tab brings it back here. The timeline is free for the next one."); }, { action: "another", title: "Let this one go on and write the next one" }));
   }
   if (job && ["paused", "stopped", "interrupted", "failed"].includes(job.state)) list.push(magi.button("Resume", "play", () => act(server.resume({ job: id })), { class: "mg-primary", action: "resume" }));
   if (job && job.project && job.done > 0 && job.state !== "running" && job.state !== "waiting") {

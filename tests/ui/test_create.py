@@ -1,0 +1,283 @@
+"""Making videos in the page: from words, from an image, steered while they run. The real app on the demo model."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page
+
+from magi_lite.layout import DEMO_FOLDER, has_weights
+from magi_lite.project import Project
+from magi_lite.video.writer import read_settings
+from tests.ui.conftest import (
+    PATIENCE,
+    App,
+    Watched,
+    generate,
+    segments,
+    set_length,
+    set_seed,
+    set_size,
+    shoot,
+    wait_done,
+    wait_for,
+)
+
+RIGHT, LEFT = "a large red ball moves right on a dark background", "a large red ball moves left on a dark background"
+
+
+def drop(page: Page, path: Path, name: str | None = None) -> None:
+    """Drop a file somewhere on the page, as from a file manager."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    transfer = page.evaluate_handle(
+        """async ([data, name]) => {
+          const bytes = await (await fetch('data:application/octet-stream;base64,' + data)).arrayBuffer();
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([bytes], name));
+          return transfer;
+        }""",
+        [data, name or path.name],
+    )
+    page.dispatch_event("#mg-prompt", "dragover", {"dataTransfer": transfer})
+    page.dispatch_event("#mg-prompt", "drop", {"dataTransfer": transfer})
+
+
+def mode(page: Page) -> str:
+    return page.locator("#mg-mode input:checked").get_attribute("value") or ""
+
+
+def frames_of(video: Path) -> np.ndarray:
+    """(T, H, W, 3) uint8."""
+    with av.open(str(video)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def latents(project: Project) -> list[bytes]:
+    """Bits of every finished second."""
+    return [project.read_latents(n).numpy().tobytes() for n in range(project.chunks)]
+
+
+def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(page: Page, app: App) -> None:
+    set_length(page, 4)
+    set_seed(page, 1234)
+    page.fill("#mg-prompt textarea", RIGHT)
+    page.evaluate("""() => { window.watched = {played: 0, status: new Set(), previews: 0, whole: 0, part: 0};
+      setInterval(() => { const job = magi.state && magi.state.shown; if (!job || job.state !== 'running') return;
+        const video = document.querySelector('.wa-video');
+        const [whole, part] = document.querySelectorAll('.wa-bars .mg-bar i');
+        if (!video.hidden) watched.played = Math.max(watched.played, video.currentTime);
+        watched.status.add(document.querySelector('.wa-status').textContent);
+        if (!document.querySelector('.wa-preview').hidden) watched.previews += 1;
+        watched.whole = Math.max(watched.whole, parseFloat(whole.style.width) || 0);
+        watched.part = Math.max(watched.part, parseFloat(part.style.width) || 0); }, 50); }""")
+    generate(page)
+    wait_done(page, 1)
+    wait_for(page, "finished")
+    seen = page.evaluate("({...watched, status: [...watched.status]})")
+    assert seen["played"] > 0, "nothing played before the video was finished"
+    assert seen["previews"] and seen["whole"] > 30 and seen["part"] > 0
+    assert any(re.search(r"Second \d of 4·step \d+ of \d+", text) for text in seen["status"]), seen["status"]
+    page.wait_for_function("(v => !v.hidden && v.readyState >= 2 && !v.paused)(document.querySelector('.wa-video'))")
+    assert page.evaluate("document.querySelectorAll('.tl-thumb').length") == 4
+    shoot(page, "create")
+
+    project = Project.open(app.newest())
+    assert project.status == "finished" and project.request.seed == 1234
+    assert len(frames_of(project.video)) in range(93, 97)  # 24 a second; the first frame of all may stand alone
+    page.reload()
+    page.wait_for_function("window.magi && magi.state")
+    drop(page, project.video, "from-a-friend.mp4")
+    page.wait_for_function("words => document.querySelector('#mg-prompt textarea').value === words", arg=RIGHT)
+    page.locator("#mg-size button").first.click()
+    page.wait_for_function("document.querySelector('#mg-seed input').value === '1234'")
+    assert page.input_value("#mg-seconds input[type=number]") == "4"
+    assert read_settings(project.video)["seed"] == 1234
+
+
+def test_an_image_starts_a_video_and_picks_the_mode(page: Page, app: App, tmp_path: Path) -> None:
+    picture = tmp_path / "start.png"
+    Image.fromarray(np.random.default_rng().integers(0, 255, (48, 96, 3)).astype(np.uint8)).save(picture)
+    drop(page, picture)
+    page.wait_for_function("document.querySelector('#mg-mode input:checked').value === 'Start with image'")
+    page.wait_for_selector(".so-drop.filled img")
+    set_length(page, 1)
+    set_size(page, 70, 50)  # not legal: the nearest ones are taken
+    page.wait_for_function("document.querySelector('#mg-width input').value === '64'")
+    page.wait_for_function("document.querySelector('#mg-height input').value === '48'")
+    generate(page)
+    wait_for(page, "finished")
+    project = Project.open(app.newest())
+    assert project.request.image is not None and project.request.image.read_bytes() == picture.read_bytes()
+    assert frames_of(project.video).shape[1:3] == (48, 64)
+    page.click(".so-remove")
+    page.wait_for_function("document.querySelector('#mg-mode input:checked').value === 'Text to video'")
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    """Files that cannot be used."""
+    files = {name: folder / name for name in ("notes.png", "nothing.png", "huge.png", "broken.mp4")}
+    files["notes.png"].write_text("this is no picture")
+    files["nothing.png"].write_bytes(b"")
+    Image.new("1", (20_000, 10_000)).save(files["huge.png"])
+    files["broken.mp4"].write_bytes(b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(2000))
+    return files
+
+
+def test_bad_uploads_each_show_their_sentence(page: Page, tmp_path: Path) -> None:
+    said = set()
+    for name, path in bad_files(tmp_path).items():
+        drop(page, path)
+        page.wait_for_function("name => document.querySelector('.so-error').textContent.includes(name)", arg=name)
+        sentence = page.inner_text(".so-error")
+        assert sentence.endswith(".") and "Traceback" not in sentence and str(tmp_path) not in sentence, sentence
+        assert "\n" not in sentence and "mistake" not in sentence, sentence
+        said.add(sentence.replace(name, ""))
+        assert page.locator(".so-drop.filled").count() == 0
+    assert len(said) == 4, said
+
+
+def test_nothing_to_make_is_said_in_the_page(page: Page) -> None:
+    page.fill("#mg-prompt textarea", "")
+    page.click("#mg-generate")
+    page.get_by_text("Write what you want to see").first.wait_for()
+    page.locator("#mg-mode label", has_text="Start with image").click()
+    page.fill("#mg-prompt textarea", "x")
+    page.click("#mg-generate")
+    page.get_by_text("Start with image needs an image").first.wait_for()
+
+
+def test_an_endless_run_survives_a_reload_pauses_resumes_and_stops(page: Page, watched: Watched, app: App) -> None:
+    page.fill("#mg-prompt textarea", RIGHT)
+    page.locator("#mg-endless input").check()
+    page.wait_for_function("document.querySelectorAll('.tl-tick').length > 10")
+    page.click("[data-action=add]")
+    page.keyboard.type("first words")
+    page.keyboard.press("Enter")
+    job = generate(page)
+    wait_done(page, 1)
+    page.reload()
+    page.wait_for_function("id => window.magi && magi.attached === id && magi.state.shown", arg=job)
+    page.wait_for_function("magi.timeline && magi.timeline.segments.length === 1")
+    assert page.input_value("#mg-prompt textarea") == RIGHT
+    other = watched.open(app.url)
+    other.wait_for_function("id => magi.attached === id && magi.state.shown.state === 'running'", arg=job)
+    other.close()
+    page.click(".wa [data-action=pause]")
+    wait_for(page, "paused")
+    made = page.evaluate("magi.state.shown.done")
+    page.click(".wa [data-action=resume]")
+    page.wait_for_function("magi.state.shown.state === 'running'", timeout=PATIENCE)
+    wait_done(page, made + 1)
+    page.click(".wa [data-action=stop]")
+    wait_for(page, "stopped")
+    project = Project.open(app.newest())
+    assert project.status == "stopped" and project.chunks >= made + 1
+    assert len(frames_of(project.video)) >= 24 * project.chunks - 3
+
+
+def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -> None:
+    """The edited run equals, bit for bit, a run that was told so from the start."""
+    set_length(page, 8)
+    set_seed(page, 77)
+    page.fill("#mg-prompt textarea", "")
+    for words in (RIGHT, RIGHT):
+        page.click("[data-action=add]")
+        page.keyboard.type(words)
+        page.keyboard.press("Enter")
+        page.keyboard.press("Shift+ArrowRight")
+        page.keyboard.press("Shift+ArrowRight")
+    assert segments(page) == [(0, 4, RIGHT), (4, 8, RIGHT)]
+    generate(page)
+    page.wait_for_function("magi.state.shown.locked >= 1 && magi.state.shown.progress", timeout=PATIENCE)
+    page.focus(".tl-block >> nth=1")
+    page.keyboard.press("Enter")
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type(LEFT)
+    page.keyboard.press("Enter")
+    page.get_by_text("The video obeys from second").first.wait_for()
+    start = next(first for first, _, words in segments(page) if words == LEFT)
+    shoot(page, "steer")
+    assert page.locator(".tl-block.locked, .tl-block.part").count() >= 1
+    wait_for(page, "finished")
+    edited = Project.open(app.newest())
+    assert [(s.start, s.prompt) for s in edited.request.timeline.segments][-1] == (start, LEFT)
+    assert start >= 4 and edited.chunks == 8
+
+    page.evaluate("magi.attached = null")
+    generate(page)  # the timeline as it stands now, same seed
+    wait_for(page, "finished")
+    told = Project.open(app.newest())
+    assert told.folder != edited.folder
+    assert latents(told) == latents(edited)
+    if has_weights(DEMO_FOLDER / "ckpt/magi/demo/inference_weight.distill"):
+        from magi_lite.training.measure import measure
+
+        motions = measure(frames_of(edited.video)).motions
+        assert "moves left" in motions[start:], motions
+
+
+@pytest.fixture
+def finished(page: Page, app: App) -> Project:
+    """A video of three seconds."""
+    set_length(page, 3)
+    set_seed(page, 5)
+    page.fill("#mg-prompt textarea", RIGHT)
+    generate(page)
+    wait_for(page, "finished")
+    return Project.open(app.newest())
+
+
+def test_redo_from_second_2_and_extend_keep_what_was_there(page: Page, app: App, finished: Project) -> None:
+    before = latents(finished)
+    page.click(".wa [data-action=redo]")
+    dialog = page.locator("dialog[open]")
+    dialog.locator("input[type=number]").first.fill("2")
+    dialog.locator("textarea").fill(LEFT)
+    dialog.locator("input[placeholder=same]").fill("6")
+    old = page.evaluate("magi.attached")
+    dialog.locator("button[type=submit]").click()
+    page.wait_for_function("old => magi.attached !== old && magi.state.shown", arg=old)
+    wait_for(page, "finished")
+    newer = Project.open(app.newest())
+    assert newer.folder != finished.folder and newer.parent["project"] == finished.name
+    after = latents(newer)
+    assert after[:2] == before[:2] and after[2] != before[2]
+    for second in range(2):  # the frames too, byte for byte
+        name = f"chunks/{second:05}.m4s"
+        assert (newer.folder / name).read_bytes() == (finished.folder / name).read_bytes()
+    assert latents(Project.open(finished.folder)) == before
+
+    page.click(".wa [data-action=extend]")
+    page.locator("dialog[open] input[type=number]").fill("1")
+    old = page.evaluate("magi.attached")
+    page.locator("dialog[open] button[type=submit]").click()
+    page.wait_for_function("old => magi.attached !== old && magi.state.shown", arg=old)
+    wait_for(page, "finished")
+    longer = Project.open(newer.folder)
+    assert longer.chunks == 4 and latents(longer)[:3] == after
+
+    page.get_by_role("tab", name="Gallery").click()
+    page.wait_for_selector(f"[data-video='{finished.name}']")
+    page.wait_for_selector(f"[data-video='{newer.name}']")
+    shoot(page, "gallery")
+    page.click(f"[data-video='{finished.name}']")
+    page.wait_for_function("(v => v && v.readyState >= 2)(document.querySelector('dialog[open] video'))")
+    shoot(page, "gallery-video")
+    page.click("dialog[open] [data-action=delete]")
+    assert finished.folder.exists()  # asks first
+    page.click("dialog[open] [data-action=delete-sure]")
+    page.wait_for_selector(f"[data-video='{finished.name}']", state="detached")
+    assert not finished.folder.exists()
+    page.click(f"[data-video='{newer.name}']")
+    page.click("dialog[open] [data-action=use]")
+    page.wait_for_function("document.querySelector('#mg-seconds input').value === '4'")
+    wanted = [(s.start, s.end, s.prompt) for s in longer.request.timeline.segments]
+    page.wait_for_function("n => magi.timeline.segments.length === n", arg=len(wanted))
+    assert json.dumps(segments(page)) == json.dumps(wanted)

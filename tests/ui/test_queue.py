@@ -1,0 +1,111 @@
+"""The queue in the page, and the app's death and return."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.sync_api import Page
+
+from magi_lite.project import Project
+from tests.ui.conftest import App, Watched, generate, set_length, set_seed, set_size, shoot, wait_done, wait_for
+from tests.ui.test_create import RIGHT, latents
+
+
+def states(page: Page) -> list[str]:
+    return page.evaluate("magi.state.jobs.map(job => job.state)")
+
+
+def waiting(page: Page) -> list[str]:
+    """Titles of the waiting jobs, in order."""
+    return page.evaluate("magi.state.jobs.filter(job => job.state === 'waiting').map(job => job.title)")
+
+
+def choose_model(page: Page, name: str) -> None:
+    if not page.locator("#mg-model input").is_visible():
+        page.locator("#mg-advanced button").first.click()
+    page.fill("#mg-model input", name)
+    page.press("#mg-model input", "Enter")
+
+
+def test_a_queue_of_three_with_one_that_fails(page: Page) -> None:
+    page.get_by_role("tab", name="Queue").click()
+    page.click(".qu [data-action=hold]")
+    page.wait_for_function("magi.state.paused")
+    before = len(states(page))
+    for words, model in (("first", "Auto"), ("no weights", "4.5B-distill"), ("third", "Auto")):
+        page.get_by_role("tab", name="Create").click()
+        set_length(page, 1)
+        page.fill("#mg-prompt textarea", words)
+        choose_model(page, model)
+        if model == "Auto":
+            set_size(page, 32, 32)
+        page.click("#mg-generate")
+        page.wait_for_function("words => magi.state.jobs.some(job => job.title === words)", arg=words)
+    page.get_by_role("tab", name="Queue").click()
+    assert waiting(page) == ["first", "no weights", "third"]
+    card = page.locator(".qu-job", has_text="third")
+    card.locator("[data-action=up]").click()
+    page.wait_for_function("magi.state.jobs.filter(job => job.state === 'waiting')[1].title === 'third'")
+    page.locator(".qu-job.waiting").nth(2).drag_to(page.locator(".qu-job.waiting").nth(0))
+    page.wait_for_function("magi.state.jobs.filter(job => job.state === 'waiting')[0].title === 'no weights'")
+    assert waiting(page) == ["no weights", "first", "third"]
+    page.locator(".qu-job", has_text="third").locator("[data-action=clone]").click()
+    page.wait_for_function("magi.state.jobs.filter(job => job.title === 'third').length === 2")
+    page.locator(".qu-job.waiting").nth(3).locator("[data-action=delete]").click()
+    page.wait_for_function("magi.state.jobs.filter(job => job.title === 'third').length === 1")
+    page.locator(".qu-job", has_text="third").locator("[data-action=edit]").click()
+    page.wait_for_selector("#mg-save-edit")
+    page.wait_for_function("document.querySelector('#mg-prompt textarea').value === 'third'")
+    page.fill("#mg-prompt textarea", "third, edited")
+    page.click("#mg-save-edit")
+    page.wait_for_function("magi.state.jobs.some(job => job.title === 'third, edited')")
+    shoot(page, "queue")
+    page.click(".qu [data-action=hold]")
+    page.wait_for_function(
+        "n => magi.state.jobs.slice(0).filter(job => ['finished', 'failed'].includes(job.state)).length >= n",
+        arg=before + 3 if before else 3,
+        timeout=180_000,
+    )
+    ended = {job["title"]: job for job in page.evaluate("magi.state.jobs")}
+    assert ended["first"]["state"] == ended["third, edited"]["state"] == "finished"
+    assert ended["no weights"]["state"] == "failed"
+    assert "no weights of 4.5B-distill" in ended["no weights"]["error"]
+    page.locator(".qu-error", has_text="no weights of 4.5B-distill").first.wait_for()
+
+
+def test_killed_in_the_middle_it_resumes_to_the_same_bits(watched: Watched, tmp_path: Path) -> None:
+    watched.forgiven = lambda text: "ERR_CONNECTION_REFUSED" in text or "Failed to load resource" in text
+    app = App(tmp_path).start()
+    try:
+        page = watched.open(app.url)
+        set_length(page, 5)
+        set_seed(page, 11)
+        page.fill("#mg-prompt textarea", RIGHT)
+        generate(page)
+        wait_done(page, 2)
+        app.kill()
+        cut = Project.open(app.newest())
+        assert cut.status == "interrupted" and 2 <= cut.chunks < 5
+        page.get_by_text("The app does not answer").first.wait_for()
+        app.start()
+        again = watched.open(app.url)
+        again.get_by_text("Interrupted: the app ended before this video did").wait_for()
+        assert again.input_value("#mg-prompt textarea") == RIGHT
+        again.click(".wa [data-action=resume]")
+        wait_for_running_or_done(again)
+        wait_for(again, "finished")
+        resumed = Project.open(cut.folder)
+        assert resumed.chunks == 5
+        again.evaluate("magi.attached = null")
+        set_seed(again, 11)
+        generate(again)
+        wait_for(again, "finished")
+        whole = Project.open(app.newest())
+        assert whole.folder != resumed.folder
+        assert latents(whole) == latents(resumed)
+    finally:
+        app.stop()
+
+
+def wait_for_running_or_done(page: Page) -> None:
+    page.wait_for_function("['running', 'finished'].includes(magi.state.shown.state)", timeout=180_000)
