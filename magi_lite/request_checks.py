@@ -13,7 +13,7 @@ from typing import Any
 
 from magi_lite import presets
 from magi_lite.config import MODELS, SIZE_STEP, GenerationRequest, Overrides
-from magi_lite.errors import InputError, PresetError
+from magi_lite.errors import InputError, OutputError, PresetError
 from magi_lite.files import check_output, check_source
 from magi_lite.timeline import MAX_SECONDS, Timeline
 
@@ -52,11 +52,12 @@ def validate_request(request: GenerationRequest) -> None:
         if getattr(request, name) not in legal:
             raise InputError(f"{name} cannot be {getattr(request, name)!r}; use {_either(legal)}.")
     _check_source(request)
-    _check_words(request)
+    check_words(request)
     _check_names(request)
     _check_overrides(request.overrides)
     if request.out is not None:
         check_output(Path(request.out))
+        _check_kept(Path(request.out), request.image or request.video)
 
 
 def _check_numbers(request: GenerationRequest) -> None:
@@ -99,7 +100,17 @@ def _check_source(request: GenerationRequest) -> None:
             check_source(Path(given), kind)
 
 
-def _check_words(request: GenerationRequest) -> None:
+def _check_kept(out: Path, source: Path | None) -> None:
+    if source is not None and out.exists() and out.samefile(source):
+        raise OutputError(f"The video would overwrite {source}, which it starts from; choose another name.")
+
+
+def check_words(request: GenerationRequest) -> None:
+    """Refuse words that cannot be read, say nothing at all, or do not fit the length.
+
+    Raises:
+        InputError, TimelineError: one sentence.
+    """
     timeline = request.timeline
     if not isinstance(timeline, Timeline):
         raise InputError(f"The timeline is {type(timeline).__name__}; read it with timeline_text.parse.")

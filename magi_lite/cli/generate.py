@@ -7,7 +7,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the video; prints progress to stderr and the file's name to stdout."""
     from magi_lite.pipeline import generate  # torch comes in here
 
+    if arguments.redo_from is not None and not arguments.resume:
+        raise InputError("--redo-from needs the project to make again; name it with --resume.")
     request = changed_request(arguments) if arguments.resume else build_request(arguments)
     control = RunControl()
     with _stop_on_interrupt(control):
@@ -158,21 +160,49 @@ def changed_request(arguments: argparse.Namespace) -> GenerationRequest:
     from magi_lite.timeline_edit import splice
 
     with Project.open(arguments.resume) as project:
-        request = project.request
+        request, finished = project.request, project.chunks
+    _refuse_changes(arguments, request)
     old, first = request.timeline, arguments.redo_from or 0
     if arguments.timeline:
         newer = read_timeline(arguments.timeline, arguments.prompt or old.global_prompt, arguments.blend)
-    elif arguments.prompt:
+    elif arguments.prompt and arguments.prompt != old.global_prompt:
         end = request.seconds if request.seconds is not None else first + 1
         newer = replace(old, segments=(Segment(first, max(end, first + 1), arguments.prompt),))
     else:
         newer = old
     request = replace(request, timeline=splice(old, first, newer))
+    if arguments.endless:
+        request = replace(request, seconds=None)
     if arguments.seconds is not None:
+        asked = finished if request.seconds is None else request.seconds
+        if arguments.redo_from is None and arguments.seconds < asked:
+            raise InputError(
+                f"{arguments.resume} cannot be cut to {arguments.seconds} seconds; ask for {asked} or more, "
+                "or leave --seconds out."
+            )
         request = replace(request, seconds=arguments.seconds)
     if arguments.seed != -1:
         request = replace(request, seed=arguments.seed)
     return replace(request, out=arguments.out) if arguments.out else request
+
+
+def _refuse_changes(arguments: argparse.Namespace, request: GenerationRequest) -> None:
+    """Refuse options that a run which goes on would not obey; those that say what holds anyway are welcome."""
+    if arguments.endless and arguments.seconds is not None:
+        raise InputError("--endless and --seconds contradict each other; give one of them.")
+    size = parse_size(arguments.size) if arguments.size else None
+    given = {
+        "size": (size, (request.width, request.height)),
+        "steps": (arguments.steps, request.steps),
+        "window": (arguments.window, request.window),
+        "image": (arguments.image and arguments.image.name, request.image and request.image.name),
+        "video": (arguments.video and arguments.video.name, request.video and request.video.name),
+    }
+    if arguments.redo_from is None:
+        given["seed"] = (None if arguments.seed == -1 else arguments.seed, request.seed)
+    for option, (wanted, held) in given.items():
+        if wanted is not None and wanted != held:
+            raise InputError(f"--{option} cannot change in a video that goes on; start a new one without --resume.")
 
 
 def read_timeline(source: str | None, prompt: str, blend: int | None) -> Timeline:
@@ -181,14 +211,27 @@ def read_timeline(source: str | None, prompt: str, blend: int | None) -> Timelin
 
     timeline = Timeline()
     if source is not None:
-        path = Path(source)
-        is_file = len(source) < 1024 and "\n" not in source and path.is_file()
-        if not is_file and "[" not in source and "\n" not in source:
+        text = _file_text(source)
+        if text is None and "[" not in source and "\n" not in source:
             raise InputError(f'There is no timeline file "{source}"; write shorthand as "[0s-2s: a cat walks]".')
-        timeline = parse(path.read_text(encoding="utf-8") if is_file else source)
+        timeline = parse(source if text is None else text)
     if prompt:
         timeline = replace(timeline, global_prompt=prompt)
     return timeline if blend is None else replace(timeline, blend=blend)
+
+
+def _file_text(source: str) -> str | None:
+    """What a timeline file says; None where `source` is no file, as shorthand of any length is none."""
+    path = Path(source)
+    try:
+        if not path.is_file():
+            return None
+    except (OSError, ValueError):  # longer than a name can be, or with characters that none has
+        return None
+    try:
+        return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"The timeline file {path} cannot be read; save it as UTF-8 text.") from None
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -206,8 +249,9 @@ def _stop_on_interrupt(control: RunControl) -> Iterator[None]:
     def handle(_signal: int, _frame: object) -> None:
         if control.stop_requested:
             raise KeyboardInterrupt
-        print("\nStopping after this step; press Ctrl-C again to quit at once.", file=sys.stderr)
         control.stop()
+        with suppress(RuntimeError):  # the signal came in the middle of another print, which cannot be entered twice
+            print("\nStopping after this step; press Ctrl-C again to quit at once.", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -33,6 +33,7 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
         (["generate", "--prompt", "x", "--out", "/nowhere/at/all.mp4"], 4, "/nowhere/at"),
         (["generate", "--prompt", "x", "--image", "/nowhere.png"], 2, "/nowhere.png"),
         (["generate", "--resume", "/nowhere"], 2, "/nowhere"),
+        (["generate", "--prompt", "x", "--redo-from", "1"], 2, "--resume"),
         (["info", "/nowhere.mp4"], 2, "no file"),
         (["plan", "--gpu", "RTX 3060", "--vram-gb", "2", "--size", "1280x720"], 2, "fit"),
         (["download", "4.5B-base", "--offline", "--models", "/nowhere"], 3, "/nowhere"),
@@ -49,6 +50,14 @@ def test_errors_are_one_sentence_and_a_code(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == code
     assert words in sentence(capsys)
+
+
+def test_the_clip_that_is_continued_is_not_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    clip = tmp_path / "my clip.mp4"
+    clip.write_bytes(b"dear to someone")
+    assert main(["generate", "--prompt", "x", "--preset", "demo", "--video", str(clip), "--out", str(clip)]) == 4
+    assert "would overwrite" in sentence(capsys)
+    assert clip.read_bytes() == b"dear to someone"
 
 
 def test_debug_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +112,20 @@ def test_timelines_are_read_from_files_and_shorthand(tmp_path: Path) -> None:
     assert read_timeline(shorthand, "at night", 2).full_prompt(timeline.segments[0]) == "at night. a cat walks"
 
 
+def test_shorthand_may_be_longer_than_a_file_name() -> None:
+    words = "a cat that walks very slowly " * 40
+    assert read_timeline(f"[0s-2s: {words}]", "", None).segments[0].prompt == words.strip()
+
+
+def test_timeline_files_of_windows_editors_are_read(tmp_path: Path) -> None:
+    timeline = read_timeline("[0s-2s: ein Bär]", "", None)
+    (tmp_path / "ein Film.json").write_text(json.dumps(timeline.to_json()), encoding="utf-8-sig", newline="\r\n")
+    assert read_timeline(str(tmp_path / "ein Film.json"), "", None) == timeline
+    (tmp_path / "old.txt").write_bytes("[0s-2s: ein Bär]".encode("latin-1"))
+    with pytest.raises(InputError, match="UTF-8"):
+        read_timeline(str(tmp_path / "old.txt"), "", None)
+
+
 @pytest.mark.parametrize(("text", "size"), [("720x480", (720, 480)), ("64X64", (64, 64)), ("96×64", (96, 64))])
 def test_sizes(text: str, size: tuple[int, int]) -> None:
     assert parse_size(text) == size
@@ -114,18 +137,53 @@ def test_what_is_no_size(text: str) -> None:
         parse_size(text)
 
 
-def test_redo_starts_from_the_project_and_changes_what_is_said(tmp_path: Path) -> None:
+def changed(folder: Path, *arguments: str):
     import argparse
 
     from magi_lite.cli import generate
+
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    return generate.changed_request(parser.parse_args(["--resume", str(folder), *arguments]))
+
+
+def test_the_same_command_with_resume_behind_it_changes_nothing(tmp_path: Path) -> None:
+    from magi_lite.project import Project
+
+    command = ("--prompt", "a cat", "--seed", "5", "--size", "64x64", "--preset", "demo", "--seconds", "4")
+    with Project.create(tmp_path, parsed(*command)) as project:
+        assert changed(project.folder, *command) == project.request
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--size", "32x32"), "--size cannot change"),
+        (("--steps", "16"), "--steps cannot change"),
+        (("--image", "other.png"), "--image cannot change"),
+        (("--seed", "6"), "--seed cannot change"),
+        (("--seconds", "2"), "cannot be cut to 2 seconds"),
+        (("--seconds", "9", "--endless"), "contradict"),
+    ],
+)
+def test_what_a_run_that_goes_on_would_not_obey_is_refused(
+    arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    from magi_lite.project import Project
+
+    with Project.create(tmp_path, parsed("--prompt", "a cat", "--seed", "5", "--preset", "demo")) as project:
+        with pytest.raises(InputError, match=words):
+            changed(project.folder, *arguments)
+        assert changed(project.folder, "--endless").seconds is None
+        assert changed(project.folder, "--seed", "6", "--redo-from", "0").seed == 6
+
+
+def test_redo_starts_from_the_project_and_changes_what_is_said(tmp_path: Path) -> None:
     from magi_lite.project import Project
 
     old = parsed("--timeline", "[0s-4s: a cat walks]", "--preset", "demo", "--seed", "5", "--steps", "16")
     with Project.create(tmp_path, old) as project:
         folder = project.folder
-    parser = argparse.ArgumentParser()
-    generate.add_arguments(parser)
-    arguments = parser.parse_args(["--resume", str(folder), "--redo-from", "2", "--prompt", "it jumps", "--seed", "9"])
-    request = generate.changed_request(arguments)
+    request = changed(folder, "--redo-from", "2", "--prompt", "it jumps", "--seed", "9")
     assert [mix.text for mix in request.timeline.compile(4)] == ["a cat walks"] * 2 + ["it jumps"] * 2
     assert (request.seed, request.steps, request.seconds) == (9, 16, 4)
