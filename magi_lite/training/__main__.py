@@ -16,6 +16,7 @@ The recipe, each stage resumable (call it again; checkpoints and logs lie in DIR
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,18 +58,18 @@ def run(arguments: argparse.Namespace) -> None:
         vae, tokenizer = load_folded(work), make_tokenizer()
         pool = make_pool(vae, tokenizer, arguments.clips, arguments.seconds, arguments.seed, extended=0.2)
         pool.save(work / f"pool-{arguments.seconds}s-{arguments.seed}.safetensors")
-    elif arguments.stage == "dit" and arguments.ranks > 1:
-        from magi_lite.training.train_dit import run_ranks
+    elif arguments.stage in ("dit", "distill"):
+        from magi_lite.training.stages import train
 
-        run_ranks(work, arguments.ranks, arguments.minutes, arguments.phase, arguments.peak, arguments.flat)
-    elif arguments.stage == "dit":
-        from magi_lite.training.train_dit import train_dit
+        stage = partial(train, arguments)
+        if arguments.ranks > 1:
+            from magi_lite.training.train_dit import run_ranks
 
-        train_dit(work, budget, phase=arguments.phase, peak=arguments.peak, flat=arguments.flat)
-    elif arguments.stage == "distill":
-        from magi_lite.training.distill import distill
+            run_ranks(stage, work / ".meeting", arguments.ranks)
+        else:
+            from magi_lite.training.train_dit import ALONE
 
-        distill(work, budget)
+            stage(ALONE)
     elif arguments.stage == "export":
         from magi_lite.training.export import export, from_work
 
@@ -114,6 +115,8 @@ def main() -> int:
     parser.add_argument("--phase", choices=("single", "windows", "full"), default="single")
     parser.add_argument("--peak", type=float, default=1.0, help="share of the usual learning rates")
     parser.add_argument("--flat", type=float, default=0.4, help="share of the budget before rates fall")
+    parser.add_argument("--guidance", type=float, default=2.0, help="text guidance that is distilled in")
+    parser.add_argument("--teacher-parts", type=int, default=8, help="batches of 1/64 for each of 1/32, 1/16, 1/8")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clips", type=int, default=2600)

@@ -36,9 +36,10 @@ from magi_lite.training.train_dit import ALONE, DEMO_DIT, Ranks, half_products, 
 
 SHORTEST = 64
 """Steps of the schedule that the undistilled model is sampled with."""
-CYCLE = (SHORTEST,) * 8 + (32, 16, 8)
-"""Steps of the schedule that each batch of a cycle trains."""
-WARM_CYCLE = (SHORTEST, 32, 16, 8)
+SHORTCUTS = (32, 16, 8)
+"""Steps of the schedules whose steps are made of two finer ones."""
+TEACHER_PARTS = 8
+"""Batches of the shortest step for each batch of every shortcut."""
 GUIDANCE = 2.0
 WARM_SHARE = 0.1
 """Share of the budget in which every step size learns from the undistilled model, which knows few or one of them."""
@@ -139,13 +140,15 @@ def distill(
     guidance: float = GUIDANCE,
     told: float | None = step_size_number(SHORTEST, 1.0),
     rates: tuple[float, float] = (RATE, MATRIX_RATE),
+    teacher_parts: int = TEACHER_PARTS,
     half: bool = True,
     ranks: Ranks = ALONE,
     seed: int = 0,
 ) -> DemoModel:
     """Distill the averaged weights of `work/dit.safetensors`, or go on doing it; returns the averaged student.
 
-    The text encoder and the special tokens stay as they are: the teacher's words are the student's.
+    The text encoder and the special tokens stay as they are: the teacher's words are the student's. With little time,
+    fewer `teacher_parts` leave more batches to the shortcuts.
 
     Raises:
         CheckpointError: there is no trained model in `work`.
@@ -174,6 +177,7 @@ def distill(
         if ranks.size > 1:
             generator.manual_seed(seed + step * 31 + ranks.rank)
     budget.first_step = step
+    warm_cycle, cycle = (SHORTEST, *SHORTCUTS), (*[SHORTEST] * teacher_parts, *SHORTCUTS)
 
     def keep() -> None:
         if ranks.rank == 0:
@@ -192,7 +196,7 @@ def distill(
     try:
         while (fraction := ranks.agree(budget.fraction(step))) < 1:
             warming = fraction < WARM_SHARE
-            steps = WARM_CYCLE[step % len(WARM_CYCLE)] if warming else CYCLE[step % len(CYCLE)]
+            steps = warm_cycle[step % len(warm_cycle)] if warming else cycle[step % len(cycle)]
             pattern = draw_pattern(patterns, pool.seconds, generator)
             batch = max(1, chunks_per_batch // len(pattern))
             where = progress_on_grid(pattern, batch, steps, generator)

@@ -8,7 +8,7 @@ instead of once per operation.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,21 +229,26 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def run_ranks(work: Path, size: int, minutes: float, phase: str, peak: float, flat: float) -> None:
-    """Train in `size` processes of one thread each."""
+def run_ranks(stage: Callable[[Ranks], object], meeting: Path, size: int) -> None:
+    """Run a stage of the training in `size` processes of one thread each, which meet at a file.
+
+    `stage` gets the rank and must be picklable: a function of a module, or a partial of one.
+    """
     import torch.multiprocessing as processes
 
-    meeting = work / f".meeting-{os.getpid()}"
-    processes.spawn(_rank, args=(size, meeting, work, minutes, phase, peak, flat), nprocs=size)
-    meeting.unlink(missing_ok=True)
+    meeting = meeting.with_name(f"{meeting.name}-{os.getpid()}")
+    try:
+        processes.spawn(_rank, args=(size, meeting, stage), nprocs=size)
+    finally:
+        meeting.unlink(missing_ok=True)
 
 
-def _rank(
-    rank: int, size: int, meeting: Path, work: Path, minutes: float, phase: str, peak: float, flat: float
-) -> None:
+def _rank(rank: int, size: int, meeting: Path, stage: Callable[[Ranks], object]) -> None:
     torch.set_num_threads(1)
     ranks = Ranks(rank, size)
     ranks.join(meeting)
-    train_dit(work, Budget(minutes=minutes), phase=phase, peak=peak, flat=flat, ranks=ranks)
-    if size > 1:
-        dist.destroy_process_group()
+    try:
+        stage(ranks)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
