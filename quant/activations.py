@@ -35,7 +35,7 @@ def per_token(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     for rows in slices(x):
         part = x[rows].float()
         absmax = part.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_ABSMAX)
-        scale[rows] = absmax / largest(kind)
+        scale[rows] = exact_ratio(absmax, largest(kind))
         values[rows] = to_kind(part / scale[rows], kind)
     return values, scale
 
@@ -44,7 +44,7 @@ def per_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize to e4m3 with one scale: values (rows, features), scale (1,) float32."""
     low, high = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
     absmax = torch.maximum(low.abs(), high.abs()).float().clamp_min(SMALLEST_ABSMAX)
-    scale = (absmax / FP8_MAX).reshape(1)
+    scale = exact_ratio(absmax, FP8_MAX).reshape(1)
     fast = fast_kernels(x, FP8)
     if fast is not None:
         return fast.quantize_static(x, scale, twice=False), scale
@@ -71,6 +71,11 @@ def static(x: Tensor, divisor: Tensor) -> Tensor:
 def largest(kind: torch.dtype) -> float:
     """Largest magnitude that a quantized type holds."""
     return INT8_MAX if kind == torch.int8 else FP8_MAX
+
+
+def exact_ratio(x: Tensor, divisor: float) -> Tensor:
+    """x / divisor rounded once, on every device: by a plain number, CUDA multiplies with the rounded reciprocal."""
+    return x / torch.full((), divisor, dtype=x.dtype, device=x.device)
 
 
 def to_kind(scaled: Tensor, kind: torch.dtype) -> Tensor:

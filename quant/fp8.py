@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quant import activations
-from quant.activations import FP8, SMALLEST_ABSMAX, slices, to_kind
+from quant.activations import FP8, SMALLEST_ABSMAX, exact_ratio, slices, to_kind
 from quant.linear import QuantizedInput, QuantizedLinear, as_rows
 from quant.schemes import FP8_MAX, Fp8
 
@@ -26,7 +26,7 @@ def quantize_weight(weight: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
     """(out, in) of any float type -> e4m3 values (out, in) and float32 scale, (out, 1) by "row" or (1,) by "tensor"."""
     numbers = weight.detach().float()
     absmax = numbers.abs().amax(dim=1, keepdim=True) if granularity == "row" else numbers.abs().max().reshape(1)
-    scale = absmax.clamp_min(SMALLEST_ABSMAX) / FP8_MAX
+    scale = exact_ratio(absmax.clamp_min(SMALLEST_ABSMAX), FP8_MAX)
     return to_kind(numbers / scale, FP8), scale
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quant import activations
-from quant.activations import SMALLEST_ABSMAX, slices, to_kind
+from quant.activations import SMALLEST_ABSMAX, exact_ratio, slices, to_kind
 from quant.linear import QuantizedInput, QuantizedLinear, as_rows
 from quant.schemes import INT8_MAX, Int8
 
@@ -28,7 +28,7 @@ FEWEST_ROWS = 17
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(out, in) of any float type -> int8 values (out, in), float32 scale (out, 1)."""
     numbers = weight.detach().float()
-    scale = numbers.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_ABSMAX) / INT8_MAX
+    scale = exact_ratio(numbers.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_ABSMAX), INT8_MAX)
     return to_kind(numbers / scale, torch.int8), scale
 
 

@@ -97,12 +97,13 @@ def _launch(x: Tensor) -> tuple[int, int]:
 
 def agrees_with_plain(device: torch.device, features: int, kind: torch.dtype) -> bool:
     """Run the kernels of a type once against plain arithmetic; False (and a logged reason) if one fails or differs."""
-    from quant.activations import largest, to_kind
+    from quant.activations import exact_ratio, largest, to_kind
 
     try:
         x = torch.randn(8, features, generator=torch.Generator().manual_seed(0)).to(device)
         x[:, 0] *= 50
-        pairs = [(quantize_rows(x, kind)[0], to_kind(x / (x.abs().amax(1, keepdim=True) / largest(kind)), kind))]
+        scale = exact_ratio(x.abs().amax(1, keepdim=True), largest(kind))
+        pairs = [(quantize_rows(x, kind)[0], to_kind(x / scale, kind))]
         if kind != torch.int8:
             divisor = torch.rand(features, device=device) + 0.01
             for by in (divisor, divisor[:1]):

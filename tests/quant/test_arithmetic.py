@@ -190,3 +190,9 @@ def test_errors_with_outliers_are_what_the_formats_allow(generator: torch.Genera
     assert 0.01 < errors["fp8"] < 0.06
     assert 0.001 < errors["int8"] < 0.08
     assert 0.04 < errors["nf4"] < 0.15
+
+
+def test_a_scale_is_the_ratio_rounded_once() -> None:
+    absmax = torch.rand(4096) * 100
+    rounded_once = torch.from_numpy((absmax.double().numpy() / 448.0).astype("float32"))
+    assert torch.equal(activations.exact_ratio(absmax, 448.0), rounded_once)
