@@ -17,7 +17,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,92 +25,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu_models import key_chunks, random_dit, random_vae, relative_error, seconds, stage_inputs
-from magi_lite import devices, planner
-from magi_lite.config import (
-    DIT_4_5B,
-    VAE_PUBLISHED,
-    DiTConfig,
-    Execution,
-    GenerationRequest,
-    SamplerSettings,
-    VAEConfig,
-)
+from benchmarks.gpu_models import key_chunks, relative_error, seconds, stage_inputs
+from benchmarks.gpu_setup import TIME_LIMIT, Setup, setup
+from magi_lite import devices
+from magi_lite.config import SamplerSettings
 from magi_lite.dit.attention import available, choose
 from magi_lite.planner.speed import forward_flops, tokens_per_chunk
-from magi_lite.residency import Residency
+from magi_lite.residency import Residency, move_except
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption, CleanChunk
 from magi_lite.sampling.sampler import Sampler
-from magi_lite.timeline import Timeline
 from magi_lite.vae.tiling import decode_tiled, to_uint8
 from quant.schemes import SCHEMES
-
-TIME_LIMIT = 450.0
-TINY_DIT = DiTConfig(
-    num_layers=4, hidden_size=128, ffn_hidden_size=256, num_attention_heads=8, num_query_groups=4, head_dim=16,
-    in_channels=16, out_channels=16, caption_channels=64, caption_max_length=16, gated_linear_unit=False,
-    half_channel_vae=False, x_rescale_factor=1.0,
-)  # fmt: skip
-TINY_VAE = VAEConfig(video_size=32, video_length=8, embed_dim=256, depth=1, num_heads=4, z_chans=16)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What is measured: full size on a card, tiny on the CPU."""
-
-    device: devices.Device
-    kind: str
-    dtype: torch.dtype
-    dit: DiTConfig
-    vae: VAEConfig
-    sizes: tuple[tuple[int, int], ...]
-    schemes: tuple[str, ...]
-    deadline: float
-
-    @property
-    def dry(self) -> bool:
-        return self.kind == "cpu"
-
-    def left(self) -> float:
-        return self.deadline - time.perf_counter()
-
-    def model(self) -> planner.ModelShape:
-        shape = planner.model_shape("4.5B-distill")
-        return replace(shape, dit=self.dit, vae=self.vae)
-
-    def execution(self, scheme: str, **changes: Any) -> Execution:
-        plain = "bf16" if self.dtype == torch.bfloat16 else "float32"
-        usual = Execution(
-            device="cpu" if self.dry else "cuda", dtype="bfloat16" if plain == "bf16" else "float32", kv_dtype=plain,
-            scheme=scheme, mlp_slice=8192, attention_slice=8192,
-        )  # fmt: skip
-        return replace(usual, **changes)
-
-    def build(self, scheme: str, config: DiTConfig | None = None, layers_on: Any = None) -> Any:
-        dit = random_dit(config or self.dit, scheme, self.dtype, self.kind, layers_on)
-        dit.mlp_slice = dit.attention_slice = 8192 if not self.dry else 16
-        return dit
-
-
-def setup(dry: bool) -> Setup:
-    """The card's, or the dry one.
-
-    Raises:
-        SystemExit: no card and not dry.
-    """
-    end = time.perf_counter() + TIME_LIMIT
-    if dry:
-        return Setup(
-            devices.cpu_device(), "cpu", torch.float32, TINY_DIT, TINY_VAE, ((64, 32),), ("float32", "fp8", "int8"), end
-        )
-    if not devices.cuda_available():
-        raise SystemExit("No CUDA card is here; --dry runs everything with tiny models on the CPU.")
-    device = devices.detect()
-    schemes = ["bf16", "fp8", "int8"] if device.has_fp8 else ["bf16", "int8"]
-    sizes = ((256, 256), (384, 384), (480, 480), (720, 720))
-    return Setup(device, "cuda", torch.bfloat16, DIT_4_5B, VAE_PUBLISHED, sizes, tuple(schemes), end)
-
 
 # --- sections -------------------------------------------------------------------------------------------------------
 
@@ -178,9 +104,11 @@ def fast_paths(s: Setup) -> dict[str, Any]:
     results["sliced_against_whole"] = relative_error(dit(**given), whole)
     sliced = dit(**given)
     with Residency(s.execution(s.schemes[-1], layers="streamed"), device=s.kind) as home:
-        home.place_dit(dit)
+        with torch.inference_mode(False):
+            home.place_dit(dit)
         results["streamed_equal_bits"] = all(torch.equal(dit(**given), sliced) for _ in range(3))
-    dit.to(s.kind)
+    with torch.inference_mode(False):
+        move_except(dit, [], s.kind)
     for place, kind in (("pinned", "bf16"), ("device", "fp8"), ("pinned", "fp8")):
         kind = "float32" if s.dry and kind == "bf16" else kind
         store = KVRing(given["store"].slots, dtype=kind, place=place, device=s.kind, streams=devices)
@@ -196,14 +124,15 @@ def forwards(s: Setup) -> list[dict[str, Any]]:
     """Seconds, TFLOP/s, share of the roofline and peak memory of one window pass, per scheme, size, window, backend."""
     rows = []
     for scheme in s.schemes:
-        if not _fits(s, scheme):
+        if not s.fits(scheme):
             rows.append({"scheme": scheme, "skipped": "does not fit this card"})
             continue
         dit = s.build(scheme)
         for size in s.sizes:
             for window in (1, 4):
                 for backend in available(s.kind, s.dtype):
-                    if s.left() < 150:
+                    expected = s.forward_seconds(s.plan(size, window, s.execution(scheme)))
+                    if s.left() < 20 + 4 * expected:
                         rows.append({"scheme": scheme, "size": size, "window": window, "skipped": "out of time"})
                         continue
                     dit.backend = choose(backend, s.kind, s.dtype)
@@ -213,19 +142,9 @@ def forwards(s: Setup) -> list[dict[str, Any]]:
     return rows
 
 
-def _fits(s: Setup, scheme: str) -> bool:
-    plan = _plan(s, s.sizes[0], 1, s.execution(scheme))
-    return s.dry or plan.peak_per_stage["denoise"] < 0.9 * s.device.vram_bytes
-
-
-def _plan(s: Setup, size: tuple[int, int], window: int, execution: Execution) -> planner.Plan:
-    request = GenerationRequest(Timeline(), width=size[0], height=size[1], window=window, steps=8, seconds=3)
-    return planner.plan_execution(request, window, s.model(), execution, s.device)
-
-
 def _forward(s: Setup, dit: Any, scheme: str, size: tuple[int, int], window: int, backend: str) -> dict[str, Any]:
     row: dict[str, Any] = {"scheme": scheme, "size": list(size), "window": window, "attention": backend}
-    plan = _plan(s, size, window, s.execution(scheme, attention=backend))
+    plan = s.plan(size, window, s.execution(scheme, attention=backend))
     try:
         with devices.peak_memory() as peak:
             given = stage_inputs(dit, size, window, s.kind, s.dtype)
@@ -264,7 +183,8 @@ def streaming(s: Setup) -> list[dict[str, Any]]:
         rows.append({"scheme": scheme, "size": list(size), "given": given})
         rows[-1]["resident"] = seconds(lambda given=given: dit(**given))
     with Residency(s.execution(scheme, layers="streamed"), device=s.kind) as home:
-        home.place_dit(dit)
+        with torch.inference_mode(False):
+            home.place_dit(dit)
         devices.free_memory()
         packed = home._streamer._packed
         buffer = torch.empty(max(p.size for p in packed), dtype=torch.uint8, device=s.kind)
@@ -280,7 +200,7 @@ def streaming(s: Setup) -> list[dict[str, Any]]:
 
 def decoding(s: Setup) -> list[dict[str, Any]]:
     """The autoencoder: seconds and peak memory per chunk."""
-    vae = random_vae(s.vae, s.dtype, s.kind)
+    vae = s.build_vae()
     rows = []
     for size in s.sizes:
         for tile_batch in (1, 4):
@@ -295,11 +215,13 @@ def decoding(s: Setup) -> list[dict[str, Any]]:
 
 def generation(s: Setup) -> dict[str, Any]:
     """Three seconds of (meaningless) video, sampler and decoder together, against the plan's promise."""
-    size = (480, 480) if not s.dry else s.sizes[0]
     scheme, steps, window = s.schemes[1], 8 if not s.dry else 4, 4
     execution = s.execution(scheme)
-    plan = _plan(s, size, window, execution)
-    dit, vae = s.build(scheme), random_vae(s.vae, s.dtype, s.kind)
+    for size in reversed(s.sizes[:3]):  # the largest that a third of the time will do
+        plan = s.plan(size, window, execution)
+        if 6 * plan.seconds_per_chunk < TIME_LIMIT / 3:
+            break
+    dit, vae = s.build(scheme), s.build_vae()
     words = torch.randn(12, s.dit.caption_channels, device=s.kind)
 
     def sampler() -> Sampler:

@@ -33,13 +33,12 @@ def random_(module: nn.Module, generator: torch.Generator | None = None) -> None
 
 
 @torch.no_grad()
-def random_dit(config: DiTConfig, scheme: str, dtype: torch.dtype, device: Any, layers_on: Any = None) -> DiT:
+def random_dit(config: DiTConfig, scheme: str, dtype: torch.dtype, device: Any) -> DiT:
     """A transformer with random weights; never more than one layer is held unquantized.
 
     Args:
         scheme: float32 or bf16 (nothing quantized), or a name in `quant.schemes.SCHEMES`.
         device: where it is made (conversion included).
-        layers_on: where finished layers go; None: they stay.
     """
     with torch.device("meta"):
         dit = DiT(config)
@@ -51,8 +50,6 @@ def random_dit(config: DiTConfig, scheme: str, dtype: torch.dtype, device: Any, 
         _cast(layer, prefix, dtype)
         if scheme in SCHEMES and any(may(prefix + name) for name, _ in layer.named_modules()):
             convert_(layer, SCHEMES[scheme], lambda name, prefix=prefix: may(prefix + name))
-        if layers_on is not None:
-            layer.to(layers_on)
     rest = [child for name, child in dit.named_children() if name != "videodit_blocks"]
     for child in (*rest, dit.videodit_blocks.final_layernorm):
         child.to_empty(device=device)

@@ -17,6 +17,8 @@ from typing import Any, Literal
 from magi_lite.errors import InputError
 
 GIB = 1 << 30
+PINNED_SHARE = 0.6
+"""Most of a machine's RAM that may be pinned: pinned memory cannot be swapped, and a machine without any freezes."""
 CORE_TFLOPS = 0.04
 """Matrix products in float32 on one core, TFLOP/s."""
 

@@ -26,7 +26,7 @@ class Residency:
 
     Args:
         execution: the plan's.
-        pinned_cap_bytes: most pinned memory; None: no cap (the plan has counted it).
+        pinned_cap_bytes: most pinned memory; None: `devices.PINNED_SHARE` of the RAM.
         pin: whether host buffers are pinned; None: where there is a card.
     """
 
@@ -35,6 +35,8 @@ class Residency:
     ) -> None:
         self.execution = execution
         self.device = torch.device(device if device is not None else execution.device)
+        if pinned_cap_bytes is None:
+            pinned_cap_bytes = int(devices.PINNED_SHARE * devices.ram_bytes())
         self.memory = PinnedMemory(pinned_cap_bytes, pin=pin)
         self._streamer: LayerStreamer | None = None
         self._vae: nn.Module | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from magi_lite.config import Execution, GenerationRequest
-from magi_lite.devices import GIB, Device
+from magi_lite.devices import GIB, PINNED_SHARE, Device
 from magi_lite.planner.shapes import ModelShape
 
 Stage = Literal["text", "denoise", "decode"]
@@ -96,10 +96,11 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the device's memory and RAM suffice with 5 % to spare."""
+        """Whether the device's memory and RAM suffice with 5 % to spare, and no more RAM is pinned than may be."""
         if self.execution.device == "cuda" and self.needed_vram_bytes > vram_limit(self.device):
             return False
-        return self.device.ram_bytes is None or self.peak_ram_bytes <= (1 - SPARE) * self.device.ram_bytes
+        ram = self.device.ram_bytes
+        return ram is None or (self.peak_ram_bytes <= (1 - SPARE) * ram and self.pinned_bytes <= PINNED_SHARE * ram)
 
     def summary(self) -> str:
         """The plan in two sentences, for a status line; the whole table: `planner.table.text`."""

@@ -94,6 +94,7 @@ def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[
                 store=store, step_size=4.0,
             )  # fmt: skip
         peaks["denoise"] = counter.peak["card"]
+        peaks["host"] = counter.live["host"]
         counter.reset_peak()
         if execution.vae != "cpu":
             with home.vae_at_work("decoder") as working:

@@ -180,6 +180,18 @@ def test_what_is_free_now_is_the_limit() -> None:
     assert planner.plan(request(), "auto", card).needed_vram_bytes <= 7 * GIB
 
 
+def test_ram_and_pinned_memory_are_limits_where_they_are_known() -> None:
+    roomy = replace(devices.known_card("RTX 4050 Laptop"), ram_bytes=32 * GIB)
+    found = planner.plan(request(480, 480, 1), "auto", roomy)
+    assert found.pinned_bytes > 0
+    tight = replace(roomy, ram_bytes=int(found.pinned_bytes / devices.PINNED_SHARE) - GIB // 2)
+    other = planner.plan(request(480, 480, 1), "auto", tight)
+    assert other.pinned_bytes <= devices.PINNED_SHARE * tight.ram_bytes < found.pinned_bytes
+    assert other.peak_ram_bytes <= 0.95 * tight.ram_bytes
+    with pytest.raises(PlanError, match="RAM"):
+        planner.plan(request(480, 480, 1), "auto", replace(roomy, ram_bytes=GIB))
+
+
 def test_contradictions_with_the_weights_are_refused_in_one_sentence() -> None:
     card = devices.known_card("RTX 4090")
     with pytest.raises(InputError, match="already FP8"):

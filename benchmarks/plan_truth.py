@@ -1,0 +1,59 @@
+"""How true the plan is: `python benchmarks/plan_truth.py [--out FILE]`.
+
+For every combination of `tests/plan/test_truth.py`: the peaks that the planner promises, beside those of the full-size
+models run without data, every live byte counted. Gigabytes are 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.plan.full_size import denoise_and_decode, text
+from tests.plan.test_truth import COMBINATIONS, plan_of
+
+RESULT = Path(__file__).parent / "results" / "plan_truth.json"
+
+
+def rows() -> list[dict[str, Any]]:
+    """One row per combination and stage."""
+    found = []
+    for model, size, window, changes in COMBINATIONS:
+        plan = plan_of(model, size, window, changes)
+        tracked, _ = denoise_and_decode(plan)
+        about = {"model": model, "size": f"{size[0]}x{size[1]}", "window": window, **changes}
+        for stage in ("denoise", "decode"):
+            found.append(row(about, stage, plan.peak_per_stage[stage], tracked[stage]))
+    for kind in ("bf16", "int8", "nf4"):
+        plan = plan_of("4.5B-distill", (480, 480), 1, {"t5": kind})
+        found.append(row({"model": "T5-XXL", "t5": kind}, "text", plan.peak_per_stage["text"], text(plan)[0]))
+    return found
+
+
+def row(about: dict[str, Any], stage: str, planned: int, tracked: int) -> dict[str, Any]:
+    """Promise and truth of one stage."""
+    off = round(100 * (planned / tracked - 1), 2)
+    return {**about, "stage": stage, "planned_gb": planned / 1e9, "tracked_gb": tracked / 1e9, "off_percent": off}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    out = parser.parse_args().out
+    found = rows()
+    for one in found:
+        print(f"{one['off_percent']:+6.2f} %  {one}")
+    result = {"what": "planned against counted peaks", "torch": torch.__version__, "rows": found}
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
