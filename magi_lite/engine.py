@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +30,9 @@ from magi_lite.loader import (
     vae_config,
 )
 from magi_lite.planner import ModelShape, T5Shape
+from magi_lite.planner.shapes import t5_bytes
 from magi_lite.prompts import PromptBank
-from magi_lite.residency import Residency
+from magi_lite.residency import Residency, drop_weights
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption
 from magi_lite.t5 import fingerprint
@@ -39,6 +40,8 @@ from magi_lite.text.cache import EmbeddingCache
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import null_caption
 
+TEXT_SPARE_BYTES = 512 << 20
+"""Device memory that the text encoder wants beside its weights."""
 EMBEDDINGS_FOLDER = Path.home() / ".cache" / "magi_lite" / "embeddings"
 """Where prompts' embeddings are kept between runs."""
 
@@ -71,18 +74,16 @@ def sampler_settings(files: ModelFiles, request: GenerationRequest, window: int)
     )
 
 
-def prompt_bank(
-    files: ModelFiles, execution: Execution, on_load: Callable[[int], None] = lambda count: None
-) -> PromptBank:
-    """Captions for a run; `on_load` is told how many prompts are about to be encoded."""
+def prompt_bank(files: ModelFiles, execution: Execution) -> PromptBank:
+    """Captions for a run."""
 
     def encode(prompts: Sequence[str]) -> list[Tensor]:
-        on_load(len(prompts))
+        where = with_room_for_words(files, execution)
 
         def load() -> PromptEncoder:
-            return load_text_encoder(files, execution)
+            return load_text_encoder(files, where)
 
-        with Residency(execution) as home, home.text_encoder(load) as encoder, torch.inference_mode():
+        with Residency(where) as home, home.text_encoder(load) as encoder, torch.inference_mode():
             return [embedding.cpu() for embedding in encoder.encode(prompts)]
 
     return PromptBank(
@@ -92,6 +93,21 @@ def prompt_bank(
         load_special_tokens(files),
         files.dit.caption_max_length,
     )
+
+
+def with_room_for_words(files: ModelFiles, execution: Execution) -> Execution:
+    """The execution, with the text encoder on the CPU where the card has no room for it now.
+
+    The plan gives the encoder the whole card; but new words of a running video come while the transformer is there.
+    """
+    if execution.t5_device != "cuda":
+        return execution
+    devices.free_memory()
+    memory = devices.memory_info()
+    needed = t5_bytes(planning_shape(files).t5, execution.t5) + TEXT_SPARE_BYTES
+    if memory is None or memory[0] >= needed:
+        return execution
+    return replace(execution, t5_device="cpu")
 
 
 @dataclass(frozen=True)
@@ -131,8 +147,8 @@ class Engine:
 
     @torch.inference_mode()
     def preview(self, latents: Tensor) -> np.ndarray | None:
-        """A small picture of unfinished latents; None where the decoder would have to be brought first."""
-        if self.execution.vae == "swapped":
+        """A small picture of unfinished latents; None where the decoder would have to be brought first, or is slow."""
+        if self.execution.vae == "swapped" or self.home.vae_device != self.device:
             return None
         with self.home.vae_at_work("decoder") as vae:
             return decode_preview(vae, latents.to(self.home.vae_device))
@@ -140,13 +156,20 @@ class Engine:
 
 @contextmanager
 def engine(files: ModelFiles, execution: Execution) -> Iterator[Engine]:
-    """Load transformer and autoencoder, place them, and free everything at the end."""
+    """Load transformer and autoencoder, place them, and free both at the end, even where someone still holds them."""
     compute = DTYPES[execution.dtype]
-    with Residency(execution) as home:
-        dit = home.place_dit(load_dit(files, execution))
-        dit.backend = choose_attention(execution.attention, execution.device, compute)
-        home.place_vae(load_vae(files.vae, compute))
-        yield Engine(files, execution, dit, home)
+    loaded = []
+    try:
+        with Residency(execution) as home:
+            dit = home.place_dit(load_dit(files, execution))
+            loaded.append(dit)
+            dit.backend = choose_attention(execution.attention, execution.device, compute)
+            loaded.append(home.place_vae(load_vae(files.vae, compute)))
+            yield Engine(files, execution, dit, home)
+    finally:
+        for model in loaded:
+            drop_weights(model)
+        devices.free_memory()
 
 
 @contextmanager

@@ -142,12 +142,15 @@ def _with_smaller_plans(run: Run) -> Iterator[Event]:
     yield Notice(f"Memory ran out; going on {how}. Finished seconds are kept.", "warning")
     try:
         yield from run.follow(smaller or plan)
+        return
     except Exception as error:
         if not devices.is_out_of_memory(error):
             raise
-        devices.free_memory()
-        message = "Memory ran out twice; close other programs, or choose a smaller size or window, then resume."
-        raise OutOfMemory(message) from error
+        reason = str(error)
+    # Raised out here and not from `error`, whose frames would keep what the run held for as long as ours is kept.
+    run.project.log(f"memory ran out again: {reason}")
+    devices.free_memory()
+    raise OutOfMemory("Memory ran out twice; close other programs, or choose a smaller size or window, then resume.")
 
 
 class Run:

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from magi_lite import planner
-from magi_lite.config import Overrides
+from magi_lite.config import Execution, Overrides
+from magi_lite.engine import engine, with_room_for_words
 from magi_lite.errors import OutOfMemory
 from magi_lite.events import ChunkFinished, Finished, Notice, PlanReady
+from magi_lite.loader import open_model
 from magi_lite.project import Project
 from tests.pipeline.conftest import latents_of, same_bits
 
@@ -102,3 +104,39 @@ def test_other_errors_are_not_taken_for_memory(
     fail_at(monkeypatch, SITES["a forward"], {1}, RuntimeError("shape mismatch"))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run(request_for())
+
+
+def test_what_ran_out_of_memory_is_not_kept_by_the_error(
+    request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job may keep its error for as long as it is shown: its frames must not hold networks and latents."""
+    fail_at(monkeypatch, SITES["a forward"], {1, 2}, ERRORS["host"])
+    with pytest.raises(OutOfMemory) as caught:
+        run(request_for())
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_networks_are_gone_after_their_block_even_where_someone_holds_them(tiny_model: Path) -> None:
+    execution = Execution(mlp_slice=16)
+    with engine(open_model(tiny_model), execution) as networks:
+        assert sum(p.numel() for p in networks.dit.parameters()) > 0
+    assert not list(networks.dit.parameters())
+
+
+def test_words_are_read_on_the_cpu_where_the_card_is_full(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, planned = open_model(tiny_model), Execution(t5="bf16", t5_device="cuda")
+    for free, place in ((1 << 20, "cpu"), (40 << 30, "cuda")):
+        monkeypatch.setattr("magi_lite.devices.memory_info", lambda free=free: (free, 48 << 30))
+        assert with_room_for_words(files, planned).t5_device == place
+
+
+@pytest.mark.parametrize("vae", ["cpu", "swapped", "resident"])
+def test_previews_come_from_a_decoder_that_is_beside_the_latents(tiny_model: Path, vae: str) -> None:
+    files, execution = open_model(tiny_model), Execution(vae=vae)
+    with engine(files, execution) as networks:
+        latents = torch.randn(1, files.dit.latent_channels, 6, 4, 4)
+        assert (networks.preview(latents) is None) == (vae == "swapped")
+        networks.home.device = torch.device("meta")  # as on a card, whose autoencoder may be elsewhere
+        if vae == "cpu":
+            assert networks.preview(latents) is None
