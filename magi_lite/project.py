@@ -179,6 +179,11 @@ class Project(ProjectFiles):
         edited = splice(self.request.timeline, from_chunk, timeline)
         self._change("timeline", from_chunk, replace(self.request, timeline=edited))
 
+    def deliver_to(self, out: Path | None) -> None:
+        """From now on the video is wanted at `out`."""
+        self.lock()
+        self._change("delivered", self.chunks, replace(self.request, out=out))
+
     def set_status(self, status: Status, message: str = "") -> None:
         """Record how the run stands; when it ends, the settings inside the video are brought up to date."""
         self.lock()

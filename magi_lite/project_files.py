@@ -87,7 +87,7 @@ class ProjectFiles:
 
     @property
     def history(self) -> tuple[dict[str, Any], ...]:
-        """What was done: `at` (UTC), `what` (created, timeline, extended, redone, branched), `from` (second)."""
+        """What was done: `at` (UTC), `what` (created, branched, timeline, extended, redone, delivered), `from`."""
         return tuple(self._data["history"])
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -32,9 +33,10 @@ class FolderLock:
             os.close(self._descriptor)
             by = f"process {holder.strip()}" if holder.strip() else "another process"
             raise OutputError(f"{folder.name} is being written by {by}; wait for it or stop it.") from None
-        os.ftruncate(self._descriptor, 1)
-        os.lseek(self._descriptor, 1, os.SEEK_SET)
-        os.write(self._descriptor, str(os.getpid()).encode())
+        with contextlib.suppress(OSError):  # who holds it is told as a courtesy; a full disk has no room for it
+            os.ftruncate(self._descriptor, 1)
+            os.lseek(self._descriptor, 1, os.SEEK_SET)
+            os.write(self._descriptor, str(os.getpid()).encode())
 
     def release(self) -> None:
         """Let others write."""

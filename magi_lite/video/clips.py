@@ -134,7 +134,7 @@ class _Clip:
     def _open(self) -> tuple[av.container.InputContainer, av.VideoStream]:
         import av
 
-        container = av.open(str(self.path))
+        container = av.open(str(self.path.absolute()))  # a relative "a:b.mp4" would be taken for protocol a
         pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         name = container.format.name
         problem = None

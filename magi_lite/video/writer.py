@@ -169,7 +169,7 @@ def read_settings(path: Path | str) -> dict[str, Any] | None:
     path = Path(path)
     check_source(path, "a video")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute())) as container:  # a relative "a:b.mp4" would be taken for protocol a
             comment = container.metadata.get("comment", "")
     except (av.FFmpegError, OSError, ValueError):
         raise MediaError(f"{path.name} cannot be read as a video; give an MP4 file.") from None
@@ -201,8 +201,8 @@ def finalize(path: Path | str, target: Path | str | None = None) -> Path:
         temporary.touch()
         try:
             with (
-                av.open(str(path)) as source,
-                av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as output,
+                av.open(str(path.absolute())) as source,
+                av.open(str(temporary.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as output,
             ):
                 output.metadata.update({k: v for k, v in source.metadata.items() if k in ("comment", "title")})
                 stream = output.add_stream_from_template(source.streams.video[0])

@@ -15,6 +15,7 @@ import pytest
 from magi_lite.errors import MediaError, OutputError
 from magi_lite.files import write_atomic
 from magi_lite.video import fragments
+from magi_lite.video.clips import load_tail
 from magi_lite.video.thumbnails import save_image, strip
 from magi_lite.video.writer import VideoWriter, finalize, read_settings
 
@@ -273,3 +274,13 @@ def test_atomic_files_are_whole_or_absent(tmp_path, monkeypatch):
         assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
     write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_names_that_look_like_addresses_are_names(tmp_path, frames, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("take:2 Größe.mp4")
+    with VideoWriter(path, (64, 48), settings={"seed": 3}) as writer:
+        writer.append(frames(24))
+    assert read_settings(path) == {"seed": 3}
+    assert load_tail(path, (64, 48), frames=24).shape == (24, 48, 64, 3)
+    assert len(decode(finalize(path, Path("file:final.mp4")).absolute())) == 24
