@@ -43,8 +43,10 @@ TEACHER_PARTS = 8
 GUIDANCE = 2.0
 WARM_SHARE = 0.1
 """Share of the budget in which every step size learns from the undistilled model, which knows few or one of them."""
-GUIDED_BELOW = 0.3
-"""Text guidance counts while a chunk's t is below this, as in the published ranges; after that details only."""
+GUIDED_BELOW = 1.0
+"""Text guidance counts while a chunk's t is below this. The published ranges stop at 0.3, for a large model's shapes
+are settled by then; this small one's are not (measured: 81 % of shapes obeyed with 0.3, 98 % with guidance throughout).
+"""
 AVERAGE_DECAY = 0.995
 RATE, MATRIX_RATE = 3e-4, 0.003
 
@@ -94,13 +96,15 @@ def shortcut_target(model: DemoModel, example: Example, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def guided_target(teacher: DemoModel, example: Example, scale: float, told: float | None) -> Tensor:
+def guided_target(
+    teacher: DemoModel, example: Example, scale: float, told: float | None, below: float = GUIDED_BELOW
+) -> Tensor:
     """The undistilled model's velocity with text guidance: wordless + scale * (with words - wordless) while noisy."""
     full = predict(teacher, example, told)
     if scale == 1.0:
         return full
     plain = predict(teacher, example, told, without_words=True)
-    scales = torch.where(example.times < GUIDED_BELOW, scale, 1.0)
+    scales = torch.where(example.times < below, scale, 1.0)
     return plain + per_latent(scales, full) * (full - plain)
 
 
@@ -195,7 +199,7 @@ def distill(
         context.__enter__()
     try:
         while (fraction := ranks.agree(budget.fraction(step))) < 1:
-            warming = fraction < WARM_SHARE
+            warming = fraction < WARM_SHARE and budget.first_step == 0
             steps = warm_cycle[step % len(warm_cycle)] if warming else cycle[step % len(cycle)]
             pattern = draw_pattern(patterns, pool.seconds, generator)
             batch = max(1, chunks_per_batch // len(pattern))
