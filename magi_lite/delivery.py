@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -42,21 +41,18 @@ class Delivery:
         temporary = self._temporary(out)
         with output_errors(out):
             try:
-                os.link(source, temporary)
-            except OSError:  # another disk, or one without links
-                shutil.copyfile(source, temporary)
-            temporary.replace(out)
+                try:
+                    os.link(source, temporary)
+                except OSError:  # another disk, or one without links
+                    shutil.copyfile(source, temporary)
+                temporary.replace(out)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Write the whole video with its index in front; nothing is encoded again."""
         if self._out is not None and self._project.chunks:
             self._project.export(self._out)
-
-    def close(self) -> None:
-        """Remove what a failed update left."""
-        if self._out is not None:
-            with contextlib.suppress(OSError):
-                self._temporary(self._out).unlink()
 
     def _temporary(self, out: Path) -> Path:
         return out.with_name(f".{out.name}.{os.getpid()}.tmp")

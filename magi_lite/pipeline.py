@@ -8,10 +8,10 @@ dies at any moment continues to the same bits. `Run` holds what the steps share;
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from magi_lite.config import PIXELS_PER_LATENT, GenerationRequest
 from magi_lite.control import RunControl
 from magi_lite.delivery import Delivery
 from magi_lite.engine import Engine, engine, planning_shape, prompt_bank, recorded, sampler_settings
-from magi_lite.errors import InputError, OutOfMemory
+from magi_lite.errors import InputError, OutOfMemory, OutputError
 from magi_lite.events import (
     ChunkFinished,
     Event,
@@ -37,14 +37,17 @@ from magi_lite.events import (
 )
 from magi_lite.layout import ModelFiles
 from magi_lite.loader import open_model
+from magi_lite.opening import open_project
 from magi_lite.planner import Plan
-from magi_lite.prefix import own_latents, prefix_pixels, read_prefix, save_prefix
+from magi_lite.prefix import prefix_pixels, read_prefix, save_prefix
 from magi_lite.project import Project, SavedState
 from magi_lite.prompts import PromptBank
-from magi_lite.request_checks import validate_request
+from magi_lite.request_checks import check_words
 from magi_lite.sampling.results import Caption, CleanChunk, SamplerState, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
+from magi_lite.text.cleaning import clean_caption
 from magi_lite.timeline import Timeline
+from magi_lite.timeline_edit import splice
 
 ENDLESS_STATES = 256
 """States kept of an endless run: how far back it can be redone exactly."""
@@ -66,7 +69,7 @@ def generate(
 
     Args:
         request: what to make. With `resume` it may be None (go on as asked for then), or a changed one: more seconds,
-            or other words for seconds that have not begun.
+            other words for seconds that have not begun, or another `out`.
         control: to stop, pause and re-direct from another thread.
         projects_folder: where a new run's folder is made.
         resume: the folder of an earlier run, to go on with.
@@ -81,48 +84,16 @@ def generate(
     """
     control = control or RunControl()
     yield StageStarted("check", "")
-    with _open_project(request, projects_folder or DEFAULT_PROJECTS, resume, from_chunk) as project:
+    with open_project(request, projects_folder or DEFAULT_PROJECTS, resume, from_chunk) as project:
         yield Opened(project.folder, project.video)
         try:
+            project.set_status("running")
             yield from _with_smaller_plans(Run(project, control, record))
         except Exception as error:
-            project.log(f"failed: {type(error).__name__}: {error}")
-            project.set_status("failed", str(error))
+            with contextlib.suppress(OutputError):  # on a full disk, that it is full is what has to be said
+                project.log(f"failed: {type(error).__name__}: {error}")
+                project.set_status("failed", str(error))
             raise
-
-
-def _open_project(
-    request: GenerationRequest | None, root: Path, resume: Path | None, from_chunk: int | None
-) -> Project:
-    """A new project, the one to go on with, or a branch of it."""
-    if request is not None:
-        validate_request(request)
-    if resume is None:
-        if request is None:
-            raise InputError("There is nothing to make; give a prompt, or a project to resume.")
-        latents = own_latents(request)
-        project = Project.create(root, request)
-        if latents is not None:
-            save_prefix(project, latents)
-        return project
-    project = Project.open(resume)
-    if from_chunk is not None:
-        return project.branch(from_chunk, request)
-    project.lock()
-    if request is not None:
-        seconds, before = request.seconds, project.request.seconds
-        more = 0 if seconds is None or before is None else seconds - before
-        if more > 0:
-            project.extend(more)
-        if request.timeline != project.request.timeline:
-            project.edit_timeline(request.timeline, _entered(project))
-    return project
-
-
-def _entered(project: Project) -> int:
-    """How many seconds have entered the window, so that their words cannot change."""
-    state = project.latest_state()
-    return 0 if state is None else state.stage + 1
 
 
 def _with_smaller_plans(run: Run) -> Iterator[Event]:
@@ -176,6 +147,9 @@ class Run:
 
     def follow(self, plan: Plan) -> Iterator[Event]:
         """The story itself."""
+        if self.complete:
+            yield self.finished()
+            return
         yield PlanReady(plan)
         if not self.files.trained:
             yield Notice(
@@ -186,30 +160,43 @@ class Run:
         pixels = None if state or prefix is not None else prefix_pixels(self.request)
 
         bank = prompt_bank(self.files, plan.execution)
-        prompts = self.upcoming_prompts()
-        missing = bank.missing(prompts)
-        if missing:
-            yield StageStarted("text", f"Reading {len(missing)} prompt{'s' * (len(missing) > 1)}")
-            bank.prepare(prompts)
-
-        yield StageStarted("load", f"Loading {self.files.name}")
+        yield from self.read_words(bank)
+        if not self.leaving:
+            yield StageStarted("load", f"Loading {self.files.name}")
+        if self.leaving:
+            yield self.stopped()
+            return
         with engine(self.files, plan.execution) as networks:
             if pixels is not None:
                 yield StageStarted("prefix", "Looking at the picture" if len(pixels) == 1 else "Watching the clip")
                 prefix = networks.encode(pixels)
                 save_prefix(self.project, prefix)
+            if self.leaving:
+                yield self.stopped()
+                return
             sampler = self.make_sampler(networks, plan, bank, state, prefix)
-            yield StageStarted("denoise", "Making the first second")
+            yield StageStarted("denoise", f"Making the {'next' if self.project.chunks else 'first'} second")
+            self.clock = Clock(0 if state is None else (state.stage + 1) * sampler.schedule.steps_per_stage)
             with recorded(networks, self.record):
-                yield from self.denoise(sampler, networks)
+                yield from self.denoise(sampler, networks, bank)
 
     # --- what the sampler needs ------------------------------------------------------------------------------------
 
-    def upcoming_prompts(self) -> list[str]:
+    def read_words(self, bank: PromptBank) -> Iterator[Event]:
+        """Encode what is not known yet, all at once: the text encoder is loaded for it and let go."""
+        prompts = self.upcoming_prompts(self.timeline)
+        missing = bank.missing(prompts)
+        if missing and not self.leaving:
+            yield StageStarted("text", f"Reading {len(missing)} prompt{'s' * (len(missing) > 1)}")
+            bank.prepare(prompts)
+
+    def upcoming_prompts(self, timeline: Timeline) -> list[str]:
         """Every prompt of the seconds still to be made; of an endless run, all of the timeline's."""
-        last = self.request.seconds if self.request.seconds is not None else self.timeline.end + self.timeline.blend + 1
-        seconds = range(min(self.project.chunks, last), last)
-        mixes = [self.timeline.prompt_for(second, self.request.seconds) for second in seconds]
+        last = self.request.seconds
+        if last is None:  # what is said then is said for ever
+            last = max(self.project.chunks, timeline.end + timeline.blend) + 1
+        seconds = range(self.project.chunks, last)
+        mixes = [timeline.prompt_for(second, self.request.seconds) for second in seconds]
         return list(dict.fromkeys(prompt for mix in mixes for prompt in mix.prompts))
 
     def starting_state(self) -> SavedState | None:
@@ -255,10 +242,8 @@ class Run:
 
     # --- second after second ---------------------------------------------------------------------------------------
 
-    def denoise(self, sampler: Sampler, networks: Engine) -> Iterator[Event]:
+    def denoise(self, sampler: Sampler, networks: Engine, bank: PromptBank) -> Iterator[Event]:
         """Drive the sampler; write what is finished; obey the control between steps."""
-        self.project.set_status("running")
-        self.clock = Clock()
         last_preview = self.clock.elapsed
         steps = sampler.run()
         while True:
@@ -273,9 +258,9 @@ class Run:
                     if self.clock.elapsed - last_preview > PREVIEW_EVERY:
                         yield from self.preview(result, networks)
                         last_preview = self.clock.elapsed
-                    self.redirect(result.stage + 1)
+                    yield from self.redirect(result.stage + 1, bank)
                     if self.control.stop_requested:
-                        yield self.stopped("stopped")
+                        yield self.stopped()
                         return
                 case CleanChunk():
                     yield from self.finish_chunk(result, networks)
@@ -283,12 +268,10 @@ class Run:
                     self.project.save_state(result.stage, sampler.state())
                     if self.request.seconds is None:
                         self.project.prune_states(ENDLESS_STATES)
-                    if self.control.pause_requested:
-                        yield self.stopped("paused")
+                    if self.leaving and not self.complete:
+                        yield self.stopped()
                         return
-        self.project.set_status("finished")
-        self.delivery.finish()
-        yield Finished(self.delivery.video, self.project.folder, self.project.chunks, self.clock.elapsed)
+        yield self.finished()
 
     def finish_chunk(self, clean: CleanChunk, networks: Engine) -> Iterator[Event]:
         """Decode a clean chunk and put it on disk, unless an earlier run did."""
@@ -321,17 +304,46 @@ class Run:
             seconds_per_chunk=None if pace is None else pace * per_chunk,
         )
 
-    def redirect(self, first: int) -> None:
+    def redirect(self, first: int, bank: PromptBank) -> Iterator[Event]:
         """Take over a new timeline for the seconds that have not begun: `first` and later."""
         newer = self.control.take_timeline()
-        if newer is not None:
-            self.project.edit_timeline(newer, first)
-            self.timeline = self.request.timeline
+        if newer is None:
+            return
+        try:
+            words = splice(self.timeline, first, newer)
+            check_words(replace(self.request, timeline=words))
+            for prompt in self.upcoming_prompts(words):
+                clean_caption(prompt)
+        except InputError as error:
+            yield Notice(f"The new words are not taken, the old ones go on: {error}", "warning")
+            return
+        self.project.edit_timeline(newer, first)
+        self.timeline = self.request.timeline
+        yield from self.read_words(bank)
+        yield StageStarted("denoise", "Going on with the new words")
 
-    def stopped(self, reason: Literal["stopped", "paused"]) -> Stopped:
+    # --- endings -----------------------------------------------------------------------------------------------------
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the user wants the run to end."""
+        return self.control.stop_requested or self.control.pause_requested
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was asked for is on disk."""
+        return self.request.seconds is not None and self.project.chunks >= self.request.seconds
+
+    def finished(self) -> Finished:
+        """The run ends here: all is made."""
+        self.project.set_status("finished")
+        self.delivery.finish()
+        return Finished(self.delivery.video, self.project.folder, self.project.chunks, self.clock.elapsed)
+
+    def stopped(self) -> Stopped:
         """The run ends here by the user's wish; what is finished is a whole video."""
+        reason = "stopped" if self.control.stop_requested else "paused"
         self.project.set_status(reason)
         self.delivery.finish()
-        return Stopped(
-            self.delivery.video if self.project.chunks else None, self.project.folder, self.project.chunks, reason
-        )
+        video = self.delivery.video if self.project.chunks else None
+        return Stopped(video, self.project.folder, self.project.chunks, reason)

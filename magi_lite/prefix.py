@@ -13,9 +13,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from magi_lite.config import FPS, FRAMES_PER_LATENT, GenerationRequest
-from magi_lite.errors import MediaError
+from magi_lite.errors import InputError, MediaError
 from magi_lite.files import write_atomic
-from magi_lite.project import Project
+from magi_lite.project import PREFIX_NAME, Project
 
 REACH = 4
 """Chunks before the first new one that the model can see: what of a clip is read."""
@@ -52,12 +52,15 @@ def own_latents(request: GenerationRequest) -> Tensor | None:
     folder = None if request.video is None else Path(request.video).resolve().parent
     if folder is None or not (folder / "project.json").is_file():
         return None
-    with Project.open(folder) as source:
-        same_size = (source.request.width, source.request.height) == (request.width, request.height)
-        if not source.chunks or not same_size or source.request.model != request.model:
-            return None
-        reach = range(max(0, source.chunks - REACH), source.chunks)
-        return torch.cat([source.read_latents(second) for second in reach], dim=2)
+    try:
+        with Project.open(folder) as source:
+            same_size = (source.request.width, source.request.height) == (request.width, request.height)
+            if not source.chunks or not same_size or source.request.model != request.model:
+                return None
+            reach = range(max(0, source.chunks - REACH), source.chunks)
+            return torch.cat([source.read_latents(second) for second in reach], dim=2)
+    except InputError:  # damaged, or of another version: the clip is still one to look at
+        return None
 
 
 def save_prefix(project: Project, latents: Tensor) -> None:
@@ -72,4 +75,4 @@ def read_prefix(project: Project) -> Tensor | None:
 
 
 def _file(project: Project) -> Path:
-    return project.folder / "inputs" / "prefix.safetensors"
+    return project.folder / "inputs" / PREFIX_NAME

@@ -66,11 +66,17 @@ def test_paused_and_resumed_is_the_same_video_bit_for_bit(
 ) -> None:
     request = request_for(window=window, seconds=4, timeline="[0s-1s: a red ball] [1s-4s: a blue box]")
     whole = run(request)[-1]
-    control = RunControl()
-    control.pause()
     folder = None
     for _ in range(12):  # pauses at every stage boundary on the way
-        last = run(request if folder is None else None, resume=folder, control=control)[-1]
+        control = RunControl()
+        for last in generate(
+            request if folder is None else None,
+            resume=folder,
+            control=control,
+            projects_folder=tmp_path / "projects",
+        ):
+            if isinstance(last, Progress):
+                control.pause()
         folder = last.project
         if isinstance(last, Finished):
             break
@@ -165,6 +171,16 @@ def test_a_video_of_ours_is_continued_from_its_latents(request_for: Callable, ru
     assert not [event for event in events if isinstance(event, StageStarted) and event.stage == "prefix"]
     assert len(latents_of(events[-1].project)) == 2
     assert frames_in(events[-1].video) == 48
+
+
+def test_a_video_whose_project_is_damaged_is_continued_as_any_clip(
+    request_for: Callable, run: Callable
+) -> None:
+    first = run(request_for("[0s-1s: a red ball]", seconds=1))[-1]
+    (first.project / "chunks" / "00000.safetensors").write_bytes(b"no latents")
+    events = run(request_for("[0s-1s: it jumps]", seconds=1, video=first.video))
+    assert [event for event in events if isinstance(event, StageStarted) and event.stage == "prefix"]
+    assert isinstance(events[-1], Finished)
 
 
 def test_a_foreign_clip_is_continued_from_its_tail(request_for: Callable, run: Callable, tmp_path: Path) -> None:

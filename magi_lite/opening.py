@@ -1,0 +1,82 @@
+"""Which project a run writes into, and what a request changes in one that goes on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from magi_lite.config import MODELS, GenerationRequest
+from magi_lite.errors import InputError
+from magi_lite.prefix import own_latents, save_prefix
+from magi_lite.project import Project
+from magi_lite.request_checks import validate_request
+
+
+def open_project(
+    request: GenerationRequest | None, root: Path, resume: Path | None, from_chunk: int | None
+) -> Project:
+    """The locked project of a run: a new one under `root`, the one to go on with, or a branch of it.
+
+    Raises:
+        MagiLiteError: the request cannot be carried out, or the project cannot be opened or written.
+    """
+    if request is not None:
+        validate_request(request)
+        request = _anchored(request)
+    if resume is None:
+        if from_chunk is not None:
+            raise InputError(f"Second {from_chunk} can be made again only in a project; name it, to resume from it.")
+        if request is None:
+            raise InputError("There is nothing to make; give a prompt, or a project to resume.")
+        latents = own_latents(request)
+        project = Project.create(root, request)
+        if latents is not None:
+            with _closed_on_error(project):
+                save_prefix(project, latents)
+        return project
+    project = Project.open(resume)
+    if from_chunk is not None:
+        return project.branch(from_chunk, request)
+    with _closed_on_error(project):
+        project.lock()
+        if request is not None:
+            _take_over(project, request)
+    return project
+
+
+def _anchored(request: GenerationRequest) -> GenerationRequest:
+    """The request with paths that mean the same from any working folder: a run may go on from another."""
+    folder = Path(request.model)
+    return replace(
+        request,
+        out=None if request.out is None else Path(request.out).absolute(),
+        models_folder=None if request.models_folder is None else Path(request.models_folder).absolute(),
+        model=str(folder.absolute()) if request.model not in MODELS and folder.is_dir() else request.model,
+    )
+
+
+@contextlib.contextmanager
+def _closed_on_error(project: Project) -> Iterator[None]:
+    """Let go of a project that nobody will run: a lock that is kept would refuse the next try."""
+    try:
+        yield
+    except BaseException:
+        project.close()
+        raise
+
+
+def _take_over(project: Project, request: GenerationRequest) -> None:
+    """Make of a project's request what `request` changes: the length, words of seconds not begun, where it goes."""
+    old, new = project.request.seconds, request.seconds
+    if new is None and old is not None:
+        project.extend(None)
+    elif new is not None and new > (project.chunks if old is None else old):
+        project.extend(new - (project.chunks if old is None else old))
+    if request.timeline != project.request.timeline:
+        state = project.latest_state()
+        entered = 0 if state is None else state.stage + 1
+        project.edit_timeline(request.timeline, entered)
+    if request.out != project.request.out:
+        project.deliver_to(request.out)
