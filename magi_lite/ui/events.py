@@ -45,7 +45,7 @@ class Handlers:
     def fill(self, request: GenerationRequest, source: dict[str, Any] | None = None) -> list[Any]:
         """Values of all fields for a request."""
         values = form.from_request(request, source=source or self._source_of(request))
-        values["timeline"] = gr.update(value=values["timeline"].to_json(), seconds=request.seconds)
+        values["timeline"] = gr.update(value=values["timeline"].to_json(), seconds=request.seconds or 0)
         if request.models_folder is None and request.model not in self.w["model"].choices:
             values["model"] = gr.update(value=request.model)
         return [values[name] for name in form.FIELDS]
@@ -142,8 +142,8 @@ class Handlers:
         """The timeline follows the length; blocks beyond the end are cut off."""
         from magi_lite.timeline_edit import clip
 
-        limit = None if endless else int(seconds)
-        if limit is not None and timeline.end > limit:
+        limit = 0 if endless else int(seconds)  # 0: no end
+        if limit and timeline.end > limit:
             return gr.update(seconds=limit, value=clip(timeline, limit).to_json())
         return gr.update(seconds=limit)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -109,6 +110,7 @@ class Watched:
         self.errors: list[str] = []
         self.outside: list[str] = []
         self.forgiven: Callable[[str], bool] = lambda text: False
+        self.leaving = False
 
     def open(self, url: str, *, size: tuple[int, int] = (1440, 900), **options: Any) -> Page:
         """A fresh visitor's page, ready to be used."""
@@ -132,10 +134,19 @@ class Watched:
         route.abort()
 
     def _note(self, text: str) -> None:
-        if not self.forgiven(text):
+        if not (self.forgiven(text) or (self.leaving and re.search("AbortError|Connection errored out", text))):
             self.errors.append(text)
 
+    def reload(self, page: Page) -> None:
+        """Reload; what the page was asking for at that moment ends with the browser's own complaint."""
+        self.leaving = True
+        page.reload(wait_until="commit")
+        page.wait_for_selector("#mg-generate")
+        page.wait_for_function("window.magi && magi.state && document.querySelector('.tl-lane')")
+        self.leaving = False
+
     def close(self) -> None:
+        self.leaving = True
         for context in self.contexts:
             context.close()
 
@@ -188,6 +199,12 @@ def set_seed(page: Page, seed: int) -> None:
         page.locator("#mg-size button").first.click()
     page.fill("#mg-seed input", str(seed))
     page.press("#mg-seed input", "Tab")
+
+
+def slowly(page: Page) -> None:
+    """Twice the steps, so that there is time to steer the small model."""
+    page.locator("#mg-quality label", has_text="Quality").click()
+    page.wait_for_function("document.querySelector('#mg-quality input:checked').value === 'Quality'")
 
 
 def generate(page: Page) -> str:

@@ -26,11 +26,14 @@ from tests.ui.conftest import (
     set_seed,
     set_size,
     shoot,
+    slowly,
     wait_done,
     wait_for,
 )
 
-RIGHT, LEFT = "a large red ball moves right on a dark background", "a large red ball moves left on a dark background"
+RIGHT = "a large red ball moves right on a dark background"
+LEFT = "a large red ball moves left on a dark background"
+STILL = "a large red ball stays still on a dark background"
 
 
 def drop(page: Page, path: Path, name: str | None = None) -> None:
@@ -64,8 +67,11 @@ def latents(project: Project) -> list[bytes]:
     return [project.read_latents(n).numpy().tobytes() for n in range(project.chunks)]
 
 
-def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(page: Page, app: App) -> None:
-    set_length(page, 4)
+def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(
+    page: Page, watched: Watched, app: App
+) -> None:
+    set_length(page, 12)
+    slowly(page)
     set_seed(page, 1234)
     page.fill("#mg-prompt textarea", RIGHT)
     page.evaluate("""() => { window.watched = {played: 0, status: new Set(), previews: 0, whole: 0, part: 0};
@@ -83,21 +89,20 @@ def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(p
     seen = page.evaluate("({...watched, status: [...watched.status]})")
     assert seen["played"] > 0, "nothing played before the video was finished"
     assert seen["previews"] and seen["whole"] > 30 and seen["part"] > 0
-    assert any(re.search(r"Second \d of 4·step \d+ of \d+", text) for text in seen["status"]), seen["status"]
+    assert any(re.search(r"Second \d+ of 12·step \d+ of \d+", text) for text in seen["status"]), seen["status"]
     page.wait_for_function("(v => !v.hidden && v.readyState >= 2 && !v.paused)(document.querySelector('.wa-video'))")
-    assert page.evaluate("document.querySelectorAll('.tl-thumb').length") == 4
+    assert page.evaluate("document.querySelectorAll('.tl-thumb').length") == 12
     shoot(page, "create")
 
     project = Project.open(app.newest())
     assert project.status == "finished" and project.request.seed == 1234
-    assert len(frames_of(project.video)) in range(93, 97)  # 24 a second; the first frame of all may stand alone
-    page.reload()
-    page.wait_for_function("window.magi && magi.state")
+    assert len(frames_of(project.video)) in range(285, 289)  # 24 a second; the first frame of all may stand alone
+    watched.reload(page)
     drop(page, project.video, "from-a-friend.mp4")
     page.wait_for_function("words => document.querySelector('#mg-prompt textarea').value === words", arg=RIGHT)
     page.locator("#mg-size button").first.click()
     page.wait_for_function("document.querySelector('#mg-seed input').value === '1234'")
-    assert page.input_value("#mg-seconds input[type=number]") == "4"
+    assert page.input_value("#mg-seconds input[type=number]") == "12"
     assert read_settings(project.video)["seed"] == 1234
 
 
@@ -155,6 +160,7 @@ def test_nothing_to_make_is_said_in_the_page(page: Page) -> None:
 
 def test_an_endless_run_survives_a_reload_pauses_resumes_and_stops(page: Page, watched: Watched, app: App) -> None:
     page.fill("#mg-prompt textarea", RIGHT)
+    slowly(page)
     page.locator("#mg-endless input").check()
     page.wait_for_function("document.querySelectorAll('.tl-tick').length > 10")
     page.click("[data-action=add]")
@@ -162,7 +168,7 @@ def test_an_endless_run_survives_a_reload_pauses_resumes_and_stops(page: Page, w
     page.keyboard.press("Enter")
     job = generate(page)
     wait_done(page, 1)
-    page.reload()
+    watched.reload(page)
     page.wait_for_function("id => window.magi && magi.attached === id && magi.state.shown", arg=job)
     page.wait_for_function("magi.timeline && magi.timeline.segments.length === 1")
     assert page.input_value("#mg-prompt textarea") == RIGHT
@@ -184,16 +190,13 @@ def test_an_endless_run_survives_a_reload_pauses_resumes_and_stops(page: Page, w
 
 def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -> None:
     """The edited run equals, bit for bit, a run that was told so from the start."""
-    set_length(page, 8)
+    set_length(page, 40)
+    slowly(page)
     set_seed(page, 77)
     page.fill("#mg-prompt textarea", "")
-    for words in (RIGHT, RIGHT):
-        page.click("[data-action=add]")
-        page.keyboard.type(words)
-        page.keyboard.press("Enter")
-        page.keyboard.press("Shift+ArrowRight")
-        page.keyboard.press("Shift+ArrowRight")
-    assert segments(page) == [(0, 4, RIGHT), (4, 8, RIGHT)]
+    page.click("[data-action=text]")
+    page.fill(".tl-shorthand", f"[0s-30s: {STILL}] [30s-40s: {STILL}]")
+    page.wait_for_function("magi.timeline.segments.length === 2")
     generate(page)
     page.wait_for_function("magi.state.shown.locked >= 1 && magi.state.shown.progress", timeout=PATIENCE)
     page.focus(".tl-block >> nth=1")
@@ -208,7 +211,7 @@ def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -
     wait_for(page, "finished")
     edited = Project.open(app.newest())
     assert [(s.start, s.prompt) for s in edited.request.timeline.segments][-1] == (start, LEFT)
-    assert start >= 4 and edited.chunks == 8
+    assert start == 30 and edited.chunks == 40
 
     page.evaluate("magi.attached = null")
     generate(page)  # the timeline as it stands now, same seed
@@ -220,7 +223,8 @@ def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -
         from magi_lite.training.measure import measure
 
         motions = measure(frames_of(edited.video)).motions
-        assert "moves left" in motions[start:], motions
+        assert "moves left" in motions[start : start + 3], motions
+        assert motions[:start].count("stays still") > 0.8 * start, motions
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.sync_api import Page
 
 from magi_lite.project import Project
-from tests.ui.conftest import App, Watched, generate, set_length, set_seed, set_size, shoot, wait_done, wait_for
+from tests.ui.conftest import App, Watched, generate, set_length, set_seed, set_size, shoot, slowly, wait_done, wait_for
 from tests.ui.test_create import RIGHT, latents
 
 
@@ -78,14 +78,15 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bits(watched: Watched, tmp_
     app = App(tmp_path).start()
     try:
         page = watched.open(app.url)
-        set_length(page, 5)
+        set_length(page, 30)
+        slowly(page)
         set_seed(page, 11)
         page.fill("#mg-prompt textarea", RIGHT)
         generate(page)
         wait_done(page, 2)
         app.kill()
         cut = Project.open(app.newest())
-        assert cut.status == "interrupted" and 2 <= cut.chunks < 5
+        assert cut.status == "interrupted" and 2 <= cut.chunks < 30
         page.get_by_text("The app does not answer").first.wait_for()
         app.start()
         again = watched.open(app.url)
@@ -95,7 +96,7 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bits(watched: Watched, tmp_
         wait_for_running_or_done(again)
         wait_for(again, "finished")
         resumed = Project.open(cut.folder)
-        assert resumed.chunks == 5
+        assert resumed.chunks == 30
         again.evaluate("magi.attached = null")
         set_seed(again, 11)
         generate(again)

@@ -16,7 +16,6 @@ function draw() {
   const old = root.querySelector(".so-remove");
   if (old) old.remove();
   if (!busy && value && value.kind) drop.after(magi.button("Remove", "close", clear, { class: "so-remove" }));
-  drop.setAttribute("aria-label", value && value.kind ? `Replace ${value.name}` : "Add an image to start from, or a clip to continue");
 }
 function clear() { props.value = null; error.textContent = ""; trigger("cleared"); draw(); }
 async function take(file) {

@@ -23,7 +23,7 @@ class TimelineEditor(Panel):
 
     def __init__(self, value: Timeline | None = None, *, seconds: int | None = 4, **options: Any) -> None:
         functions = (print_timeline, parse_timeline)
-        super().__init__(value, seconds=seconds, server_functions=functions, **options)
+        super().__init__(value, seconds=seconds or 0, server_functions=functions, **options)
 
     def preprocess(self, payload: Any) -> Timeline:
         """Raises: TimelineError."""

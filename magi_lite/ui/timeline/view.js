@@ -25,7 +25,7 @@ function blockNode(block) {
   if (node) return node;
   node = el("div", { class: "tl-block", role: "button", tabindex: "-1", "data-id": block.id },
     el("span", { class: "tl-edge tl-edge-start", "data-edge": "start" }),
-    el("span", { class: "tl-label" }), el("span", { class: "tl-time" }),
+    el("span", { class: "tl-label" }), " ", el("span", { class: "tl-time" }),
     el("span", { class: "tl-edge tl-edge-end", "data-edge": "end" }));
   nodes.set(block.id, node);
   lane.append(node);
@@ -54,9 +54,9 @@ function drawBlocks() {
     node.classList.toggle("empty", !block.prompt.trim());
     setText(node.children[1], block.prompt.trim() || "Click to write what happens");
     const times = `${block.start}–${block.end} s`;
-    setText(node.children[2], times);
-    const label = `Seconds ${block.start} to ${block.end}: ${block.prompt || "no words yet"}${isLocked ? " (already made)" : ""}`;
-    if (node.getAttribute("aria-label") !== label) { node.setAttribute("aria-label", label); node.title = `${times}: ${block.prompt}`; }
+    setText(node.children[2], isLocked ? times + " · made" : times);
+    const title = `${times}: ${block.prompt}`;
+    if (node.title !== title) node.title = title;
     node.setAttribute("aria-pressed", String(block.id === selected));
     const reachable = block.id === selected || (!selected && block === blocks[0]) ? "0" : "-1";
     if (node.getAttribute("tabindex") !== reachable) node.setAttribute("tabindex", reachable);
@@ -91,16 +91,16 @@ function drawRuler() {
 
 let filmKey = "";
 function drawFilm() {                                             // a finished second's own strip of four frames
-  const pps = scale(), count = film.folder ? done : 0, key = [pps, count, film.folder].join();
+  const pps = scale(), count = film.folder ? done : 0, key = [pps, film.folder].join();
   film.classList.toggle("empty", !count);
+  while (film.childElementCount > count) film.lastElementChild.remove();
   setStyle(lockedLayer, "width", running && locked ? Math.min(locked, shown()) * pps + "px" : "0px");
-  if (key === filmKey) return;
-  filmKey = key;
-  film.replaceChildren(...Array.from({ length: count }, (_, i) => {
+  if (key !== filmKey) { filmKey = key; film.replaceChildren(); }
+  for (let i = film.childElementCount; i < count; i += 1) {
     const image = el("img", { class: "tl-thumb", alt: "", src: `${film.folder}/chunks/${String(i).padStart(5, "0")}.jpg`, loading: "lazy", draggable: false });
     image.style.left = i * pps + "px"; image.style.width = pps - 1 + "px";
-    return image;
-  }));
+    film.append(image);
+  }
 }
 
 function drawHead() {
