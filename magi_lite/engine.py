@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,8 +43,16 @@ from magi_lite.text.special_tokens import null_caption
 
 TEXT_SPARE_BYTES = 512 << 20
 """Device memory that the text encoder wants beside its weights."""
-EMBEDDINGS_FOLDER = Path.home() / ".cache" / "magi_lite" / "embeddings"
-"""Where prompts' embeddings are kept between runs."""
+EMBEDDINGS_FOLDER: Path | None = None
+"""Where prompts' embeddings are kept between runs; None: in the user's cache folder."""
+
+
+def _cache_folder() -> Path:
+    """The user's cache folder for this program, or a temporary one where there is no home."""
+    try:
+        return Path.home() / ".cache" / "magi_lite"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "magi_lite"
 
 
 def planning_shape(files: ModelFiles) -> ModelShape:
@@ -89,7 +98,7 @@ def prompt_bank(files: ModelFiles, execution: Execution) -> PromptBank:
     return PromptBank(
         encode,
         fingerprint(files.text_encoder, execution.t5),
-        EmbeddingCache(EMBEDDINGS_FOLDER),
+        EmbeddingCache(EMBEDDINGS_FOLDER or _cache_folder() / "embeddings"),
         load_special_tokens(files),
         files.dit.caption_max_length,
     )

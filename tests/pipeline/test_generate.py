@@ -20,6 +20,8 @@ from magi_lite.timeline_text import parse
 from magi_lite.video.writer import read_settings
 from tests.pipeline.conftest import latents_of, same_bits
 
+pytestmark = pytest.mark.usefixtures("run")  # keeps embeddings out of the home folder
+
 
 def frames_in(video: Path) -> int:
     with av.open(str(video)) as container:
