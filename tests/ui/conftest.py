@@ -211,7 +211,13 @@ def generate(page: Page) -> str:
     """Press Generate; the id of the job that the page then shows."""
     before = page.evaluate("magi.attached")
     page.click("#mg-generate")
-    page.wait_for_function("before => magi.attached && magi.attached !== before && magi.state.shown", arg=before)
+    return wait_for_another(page, before)
+
+
+def wait_for_another(page: Page, before: str | None) -> str:
+    """Until the page shows another job than `before`; its id."""
+    shows = "magi.attached && magi.attached !== before && magi.state.shown && magi.state.shown.id === magi.attached"
+    page.wait_for_function(f"before => {shows}", arg=before)
     return page.evaluate("magi.attached")
 
 
@@ -235,4 +241,5 @@ def wait_done(page: Page, seconds: int) -> None:
 def shoot(page: Page, name: str) -> None:
     """Keep a screenshot for the README."""
     SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}.jpg", type="jpeg", quality=82)
+    whole = page.locator("dialog[open]").count() == 0
+    page.screenshot(path=SHOTS / f"{name}.jpg", type="jpeg", quality=80, full_page=whole)

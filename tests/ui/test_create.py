@@ -29,6 +29,7 @@ from tests.ui.conftest import (
     slowly,
     wait_done,
     wait_for,
+    wait_for_another,
 )
 
 RIGHT = "a large red ball moves right on a dark background"
@@ -206,8 +207,9 @@ def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -
     page.keyboard.press("Enter")
     page.get_by_text("The video obeys from second").first.wait_for()
     start = next(first for first, _, words in segments(page) if words == LEFT)
+    half = "document.querySelector('.tl-block.locked, .tl-block.part')"
+    assert page.evaluate(f"magi.state.shown.state !== 'running' || Boolean({half})")
     shoot(page, "steer")
-    assert page.locator(".tl-block.locked, .tl-block.part").count() >= 1
     wait_for(page, "finished")
     edited = Project.open(app.newest())
     assert [(s.start, s.prompt) for s in edited.request.timeline.segments][-1] == (start, LEFT)
@@ -247,7 +249,7 @@ def test_redo_from_second_2_and_extend_keep_what_was_there(page: Page, app: App,
     dialog.locator("input[placeholder=same]").fill("6")
     old = page.evaluate("magi.attached")
     dialog.locator("button[type=submit]").click()
-    page.wait_for_function("old => magi.attached !== old && magi.state.shown", arg=old)
+    wait_for_another(page, old)
     wait_for(page, "finished")
     newer = Project.open(app.newest())
     assert newer.folder != finished.folder and newer.parent["project"] == finished.name
@@ -262,7 +264,7 @@ def test_redo_from_second_2_and_extend_keep_what_was_there(page: Page, app: App,
     page.locator("dialog[open] input[type=number]").fill("1")
     old = page.evaluate("magi.attached")
     page.locator("dialog[open] button[type=submit]").click()
-    page.wait_for_function("old => magi.attached !== old && magi.state.shown", arg=old)
+    wait_for_another(page, old)
     wait_for(page, "finished")
     longer = Project.open(newer.folder)
     assert longer.chunks == 4 and latents(longer)[:3] == after
