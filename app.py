@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import sys
-import threading
 from pathlib import Path
 
 # Gradio reads these when it is imported: no analytics, no look-ups, nothing leaves this computer.
@@ -68,6 +67,7 @@ def serve(arguments: argparse.Namespace) -> int:
     used = {path for job in queue.jobs() for path in (job.request.image, job.request.video) if path}
     uploads.clean(actions.uploads_folder, used)
     demo = page.build(actions, library, machine, Saved(queue)).queue(default_concurrency_limit=8)
+    warm_up()
     queue.start()
     try:
         demo.launch(
@@ -86,7 +86,6 @@ def serve(arguments: argparse.Namespace) -> int:
             _frontend=False,  # else a busy machine is taken for one without localhost
             **page.look(),
         )
-        threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
         demo.block_thread()
     except OSError as error:
         raise InputError(f"Port {arguments.port} cannot be used ({error}); choose another one with --port.") from None
@@ -96,7 +95,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def warm_up() -> None:
-    """Import what the first video needs, while the user still writes its prompt."""
+    """Import what the first video needs before the page is served, so that neither the page nor the video waits."""
     import transformers
 
     _ = transformers.T5EncoderModel, transformers.AutoTokenizer  # lazy: asking for them is what loads them

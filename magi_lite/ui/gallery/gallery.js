@@ -10,9 +10,9 @@ async function refresh() {
   items = answer.videos;
   root.querySelector(".ga-folder").textContent = answer.folder;
   none.hidden = items.length > 0;
-  grid.replaceChildren(...items.map((item) => el("button", { type: "button", class: "ga-item", "data-video": item.id, onclick: () => open(item), "aria-label": `${item.title}, ${item.summary}` },
+  grid.replaceChildren(...items.map((item) => el("button", { type: "button", class: "ga-item", "data-video": item.id, onclick: () => open(item) },
     item.thumbnail ? el("img", { class: "ga-thumb", src: item.thumbnail, alt: "", loading: "lazy" }) : el("span", { class: "ga-thumb" }),
-    el("span", { class: "ga-caption" }, el("span", { class: "ga-title", text: item.title }), el("span", { class: "mg-muted", text: item.summary })))));
+    el("span", { class: "ga-caption" }, el("span", { class: "ga-title", text: item.title }), " ", el("span", { class: "mg-muted", text: item.summary })))));
 }
 async function open(item) {
   const detail = await magi.call(server.details({ video: item.id }));
