@@ -124,6 +124,7 @@ class Watched:
         page.goto(url, wait_until="commit")
         page.wait_for_selector("#mg-generate")
         page.wait_for_function("window.magi && magi.state && document.querySelector('.tl-lane')")
+        page.wait_for_function("document.querySelector('#mg-plan').innerText.includes('Needs')")  # all of it has come
         return page
 
     def _block(self, route: Any) -> None:
@@ -199,6 +200,7 @@ def set_seed(page: Page, seed: int) -> None:
         page.locator("#mg-size button").first.click()
     page.fill("#mg-seed input", str(seed))
     page.press("#mg-seed input", "Tab")
+    page.wait_for_function("seed => document.querySelector('#mg-seed input').value === seed", arg=str(seed))
 
 
 def slowly(page: Page) -> None:

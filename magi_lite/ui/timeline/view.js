@@ -81,6 +81,7 @@ function drawRuler() {
   rulerKey = key;
   const ticks = [];
   for (let s = Math.ceil(first / every) * every; s <= last; s += every) {
+    if (s !== total && total % every === 0 && (total - s) * pps < 60) continue;     // the last label stands to the left of its line
     const tick = el("span", { class: "tl-tick", text: s >= 60 ? magi.duration(s) : s + " s" });
     tick.style.left = s * pps + "px";
     if (s === total) tick.classList.add("last");
