@@ -196,11 +196,17 @@ def set_size(page: Page, width: int, height: int) -> None:
 
 
 def set_seed(page: Page, seed: int) -> None:
+    """Type the seed; again where the section was still opening and the field was drawn anew."""
     if not page.locator("#mg-seed input").is_visible():
         page.locator("#mg-size button").first.click()
-    page.fill("#mg-seed input", str(seed))
-    page.press("#mg-seed input", "Tab")
-    page.wait_for_function("seed => document.querySelector('#mg-seed input').value === seed", arg=str(seed))
+    for _ in range(6):
+        page.wait_for_timeout(700)
+        page.fill("#mg-seed input", str(seed))
+        page.press("#mg-seed input", "Tab")
+        page.wait_for_timeout(700)
+        if page.input_value("#mg-seed input") == str(seed):
+            return
+    raise AssertionError(f"the seed field shows {page.input_value('#mg-seed input')}, not {seed}")
 
 
 def slowly(page: Page) -> None:
