@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         from magi_lite.training.text_model import make_tokenizer
 
         vae, tokenizer = load_folded(work), make_tokenizer()
-        pool = make_pool(vae, tokenizer, arguments.clips, arguments.seconds, arguments.seed, extended=0.2)
+        pool = make_pool(vae, tokenizer, arguments.clips, arguments.seconds, arguments.seed, extended=arguments.wider)
         pool.save(work / f"pool-{arguments.seconds}s-{arguments.seed}.safetensors")
     elif arguments.stage in ("dit", "distill"):
         from magi_lite.training.stages import train
@@ -122,6 +122,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=2600)
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--wider", type=float, default=0.4, help="a pool's share of the wider world, half collisions")
     parser.add_argument("--out", type=Path, default=None, help="where a model folder is written")
     parser.add_argument("--undistilled", action="store_true", help="export the model before distillation")
     arguments = parser.parse_args()

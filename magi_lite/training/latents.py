@@ -90,14 +90,14 @@ def token_rows(tokenizer: object, captions: tuple[str, ...]) -> Tensor:
 def make_pool(
     vae: ViTVAE, tokenizer: object, clips: int, seconds: int, seed: int, *, extended: float = 0.0, batch: int = 8
 ) -> Pool:
-    """Film and encode clips; `extended` is the share from the wider world (grow, shrink, turn, slide, collide)."""
+    """Film and encode clips; `extended` is the share from the wider world: half collisions, half its extra motions."""
     rng = np.random.default_rng(seed)
     latents, images, bodies, tokens = [], [], [], []
     for start in range(0, clips, batch):
         some = []
         for number in range(start, min(start + batch, clips)):
             wide = rng.random() < extended
-            if wide and rng.random() < 0.3:
+            if wide and rng.random() < 0.5:
                 some.append(make_collision(seed * 1_000_000 + number, seconds))
             else:
                 some.append(make_clip(seed * 1_000_000 + number, seconds, extended=wide))

@@ -7,12 +7,20 @@ from pathlib import Path
 from playwright.sync_api import Page
 
 from magi_lite.project import Project
-from tests.ui.conftest import App, Watched, generate, set_length, set_seed, set_size, shoot, slowly, wait_done, wait_for
+from tests.ui.conftest import (
+    PATIENCE,
+    App,
+    Watched,
+    generate,
+    set_length,
+    set_seed,
+    set_size,
+    shoot,
+    slowly,
+    wait_done,
+    wait_for,
+)
 from tests.ui.test_create import RIGHT, latents
-
-
-def states(page: Page) -> list[str]:
-    return page.evaluate("magi.state.jobs.map(job => job.state)")
 
 
 def waiting(page: Page) -> list[str]:
@@ -31,7 +39,6 @@ def test_a_queue_of_three_with_one_that_fails(page: Page) -> None:
     page.get_by_role("tab", name="Queue").click()
     page.click(".qu [data-action=hold]")
     page.wait_for_function("magi.state.paused")
-    before = len(states(page))
     for words, model in (("first", "Auto"), ("no weights", "4.5B-distill"), ("third", "Auto")):
         page.get_by_role("tab", name="Create").click()
         set_length(page, 1)
@@ -62,9 +69,10 @@ def test_a_queue_of_three_with_one_that_fails(page: Page) -> None:
     shoot(page, "queue")
     page.click(".qu [data-action=hold]")
     page.wait_for_function(
-        "n => magi.state.jobs.slice(0).filter(job => ['finished', 'failed'].includes(job.state)).length >= n",
-        arg=before + 3 if before else 3,
-        timeout=180_000,
+        "titles => titles.every(title => magi.state.jobs.some(job =>"
+        " job.title === title && ['finished', 'failed'].includes(job.state)))",
+        arg=["first", "no weights", "third, edited"],
+        timeout=PATIENCE,
     )
     ended = {job["title"]: job for job in page.evaluate("magi.state.jobs")}
     assert ended["first"]["state"] == ended["third, edited"]["state"] == "finished"

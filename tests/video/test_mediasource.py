@@ -1,13 +1,11 @@
 """A browser plays the file while it grows: a real Chromium is fed each piece as soon as the writer has written it."""
 
 import base64
-import shutil
 
 import pytest
 
 from magi_lite.video.writer import VideoWriter
 
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 OPEN = """async mime => {
     if (!MediaSource.isTypeSupported(mime)) return 'unsupported';
     const video = window.video = document.createElement('video'); video.muted = true; document.body.append(video);
@@ -24,15 +22,10 @@ PLAY = """async () => { video.playbackRate = 8; await video.play();
     return [video.videoWidth, video.videoHeight, video.error && video.error.message]; }"""
 
 
-def test_chromium_plays_each_chunk_as_it_is_written(tmp_path, frames):
-    chromium = shutil.which("chromium")
-    if not chromium:
-        pytest.skip("needs chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
+def test_chromium_plays_each_chunk_as_it_is_written(browser, tmp_path, frames):
     path, sent = tmp_path / "a.mp4", 0
-    with playwright.sync_playwright() as p, VideoWriter(path, (64, 48)) as writer:
-        browser = p.chromium.launch(executable_path=chromium, args=FLAGS.split())
-        page = browser.new_page()
+    page = browser.new_page()
+    with VideoWriter(path, (64, 48)) as writer:
         assert page.evaluate(OPEN, writer.mime) == "open"
         for seed, (count, end) in enumerate([(1, 1), (24, 25), (24, 49), (12, 61)]):
             writer.append(frames(count, seed=seed))
@@ -41,5 +34,5 @@ def test_chromium_plays_each_chunk_as_it_is_written(tmp_path, frames):
             buffered = page.evaluate(APPEND, base64.b64encode(data).decode())
             assert len(buffered) == 1, "the seconds join without a gap"
             assert buffered[0] == pytest.approx([0, end / 24], abs=1e-3)
-        assert page.evaluate(PLAY) == [64, 48, None]
-        browser.close()
+    assert page.evaluate(PLAY) == [64, 48, None]
+    page.close()
