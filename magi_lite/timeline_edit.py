@@ -67,14 +67,45 @@ def clip(timeline: Timeline, seconds: int) -> Timeline:
 def splice(timeline: Timeline, second: int, newer: Timeline) -> Timeline:
     """What was said before `second`, and what `newer` says from there on.
 
-    The global prompt, blend and gaps of `newer` hold for all. A segment of `newer` that began earlier begins at
-    `second`. If the old text before `second` goes on in `newer` unchanged, the two halves are one segment.
+    The blend and gaps of `newer` hold for all. Where the global prompts differ, both are written into their segments
+    and none is left over, so that earlier seconds keep on record what they were told. A segment of `newer` that began
+    earlier begins at `second`. If the text before `second` goes on in `newer` unchanged, the halves are one segment.
     """
-    before = list(clip(timeline, second).segments)
-    after = [replace(s, start=max(s.start, second)) for s in newer.segments if s.end > second]
+    if second <= 0:
+        return newer
+    before, after = list(clip(timeline, second).segments), _from(newer, second)
+    said = before[-1].prompt if before else ""
+    foreign = timeline.global_prompt != newer.global_prompt
+    if foreign or (newer.gaps == "refuse" and timeline.gaps == "hold"):
+        before = _without_gaps(before, second)
+    if (foreign or said != _words(newer, second)) and (not after or after[0].start > second):
+        after.insert(0, Segment(second, after[0].start if after else second + 1, _words(newer, second)))
+    if foreign:
+        before = [replace(s, prompt=timeline.full_prompt(s)) for s in before]
+        after = [replace(s, prompt=newer.full_prompt(s)) for s in after]
+        newer = replace(newer, global_prompt="")
     if before and after and before[-1].end == second == after[0].start and before[-1].prompt == after[0].prompt:
         after[0] = replace(after[0], start=before.pop().start)
     return replace(newer, segments=(*before, *after))
+
+
+def _from(timeline: Timeline, second: int) -> list[Segment]:
+    """The segments from `second` on; one that began earlier begins there."""
+    return [replace(s, start=max(s.start, second)) for s in timeline.segments if s.end > second]
+
+
+def _words(timeline: Timeline, second: int) -> str:
+    """The segment's words that hold in `second`, without the global prompt; none before the first segment."""
+    begun = [s.prompt for s in timeline.segments if s.start <= second]
+    return begun[-1] if begun else ""
+
+
+def _without_gaps(segments: list[Segment], end: int) -> list[Segment]:
+    """The same words in segments that cover [0, end) whole."""
+    starts = [segment.start for segment in segments[1:]] + [end]
+    filled = [replace(segment, end=stop) for segment, stop in zip(segments, starts, strict=False)]
+    first = filled[0].start if filled else end
+    return [Segment(0, first, ""), *filled] if first else filled
 
 
 def _segment(timeline: Timeline, index: int) -> Segment:

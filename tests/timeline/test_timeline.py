@@ -142,6 +142,27 @@ def test_edits_by_example():
     assert splice(timeline, 4, parse("[0s-6s: c]")) == parse("[0s-2s: a] [3s-4s: b] [4s-6s: c]")
 
 
+def said(timeline: Timeline, second: int) -> str:
+    try:
+        return timeline.prompt_for(second).text
+    except TimelineError:  # nothing is said before the first segment
+        return ""
+
+
+@settings(max_examples=300, deadline=None)
+@given(timelines(), timelines(), st.integers(0, 12))
+def test_splice_keeps_what_was_said_and_obeys_what_is_new(old, new, second):
+    """Second by second, whatever the global prompts and gaps were."""
+    old, new = replace(old, blend=0, gaps="hold"), replace(new, blend=0, gaps="hold")
+    both = splice(old, second, new)
+    assert [said(both, n) for n in range(16)] == [said(old if n < second else new, n) for n in range(16)]
+
+
+def test_splice_into_a_timeline_that_refuses_gaps_fills_the_earlier_ones():
+    strict = replace(parse("[0s-6s: c]"), gaps="refuse")
+    assert splice(parse("[0s-2s: a] [3s-5s: b]"), 4, strict).compile(6)[2].text == "a"
+
+
 REFUSED = {
     "overlap": (
         "[0s-3s: a cat] [2s-5s: a dog]",
