@@ -48,13 +48,17 @@ def open_project(
 
 def _anchored(request: GenerationRequest) -> GenerationRequest:
     """The request with paths that mean the same from any working folder: a run may go on from another."""
-    folder = Path(request.model)
     return replace(
         request,
         out=None if request.out is None else Path(request.out).absolute(),
         models_folder=None if request.models_folder is None else Path(request.models_folder).absolute(),
-        model=str(folder.absolute()) if request.model not in MODELS and folder.is_dir() else request.model,
+        model=absolute_model(request.model),
     )
+
+
+def absolute_model(model: str) -> str:
+    """A model's name as it is; a folder with its absolute path."""
+    return str(Path(model).absolute()) if model not in MODELS and Path(model).is_dir() else model
 
 
 @contextlib.contextmanager
@@ -68,7 +72,7 @@ def _closed_on_error(project: Project) -> Iterator[None]:
 
 
 def _take_over(project: Project, request: GenerationRequest) -> None:
-    """Make of a project's request what `request` changes: the length, words of seconds not begun, where it goes."""
+    """Make of a project's request what `request` changes: length, words of seconds not begun, how and where it runs."""
     old, new = project.request.seconds, request.seconds
     if new is None and old is not None:
         project.extend(None)
@@ -78,5 +82,4 @@ def _take_over(project: Project, request: GenerationRequest) -> None:
         state = project.latest_state()
         entered = 0 if state is None else state.stage + 1
         project.edit_timeline(request.timeline, entered)
-    if request.out != project.request.out:
-        project.deliver_to(request.out)
+    project.run_as(request)

@@ -51,6 +51,8 @@ __all__ = ["FIXED", "Project", "SavedState"]
 
 FIXED = ("width", "height", "model", "steps", "window", "shortcut")
 """Settings of a request that kept seconds and states depend on."""
+CHANGEABLE = ("out", "models_folder", "preset", "overrides")
+"""Settings that a run may change where it goes on: finished seconds keep their bits."""
 PREFIX_NAME = "prefix.safetensors"
 """In `inputs`: latents that the video starts from, kept by whoever encoded them; a branch takes them along."""
 
@@ -179,10 +181,12 @@ class Project(ProjectFiles):
         edited = splice(self.request.timeline, from_chunk, timeline)
         self._change("timeline", from_chunk, replace(self.request, timeline=edited))
 
-    def deliver_to(self, out: Path | None) -> None:
-        """From now on the video is wanted at `out`."""
+    def run_as(self, request: GenerationRequest) -> None:
+        """From now on it runs where, in which numbers and to which `out` file `request` says; what is kept stays."""
         self.lock()
-        self._change("delivered", self.chunks, replace(self.request, out=out))
+        changed = replace(self.request, **{name: getattr(request, name) for name in CHANGEABLE})
+        if changed != self.request:
+            self._change("moved", self.chunks, changed)
 
     def set_status(self, status: Status, message: str = "") -> None:
         """Record how the run stands; when it ends, the settings inside the video are brought up to date."""
@@ -321,6 +325,10 @@ class Project(ProjectFiles):
             raise InputError(f"{self.name} cannot go on from second {chunk}; it has {self.chunks} finished seconds.")
         if request is None:
             return mine
+        if request.seconds is not None and request.seconds < chunk:
+            raise InputError(
+                f"{chunk} seconds are kept, more than the {request.seconds} asked for; ask for {chunk + 1} or more."
+            )
         for name in FIXED:
             old, new = getattr(mine, name), getattr(request, name)
             if chunk and old != new:

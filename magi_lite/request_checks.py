@@ -46,7 +46,7 @@ def validate_request(request: GenerationRequest) -> None:
         OutputError: the video could not be written in the end.
     """
     _check_numbers(request)
-    _check_size(request.width, request.height)
+    check_size(request.width, request.height)
     _check_steps(request.steps, request.window)
     for name, legal in _WORDS.items():
         if getattr(request, name) not in legal:
@@ -75,13 +75,15 @@ def _check_numbers(request: GenerationRequest) -> None:
         raise InputError(f"The quality (crf) {request.crf} is out of range; use 1 (best) to 51 (smallest file).")
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of a video, both multiples of 16; an InputError names the nearest that are."""
     for name, side in (("width", width), ("height", height)):
         nearest = min(max(MIN_SIDE, round(side / SIZE_STEP) * SIZE_STEP), MAX_SIDE)
         if side % SIZE_STEP:
             raise InputError(f"A {name} of {side} is not a multiple of {SIZE_STEP}; use {nearest}.")
         if not MIN_SIDE <= side <= MAX_SIDE:
             raise InputError(f"A {name} of {side} is out of range; use {MIN_SIDE} to {MAX_SIDE}.")
+    return width, height
 
 
 def _check_steps(steps: int, window: int) -> None:

@@ -70,7 +70,6 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.training*",
         "magi_lite.__main__",
         "magi_lite.cli*",
-        "magi_lite.plan_cli",
         "app",
         "benchmarks*",
     ),

@@ -7,16 +7,21 @@ import sys
 import traceback
 
 from magi_lite import __version__
-from magi_lite.errors import MagiLiteError, PlanError
+from magi_lite.errors import MagiLiteError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells know it."""
 
+KEPT = {
+    "generate": "every finished second is kept",
+    "download": "what has come is kept, and the same command goes on from there",
+}
+"""What Ctrl-C leaves behind, by command."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options; the modules behind them are imported only when run."""
-    from magi_lite import plan_cli
-    from magi_lite.cli import download, generate, info
+    from magi_lite.cli import download, generate, info, plan
 
     parser = argparse.ArgumentParser(
         prog="python -m magi_lite", description="MAGI-1 video, second by second, on one graphics card."
@@ -25,14 +30,14 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module, summary in (
         ("generate", generate, "make a video"),
-        ("plan", plan_cli, "show what a video would need in memory and time, on any card"),
+        ("plan", plan, "show what a video would need in memory and time, on any card"),
         ("info", info, "show the settings inside a video"),
         ("download", download, "fetch model weights"),
     ):
         command = commands.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(command)
         command.add_argument("--debug", action="store_true", help="show where an error came from")
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, kept=KEPT.get(name, "nothing was changed"))
     return parser
 
 
@@ -45,11 +50,9 @@ def main(arguments: list[str]) -> int:
         if parsed.debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, PlanError) and error.choices:
-            print("What would fit: " + "; ".join(error.choices) + ".", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("Interrupted; every finished second is kept.", file=sys.stderr)
+        print(f"Interrupted; {parsed.kept}.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if parsed.debug:

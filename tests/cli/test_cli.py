@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from magi_lite.cli import main
-from magi_lite.cli.generate import build_request, parse_size, read_timeline
+from magi_lite.cli.generate import build_request
+from magi_lite.cli.reading import parse_size, read_timeline
 from magi_lite.errors import InputError
 
 
@@ -162,6 +163,11 @@ def test_the_same_command_with_resume_behind_it_changes_nothing(tmp_path: Path) 
         (("--steps", "16"), "--steps cannot change"),
         (("--image", "other.png"), "--image cannot change"),
         (("--seed", "6"), "--seed cannot change"),
+        (("--crf", "30"), "--crf cannot change"),
+        (("--fit", "pad"), "--fit cannot change"),
+        (("--style", "anime"), "--style cannot change"),
+        (("--lean",), "--lean cannot change"),
+        (("--model", "4.5B-distill"), "--model cannot change"),
         (("--seconds", "2"), "cannot be cut to 2 seconds"),
         (("--seconds", "9", "--endless"), "contradict"),
     ],
@@ -187,3 +193,37 @@ def test_redo_starts_from_the_project_and_changes_what_is_said(tmp_path: Path) -
     request = changed(folder, "--redo-from", "2", "--prompt", "it jumps", "--seed", "9")
     assert [mix.text for mix in request.timeline.compile(4)] == ["a cat walks"] * 2 + ["it jumps"] * 2
     assert (request.seed, request.steps, request.seconds) == (9, 16, 4)
+
+
+def test_redo_replaces_what_was_said_everywhere(tmp_path: Path) -> None:
+    from magi_lite.project import Project
+
+    with Project.create(tmp_path, parsed("--prompt", "a cat walks", "--preset", "demo")) as project:
+        request = changed(project.folder, "--redo-from", "2", "--prompt", "it jumps", "--style", "anime")
+    assert [mix.text for mix in request.timeline.compile(4)] == ["a cat walks"] * 2 + ["it jumps"] * 2
+    assert request.tokens.styles == ("anime",)
+
+
+def test_a_run_that_goes_on_may_run_elsewhere(tmp_path: Path) -> None:
+    """Another precision or placement, as after memory ran out; the project remembers it."""
+    from magi_lite.opening import open_project
+    from magi_lite.project import Project
+
+    with Project.create(tmp_path, parsed("--prompt", "a cat", "--seed", "5", "--preset", "demo")) as project:
+        folder = project.folder
+    request = changed(folder, "--scheme", "int8", "--vae", "cpu", "--vram-gb", "8", "--models", str(tmp_path))
+    assert (request.overrides.scheme, request.overrides.vae, request.overrides.vram_gb) == ("int8", "cpu", 8)
+    open_project(request, tmp_path, folder, None).close()
+    with Project.open(folder) as project:
+        assert project.request == request
+
+
+def test_an_interrupted_download_says_what_is_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("magi_lite.hub.download", interrupted)
+    assert main(["download", "4.5B-distill"]) == 130
+    assert "what has come is kept" in capsys.readouterr().err

@@ -342,6 +342,8 @@ def test_what_a_redo_cannot_do(finished, ask):
             finished.redo_from(2, replace(ask(), **{change: new}))
     assert finished.chunks == 4
     finished.close()
+    with pytest.raises(InputError, match="3 seconds are kept, more than the 2 asked for"):
+        finished.branch(3, ask("[0s-2s: other]", seconds=2))
 
 
 def test_names_sort_by_time_and_never_meet(tmp_path, ask):

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from magi_lite import plan_cli
+from magi_lite.cli import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:
-    code = plan_cli.main([*flags])
+    code = main(["plan", *flags])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -44,7 +44,7 @@ def test_nothing_fits_is_2_with_the_nearest_choices(capsys: pytest.CaptureFixtur
     [
         (("--gpu", "Voodoo 2"), "No card called"),
         (("--vram-gb", "0"), "more than 0 GB"),
-        (("--vram-gb", "12", "--size", "700x33"), "multiples of 16"),
+        (("--vram-gb", "12", "--size", "700x33"), "not a multiple of 16"),
         (("--vram-gb", "12", "--size", "big"), "cannot be read"),
         (("--vram-gb", "12", "--seconds", "0"), "at least 1 second"),
         (("--vram-gb", "12", "--steps", "6", "--window", "4"), "cannot be split"),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import fields, replace
 
 from magi_lite import devices, planner, presets
-from magi_lite.config import MODELS, SIZE_STEP, GenerationRequest, Overrides
+from magi_lite.cli.reading import parse_size
+from magi_lite.config import MODELS, GenerationRequest, Overrides
 from magi_lite.devices import GIB, Device
-from magi_lite.errors import InputError, MagiLiteError, PlanError
+from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.planner import table
+from magi_lite.request_checks import check_size
 from magi_lite.timeline import Timeline
 
 
@@ -58,14 +59,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     try:
         plan = make_plan(args)
-    except PlanError as error:
-        if args.json:
-            print(json.dumps({"error": str(error), "choices": list(error.choices)}, indent=2))
-        else:
-            print(str(error), file=sys.stderr)
-        return error.exit_code
     except MagiLiteError as error:
-        print(json.dumps({"error": str(error), "choices": []}) if args.json else str(error), file=sys.stderr)
+        if not args.json:
+            raise
+        print(json.dumps({"error": str(error), "choices": list(getattr(error, "choices", ()))}, indent=2))
         return error.exit_code
     print(json.dumps(plan.to_json(), indent=2) if args.json else table.text(plan))
     return 0
@@ -81,7 +78,7 @@ def make_plan(args: argparse.Namespace) -> planner.Plan:
         settings = preset.quality(args.quality).settings()
         model = model or preset.model
     if args.size:
-        settings["width"], settings["height"] = parse_size(args.size)
+        settings["width"], settings["height"] = check_size(*parse_size(args.size))
     if args.steps is not None:
         settings["steps"] = args.steps
     if args.window is not None:
@@ -118,26 +115,6 @@ def chosen_device(args: argparse.Namespace) -> Device:
     return device if args.ram_gb is None else replace(device, ram_bytes=int(args.ram_gb * GIB))
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """ "720x480" -> (720, 480).
-
-    Raises:
-        InputError: it is not two multiples of 16 with an x between them.
-    """
-    parts = text.lower().replace("×", "x").split("x")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise InputError(f'Size "{text}" cannot be read; write width x height, for example 720x480.')
-    width, height = (int(part) for part in parts)
-    if width % SIZE_STEP or height % SIZE_STEP or min(width, height) < 2 * SIZE_STEP:
-        near = "x".join(
-            str(max(2 * SIZE_STEP, round(edge / SIZE_STEP) * SIZE_STEP)) for edge in (width, height)
-        )
-        raise InputError(
-            f"Width and height must be multiples of {SIZE_STEP} from {2 * SIZE_STEP} up; {near} is near {text}."
-        )
-    return width, height
-
-
 def _overrides(args: argparse.Namespace) -> Overrides:
     return Overrides(
         **{
@@ -155,10 +132,3 @@ def _model(name: str):
     from magi_lite.loader import open_model
 
     return open_model(name)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command by itself."""
-    parser = argparse.ArgumentParser(prog="magi_lite plan", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(argv))

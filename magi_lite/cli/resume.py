@@ -1,0 +1,105 @@
+"""`generate --resume`: a project's own request with what the options change in it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields, replace
+
+from magi_lite.cli.reading import parse_size, read_timeline
+from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
+from magi_lite.errors import InputError
+from magi_lite.timeline import Timeline
+from magi_lite.timeline_edit import splice
+
+
+def changed_request(arguments: argparse.Namespace) -> GenerationRequest:
+    """The request of the project to resume, with the words, length, seed and placement that the options change.
+
+    Raises:
+        InputError: there is no such project, or an option is one that finished seconds depend on.
+    """
+    from magi_lite.project import Project
+
+    with Project.open(arguments.resume) as project:
+        request, finished = project.request, project.chunks
+    _refuse_changes(arguments, request)
+    newer = _newer_words(arguments, request.timeline)
+    return replace(
+        request,
+        timeline=splice(request.timeline, arguments.redo_from or 0, newer),
+        seconds=_length(arguments, request, finished),
+        seed=request.seed if arguments.seed == -1 else arguments.seed,
+        tokens=_tokens(arguments, request.tokens),
+        preset=request.preset if arguments.preset == "auto" else arguments.preset,
+        overrides=replace(request.overrides, **overrides_given(arguments)),
+        models_folder=arguments.models or request.models_folder,
+        out=arguments.out or request.out,
+    )
+
+
+def overrides_given(arguments: argparse.Namespace) -> dict[str, str | float]:
+    """The placement and precision that options fix, by the names of `Overrides`."""
+    given = {field.name: getattr(arguments, field.name, None) for field in fields(Overrides)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _newer_words(arguments: argparse.Namespace, old: Timeline) -> Timeline:
+    """What is said from now on: a timeline's words, or a prompt alone, or as before."""
+    if arguments.timeline:
+        return read_timeline(arguments.timeline, arguments.prompt or old.global_prompt, arguments.blend)
+    newer = old if arguments.blend is None else replace(old, blend=arguments.blend)
+    if arguments.prompt and arguments.prompt != old.global_prompt:
+        newer = replace(newer, segments=(), global_prompt=arguments.prompt)
+    return newer
+
+
+def _length(arguments: argparse.Namespace, request: GenerationRequest, finished: int) -> int | None:
+    """Seconds that are wanted in the end; None: endless."""
+    if arguments.endless:
+        return None
+    if arguments.seconds is None:
+        return request.seconds
+    asked = finished if request.seconds is None else request.seconds
+    if arguments.redo_from is None and arguments.seconds < asked:
+        raise InputError(
+            f"{arguments.resume} cannot be cut to {arguments.seconds} seconds; ask for {asked} or more, "
+            "or leave --seconds out."
+        )
+    return arguments.seconds
+
+
+def _tokens(arguments: argparse.Namespace, held: SpecialTokens) -> SpecialTokens:
+    """The special tokens of seconds that are made again."""
+    if arguments.redo_from is None:
+        return held
+    return SpecialTokens(
+        held.quality and not arguments.no_quality_token,
+        held.duration and not arguments.no_duration_token,
+        tuple(arguments.style) or held.styles,
+    )
+
+
+def _refuse_changes(arguments: argparse.Namespace, request: GenerationRequest) -> None:
+    """Refuse options that a run which goes on would not obey; those that say what holds anyway are welcome."""
+    if arguments.endless and arguments.seconds is not None:
+        raise InputError("--endless and --seconds contradict each other; give one of them.")
+    from magi_lite.opening import absolute_model
+
+    given = {
+        "size": (parse_size(arguments.size) if arguments.size else None, (request.width, request.height)),
+        "image": (arguments.image and arguments.image.name, request.image and request.image.name),
+        "video": (arguments.video and arguments.video.name, request.video and request.video.name),
+        "model": (arguments.model and absolute_model(arguments.model), request.model),
+        "lean": (arguments.lean or None, not request.nearly_clean),
+        "no-metadata": (arguments.no_metadata or None, not request.embed_settings),
+    }
+    for name in ("steps", "window", "shortcut", "fit", "crf", "quality"):
+        given[name] = (getattr(arguments, name), getattr(request, name))
+    if arguments.redo_from is None:
+        given["seed"] = (None if arguments.seed == -1 else arguments.seed, request.seed)
+        given["style"] = (tuple(arguments.style) or None, request.tokens.styles)
+        given["no-quality-token"] = (arguments.no_quality_token or None, not request.tokens.quality)
+        given["no-duration-token"] = (arguments.no_duration_token or None, not request.tokens.duration)
+    for option, (wanted, held) in given.items():
+        if wanted is not None and wanted != held:
+            raise InputError(f"--{option} cannot change in a video that goes on; start a new one without --resume.")
