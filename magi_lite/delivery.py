@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from magi_lite.files import check_output, output_errors
+from magi_lite.files import check_output, output_errors, replacing
 from magi_lite.project import Project
 
 
@@ -38,21 +38,13 @@ class Delivery:
         source, out = self._project.video, self._out
         if out is None or (out.exists() and out.samefile(source)):
             return
-        temporary = self._temporary(out)
-        with output_errors(out):
+        with output_errors(out), replacing(out) as temporary:
             try:
-                try:
-                    os.link(source, temporary)
-                except OSError:  # another disk, or one without links
-                    shutil.copyfile(source, temporary)
-                temporary.replace(out)
-            finally:
-                temporary.unlink(missing_ok=True)
+                os.link(source, temporary)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(source, temporary)
 
     def finish(self) -> None:
         """Write the whole video with its index in front; nothing is encoded again."""
         if self._out is not None and self._project.chunks:
             self._project.export(self._out)
-
-    def _temporary(self, out: Path) -> Path:
-        return out.with_name(f".{out.name}.{os.getpid()}.tmp")

@@ -339,7 +339,7 @@ class Project(ProjectFiles):
         """Remove temporary files, and files of seconds that are not whole."""
         count = self.chunks
         with output_errors(self.folder):
-            for path in [*self.folder.glob(".*.tmp*"), *self.folder.glob("*/.*.tmp")]:
+            for path in [*self.folder.glob(".*.tmp*"), *self.folder.glob("*/.*.tmp*")]:
                 path.unlink(missing_ok=True)
             for path in (self.folder / "chunks").iterdir():
                 if not path.stem.isdigit() or int(path.stem) >= count:

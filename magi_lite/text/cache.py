@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from magi_lite.files import replacing
 from magi_lite.text.cleaning import CLEANING_VERSION
 
 
@@ -61,15 +61,8 @@ class EmbeddingCache:
             return
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(temporary).replace(self.path(model, prompt))
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+            with replacing(self.path(model, prompt)) as temporary:
+                temporary.write_bytes(data)
             self._evict()
 
     def size(self) -> int:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magi_lite.errors import CheckpointError
+from magi_lite.files import replacing
 
 
 @dataclass
@@ -36,9 +37,8 @@ def save(path: Path, groups: dict[str, dict[str, Tensor]], facts: dict[str, obje
     """Write named groups of tensors and JSON-able facts, whole or not at all."""
     tensors = {f"{g}:{n}": t.detach().clone() for g, group in groups.items() for n, t in group.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, object]]:

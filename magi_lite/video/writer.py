@@ -16,7 +16,7 @@ import numpy as np
 
 from magi_lite.config import FPS
 from magi_lite.errors import MediaError, OutputError
-from magi_lite.files import check_source, output_error, output_errors, write_all
+from magi_lite.files import check_source, output_error, output_errors, replacing, write_all
 from magi_lite.video import fragments
 
 
@@ -150,12 +150,9 @@ def assemble(
         raise OutputError(f"{path} was begun by another version of the video encoder; start a new video.")
     if known and known.init == init and [length for _, length, _ in known.fragments] == sizes:
         return
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
-    with VideoWriter(temporary, size, fps, crf, settings) as writer:
+    with output_errors(path), replacing(path) as temporary, VideoWriter(temporary, size, fps, crf, settings) as writer:
         for piece in pieces:
             writer.append_fragment(piece.read_bytes())
-    with output_errors(path):
-        temporary.replace(path)
 
 
 def read_settings(path: Path | str) -> dict[str, Any] | None:
@@ -196,25 +193,26 @@ def finalize(path: Path | str, target: Path | str | None = None) -> Path:
 
     path = Path(path)
     target = Path(target) if target else path
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp.mp4")
-    with output_errors(target):
-        temporary.touch()
-        try:
-            with (
-                av.open(str(path.absolute())) as source,
-                av.open(str(temporary.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as output,
-            ):
-                output.metadata.update({k: v for k, v in source.metadata.items() if k in ("comment", "title")})
-                stream = output.add_stream_from_template(source.streams.video[0])
-                for packet in source.demux(source.streams.video[0]):
-                    if packet.dts is not None:
-                        packet.stream = stream
-                        output.mux(packet)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except av.InvalidDataError:
-            raise MediaError(f"{path.name} cannot be read as a video; give an MP4 file.") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+    try:
+        with output_errors(target), replacing(target) as temporary:
+            temporary.touch()  # so that a folder that refuses says so itself
+            _remux(path, temporary)
+    except av.InvalidDataError:
+        raise MediaError(f"{path.name} cannot be read as a video; give an MP4 file.") from None
     return target
+
+
+def _remux(path: Path, target: Path) -> None:
+    """Copy the packets of a video into an ordinary MP4 with its index in front."""
+    import av
+
+    with (
+        av.open(str(path.absolute())) as source,
+        av.open(str(target.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as output,
+    ):
+        output.metadata.update({k: v for k, v in source.metadata.items() if k in ("comment", "title")})
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
