@@ -1,11 +1,14 @@
-"""Quantizing activations: the one door. Triton on CUDA where it is present, plain torch elsewhere.
+"""Quantizing activations: the one door. On CUDA our Triton kernels, else torch.compile's; plain torch elsewhere.
 
-torch.compile is no middle road: its CUDA backend is Triton itself. The plain path works in slices of rows, so its
-float32 temporaries stay small whatever the number of tokens. Shapes: x (rows, features), contiguous.
+The operation that makes the activations may come along and is then part of the kernel (`quant.fusion`). The plain path
+works in slices of rows, so its float32 temporaries stay small whatever the number of tokens. Shapes: x is (rows,
+features), contiguous; with an operation it is what that is applied to.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from collections.abc import Iterator
 from functools import lru_cache
 from types import ModuleType
@@ -13,6 +16,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from quant import fusion
+from quant.fusion import Before, Formula, Operation
 from quant.schemes import FP8_MAX, INT8_MAX
 
 FP8 = torch.float8_e4m3fn
@@ -20,16 +25,29 @@ SMALLEST_ABSMAX = 1e-12
 """Stands in for the absmax of an all-zero row, whose scale must not be zero."""
 SLICE_VALUES = 1 << 24
 """Values the plain path handles at a time: 64 MiB of float32."""
+_log = logging.getLogger(__name__)
 
 
-def per_token(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+def unless_fused(x: Tensor, before: Before | None, kind: torch.dtype) -> tuple[Tensor, Operation | None]:
+    """(x, operation) where a kernel can do `before` together with the quantization, else (before(x), None).
+
+    x: (..., features) of any shape.
+    """
+    operation = fusion.known(before, x)
+    if operation is not None and fast_kernels(x, kind, operation) is not None:
+        return x, operation
+    return (x if before is None else before(x)), None
+
+
+def per_token(x: Tensor, kind: torch.dtype, operation: Operation | None = None) -> tuple[Tensor, Tensor]:
     """Quantize every row with a scale of its own: values (rows, features) of type `kind`, scale (rows, 1) float32.
 
     scale = absmax of the row / largest number of `kind`; int8 rounds half to even.
     """
-    fast = fast_kernels(x, kind)
+    fast = fast_kernels(x, kind, operation)
     if fast is not None:
-        return fast.quantize_rows(x, kind)
+        return fast.quantize_rows(x, kind, operation)
+    x = x if operation is None else operation(x)
     values = torch.empty_like(x, dtype=kind)
     scale = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
     for rows in slices(x):
@@ -41,7 +59,10 @@ def per_token(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def per_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize to e4m3 with one scale: values (rows, features), scale (1,) float32."""
+    """Quantize to e4m3 with one scale: values (rows, features), scale (1,) float32.
+
+    Nothing before it can be fused: the scale is known when the last number is.
+    """
     low, high = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
     absmax = torch.maximum(low.abs(), high.abs()).float().clamp_min(SMALLEST_ABSMAX)
     scale = exact_ratio(absmax, FP8_MAX).reshape(1)
@@ -54,14 +75,15 @@ def per_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
     return values, scale
 
 
-def static(x: Tensor, divisor: Tensor) -> Tensor:
+def static(x: Tensor, divisor: Tensor, operation: Operation | None = None) -> Tensor:
     """Quantize to e4m3 as the published checkpoints want it: divide by (1,) or (features,), clamp, bf16, e4m3.
 
     The rounding through bfloat16 changes about 3 % of the values and is part of the format.
     """
-    fast = fast_kernels(x, FP8)
+    fast = fast_kernels(x, FP8, operation)
     if fast is not None:
-        return fast.quantize_static(x, divisor, twice=True)
+        return fast.quantize_static(x, divisor, True, operation)
+    x = x if operation is None else operation(x)
     values = torch.empty_like(x, dtype=FP8)
     for rows in slices(x):
         values[rows] = (x[rows].float() / divisor).clamp_(-FP8_MAX, FP8_MAX).to(torch.bfloat16).to(FP8)
@@ -90,19 +112,84 @@ def slices(x: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, x.shape[0], step))
 
 
-def fast_kernels(x: Tensor, kind: torch.dtype) -> ModuleType | None:
-    """The Triton kernels if they work for this tensor and type, else None."""
+# --- which kernels ---------------------------------------------------------------------------------------------------
+
+
+def fast_kernels(x: Tensor, kind: torch.dtype, operation: Operation | None = None) -> ModuleType | None:
+    """The module whose functions work for this tensor, type and operation: `kernels`, `compiled` or None."""
     if not x.is_cuda or isinstance(x, torch._subclasses.FakeTensor) or torch.version.hip:
         return None
-    return _kernels_of_device(x.device.index or 0, x.shape[1], kind)
+    formula = None if operation is None else operation.formula
+    features = x.shape[-1] if operation is None else operation.features(x.shape[-1])
+    return _kernels_of_device(x.device.index or 0, features, kind, x.dtype, formula)
 
 
 @lru_cache
-def _kernels_of_device(index: int, features: int, kind: torch.dtype) -> ModuleType | None:
-    """Import and try the kernels once per device, width and type: a result unlike the plain path's is not accepted."""
-    from quant import kernels
-
+def _kernels_of_device(
+    index: int, features: int, kind: torch.dtype, dtype: torch.dtype, formula: Formula | None
+) -> ModuleType | None:
+    """Try them once per device, width, types and operation: a result unlike the plain path's is not accepted."""
     oldest = (8, 0) if kind == torch.int8 else (8, 9)
-    if kernels.triton is None or torch.cuda.get_device_capability(index) < oldest or features > kernels.WIDEST_ROW:
+    if torch.cuda.get_device_capability(index) < oldest or importlib.util.find_spec("triton") is None:
         return None
-    return kernels if kernels.agrees_with_plain(torch.device("cuda", index), features, kind) else None
+    from quant import compiled, kernels
+
+    device = torch.device("cuda", index)
+    if kernels.triton is not None and features <= kernels.WIDEST_ROW:
+        problem = disagreement(kernels, device, features, kind, dtype, formula)
+        if problem is None:
+            return kernels
+        _log.warning("The Triton quantization kernels are not used on %s: %s", device, problem)
+    return compiled if disagreement(compiled, device, features, kind, dtype, formula) is None else None
+
+
+def disagreement(
+    fast: ModuleType,
+    device: torch.device,
+    features: int,
+    kind: torch.dtype,
+    dtype: torch.dtype,
+    formula: Formula | None,
+) -> str | None:
+    """Run the functions of `fast` once against plain arithmetic; what is wrong with them, or None.
+
+    Quantization alone must give the same bits in our kernels. After an operation, whose sums add up in another order,
+    and in generated code, which divides less exactly, every number must lie within one step of the plain one.
+    """
+    try:
+        operation = fusion.example(formula, features, dtype, device)
+        inputs = 2 * features if formula == "gated_silu" else features
+        x = torch.randn(8, inputs, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        x[:, 0] *= 50
+        plain = (x if operation is None else operation(x)).float()
+        values, scale = fast.quantize_rows(x, kind, operation)
+        wanted = exact_ratio(plain.abs().amax(1, keepdim=True).clamp_min(SMALLEST_ABSMAX), largest(kind))
+        pairs = [(values, plain / scale)]
+        if not torch.allclose(scale, wanted, rtol=0.01):
+            return f"{kind} scales differ from plain arithmetic"
+        if kind != torch.int8:
+            divisor = torch.rand(features, generator=torch.Generator().manual_seed(3)).to(device) + 0.01
+            for by in (divisor, divisor[:1]):
+                scaled = (plain / by).clamp(-FP8_MAX, FP8_MAX).to(torch.bfloat16).float()
+                pairs.append((fast.quantize_static(x, by, True, operation), scaled))
+        exact = operation is None and fast.__name__ == "quant.kernels"
+        for found, scaled in pairs:
+            same = torch.equal(found.float(), to_kind(scaled.clone(), kind).float()) if exact else True
+            if not same or steps_apart(found, scaled) > 1:
+                return f"{kind} values differ from plain arithmetic"
+    except Exception as error:  # whatever a compiler raises, the plain path still works
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def steps_apart(values: Tensor, scaled: Tensor) -> float:
+    """How far quantized numbers lie from the scaled float32 ones that they stand for, at most, in steps of their type.
+
+    Rounding to the nearest gives 0.5. A step of int8 is 1; one of e4m3 is an eighth of the number's power of two, 2^-9
+    at least.
+    """
+    scaled = scaled.clamp(-largest(values.dtype), largest(values.dtype))
+    step = torch.ones_like(scaled)
+    if values.dtype != torch.int8:
+        step = torch.exp2(torch.floor(torch.log2(scaled.abs().clamp_min(2**-6)))) / 8
+    return float(((values.float() - scaled).abs() / step).max()) if values.numel() else 0.0

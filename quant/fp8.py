@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from quant import activations
 from quant.activations import FP8, SMALLEST_ABSMAX, exact_ratio, slices, to_kind
+from quant.fusion import Before
 from quant.linear import QuantizedInput, QuantizedLinear, as_rows
 from quant.schemes import FP8_MAX, Fp8
 
@@ -155,10 +156,13 @@ class Fp8Linear(QuantizedLinear):
     def input_key(self) -> Hashable:
         return (Fp8.name, self.scheme.granularity)
 
-    def quantize_input(self, x: Tensor) -> QuantizedInput:
-        rows = as_rows(x)
-        by_row = self.scheme.granularity == "row"
-        values, scale = activations.per_token(rows, FP8) if by_row else activations.per_tensor(rows)
+    def quantize_input(self, x: Tensor, before: Before | None = None) -> QuantizedInput:
+        if self.scheme.granularity == "row":
+            x, operation = activations.unless_fused(x, before, FP8)
+            values, scale = activations.per_token(as_rows(x), FP8, operation)
+        else:
+            x = x if before is None else before(x)
+            values, scale = activations.per_tensor(as_rows(x))
         return QuantizedInput(values, scale, tuple(x.shape[:-1]), x.dtype, self.input_key)
 
     def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:

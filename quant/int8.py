@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from quant import activations
 from quant.activations import SMALLEST_ABSMAX, exact_ratio, slices, to_kind
+from quant.fusion import Before
 from quant.linear import QuantizedInput, QuantizedLinear, as_rows
 from quant.schemes import INT8_MAX, Int8
 
@@ -95,8 +96,9 @@ class Int8Linear(QuantizedLinear):
     def input_key(self) -> Hashable:
         return Int8.name
 
-    def quantize_input(self, x: Tensor) -> QuantizedInput:
-        values, scale = activations.per_token(as_rows(x), torch.int8)
+    def quantize_input(self, x: Tensor, before: Before | None = None) -> QuantizedInput:
+        x, operation = activations.unless_fused(x, before, torch.int8)
+        values, scale = activations.per_token(as_rows(x), torch.int8, operation)
         return QuantizedInput(values, scale, tuple(x.shape[:-1]), x.dtype, self.input_key)
 
     def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:

@@ -1,34 +1,61 @@
-"""Triton kernels that quantize activations in one read and one write; `triton` is None where it is not installed.
+"""Triton kernels that quantize activations in one read and one write, the operation that makes them included.
 
-One program per row, the whole row in registers: the absmax needs no second pass over memory.
+One program per row, the whole row in registers: neither a norm nor the absmax needs a second pass over memory. `triton`
+is None where it is not installed.
 """
 
 # No postponed annotations here: Triton reads `tl.constexpr` from them.
-import logging
+import contextlib
 
 import torch
 from torch import Tensor
 
+from quant.fusion import Operation
 from quant.schemes import FP8_MAX, INT8_MAX
 
 try:
     import triton
     import triton.language as tl
-except ImportError:
+except (ImportError, OSError, RuntimeError):  # absent, or broken: then it can be of no use either
     triton = None
 
 WIDEST_ROW = 16384
 """Features per row that still fit in a program's registers."""
-_log = logging.getLogger(__name__)
 
 if triton is not None:
 
     @triton.jit
-    def _rows_kernel(x, values, scales, features, limit, smallest, INTEGER: tl.constexpr, BLOCK: tl.constexpr):
-        row = tl.program_id(0).to(tl.int64)
+    def _result_row(
+        x, weight, bias, row, features, eps, FORMULA: tl.constexpr, AFFINE: tl.constexpr, BLOCK: tl.constexpr
+    ):
+        """A row of the operation's result in float32, rounded to the type of x as the operation by itself would."""
         column = tl.arange(0, BLOCK)
         inside = column < features
-        numbers = tl.load(x + row * features + column, mask=inside, other=0.0).to(tl.float32)
+        if FORMULA == "gated_silu":
+            start = x + row * features * 2 + column
+            gate = tl.load(start, mask=inside, other=0.0).to(tl.float32)
+            value = tl.load(start + features, mask=inside, other=0.0).to(tl.float32)
+            numbers = gate / (1.0 + tl.exp(-gate)) * value
+        else:
+            numbers = tl.load(x + row * features + column, mask=inside, other=0.0).to(tl.float32)
+        if FORMULA == "gelu":
+            numbers = 0.5 * numbers * (1.0 + tl.erf(numbers * 0.7071067811865476))
+        if FORMULA == "layer_norm":
+            centred = tl.where(inside, numbers - tl.sum(numbers, axis=0) / features, 0.0)
+            numbers = centred / tl.sqrt(tl.sum(centred * centred, axis=0) / features + eps)
+            if AFFINE:
+                numbers = numbers * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+                numbers = numbers + tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
+        return numbers.to(x.dtype.element_ty).to(tl.float32)
+
+    @triton.jit
+    def _rows_kernel(
+        x, weight, bias, values, scales, features, eps, limit, smallest,
+        INTEGER: tl.constexpr, FORMULA: tl.constexpr, AFFINE: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0).to(tl.int64)
+        column = tl.arange(0, BLOCK)
+        numbers = _result_row(x, weight, bias, row, features, eps, FORMULA, AFFINE, BLOCK)
         absmax = tl.maximum(tl.max(tl.abs(numbers), axis=0), smallest)
         scale = tl.div_rn(absmax, limit)
         tl.store(scales + row, scale)
@@ -39,16 +66,17 @@ if triton is not None:
             result = ((scaled + 12582912.0) - 12582912.0).to(tl.int8)
         else:
             result = scaled.to(tl.float8e4nv)
-        tl.store(values + row * features + column, result, mask=inside)
+        tl.store(values + row * features + column, result, mask=column < features)
 
     @triton.jit
     def _static_kernel(
-        x, values, divisor, features, limit, VECTOR: tl.constexpr, TWICE: tl.constexpr, BLOCK: tl.constexpr
-    ):
+        x, weight, bias, values, divisor, features, eps, limit,
+        VECTOR: tl.constexpr, TWICE: tl.constexpr, FORMULA: tl.constexpr, AFFINE: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         column = tl.arange(0, BLOCK)
         inside = column < features
-        numbers = tl.load(x + row * features + column, mask=inside, other=0.0).to(tl.float32)
+        numbers = _result_row(x, weight, bias, row, features, eps, FORMULA, AFFINE, BLOCK)
         if VECTOR:
             by = tl.load(divisor + column, mask=inside, other=1.0)
         else:
@@ -59,59 +87,56 @@ if triton is not None:
         tl.store(values + row * features + column, scaled.to(tl.float8e4nv), mask=inside)
 
 
-def quantize_rows(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, kind: torch.dtype, operation: Operation | None = None) -> tuple[Tensor, Tensor]:
     """`activations.per_token` on CUDA."""
     from quant.activations import SMALLEST_ABSMAX
 
-    values = torch.empty_like(x, dtype=kind)
-    scale = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
+    rows, features = x.shape[0], x.shape[1] if operation is None else operation.features(x.shape[1])
+    values = torch.empty(rows, features, dtype=kind, device=x.device)
+    scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     integer = kind == torch.int8
-    block, warps = _launch(x)
-    if x.numel():
-        with torch.cuda.device(x.device):
-            _rows_kernel[(x.shape[0],)](
-                x, values, scale, x.shape[1], INT8_MAX if integer else FP8_MAX, SMALLEST_ABSMAX,
-                INTEGER=integer, BLOCK=block, num_warps=warps,
+    weight, bias, eps, settings = _settings(x, features, operation)
+    if values.numel():
+        with _on_device_of(x):
+            _rows_kernel[(rows,)](
+                x, weight, bias, values, scale, features, eps, INT8_MAX if integer else FP8_MAX, SMALLEST_ABSMAX,
+                INTEGER=integer, **settings,
             )  # fmt: skip
     return values, scale
 
 
-def quantize_static(x: Tensor, divisor: Tensor, twice: bool) -> Tensor:
+def quantize_static(x: Tensor, divisor: Tensor, twice: bool, operation: Operation | None = None) -> Tensor:
     """`activations.static` on CUDA (twice: through bfloat16), or plain scaling by (1,)."""
-    values = torch.empty_like(x, dtype=torch.float8_e4m3fn)
-    block, warps = _launch(x)
-    if x.numel():
-        with torch.cuda.device(x.device):
-            _static_kernel[(x.shape[0],)](
-                x, values, divisor.contiguous(), x.shape[1], FP8_MAX,
-                VECTOR=divisor.numel() > 1, TWICE=twice, BLOCK=block, num_warps=warps,
+    rows, features = x.shape[0], x.shape[1] if operation is None else operation.features(x.shape[1])
+    values = torch.empty(rows, features, dtype=torch.float8_e4m3fn, device=x.device)
+    weight, bias, eps, settings = _settings(x, features, operation)
+    if values.numel():
+        with _on_device_of(x):
+            _static_kernel[(rows,)](
+                x, weight, bias, values, divisor.contiguous(), features, eps, FP8_MAX,
+                VECTOR=divisor.numel() > 1, TWICE=twice, **settings,
             )  # fmt: skip
     return values
 
 
-def _launch(x: Tensor) -> tuple[int, int]:
-    """(columns of a program, warps): about 32 to 64 values a thread."""
-    block = triton.next_power_of_2(x.shape[1])
-    return block, min(16, max(1, block // 1024))
+def _settings(x: Tensor, features: int, operation: Operation | None) -> tuple[Tensor, Tensor, float, dict[str, object]]:
+    """(weight, bias, eps, what the kernels are compiled for); x stands in for weights that are not read."""
+    weight = bias = x
+    affine = operation is not None and (operation.weight is not None or operation.bias is not None)
+    if affine:
+        given = operation.weight if operation.weight is not None else operation.bias
+        weight = torch.ones_like(given) if operation.weight is None else operation.weight.contiguous()
+        bias = torch.zeros_like(given) if operation.bias is None else operation.bias.contiguous()
+    block = triton.next_power_of_2(features)
+    settings = {
+        "FORMULA": "none" if operation is None else operation.formula,
+        "AFFINE": affine,
+        "BLOCK": block,
+        "num_warps": min(16, max(1, block // 1024)),  # about 32 to 64 values a thread
+    }
+    return weight, bias, 0.0 if operation is None else operation.eps, settings
 
 
-def agrees_with_plain(device: torch.device, features: int, kind: torch.dtype) -> bool:
-    """Run the kernels of a type once against plain arithmetic; False (and a logged reason) if one fails or differs."""
-    from quant.activations import exact_ratio, largest, to_kind
-
-    try:
-        x = torch.randn(8, features, generator=torch.Generator().manual_seed(0)).to(device)
-        x[:, 0] *= 50
-        scale = exact_ratio(x.abs().amax(1, keepdim=True), largest(kind))
-        pairs = [(quantize_rows(x, kind)[0], to_kind(x / scale, kind))]
-        if kind != torch.int8:
-            divisor = torch.rand(features, device=device) + 0.01
-            for by in (divisor, divisor[:1]):
-                plain = (x / by).clamp(-FP8_MAX, FP8_MAX).to(torch.bfloat16).to(kind)
-                pairs.append((quantize_static(x, by, twice=True), plain))
-        if not all(torch.equal(ours.float(), plain.float()) for ours, plain in pairs):
-            raise ValueError(f"{kind} values differ from plain arithmetic")
-    except Exception as error:  # whatever a compiler raises, the plain path still works
-        _log.warning("The Triton quantization kernels are not used on %s: %s", device, error)
-        return False
-    return True
+def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """The card of x as the current one; Triton's interpreter, which tests run the kernels in, has none."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quant.fusion import Before
+
 
 @dataclass(frozen=True)
 class QuantizedInput:
@@ -65,8 +67,13 @@ class QuantizedLinear(nn.Module):
 
     # --- computing ---------------------------------------------------------------------------------------------
 
-    def quantize_input(self, x: Tensor) -> QuantizedInput:
-        """Quantize activations (..., in_features) for this layer and all layers that quantize alike."""
+    def quantize_input(self, x: Tensor, before: Before | None = None) -> QuantizedInput:
+        """Quantize activations (..., in_features) for this layer and all layers that quantize alike.
+
+        Args:
+            before: the operation that makes them of x, done together with the quantization where a kernel can
+                (`quant.fusion`); None: x are they. It may use x up.
+        """
         raise NotImplementedError
 
     def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:
@@ -147,12 +154,22 @@ def as_rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
-def shared_forward(layers: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
+def shared_forward(layers: Iterable[nn.Module], x: Tensor, before: Before | None = None) -> list[Tensor]:
     """Run linears that read one input, quantizing it once for all quantized ones among them that quantize alike.
 
-    Equal, bit for bit, to `[layer(x) for layer in layers]`.
+    Equal, bit for bit, to `[layer(x) for layer in layers]`. With `before`, what they read is before(x), which is made
+    and quantized by one kernel where all of them quantize alike and there is such a kernel (`quant.fusion`); elsewhere
+    it is called, and the bits are those of `x = before(x)`.
     """
+    layers = list(layers)
     inputs: dict[Hashable, QuantizedInput] = {}
+    if before is not None:
+        keys = {layer.input_key if isinstance(layer, QuantizedLinear) else None for layer in layers}
+        if len(keys) == 1 and None not in keys:
+            (key,) = keys
+            inputs[key] = layers[0].quantize_input(x, before)
+        else:
+            x = before(x)
     results = []
     for layer in layers:
         if not isinstance(layer, QuantizedLinear):

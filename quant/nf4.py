@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.errors import QuantError
+from quant.fusion import Before
 from quant.linear import QuantizedInput, QuantizedLinear
 from quant.schemes import NF4, NF4_BLOCK, NF4_NESTED_BLOCK
 
@@ -118,8 +119,9 @@ class NF4Linear(QuantizedLinear):
     def input_key(self) -> Hashable:
         return NF4.name
 
-    def quantize_input(self, x: Tensor) -> QuantizedInput:
-        """Nothing to do: part of the protocol, so that callers need not know."""
+    def quantize_input(self, x: Tensor, before: Before | None = None) -> QuantizedInput:
+        """Nothing to quantize: part of the protocol, so that callers need not know."""
+        x = x if before is None else before(x)
         return QuantizedInput(x, None, tuple(x.shape[:-1]), x.dtype, self.input_key)
 
     def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:

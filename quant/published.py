@@ -20,6 +20,7 @@ from quant import activations
 from quant.activations import FP8
 from quant.errors import QuantError
 from quant.fp8 import scaled_matmul
+from quant.fusion import Before
 from quant.linear import QuantizedInput, QuantizedLinear, as_rows, has_values
 from quant.schemes import Published
 
@@ -75,10 +76,11 @@ class _PublishedLinear(QuantizedLinear):
         """The weight (out, in) that the layer computes with, float32, smoothing still folded in."""
         return self.weight[0].float() * self.weight_scale
 
-    def quantize_input(self, x: Tensor) -> QuantizedInput:
-        rows = as_rows(x)
-        values = activations.static(rows, self._divisor())
-        return QuantizedInput(values, None, tuple(x.shape[:-1]), x.dtype, self.input_key, x)
+    def quantize_input(self, x: Tensor, before: Before | None = None) -> QuantizedInput:
+        x, operation = activations.unless_fused(x, before, FP8)
+        values = activations.static(as_rows(x), self._divisor(), operation)
+        source = x if before is None else None  # a kernel that makes the input never writes it down
+        return QuantizedInput(values, None, tuple(x.shape[:-1]), x.dtype, self.input_key, source)
 
     def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:
         options = {"fast_accumulate": self.scheme.fast_accumulate, "backend": self.backend}

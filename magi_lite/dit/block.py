@@ -117,10 +117,10 @@ class Attention(nn.Module):
         parts = pieces(*x.shape[1:3], step.attention_slice)
         project = self.linear_qkv
         if len(parts) == 1:
-            queries = project_shared([project.q, project.qx, project.k, project.v], project.layer_norm(x))
+            queries = project_shared([project.q, project.qx, project.k, project.v], x, project.layer_norm)
             key, value = queries[2:]
         else:  # keys of every token first, in slices; queries follow slice by slice, their norm taken again
-            some = [project_shared([project.k, project.v], project.layer_norm(x[part])) for part in parts]
+            some = [project_shared([project.k, project.v], x[part], project.layer_norm) for part in parts]
             key, value = (torch.cat([pair[i].flatten(1, 2) for pair in some], dim=1) for i in (0, 1))
             del some  # the slices' memory, before the queries need it
         heads = (*x.shape[:3], self.groups, self.head_dim)
@@ -131,7 +131,9 @@ class Attention(nn.Module):
             if len(parts) == 1:
                 q, qx = queries[:2]
             else:
-                q, qx = project_shared([project.q, project.qx], project.layer_norm(x[part]))
+                q, qx = project_shared([project.q, project.qx], x[part], project.layer_norm)
+            # The one quantization that nothing before it takes along: attention kernels end before the two outputs are
+            # interleaved, and a token's scale must know both.
             mixed = self._mix(part, step, reach, q, qx)
             return gated_residual(x[part], self.linear_proj(mixed), gate[:, part.chunks, None], post_norm)
 

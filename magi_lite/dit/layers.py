@@ -7,7 +7,7 @@ self attention's q/k norms and rotation, post-norms and residual sums, final nor
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -165,6 +165,23 @@ class Modulation(nn.Module):
         return torch.tanh(raw.float()).to(raw.dtype).float().chunk(2, dim=-1)
 
 
+class Activation(nn.Module):
+    """GELU, or SiLU of the first half times the second; `formula` tells quantized linears which (`project_shared`)."""
+
+    def __init__(self, *, gated: bool) -> None:
+        super().__init__()
+        self.formula = "gated_silu" if gated else "gelu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., ffn), or (..., 2 * ffn) gated, -> (..., ffn). GELU uses x up where autograd is off."""
+        if self.formula == "gated_silu":
+            gate, value = x.chunk(2, dim=-1)
+            return (F.silu(gate.float()) * value.float()).to(x.dtype)
+        if torch.is_grad_enabled():
+            return F.gelu(x)
+        return torch.ops.aten.gelu_(x)  # the widest tensor of the model: one copy, not two
+
+
 class MLP(nn.Module):
     """LayerNorm, fc1, GELU or gated SiLU (first half is the gate), fc2."""
 
@@ -173,18 +190,11 @@ class MLP(nn.Module):
         self.layer_norm = nn.LayerNorm(hidden, eps)
         self.linear_fc1 = nn.Linear(hidden, 2 * ffn if gated else ffn, bias=False)
         self.linear_fc2 = nn.Linear(ffn, hidden, bias=False)
-        self.gated = gated
+        self.activation = Activation(gated=gated)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.linear_fc1(self.layer_norm(x))
-        if self.gated:
-            gate, value = inner.chunk(2, dim=-1)
-            inner = (F.silu(gate.float()) * value.float()).to(inner.dtype)
-        elif torch.is_grad_enabled():
-            inner = F.gelu(inner)
-        else:
-            inner = torch.ops.aten.gelu_(inner)  # the widest tensor of the model: one copy, not two
-        return self.linear_fc2(inner)
+        (inner,) = project_shared([self.linear_fc1], x, self.layer_norm)
+        return project_shared([self.linear_fc2], inner, self.activation)[0]
 
 
 class FinalLinear(nn.Module):
@@ -217,16 +227,21 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor, norm: ZeroCentredLay
     return (normed + x if torch.is_grad_enabled() else normed.add_(x)).to(x.dtype)
 
 
-def project_shared(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """Apply linears that share an input, quantizing it once where they can.
+def project_shared(
+    linears: Sequence[nn.Module], x: Tensor, before: Callable[[Tensor], Tensor] | None = None
+) -> list[Tensor]:
+    """Apply linears that share the input before(x) (None: x), quantizing it once where they can.
 
-    The protocol, for quantized linears: `quantize_input(x) -> q` and `forward_quantized(q) -> output`. Linears whose
-    activation scales differ say so by different values of an attribute `input_key` (equal, or absent: shared).
+    The protocol, for quantized linears: `quantize_input(x, before) -> q`, which may do both in one kernel, and
+    `forward_quantized(q) -> output`. Linears whose activation scales differ say so by different values of an attribute
+    `input_key` (equal, or absent: shared). Ordinary linears are simply called.
     """
     first = linears[0]
     offered = all(hasattr(linear, "quantize_input") and hasattr(linear, "forward_quantized") for linear in linears)
     keys = [getattr(linear, "input_key", None) for linear in linears]
     if not offered or any(key != keys[0] for key in keys):
+        if before is not None:
+            x = before(x)
         return [linear(x) for linear in linears]
-    quantized = first.quantize_input(x)
+    quantized = first.quantize_input(x, before)
     return [linear.forward_quantized(quantized) for linear in linears]

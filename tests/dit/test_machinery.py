@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_an_input_that_four_linears_share_is_quantized_once() -> None:
     quantized: list[str] = []
     for linear in linears:
         original = linear.quantize_input
-        linear.quantize_input = lambda x, original=original: (quantized.append("once"), original(x))[1]
+        linear.quantize_input = lambda *x, original=original: (quantized.append("once"), original(*x))[1]
     x = torch.randn(1, 2, 12, SMALL.hidden_size)
     shared = project_shared(linears, x)
     assert len(quantized) == 1
@@ -68,8 +69,8 @@ class _Scaled(torch.nn.Module):
         super().__init__()
         self.input_key = key
 
-    def quantize_input(self, x: Tensor) -> Tensor:
-        return x * self.input_key
+    def quantize_input(self, x: Tensor, before: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        return (x if before is None else before(x)) * self.input_key
 
     def forward_quantized(self, quantized: Tensor) -> Tensor:
         return quantized / self.input_key
@@ -80,7 +81,10 @@ class _Scaled(torch.nn.Module):
 
 def test_linears_of_different_scales_do_not_share() -> None:
     x = torch.tensor([1.0, 2.0])
-    assert all(torch.equal(y, x) for y in project_shared([_Scaled(2.0), _Scaled(4.0)], x))
+    for scales in ((2.0, 4.0), (2.0, 2.0)):
+        linears = [_Scaled(scale) for scale in scales]
+        assert all(torch.equal(y, x) for y in project_shared(linears, x))
+        assert all(torch.equal(y, x.neg()) for y in project_shared(linears, x, torch.neg))
 
 
 def test_single_linear_gives_float32_of_float32() -> None:

@@ -41,7 +41,7 @@ def test_a_shared_input_is_quantized_once_and_gives_the_same_bits(
     calls = []
     kind = type(layers[0])
     original = kind.quantize_input
-    monkeypatch.setattr(kind, "quantize_input", lambda self, x: (calls.append(1), original(self, x))[1])
+    monkeypatch.setattr(kind, "quantize_input", lambda self, *x: (calls.append(1), original(self, *x))[1])
     together = quant.shared_forward(layers, x)
     assert len(calls) == 1
     assert all(torch.equal(a, b) for a, b in zip(apart, together, strict=True))

@@ -1,0 +1,76 @@
+"""The Triton kernels in Triton's interpreter, which runs them on the CPU.
+
+Triton reads once, when it is imported, whether to interpret: so these tests are not collected with the others, but run
+in a process of their own, by `test_kernels.py` where Triton is installed.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from quant import activations, fusion
+from quant.activations import FP8, disagreement
+from tests.quant.test_kernels import KINDS, SHAPES, check, hard_rows
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The kernels; casts between floats are torch's: the interpreter's own truncate, and lose a carry in e4m3."""
+    from triton.runtime import interpreter
+
+    from quant import kernels
+
+    def cast(numbers: Any, given: Any, wanted: Any, rounding: Any) -> Any:
+        sizes = {8: (torch.uint8, np.uint8), 16: (torch.int16, np.uint16), 32: (torch.int32, np.uint32)}
+        types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8e4nv": FP8}
+        source = torch.from_numpy(np.ascontiguousarray(numbers).view(sizes[given.primitive_bitwidth][1]))
+        values = source.view(types[str(given)]).to(types[str(wanted)])
+        bits, array = sizes[wanted.primitive_bitwidth]
+        return values.view(bits).numpy().view(array)
+
+    monkeypatch.setattr(interpreter, "_convert_float", cast)
+    return kernels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["layer_norm", "plain_norm", "gelu", "gated_silu"])
+def test_the_kernels_stay_within_a_step(
+    name: str, kind: torch.dtype, dtype: torch.dtype, interpreted: ModuleType, generator: torch.Generator
+) -> None:
+    check(interpreted, name, kind, dtype, generator)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("formula", [None, *fusion.FORMULAS])
+def test_kernels_are_accepted_only_if_they_agree(
+    formula: fusion.Formula | None, kind: torch.dtype, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cpu")
+    assert disagreement(interpreted, device, 48, kind, torch.bfloat16, formula) is None
+    rows = interpreted.quantize_rows
+    monkeypatch.setattr(interpreted, "quantize_rows", lambda *a: (rows(*a)[0], rows(*a)[1] * 1.1))
+    assert "scales differ" in disagreement(interpreted, device, 48, kind, torch.bfloat16, formula)
+    monkeypatch.setattr(interpreted, "quantize_rows", lambda *a: (rows(*a)[0].roll(1, 1), rows(*a)[1]))
+    assert "values differ" in disagreement(interpreted, device, 48, kind, torch.bfloat16, formula)
+    monkeypatch.setattr(interpreted, "quantize_rows", lambda *a: 1 // 0)
+    assert "ZeroDivisionError" in disagreement(interpreted, device, 48, kind, torch.bfloat16, formula)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantization_alone_gives_the_same_bits(
+    kind: torch.dtype, interpreted: ModuleType, generator: torch.Generator
+) -> None:
+    for rows, features in SHAPES:
+        x = hard_rows(rows, features, generator)
+        for ours, plain in zip(interpreted.quantize_rows(x, kind), activations.per_token(x, kind), strict=True):
+            assert torch.equal(ours.float(), plain.float())
+        if kind == FP8:
+            divisor = 0.01 + torch.rand(features, generator=generator)
+            plain = activations.static(x, divisor)
+            assert torch.equal(interpreted.quantize_static(x, divisor, True).float(), plain.float())
