@@ -261,7 +261,7 @@ def constant_velocity(clip: Clip, last: int, frames: int) -> np.ndarray:
 
 def _two_seconds(kind: str, seed: int) -> Clip:
     if kind == "collision":
-        return make_collision(seed, 2)
+        return make_collision(seed, 2, contact=(FRAMES + 2, FRAMES + 12))  # they meet in the second to be guessed
     if kind == "falls":
         return make_clip(seed, 2, motions=("falls", "falls"))
     motion = CORE_MOTIONS[seed % 4]

@@ -319,18 +319,38 @@ def _place(look: Look, motion: str, start: tuple[float, float] | None, rng: np.r
     return body, motion
 
 
-def make_collision(seed: int, seconds: int = 1, *, look: Look | None = None, other_colour: str | None = None) -> Clip:
-    """Film a ball that hits another one, standing; momentum and energy are kept, walls give perfect bounces."""
+def make_collision(
+    seed: int,
+    seconds: int = 1,
+    *,
+    look: Look | None = None,
+    other_colour: str | None = None,
+    contact: tuple[float, float] = (2, 36),
+) -> Clip:
+    """Film a ball that hits another one, standing; momentum and energy are kept, walls give perfect bounces.
+
+    `contact` is the range of frames after which they touch; more than 36 do not fit the stage.
+    """
     rng = np.random.default_rng((seed, 11))
     colours = [str(c) for c in rng.permutation(list(COLOURS))]
     if look is None:
         look = Look(colours[0], "ball", "small", str(rng.choice(BACKGROUNDS)))
     other_colour = other_colour or next(c for c in colours if c != look.colour)
     radius, other_radius = SIZES["small"], float(rng.choice([7.0, 8.0, 9.0]))
-    side = 1 if rng.random() < 0.5 else -1
+    frames = rng.uniform(*contact)
+    speed = SLIDE_SPEED if SLIDE_SPEED * frames < 20 else SPEED
+    way = speed * frames
+    start = radius + rng.uniform(0, SIZE - 2 * (radius + other_radius) - way)
+    meeting = start + way + radius + other_radius
     height = rng.uniform(20, SIZE - 20)
-    one = Body(SIZE / 2 - side * rng.uniform(14, 22), height, radius, vx=side * 1.5)
-    two = Body(SIZE / 2 + side * rng.uniform(4, 10), height + rng.uniform(-4, 4), other_radius)
+    side = 1 if rng.random() < 0.5 else -1
+    one, two = (
+        Body(x if side > 0 else SIZE - x, y, r, vx=side * v)
+        for x, y, r, v in (
+            (start, height, radius, speed),
+            (meeting, height + rng.uniform(-4, 4), other_radius, 0.0),
+        )
+    )
     states = []
     for _ in range(seconds * FRAMES):
         states.append([(b.x, b.y, b.vx, b.vy, b.radius, 0.0) for b in (one, two)])
