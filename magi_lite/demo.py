@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from magi_lite.config import DiTConfig, VAEConfig
 from magi_lite.dit.model import DiT, parameter_dtype
-from magi_lite.errors import MagiLiteError
+from magi_lite.errors import MagiLiteError, OutputError
 from magi_lite.layout import DEFAULT_MODELS_FOLDER, DEMO_FOLDER, ModelFiles, find_model, has_weights
+from magi_lite.tensor_files import write_tensors
 from magi_lite.vae.model import ViTVAE
 
 UNTRAINED = "demo-untrained-1"
@@ -77,7 +77,7 @@ def _untrained_root(models_folder: Path) -> Path:
         try:
             make_untrained(temporary)
             temporary.replace(root)
-        except OSError:
+        except (OSError, OutputError):
             if not has_weights(root / _WEIGHTS):  # else another process was faster
                 continue
         finally:
@@ -96,7 +96,8 @@ def make_untrained(root: Path, seed: int = _SEED) -> None:
         text_config, text_weights = _text_encoder()
         rows = {"caption_token": 1, "logo_token": 1, "other_tokens": 100}
         tokens = {name: torch.randn(count, _DIT.caption_channels).half() for name, count in rows.items()}
-    save_file({n: t.to(parameter_dtype(n, torch.bfloat16)) for n, t in dit.items()}, weights / "model.safetensors")
+    stored = {name: tensor.to(parameter_dtype(name, torch.bfloat16)) for name, tensor in dit.items()}
+    write_tensors(weights / "model.safetensors", stored)
     model = {("kv_channels" if name == "head_dim" else name): value for name, value in dataclasses.asdict(_DIT).items()}
     _write_json(
         weights.parent / "config.json",
@@ -108,13 +109,13 @@ def make_untrained(root: Path, seed: int = _SEED) -> None:
     )
     vae, text = root / "ckpt" / "vae", root / "ckpt" / "t5" / "demo"
     vae.mkdir()
-    save_file(vae_weights, vae / "diffusion_pytorch_model.safetensors")
+    write_tensors(vae / "diffusion_pytorch_model.safetensors", vae_weights)
     _write_json(vae / "config.json", {"_class_name": "ViTVAE", "ddconfig": dataclasses.asdict(_VAE)})
     text.mkdir(parents=True)
     _tokenizer().save_pretrained(text)
-    save_file(text_weights, text / "model.safetensors")
+    write_tensors(text / "model.safetensors", text_weights)
     _write_json(text / "config.json", text_config)
-    save_file(tokens, root / "special_tokens.safetensors")
+    write_tensors(root / "special_tokens.safetensors", tokens)
 
 
 def random_weights(module: nn.Module) -> dict[str, torch.Tensor]:

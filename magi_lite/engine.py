@@ -18,7 +18,7 @@ from magi_lite.config import Execution, GenerationRequest, SamplerSettings
 from magi_lite.decoding import decode_chunk, decode_preview, encode_pixels
 from magi_lite.dit.attention import choose as choose_attention
 from magi_lite.dit.model import DiT
-from magi_lite.errors import InputError
+from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors
 from magi_lite.layout import ModelFiles
 from magi_lite.loader import (
@@ -187,6 +187,7 @@ def recorded(networks: Engine, file: Path | None) -> Iterator[None]:
 
     Raises:
         InputError: the weights are quantized already.
+        OutputError: the file cannot be written.
     """
     if file is None:
         yield
@@ -199,5 +200,8 @@ def recorded(networks: Engine, file: Path | None) -> Iterator[None]:
         raise InputError("Activations can be recorded with unquantized weights only; add --scheme bf16.") from error
     with recorder:
         yield
-    with output_errors(file):
-        recorder.recording().write(file)
+    try:
+        with output_errors(file):
+            recorder.recording().write(file)
+    except QuantError as error:
+        raise OutputError(str(error)) from error

@@ -133,6 +133,21 @@ def check_source(path: Path, kind: str) -> None:
         raise MediaError(f"{path.name} is empty; use another copy.")
 
 
+def check_writable(path: Path) -> None:
+    """Refuse, before hours of work, a file that could not be written in the end.
+
+    Raises:
+        OutputError: no such folder, no permission, or a folder of that name.
+    """
+    with output_errors(path):
+        if not stat.S_ISDIR(path.parent.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "")
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "")
+    if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise output_error(PermissionError(errno.EACCES, ""), path)
+
+
 def check_output(path: Path, needed_bytes: int = 0) -> None:
     """Refuse, before hours of work, a video file that could not be written in the end.
 
@@ -141,13 +156,7 @@ def check_output(path: Path, needed_bytes: int = 0) -> None:
     """
     if path.suffix.lower() != ".mp4":
         raise OutputError(f"{path.name!r} does not end in .mp4; give a name such as {Path(path.stem or 'video')}.mp4.")
-    with output_errors(path):
-        if not stat.S_ISDIR(path.parent.stat().st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "")
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "")
-    if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise output_error(PermissionError(errno.EACCES, ""), path)
+    check_writable(path)
     free = shutil.disk_usage(path.parent).free
     if free < needed_bytes:
         raise OutputError(

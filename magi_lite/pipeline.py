@@ -35,6 +35,7 @@ from magi_lite.events import (
     StageStarted,
     Stopped,
 )
+from magi_lite.files import check_writable
 from magi_lite.layout import ModelFiles
 from magi_lite.loader import open_model
 from magi_lite.opening import open_project
@@ -84,6 +85,8 @@ def generate(
     """
     control = control or RunControl()
     yield StageStarted("check", "")
+    if record is not None:
+        check_writable(record)
     with open_project(request, projects_folder or DEFAULT_PROJECTS, resume, from_chunk) as project:
         yield Opened(project.folder, project.video)
         try:
@@ -92,7 +95,8 @@ def generate(
         except Exception as error:
             with contextlib.suppress(OutputError):  # on a full disk, that it is full is what has to be said
                 project.log(f"failed: {type(error).__name__}: {error}")
-                project.set_status("failed", str(error))
+                if project.status == "running":  # a finished video stays one, whatever came after it
+                    project.set_status("failed", str(error))
             raise
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from magi_lite.config import FPS, FRAMES_PER_LATENT, GenerationRequest
 from magi_lite.errors import InputError, MediaError
-from magi_lite.files import write_atomic
 from magi_lite.project import PREFIX_NAME, Project
+from magi_lite.tensor_files import write_tensors
 
 REACH = 4
 """Chunks before the first new one that the model can see: what of a clip is read."""
@@ -65,7 +65,7 @@ def own_latents(request: GenerationRequest) -> Tensor | None:
 
 def save_prefix(project: Project, latents: Tensor) -> None:
     """Keep an encoded prefix (1, C, frames, H, W) in the project."""
-    write_atomic(_file(project), save({"latents": latents.cpu().contiguous()}))
+    write_tensors(_file(project), {"latents": latents})
 
 
 def read_prefix(project: Project) -> Tensor | None:

@@ -133,8 +133,7 @@ class Project(ProjectFiles):
         Raises:
             OutputError: the disk refuses; the seconds before are kept.
         """
-        from safetensors.torch import save
-
+        from magi_lite.tensor_files import write_tensors
         from magi_lite.video import fragments
         from magi_lite.video.thumbnails import strip, to_jpeg
 
@@ -146,7 +145,7 @@ class Project(ProjectFiles):
             raise ValueError(f"second {index} comes before second {count} is written")
         video = self._open_video()
         fragment = fragments.encode_chunk(frames, video.fps, video.crf)
-        write_atomic(self._chunk(index, "safetensors"), save({"latents": latents.detach().cpu().contiguous()}))
+        write_tensors(self._chunk(index, "safetensors"), {"latents": latents})
         write_atomic(self._chunk(index, "jpg"), to_jpeg(strip(frames)))
         write_atomic(self._chunk(index, "m4s"), fragments.place(fragment, index, video.frames))
         try:
@@ -162,11 +161,10 @@ class Project(ProjectFiles):
         Raises:
             OutputError: the disk refuses.
         """
-        from safetensors.torch import save
+        from magi_lite.tensor_files import write_tensors
 
         self.lock()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-        write_atomic(self._state(stage), save(tensors, {"position": json.dumps(state.position)}))
+        write_tensors(self._state(stage), state.tensors, {"position": json.dumps(state.position)})
 
     def prune_states(self, keep: int) -> None:
         """Drop all but the newest `keep` states: an endless run need not remember every second."""

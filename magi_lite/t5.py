@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
 import tempfile
@@ -16,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from magi_lite.checkpoint import Checkpoint, Expected
 from magi_lite.errors import CheckpointError, OutputError
+from magi_lite.files import output_errors, write_atomic
 from magi_lite.layout import has_weights
+from magi_lite.tensor_files import write_tensors
 from magi_lite.text.encoder import PromptEncoder
 
 _EMBEDDING = "shared.weight"
@@ -160,23 +160,21 @@ def _surplus(name: str) -> bool:
 def _convert_pickles(folder: Path, target: Path, dtype: torch.dtype) -> None:
     """Write the encoder's part of pickled weights as safetensors; `target` appears only when it is whole."""
     pickles = _pickles(folder)
-    try:
+    with output_errors(target):
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".converting-"))
-    except OSError as error:
-        raise OutputError(f"The pickled weights cannot be converted in {folder}: {error.strerror}.") from error
     try:
         weight_map = {}
         for number, path in enumerate(pickles, 1):
             name = f"model-{number:05}-of-{len(pickles):05}.safetensors"
             tensors = dict(_encoder_tensors(_read_pickle(path), dtype))
             weight_map |= dict.fromkeys(tensors, name)
-            save_file(tensors, temporary / name)
-        _write_synced(temporary / "model.safetensors.index.json", json.dumps({"weight_map": weight_map}).encode())
-        temporary.replace(target)
-    except OSError as error:
-        if has_weights(target):
-            return  # another process was faster
-        raise OutputError(f"The pickled weights of {folder} cannot be converted: {error.strerror}.") from error
+            write_tensors(temporary / name, tensors)
+        write_atomic(temporary / "model.safetensors.index.json", json.dumps({"weight_map": weight_map}).encode())
+        with output_errors(target):
+            temporary.replace(target)
+    except OutputError:
+        if not has_weights(target):  # else another process was faster
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -224,13 +222,6 @@ def _encoder_tensors(content: dict[str, torch.Tensor], dtype: torch.dtype) -> It
         if name.startswith(("decoder.", "lm_head.")) or (name == _TIED and _EMBEDDING in content):
             continue
         yield name, tensor.to(dtype).contiguous().clone() if tensor.dtype == dtype else tensor.to(dtype).contiguous()
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # --- quantization --------------------------------------------------------------------------------------------------

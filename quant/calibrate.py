@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quant.activations import static
 from quant.convert import Report, Swap
 from quant.errors import QuantError
 from quant.fp8 import quantize_weight
+from quant.manifest import save_tensors
 from quant.published import PublishedPerTensorLinear, PublishedSmoothLinear, static_matmul
 from quant.schemes import FP8_MAX, Published
 
@@ -40,11 +41,15 @@ class Recording:
     rows: dict[str, Tensor]
 
     def write(self, path: Path) -> None:
-        """Save as safetensors, whole or not at all."""
+        """Save as safetensors, whole or not at all.
+
+        Raises:
+            QuantError: the disk refuses.
+        """
         tensors = {f"absmax.{name}": value for name, value in self.absmax.items()}
         tensors |= {f"rows.{name}": value for name, value in self.rows.items()}
         unfinished = path.with_name(path.name + ".unfinished")
-        save_file(tensors, unfinished, metadata={"kind": "activations"})
+        save_tensors(tensors, unfinished, {"kind": "activations"})
         unfinished.replace(path)
 
     def digest(self) -> str:

@@ -18,13 +18,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from quant.calibrate import Recording, published_tensors
 from quant.convert import dequantized_error, detect, quantized_tensors
 from quant.errors import QuantError
-from quant.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, read_manifest
+from quant.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, read_manifest, save_tensors
 from quant.schemes import Published, Scheme, scheme_to_dict
 from quant.select import Selection
 
@@ -181,7 +180,7 @@ def _shard(
             return shard, data["error"], True
     made, error = _quantize_group(group, layers, scheme, recording)
     unfinished = path.with_name(name + ".unfinished")
-    save_file(made, unfinished, metadata={"format": "pt"})  # one entry: their order in the file is random
+    save_tensors(made, unfinished, {"format": "pt"})  # one entry: their order in the file is random
     _sync_file(unfinished)
     _verify(unfinished, made)
     shard = ShardRecord(name, unfinished.stat().st_size, _sha256(unfinished), tuple(sorted(made)))

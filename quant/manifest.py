@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quant.convert import Report, assign_, check_, convert_
 from quant.errors import QuantError
@@ -47,6 +47,22 @@ class Manifest:
         """The text of `quantization.json`."""
         data = {**asdict(self), "scheme": scheme_to_dict(self.scheme), "format": FORMAT}
         return json.dumps(data, indent=1)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        QuantError: the disk refuses; the library says so with an error that is no OSError.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        path.unlink(missing_ok=True)
+        raise QuantError(f"{path} cannot be written ({error}); free some space or choose another folder.") from error
 
 
 def read_manifest(folder: Path) -> Manifest | None:

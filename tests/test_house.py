@@ -49,6 +49,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.transfer",
         "magi_lite.demo",
         "magi_lite.t5",
+        "magi_lite.tensor_files",
         "magi_lite.streaming",
         "magi_lite.residency",
         "magi_lite.streaming",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,20 +16,10 @@ from magi_lite.events import ChunkFinished, Event, Finished, Notice, Opened, Pro
 from magi_lite.pipeline import generate
 from magi_lite.project import Project
 from magi_lite.timeline_text import parse
+from tests.disk import small_files
 from tests.pipeline.conftest import latents_of, same_bits
 
 pytestmark = pytest.mark.usefixtures("run")  # keeps embeddings of these words in the test's own folder
-
-
-@contextmanager
-def small_files(size: int) -> Iterator[None]:
-    """A disk that takes no byte behind the first `size` of a file: the system's own limit, so writes really fail."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def stages(events: list[Event]) -> list[str]:

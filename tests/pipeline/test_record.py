@@ -10,8 +10,11 @@ import pytest
 
 import quant.__main__ as convert
 from magi_lite.config import Overrides
-from magi_lite.errors import InputError
+from magi_lite.errors import InputError, OutputError
 from magi_lite.events import Finished, PlanReady
+from magi_lite.pipeline import generate
+from magi_lite.project import Project
+from tests.disk import small_files
 
 WEIGHTS = Path("ckpt/magi/demo/inference_weight.distill")
 
@@ -32,3 +35,26 @@ def test_a_recorded_run_calibrates_static_fp8(
     assert [event.plan.execution.scheme for event in events if isinstance(event, PlanReady)] == ["published"]
     with pytest.raises(InputError, match="unquantized"):
         run(request_for("[0s-1s: a red ball]", seconds=1, model=str(model), overrides=Overrides()), record=recording)
+
+
+def test_a_recording_that_cannot_be_kept_is_refused_before_the_run(
+    request_for: Callable, run: Callable, tmp_path: Path
+) -> None:
+    with pytest.raises(OutputError, match=r"The folder .*such does not exist"):
+        run(request_for("[0s-1s: a red ball]", seconds=1), record=tmp_path / "no" / "such" / "file")
+    assert not (tmp_path / "projects").exists()
+
+
+def test_a_video_is_finished_even_where_its_recording_is_lost(
+    request_for: Callable, run: Callable, tmp_path: Path
+) -> None:
+    record = tmp_path / "seen.safetensors"
+    events = generate(
+        request_for("[0s-1s: a red ball]", seconds=1), projects_folder=tmp_path / "projects", record=record
+    )
+    finished = next(event for event in events if isinstance(event, Finished))
+    with small_files(100), pytest.raises(OutputError, match=r"seen\.safetensors"):
+        next(events)
+    with Project.open(finished.project) as project:
+        assert project.status == "finished"
+    assert not list(tmp_path.glob("seen*"))

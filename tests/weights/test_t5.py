@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magi_lite.errors import CheckpointError
+from magi_lite.errors import CheckpointError, OutputError
 from magi_lite.t5 import fingerprint, load_t5, load_tokenizer
+from tests.disk import small_files
 
 PROMPT = "a red ball falls down slowly"
 
@@ -217,3 +218,11 @@ def test_every_accident_has_its_sentence(case: str, folder: Path) -> None:
     spoil(folder)
     with pytest.raises(CheckpointError, match=sentence):
         load_t5(folder)
+
+
+def test_a_full_disk_is_what_is_said_of_a_conversion(folder: Path) -> None:
+    as_pickle(folder, shards=2)
+    with small_files(2000), pytest.raises(OutputError, match="The disk is full or limited at"):
+        load_t5(folder)
+    assert not [path.name for path in folder.iterdir() if "convert" in path.name]
+    assert embedding(folder).shape == (7, 64)
