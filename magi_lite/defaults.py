@@ -13,11 +13,13 @@ from typing import Any
 from magi_lite import presets
 from magi_lite.config import MODELS, GenerationRequest
 from magi_lite.devices import Device, detect
-from magi_lite.errors import CheckpointError
+from magi_lite.errors import CheckpointError, MagiLiteError
 from magi_lite.layout import find_model
 from magi_lite.presets import Preset
 
 DEMO = "demo"
+BASE_STEPS = 64
+"""The published schedule of the models that were not distilled."""
 PREFERRED_MODELS = ("4.5B-distill-fp8", "4.5B-distill", "4.5B-base", "24B-distill-fp8", "24B-distill", "24B-base")
 """Published models in the order in which a machine with several would want them."""
 
@@ -44,7 +46,11 @@ def choose_preset(name: str, device: Device | None = None, models_folder: Path |
         return presets.load(name)
     if not models_on_disk(models_folder):
         return presets.load(DEMO)
-    device = device or detect()
+    return preset_of(device or detect())
+
+
+def preset_of(device: Device) -> Preset:
+    """The preset for a machine."""
     return presets.for_memory(device.vram_gb if device.kind == "cuda" else 0)
 
 
@@ -69,11 +75,26 @@ def with_defaults(
     Raises:
         PresetError: no preset or quality of that name.
     """
-    preset = choose_preset(request.preset, device, request.models_folder)
-    if chosen.get("model") == DEMO and request.preset == "auto":
-        preset = presets.load(DEMO)
+    named = chosen.get("model")
+    if named is None or request.preset != "auto":
+        preset = choose_preset(request.preset, device, request.models_folder)
+    else:
+        preset = presets.load(DEMO) if named == DEMO else preset_of(device or detect())
     settings: dict[str, Any] = {
         **preset.quality(request.quality).settings(),
-        "model": choose_model(preset, request.models_folder),
+        "model": named or choose_model(preset, request.models_folder),
     }
+    steps = own_steps(settings["model"], request.models_folder)
+    if steps is not None:
+        settings["steps"] = steps
     return replace(request, preset=preset.name, **{**settings, **chosen})
+
+
+def own_steps(model: str, models_folder: Path | None = None) -> int | None:
+    """Steps of a model that was not distilled, whatever a preset says; None: the preset's few steps will do."""
+    try:
+        files = find_model(model, models_folder)
+    except MagiLiteError:  # not here: said with all that is missing when it is loaded
+        family = MODELS.get(model)
+        return None if family is None or family.distilled else BASE_STEPS
+    return None if files.distilled else files.sampler.steps

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magi_lite import devices
+from magi_lite import devices, planner
 from magi_lite.config import Execution, GenerationRequest, SamplerSettings
 from magi_lite.decoding import decode_chunk, decode_preview, encode_pixels
 from magi_lite.dit.attention import choose as choose_attention
@@ -30,7 +30,7 @@ from magi_lite.loader import (
     quantizable,
     vae_config,
 )
-from magi_lite.planner import ModelShape, T5Shape
+from magi_lite.planner import ModelShape, Plan, T5Shape
 from magi_lite.planner.shapes import t5_bytes
 from magi_lite.prompts import PromptBank
 from magi_lite.residency import Residency, drop_weights
@@ -73,6 +73,20 @@ def planning_shape(files: ModelFiles) -> ModelShape:
         distilled=files.distilled,
         quantized=files.quantized,
     )
+
+
+def plan_for(files: ModelFiles, request: GenerationRequest) -> Plan:
+    """Memory and time of a request on this machine.
+
+    Raises:
+        PlanError, InputError, PresetError: it cannot be carried out here.
+    """
+    stored = files.stored_scheme
+    if stored is not None and request.overrides.scheme is None:  # converted offline: the weights are what they are
+        request = replace(request, overrides=replace(request.overrides, scheme=stored))
+    plan = planner.plan(request, request.preset, None, planning_shape(files))
+    choose_attention(plan.execution.attention, plan.execution.device, DTYPES[plan.execution.dtype])
+    return plan
 
 
 def sampler_settings(files: ModelFiles, request: GenerationRequest, window: int) -> SamplerSettings:
@@ -140,7 +154,10 @@ class Engine:
     def store(self, slots: int) -> KVRing:
         """A KV store for `slots` clean chunks, as the plan says."""
         execution = self.execution
-        return KVRing(slots, dtype=execution.kv_dtype, place=execution.kv_place, device=self.device, streams=devices)
+        return KVRing(
+            slots, dtype=execution.kv_dtype, place=execution.kv_place, device=self.device, streams=devices,
+            host=self.home.memory, layers=self.dit.config.num_layers,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> Tensor:

@@ -183,8 +183,6 @@ def missing_files(name: str, folder: Path | None = None) -> list[str]:
     """What of a model a folder lacks, relative to it, as far as can be told without a connection; empty: complete."""
     root = Path(folder) if folder is not None else DEFAULT_MODELS_FOLDER
     family = _family(name)
-    if not root.is_dir():
-        return [str(root)]
     parts: tuple[tuple[Callable[[], Path], str], ...] = (
         (lambda: family_weights(root, family), f"ckpt/magi/{family.folder}/{family.weights}/*.safetensors"),
         (lambda: vae_folder(root), "ckpt/vae/config.json"),

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from magi_lite.config import MODELS, GenerationRequest
+from magi_lite.engine import plan_for
 from magi_lite.errors import InputError
-from magi_lite.prefix import own_latents, save_prefix
+from magi_lite.loader import open_model
+from magi_lite.prefix import own_latents, prefix_pixels, save_prefix
 from magi_lite.project import Project
 from magi_lite.request_checks import validate_request
 
@@ -18,6 +20,9 @@ def open_project(
     request: GenerationRequest | None, root: Path, resume: Path | None, from_chunk: int | None
 ) -> Project:
     """The locked project of a run: a new one under `root`, the one to go on with, or a branch of it.
+
+    A new one is made only once weights, machine and picture or clip have been looked at: what cannot be carried out
+    leaves no folder behind.
 
     Raises:
         MagiLiteError: the request cannot be carried out, or the project cannot be opened or written.
@@ -31,6 +36,9 @@ def open_project(
         if request is None:
             raise InputError("There is nothing to make; give a prompt, or a project to resume.")
         latents = own_latents(request)
+        plan_for(open_model(request.model, request.models_folder), request)
+        if latents is None:
+            prefix_pixels(request)
         project = Project.create(root, request)
         if latents is not None:
             with _closed_on_error(project):

@@ -21,7 +21,7 @@ from magi_lite.clock import Clock
 from magi_lite.config import PIXELS_PER_LATENT, GenerationRequest
 from magi_lite.control import RunControl
 from magi_lite.delivery import Delivery
-from magi_lite.engine import Engine, engine, planning_shape, prompt_bank, recorded, sampler_settings
+from magi_lite.engine import Engine, engine, plan_for, prompt_bank, recorded, sampler_settings
 from magi_lite.errors import InputError, OutOfMemory, OutputError
 from magi_lite.events import (
     ChunkFinished,
@@ -39,7 +39,7 @@ from magi_lite.files import check_writable
 from magi_lite.layout import ModelFiles
 from magi_lite.loader import open_model
 from magi_lite.opening import open_project
-from magi_lite.planner import Plan
+from magi_lite.planner import Plan, Stage
 from magi_lite.prefix import prefix_pixels, read_prefix, save_prefix
 from magi_lite.project import Project, SavedState
 from magi_lite.prompts import PromptBank
@@ -112,7 +112,7 @@ def _with_smaller_plans(run: Run) -> Iterator[Event]:
         reason = str(error)
     run.project.log(f"memory ran out: {reason}")
     devices.free_memory()
-    smaller = planner.next_smaller(plan)
+    smaller = planner.next_smaller(plan, run.stage)
     how = "once more, with memory freed" if smaller is None else "with a smaller plan"
     yield Notice(f"Memory ran out; going on {how}. Finished seconds are kept.", "warning")
     try:
@@ -137,6 +137,15 @@ class Run:
         self.timeline: Timeline = self.request.timeline
         self.delivery = Delivery(project, self.request.out)
         self.clock = Clock()
+        self.stage: Stage | None = None
+        """What takes memory now; where it runs out, the smaller plan must be smaller here."""
+
+    @contextlib.contextmanager
+    def at(self, stage: Stage) -> Iterator[None]:
+        """The block is of `stage`; an error leaves it as that."""
+        before, self.stage = self.stage, stage
+        yield
+        self.stage = before
 
     @property
     def request(self) -> GenerationRequest:
@@ -144,10 +153,7 @@ class Run:
 
     def make_plan(self) -> Plan:
         """Memory and time of the run on this machine."""
-        request, stored = self.request, self.files.stored_scheme
-        if stored is not None and request.overrides.scheme is None:  # converted offline: the weights are what they are
-            request = replace(request, overrides=replace(request.overrides, scheme=stored))
-        return planner.plan(request, request.preset, None, planning_shape(self.files))
+        return plan_for(self.files, self.request)
 
     def follow(self, plan: Plan) -> Iterator[Event]:
         """The story itself."""
@@ -170,10 +176,11 @@ class Run:
         if self.leaving:
             yield self.stopped()
             return
-        with engine(self.files, plan.execution) as networks:
+        with self.at("denoise"), engine(self.files, plan.execution) as networks:
             if pixels is not None:
                 yield StageStarted("prefix", "Looking at the picture" if len(pixels) == 1 else "Watching the clip")
-                prefix = networks.encode(pixels)
+                with self.at("encode"):
+                    prefix = networks.encode(pixels)
                 save_prefix(self.project, prefix)
             if self.leaving:
                 yield self.stopped()
@@ -192,7 +199,8 @@ class Run:
         missing = bank.missing(prompts)
         if missing and not self.leaving:
             yield StageStarted("text", f"Reading {len(missing)} prompt{'s' * (len(missing) > 1)}")
-            bank.prepare(prompts)
+            with self.at("text"):
+                bank.prepare(prompts)
 
     def upcoming_prompts(self, timeline: Timeline) -> list[str]:
         """Every prompt of the seconds still to be made; of an endless run, all of the timeline's."""
@@ -281,7 +289,8 @@ class Run:
         """Decode a clean chunk and put it on disk, unless an earlier run did."""
         if clean.index < self.project.chunks:
             return
-        frames = networks.decode(clean.latents)
+        with self.at("decode"):
+            frames = networks.decode(clean.latents)
         self.project.write_chunk(clean.index, clean.latents, frames)
         self.delivery.update()
         yield ChunkFinished(clean.index, frames, self.clock.lap())

@@ -11,7 +11,9 @@ with equal prompts come back from lines as one segment, which says the same.
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 from magi_lite.errors import TimelineError
 from magi_lite.timeline import Segment, Timeline
@@ -32,9 +34,19 @@ def parse(text: str) -> Timeline:
         TimelineError: the text is none of them or contradicts itself.
     """
     if text.lstrip().startswith("{"):
-        return Timeline.from_json(text)
+        return Timeline.from_json(_timeline_in(text))
     words = (line for line in text.split("\n") if not _OPTION_LINE.fullmatch(line))
     return parse_shorthand(text) if any(_BRACKET.search(line) for line in words) else parse_lines(text)
+
+
+def _timeline_in(text: str) -> dict[str, Any] | str:
+    """The timeline itself, where the JSON is an example or the settings of a video that hold one."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    inner = data.get("timeline") if "segments" not in data else None
+    return inner if isinstance(inner, dict) else text
 
 
 def parse_shorthand(text: str) -> Timeline:

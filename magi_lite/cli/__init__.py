@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 
 from magi_lite import __version__
+from magi_lite.cli.show import INTERRUPTED
 from magi_lite.errors import MagiLiteError
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells know it."""
 
 KEPT = {
     "generate": "every finished second is kept",
@@ -54,6 +53,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"Interrupted; {parsed.kept}.", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read what we print has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if parsed.debug:
             raise

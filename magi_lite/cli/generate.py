@@ -11,12 +11,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from magi_lite.cli.reading import parse_size, read_timeline
-from magi_lite.cli.resume import changed_request, overrides_given
+from magi_lite.cli.reading import newer_words, overrides_given, parse_size, read_settings_file, read_timeline
+from magi_lite.cli.resume import changed_request
 from magi_lite.cli.show import show
 from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.control import RunControl
-from magi_lite.errors import InputError
+from magi_lite.errors import InputError, OutputError
 
 DEFAULT_SECONDS = 4
 SEED_LIMIT = 2**31
@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to make")
     what.add_argument("--prompt", default="", help="said in every second (in front of a timeline's own words)")
     what.add_argument("--timeline", help='a JSON or text file, or shorthand: "[0s-2s: a cat walks] [2s-5s: it jumps]"')
+    what.add_argument(
+        "--settings", type=Path, metavar="FILE", help="begin with those inside a video of ours, or printed by info"
+    )
     what.add_argument("--blend", type=int, help="seconds over which prompts fade into each other at a seam")
     what.add_argument("--image", type=Path, help="start with this picture")
     what.add_argument("--video", type=Path, help="continue this clip")
@@ -50,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--models", type=Path, help="the folder that holds downloaded weights (default: models)")
     how.add_argument("--steps", type=int, help="8, 12, 16, 32 or 64 denoising steps")
     how.add_argument("--window", type=int, help="chunks denoised together: 1, 2 or 4")
-    how.add_argument("--shortcut", choices=("8,16,16", "16,16,8"), help="where 12 steps are spent (default: early)")
+    how.add_argument(
+        "--shortcut",
+        choices=("8,16,16", "16,16,8"),
+        metavar="PARTS",
+        help="where 12 steps are spent: 8,16,16 (default) or 16,16,8",
+    )
     how.add_argument("--lean", action="store_true", help="skip the extra pass over nearly clean seconds (faster)")
     how.add_argument("--image-prefix", choices=("exact", "published"), default="exact", help=argparse.SUPPRESS)
     for option, choices in (
@@ -73,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     where = parser.add_argument_group("where it goes")
     where.add_argument("--out", type=Path, help="the video file (default: in its project folder)")
+    where.add_argument("--overwrite", action="store_true", help="let --out replace a file that is there")
     where.add_argument("--projects", type=Path, default=Path("outputs"), help="where runs are kept (default: outputs)")
     where.add_argument("--crf", type=int, help="H.264 quality, 1 (best) to 51 (default: 18)")
     where.add_argument("--no-metadata", action="store_true", help="do not write the settings into the video")
@@ -94,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.redo_from is not None and not arguments.resume:
         raise InputError("--redo-from needs the project to make again; name it with --resume.")
     request = changed_request(arguments) if arguments.resume else build_request(arguments)
+    if arguments.out is not None and arguments.out.exists() and not (arguments.resume or arguments.overwrite):
+        raise OutputError(f"{arguments.out} exists; give another name, or add --overwrite.")
     control = RunControl()
     with _stop_on_interrupt(control):
         events = generate(
@@ -115,9 +126,11 @@ def build_request(arguments: argparse.Namespace) -> GenerationRequest:
     """
     from magi_lite.defaults import with_defaults
 
-    timeline = read_timeline(arguments.timeline, arguments.prompt, arguments.blend)
     if arguments.endless and arguments.seconds is not None:
         raise InputError("--endless and --seconds contradict each other; give one of them.")
+    if arguments.settings is not None:
+        return _from_settings(arguments)
+    timeline = read_timeline(arguments.timeline, arguments.prompt, arguments.blend)
     seconds = arguments.seconds if arguments.seconds is not None else timeline.end or DEFAULT_SECONDS
     width, height = parse_size(arguments.size) if arguments.size else (None, None)
     request = GenerationRequest(
@@ -141,6 +154,37 @@ def build_request(arguments: argparse.Namespace) -> GenerationRequest:
     chosen = {name: getattr(arguments, name) for name in ("steps", "window", "model")}
     chosen |= {"width": width, "height": height}
     return with_defaults(request, {key: value for key, value in chosen.items() if value is not None})
+
+
+def _from_settings(arguments: argparse.Namespace) -> GenerationRequest:
+    """The request inside a file, with what the options say in its place; its own seed makes the same video again."""
+    held = read_settings_file(arguments.settings)
+    names = ("seconds", "steps", "window", "model", "fit", "shortcut", "crf", "quality", "image", "video")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.size:
+        given["width"], given["height"] = parse_size(arguments.size)
+    if arguments.image or arguments.video:  # one takes the place of the other
+        given = {"image": None, "video": None, **given}
+    if arguments.endless:
+        given["seconds"] = None
+    if arguments.preset != "auto":
+        given["preset"] = arguments.preset
+    return replace(
+        held,
+        timeline=newer_words(arguments, held.timeline),
+        seed=held.seed if arguments.seed == -1 else arguments.seed,
+        nearly_clean=held.nearly_clean and not arguments.lean,
+        tokens=SpecialTokens(
+            held.tokens.quality and not arguments.no_quality_token,
+            held.tokens.duration and not arguments.no_duration_token,
+            tuple(arguments.style) or held.tokens.styles,
+        ),
+        models_folder=arguments.models,
+        overrides=replace(held.overrides, **overrides_given(arguments)),
+        out=arguments.out,
+        embed_settings=not arguments.no_metadata,
+        **given,
+    )
 
 
 @contextmanager

@@ -73,8 +73,9 @@ def make_plan(args: argparse.Namespace) -> planner.Plan:
     device = chosen_device(args)
     settings: dict[str, int] = {}
     model = args.model
-    if args.preset != "auto":
-        preset = presets.load(args.preset)
+    name = "demo" if args.preset == "auto" and args.model == "demo" else args.preset
+    if name != "auto":
+        preset = presets.load(name)
         settings = preset.quality(args.quality).settings()
         model = model or preset.model
     if args.size:
@@ -129,6 +130,7 @@ def _model(name: str):
     """A published name as it is; the demo or a folder through the loader, which reads its shape from disk."""
     if name in MODELS:
         return name
+    from magi_lite.engine import planning_shape
     from magi_lite.loader import open_model
 
-    return open_model(name)
+    return planning_shape(open_model(name))

@@ -1,10 +1,14 @@
-"""What the options' words mean: sizes and timelines."""
+"""What the options' words mean: sizes, timelines, settings."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import argparse
+import json
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
+from magi_lite.config import GenerationRequest, Overrides
 from magi_lite.errors import InputError
 from magi_lite.timeline import Timeline
 
@@ -40,7 +44,44 @@ def _file_text(source: str) -> str | None:
 
 def parse_size(text: str) -> tuple[int, int]:
     """ "720x480" to (720, 480)."""
-    width, separator, height = text.lower().replace("×", "x").partition("x")
-    if not separator or not width.strip().isdigit() or not height.strip().isdigit():
-        raise InputError(f'The size "{text}" cannot be read; write WIDTHxHEIGHT, such as 720x720.')
-    return int(width), int(height)
+    found = re.fullmatch(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*", text.lower(), re.ASCII)
+    if found is None:
+        raise InputError(f'The size "{text[:40]}" cannot be read; write WIDTHxHEIGHT, such as 720x720.')
+    return int(found[1]), int(found[2])
+
+
+def newer_words(arguments: argparse.Namespace, old: Timeline) -> Timeline:
+    """What is said from now on: a timeline's words, or a prompt alone, or as before."""
+    if arguments.timeline:
+        return read_timeline(arguments.timeline, arguments.prompt or old.global_prompt, arguments.blend)
+    newer = old if arguments.blend is None else replace(old, blend=arguments.blend)
+    if arguments.prompt and arguments.prompt != old.global_prompt:
+        newer = replace(newer, segments=(), global_prompt=arguments.prompt)
+    return newer
+
+
+def overrides_given(arguments: argparse.Namespace) -> dict[str, str | float]:
+    """The placement and precision that options fix, by the names of `Overrides`."""
+    given = {field.name: getattr(arguments, field.name, None) for field in fields(Overrides)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def read_settings_file(path: Path) -> GenerationRequest:
+    """The request inside a video of ours, or in JSON as `info` prints it.
+
+    Raises:
+        InputError: the file holds no settings.
+    """
+    from magi_lite.request_json import request_from_json
+    from magi_lite.video.writer import read_settings
+
+    if path.suffix.lower() == ".json":
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError):
+            raise InputError(f"{path} cannot be read as settings; write it with `info VIDEO > {path.name}`.") from None
+    else:
+        settings = read_settings(path)
+    if settings is None:
+        raise InputError(f"{path} carries no settings; only videos made by magi_lite with metadata on do.")
+    return request_from_json(settings)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields, replace
+import filecmp
+from dataclasses import replace
+from pathlib import Path
 
-from magi_lite.cli.reading import parse_size, read_timeline
-from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
+from magi_lite.cli.reading import newer_words, overrides_given, parse_size
+from magi_lite.config import GenerationRequest, SpecialTokens
 from magi_lite.errors import InputError
-from magi_lite.timeline import Timeline
 from magi_lite.timeline_edit import splice
 
 
@@ -23,34 +24,29 @@ def changed_request(arguments: argparse.Namespace) -> GenerationRequest:
     with Project.open(arguments.resume) as project:
         request, finished = project.request, project.chunks
     _refuse_changes(arguments, request)
-    newer = _newer_words(arguments, request.timeline)
+    seconds = _length(arguments, request, finished)
+    if arguments.redo_from is not None and seconds is not None and arguments.redo_from >= seconds:
+        raise InputError(f"Nothing of {seconds} seconds comes after second {arguments.redo_from}; add --seconds.")
+    newer = newer_words(arguments, request.timeline)
     return replace(
         request,
         timeline=splice(request.timeline, arguments.redo_from or 0, newer),
-        seconds=_length(arguments, request, finished),
+        seconds=seconds,
         seed=request.seed if arguments.seed == -1 else arguments.seed,
         tokens=_tokens(arguments, request.tokens),
         preset=request.preset if arguments.preset == "auto" else arguments.preset,
         overrides=replace(request.overrides, **overrides_given(arguments)),
         models_folder=arguments.models or request.models_folder,
-        out=arguments.out or request.out,
+        out=arguments.out if arguments.redo_from is not None else arguments.out or request.out,
     )
 
 
-def overrides_given(arguments: argparse.Namespace) -> dict[str, str | float]:
-    """The placement and precision that options fix, by the names of `Overrides`."""
-    given = {field.name: getattr(arguments, field.name, None) for field in fields(Overrides)}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _newer_words(arguments: argparse.Namespace, old: Timeline) -> Timeline:
-    """What is said from now on: a timeline's words, or a prompt alone, or as before."""
-    if arguments.timeline:
-        return read_timeline(arguments.timeline, arguments.prompt or old.global_prompt, arguments.blend)
-    newer = old if arguments.blend is None else replace(old, blend=arguments.blend)
-    if arguments.prompt and arguments.prompt != old.global_prompt:
-        newer = replace(newer, segments=(), global_prompt=arguments.prompt)
-    return newer
+def _same_file(given: Path, held: Path | None) -> bool:
+    """Whether a picture or clip is the one that the project keeps a copy of."""
+    try:
+        return held is not None and filecmp.cmp(given, held, shallow=False)
+    except OSError:
+        return False
 
 
 def _length(arguments: argparse.Namespace, request: GenerationRequest, finished: int) -> int | None:
@@ -87,8 +83,6 @@ def _refuse_changes(arguments: argparse.Namespace, request: GenerationRequest) -
 
     given = {
         "size": (parse_size(arguments.size) if arguments.size else None, (request.width, request.height)),
-        "image": (arguments.image and arguments.image.name, request.image and request.image.name),
-        "video": (arguments.video and arguments.video.name, request.video and request.video.name),
         "model": (arguments.model and absolute_model(arguments.model), request.model),
         "lean": (arguments.lean or None, not request.nearly_clean),
         "no-metadata": (arguments.no_metadata or None, not request.embed_settings),
@@ -100,6 +94,9 @@ def _refuse_changes(arguments: argparse.Namespace, request: GenerationRequest) -
         given["style"] = (tuple(arguments.style) or None, request.tokens.styles)
         given["no-quality-token"] = (arguments.no_quality_token or None, not request.tokens.quality)
         given["no-duration-token"] = (arguments.no_duration_token or None, not request.tokens.duration)
+    for option in ("image", "video"):
+        mine, theirs = getattr(request, option), getattr(arguments, option)
+        given[option] = (theirs and (True if _same_file(theirs, mine) else theirs), True)
     for option, (wanted, held) in given.items():
         if wanted is not None and wanted != held:
             raise InputError(f"--{option} cannot change in a video that goes on; start a new one without --resume.")

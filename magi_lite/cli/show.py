@@ -8,27 +8,35 @@ from collections.abc import Iterator
 from magi_lite.events import ChunkFinished, Event, Finished, Notice, PlanReady, Progress, StageStarted, Stopped
 from magi_lite.planner import Plan
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells know it."""
+
 
 def show(events: Iterator[Event]) -> int:
-    """Print a run: what is decided, a progress bar, finished seconds as they come, the video's name at the end."""
+    """Print a run: what is decided, a progress bar, finished seconds as they come, the video's name at the end.
+
+    Returns the exit code: 130 for a video that was stopped before its end; an endless one has no other.
+    """
     from tqdm import tqdm
 
-    bar = None
+    bar, endless = None, False
     try:
         for event in events:
             match event:
                 case PlanReady(plan=plan):
+                    endless = plan.request.seconds is None
                     print(_plan_sentence(plan), file=sys.stderr)
                 case StageStarted(detail=detail) if detail:
                     print(detail, file=sys.stderr)
                 case Notice(message=message, level=level):
                     print(f"{level}: {message}", file=sys.stderr)
                 case Progress():
-                    bar = bar or tqdm(total=None, unit="step", file=sys.stderr, bar_format="{desc} {bar} {elapsed}")
+                    if bar is None:  # a bar without a total is false
+                        bar = tqdm(total=None, unit="step", file=sys.stderr, bar_format="{desc} {bar} {elapsed}")
                     _advance(bar, event)
                 case ChunkFinished(chunk=chunk, frames=frames, seconds_taken=taken):
                     tqdm.write(
-                        f"second {chunk + 1} is finished: {len(frames)} frames in {taken:.1f} s", file=sys.stderr
+                        f"{chunk}s-{chunk + 1}s is finished: {len(frames)} frames in {taken:.1f} s", file=sys.stderr
                     )
                 case Finished(video=video):
                     print(video)
@@ -36,6 +44,7 @@ def show(events: Iterator[Event]) -> int:
                     print(f"{reason} after {chunks} finished seconds", file=sys.stderr)
                     if video:
                         print(video)
+                    return 0 if endless else INTERRUPTED
     finally:
         if bar is not None:
             bar.close()

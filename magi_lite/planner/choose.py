@@ -188,6 +188,8 @@ def refuse(
     size = f"{request.width}x{request.height} with window {window}"
     if smallest is None:
         return PlanError(f"{model.name} cannot run {size} on {device.name} with these settings.", choices)
+    if device.kind != "cuda" and fixed.get("device") == "cuda":
+        return PlanError("There is no CUDA card in this machine; leave the device out, or choose cpu.")
     if device.kind == "cuda" and fixed.get("device", "cuda") == "cuda":
         needed, has = smallest.needed_vram_bytes, device.vram_bytes
         message = (

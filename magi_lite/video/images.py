@@ -71,18 +71,18 @@ def fit_pixels(image: Image.Image, size: tuple[int, int], fit: Fit, pixel_aspect
     width, height = size
     shown = image.width * pixel_aspect  # width in square pixels
     if fit == "stretch":
-        return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+        return np.array(image.resize(size, Image.Resampling.LANCZOS))
     if fit == "crop":
         scale = max(width / shown, height / image.height)
         across, down = width / scale / pixel_aspect, height / scale
         left, top = max(0.0, (image.width - across) / 2), max(0.0, (image.height - down) / 2)
         box = (left, top, min(image.width, left + across), min(image.height, top + down))
-        return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box))
+        return np.array(image.resize(size, Image.Resampling.LANCZOS, box=box))
     scale = min(width / shown, height / image.height)
     inner = (min(width, max(1, round(shown * scale))), min(height, max(1, round(image.height * scale))))
     canvas = Image.new("RGB", size)
     canvas.paste(image.resize(inner, Image.Resampling.LANCZOS), ((width - inner[0]) // 2, (height - inner[1]) // 2))
-    return np.asarray(canvas)
+    return np.array(canvas)
 
 
 def _open(path: Path) -> Image.Image:

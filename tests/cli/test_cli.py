@@ -11,6 +11,7 @@ from magi_lite.cli import main
 from magi_lite.cli.generate import build_request
 from magi_lite.cli.reading import parse_size, read_timeline
 from magi_lite.errors import InputError
+from magi_lite.layout import REPOSITORY
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -37,7 +38,10 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
         (["generate", "--prompt", "x", "--redo-from", "1"], 2, "--resume"),
         (["info", "/nowhere.mp4"], 2, "no file"),
         (["plan", "--gpu", "RTX 3060", "--vram-gb", "2", "--size", "1280x720"], 2, "fit"),
-        (["download", "4.5B-base", "--offline", "--models", "/nowhere"], 3, "/nowhere"),
+        (["generate", "--prompt", "x", "--preset", "demo", "--device", "cuda"], 2, "no CUDA card"),
+        (["generate", "--prompt", "x", "--preset", "demo", "--attention", "flash"], 2, "flash"),
+        (["generate", "--settings", "/nowhere.json"], 2, "/nowhere.json"),
+        (["download", "4.5B-base", "--offline", "--models", "/nowhere"], 3, "ckpt/vae/config.json"),
     ],
 )
 def test_errors_are_one_sentence_and_a_code(
@@ -51,12 +55,14 @@ def test_errors_are_one_sentence_and_a_code(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == code
     assert words in sentence(capsys)
+    assert not list(tmp_path.iterdir()), "what cannot be carried out leaves nothing behind"
 
 
 def test_the_clip_that_is_continued_is_not_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     clip = tmp_path / "my clip.mp4"
     clip.write_bytes(b"dear to someone")
-    assert main(["generate", "--prompt", "x", "--preset", "demo", "--video", str(clip), "--out", str(clip)]) == 4
+    command = ["generate", "--prompt", "x", "--preset", "demo", "--video", str(clip), "--out", str(clip)]
+    assert main([*command, "--overwrite"]) == 4
     assert "would overwrite" in sentence(capsys)
     assert clip.read_bytes() == b"dear to someone"
 
@@ -94,6 +100,18 @@ def test_length_comes_from_the_timeline_unless_given() -> None:
     assert parsed("--prompt", "a", "--endless").seconds is None
 
 
+def test_a_model_that_was_not_distilled_takes_its_own_steps() -> None:
+    assert parsed("--prompt", "a", "--model", "4.5B-base", "--preset", "24gb").steps == 64
+    assert parsed("--prompt", "a", "--model", "4.5B-base", "--preset", "24gb", "--steps", "16").steps == 16
+    assert parsed("--prompt", "a", "--model", "4.5B-distill", "--preset", "24gb").steps < 64
+
+
+def test_a_model_that_is_named_is_not_shrunk_to_the_demo(tmp_path: Path) -> None:
+    request = parsed("--prompt", "a", "--model", "4.5B-distill", "--models", str(tmp_path))
+    assert request.preset != "demo" and request.width > 64
+    assert parsed("--prompt", "a", "--models", str(tmp_path)).preset == "demo"
+
+
 def test_a_preset_fills_in_what_was_not_said() -> None:
     request = parsed("--prompt", "a", "--preset", "demo", "--quality", "quality", "--window", "1")
     assert (request.model, request.width, request.steps, request.window) == ("demo", 64, 16, 1)
@@ -111,6 +129,12 @@ def test_timelines_are_read_from_files_and_shorthand(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps(timeline.to_json()))
     assert read_timeline(str(tmp_path / "t.json"), "", None) == timeline
     assert read_timeline(shorthand, "at night", 2).full_prompt(timeline.segments[0]) == "at night. a cat walks"
+
+
+@pytest.mark.parametrize("example", sorted((REPOSITORY / "presets" / "timelines").glob("*.json")), ids=lambda p: p.stem)
+def test_the_examples_are_timelines(example: Path) -> None:
+    timeline = read_timeline(str(example), "", None)
+    assert timeline.segments and timeline.end == json.loads(example.read_text())["seconds"]
 
 
 def test_shorthand_may_be_longer_than_a_file_name() -> None:
@@ -132,90 +156,10 @@ def test_sizes(text: str, size: tuple[int, int]) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "x", "12", "axb", "12x", "-1x5", "1.5x2"])
+@pytest.mark.parametrize("text", ["", "x", "12", "axb", "12x", "-1x5", "1.5x2", "²x²", f"{'9' * 5000}x16"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InputError, match="WIDTHxHEIGHT"):
         parse_size(text)
-
-
-def changed(folder: Path, *arguments: str):
-    import argparse
-
-    from magi_lite.cli import generate
-
-    parser = argparse.ArgumentParser()
-    generate.add_arguments(parser)
-    return generate.changed_request(parser.parse_args(["--resume", str(folder), *arguments]))
-
-
-def test_the_same_command_with_resume_behind_it_changes_nothing(tmp_path: Path) -> None:
-    from magi_lite.project import Project
-
-    command = ("--prompt", "a cat", "--seed", "5", "--size", "64x64", "--preset", "demo", "--seconds", "4")
-    with Project.create(tmp_path, parsed(*command)) as project:
-        assert changed(project.folder, *command) == project.request
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--size", "32x32"), "--size cannot change"),
-        (("--steps", "16"), "--steps cannot change"),
-        (("--image", "other.png"), "--image cannot change"),
-        (("--seed", "6"), "--seed cannot change"),
-        (("--crf", "30"), "--crf cannot change"),
-        (("--fit", "pad"), "--fit cannot change"),
-        (("--style", "anime"), "--style cannot change"),
-        (("--lean",), "--lean cannot change"),
-        (("--model", "4.5B-distill"), "--model cannot change"),
-        (("--seconds", "2"), "cannot be cut to 2 seconds"),
-        (("--seconds", "9", "--endless"), "contradict"),
-    ],
-)
-def test_what_a_run_that_goes_on_would_not_obey_is_refused(
-    arguments: tuple[str, ...], words: str, tmp_path: Path
-) -> None:
-    from magi_lite.project import Project
-
-    with Project.create(tmp_path, parsed("--prompt", "a cat", "--seed", "5", "--preset", "demo")) as project:
-        with pytest.raises(InputError, match=words):
-            changed(project.folder, *arguments)
-        assert changed(project.folder, "--endless").seconds is None
-        assert changed(project.folder, "--seed", "6", "--redo-from", "0").seed == 6
-
-
-def test_redo_starts_from_the_project_and_changes_what_is_said(tmp_path: Path) -> None:
-    from magi_lite.project import Project
-
-    old = parsed("--timeline", "[0s-4s: a cat walks]", "--preset", "demo", "--seed", "5", "--steps", "16")
-    with Project.create(tmp_path, old) as project:
-        folder = project.folder
-    request = changed(folder, "--redo-from", "2", "--prompt", "it jumps", "--seed", "9")
-    assert [mix.text for mix in request.timeline.compile(4)] == ["a cat walks"] * 2 + ["it jumps"] * 2
-    assert (request.seed, request.steps, request.seconds) == (9, 16, 4)
-
-
-def test_redo_replaces_what_was_said_everywhere(tmp_path: Path) -> None:
-    from magi_lite.project import Project
-
-    with Project.create(tmp_path, parsed("--prompt", "a cat walks", "--preset", "demo")) as project:
-        request = changed(project.folder, "--redo-from", "2", "--prompt", "it jumps", "--style", "anime")
-    assert [mix.text for mix in request.timeline.compile(4)] == ["a cat walks"] * 2 + ["it jumps"] * 2
-    assert request.tokens.styles == ("anime",)
-
-
-def test_a_run_that_goes_on_may_run_elsewhere(tmp_path: Path) -> None:
-    """Another precision or placement, as after memory ran out; the project remembers it."""
-    from magi_lite.opening import open_project
-    from magi_lite.project import Project
-
-    with Project.create(tmp_path, parsed("--prompt", "a cat", "--seed", "5", "--preset", "demo")) as project:
-        folder = project.folder
-    request = changed(folder, "--scheme", "int8", "--vae", "cpu", "--vram-gb", "8", "--models", str(tmp_path))
-    assert (request.overrides.scheme, request.overrides.vae, request.overrides.vram_gb) == ("int8", "cpu", 8)
-    open_project(request, tmp_path, folder, None).close()
-    with Project.open(folder) as project:
-        assert project.request == request
 
 
 def test_an_interrupted_download_says_what_is_kept(
