@@ -8,7 +8,7 @@ from torch import Tensor
 
 from magi_lite.config import CHUNK_LATENT_FRAMES
 from magi_lite.vae.model import ViTVAE
-from magi_lite.vae.tiling import decode_tiled, encode_tiled, to_signed, to_uint8
+from magi_lite.vae.tiling import decode_tiled, encode_tiled, to_uint8
 
 PREVIEW_SIDE = 256
 """Longest side of a preview in pixels."""
@@ -16,8 +16,8 @@ PREVIEW_SIDE = 256
 
 def encode_pixels(vae: ViTVAE, pixels: np.ndarray, device: torch.device | str, tile_batch: int = 1) -> Tensor:
     """(T, H, W, 3) uint8 to scaled latents (1, 16, T/4 or 1, H/8, W/8) float32."""
-    frames = to_signed(torch.from_numpy(np.ascontiguousarray(pixels))[None].to(device))
-    return encode_tiled(vae, frames, tile_batch=tile_batch)
+    frames = torch.from_numpy(np.ascontiguousarray(pixels))[None]
+    return encode_tiled(vae, frames, tile_batch=tile_batch, device=device)
 
 
 def decode_chunk(vae: ViTVAE, latents: Tensor, tile_batch: int = 1) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import nn
 
 from magi_lite import devices
 from magi_lite.config import Execution
-from magi_lite.streaming import LayerStreamer, PinnedMemory, SwappedModule
+from magi_lite.streaming import LayerStreamer, PinnedMemory, SwappedModule, packed_size
 
 Loaded = TypeVar("Loaded")
 
@@ -87,7 +87,10 @@ class Residency:
         return torch.device("cpu") if self.execution.vae == "cpu" else self.device
 
     def place_vae(self, vae: nn.Module) -> nn.Module:
-        """The autoencoder: resident, its decoder only, swapped in for each use, or left on the CPU."""
+        """The autoencoder: resident, its decoder only, swapped in for each use, or left on the CPU.
+
+        An encoder that is swapped in stays in ordinary memory: it works once in a run, the decoder for every chunk.
+        """
         self._vae = vae
         kept = {"resident": ("encoder", "decoder"), "decoder": ("decoder",)}.get(self.execution.vae, ())
         for name in ("encoder", "decoder"):
@@ -97,7 +100,9 @@ class Residency:
             elif self.execution.vae == "cpu":
                 move_except(part, [], "cpu")
             else:
-                self._swapped[name] = SwappedModule(part, self.device, self.memory)
+                memory = self.memory if name == "decoder" else PinnedMemory(pin=False)
+                memory.expect([packed_size(part)])
+                self._swapped[name] = SwappedModule(part, self.device, memory)
         return vae
 
     @contextmanager

@@ -23,27 +23,25 @@ import torch
 from torch import Tensor, nn
 
 from magi_lite import devices
+from magi_lite.planner.pinned import Blocks, aligned
 
-ALIGNMENT = 256
-"""Bytes; every tensor of a packed module starts at a multiple, as kernels and CUDA's own allocator like it."""
 BUFFERS = 2
 """Device buffers of a stack of layers: one computes while the other is filled."""
-LARGEST_BLOCK = 1 << 32
-"""Bytes pinned at a time, at most."""
 
 
 class PinnedMemory:
     """Host buffers, pinned up to a cap; beyond it, and without a card, ordinary memory (copied more slowly).
 
     Torch rounds every pinned allocation up to a power of two, which for a stack of equal layers can double what is
-    pinned. So blocks of powers of two are pinned here, as large as what is still `expect`ed, and buffers cut from them.
+    pinned. So blocks of powers of two are pinned here, as large as what is still `expect`ed, and buffers cut from them
+    (`planner.pinned`).
     """
 
     def __init__(self, cap_bytes: int | None = None, *, pin: bool | None = None) -> None:
         self.cap_bytes = cap_bytes
         self.pin = devices.cuda_available() if pin is None else pin
         self._taken: dict[int, int] = {}
-        self._expected = 0
+        self._blocks = Blocks()
         self._rest: Tensor | None = None
 
     @property
@@ -54,8 +52,7 @@ class PinnedMemory:
     def expect(self, sizes: Sequence[int]) -> None:
         """Buffers of these sizes will be taken next."""
         room = None if self.cap_bytes is None else max(0, self.cap_bytes - self.pinned_bytes)
-        total = sum(map(aligned, sizes))
-        self._expected = total if room is None else min(total, room)
+        self._blocks.expect(sizes, room)
 
     def take(self, size: int) -> Tensor:
         """A host buffer of `size` bytes (uint8)."""
@@ -69,13 +66,16 @@ class PinnedMemory:
 
     def _cut(self, size: int) -> Tensor:
         """The next `size` bytes of the block at hand, or of a new one."""
-        if self._rest is None or self._rest.numel() < size:
-            most = min(max(self._expected, 1), LARGEST_BLOCK)
-            block = max(1 << (most.bit_length() - 1), 1 << max(size - 1, 0).bit_length())
+        block = self._blocks.cut(size)
+        if block:
             self._rest = None
-            self._rest = torch.empty(block, dtype=torch.uint8, device="cpu", pin_memory=True)
+            try:
+                self._rest = torch.empty(block, dtype=torch.uint8, device="cpu", pin_memory=True)
+            except BaseException:
+                self._blocks.drop()
+                raise
+        assert self._rest is not None
         buffer, self._rest = self._rest[:size], self._rest[aligned(size) :]
-        self._expected = max(0, self._expected - aligned(size))
         return buffer
 
     def give_back(self, buffer: Tensor) -> None:
@@ -83,11 +83,7 @@ class PinnedMemory:
         self._taken.pop(id(buffer), None)
         if not self._taken:
             self._rest = None
-
-
-def aligned(size: int) -> int:
-    """Bytes from the start of a tensor of `size` bytes to where the next one may start."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+            self._blocks.drop()
 
 
 def packed_size(module: nn.Module) -> int:

@@ -12,13 +12,14 @@ from magi_lite import presets
 from magi_lite.config import Execution, GenerationRequest, Overrides
 from magi_lite.devices import Device, with_memory
 from magi_lite.planner import choose
-from magi_lite.planner.plan import Item, Plan, vram_limit
+from magi_lite.planner.plan import STAGES, Item, Plan, Stage, vram_limit
 from magi_lite.planner.shapes import ModelShape, T5Shape, model_shape
 
 __all__ = [
     "Item",
     "ModelShape",
     "Plan",
+    "Stage",
     "T5Shape",
     "model_shape",
     "next_smaller",
@@ -86,7 +87,7 @@ def plan_execution(request: GenerationRequest, window: int, model: Any, executio
     return choose.build(request, window, model_shape(model), execution, device, "given")
 
 
-def next_smaller(plan: Plan, stage: str | None = None) -> Plan | None:
+def next_smaller(plan: Plan, stage: Stage | None = None) -> Plan | None:
     """The next plan to try after memory ran out: the fastest one that needs clearly less.
 
     Everything may change that does not change the video's size, window or number of steps, the user's overrides
@@ -94,11 +95,12 @@ def next_smaller(plan: Plan, stage: str | None = None) -> Plan | None:
 
     Args:
         plan: the one that failed.
-        stage: where it failed, "text", "denoise" or "decode"; None: not known, so denoising and decoding shrink, and
-            the text encoder too where it is among the largest.
+        stage: where it failed; None: not known, so denoising and decoding shrink, and the text encoder too where it is
+            among the largest.
 
     Returns:
-        A plan whose failed stages need at most 90 % of what they did, or None where nothing smaller exists.
+        A plan whose failed stages need at most 90 % of what they did, and the others no more than the largest did; or
+        None where nothing smaller exists.
     """
     now = _stage_peaks(plan)
     execution = plan.execution
@@ -115,7 +117,9 @@ def next_smaller(plan: Plan, stage: str | None = None) -> Plan | None:
     for candidate in choose.candidates(plan.device, plan.model, {**fixed, "device": plan.execution.device}):
         candidate = replace(candidate, t5=execution.t5, t5_device=execution.t5_device)
         built = choose.build(plan.request, plan.window, plan.model, candidate, plan.device, plan.preset)
-        if _stage_peaks(built)["rest"] <= 0.9 * now["rest"]:
+        then = _stage_peaks(built)
+        failed = "rest" if stage is None else stage
+        if then[failed] <= 0.9 * now[failed] and then["rest"] <= now["rest"]:
             smaller.append(built)
     if not smaller:
         return None
@@ -134,10 +138,10 @@ def _finish(found: Plan, before: Plan) -> Plan:
 
 
 def _stage_peaks(plan: Plan) -> dict[str, int]:
-    """Bytes of what runs out, device memory or RAM: of the text stage, and of the larger of the other two."""
+    """Bytes of what runs out, device memory or RAM: of each stage, and of the largest but `text` ("rest")."""
     places = ("vram",) if plan.execution.device == "cuda" else ("ram", "pinned")
-    rest = max(plan.stage_bytes(stage, *places) for stage in ("denoise", "decode"))
-    return {"text": plan.stage_bytes("text", *places), "rest": rest}
+    peaks = {stage: plan.stage_bytes(stage, *places) for stage in STAGES}
+    return {**peaks, "rest": max(size for stage, size in peaks.items() if stage != "text")}
 
 
 def _smaller_text_encoder(plan: Plan) -> Execution:

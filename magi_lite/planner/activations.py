@@ -162,19 +162,39 @@ def decode_activation_bytes(vae: VAEConfig, width: int, height: int, execution: 
 
     At the end the float32 frames exist three times: joined, and twice more on their way to 8 bits.
     """
-    size = item_size(execution)
-    tile_width, tile_height = min(TILE_PIXELS, width), min(TILE_PIXELS, height)
-    cells = (TILE_FRAMES // 4) * (tile_width // 8) * (tile_height // 8)
-    tokens = (cells + int(vae.with_cls_token)) * execution.vae_tile_batch
-    numbers = tokens * 3 * vae.embed_dim
-    # q, k and v in the model's type; normalized: in float32, centred, and squared or divided.
-    heads = numbers * (size + 3 * FLOAT32) + tokens * vae.embed_dim * size
-    hidden = tokens * size * (2 * vae.embed_dim + 2 * int(vae.embed_dim * vae.mlp_ratio))
     frames = FPS * width * height * 3 * FLOAT32
-    tile_frames = TILE_FRAMES * tile_width * tile_height * 3 * FLOAT32
+    tile_frames = TILE_FRAMES * tile_pixels(width, height) * 3 * FLOAT32
     rows = ceil(width / TILE_STEP)
     joined = frames // 2 + 2 * (rows + 1) * tile_frames
-    return max(3 * frames, joined + max(heads, hidden))
+    return max(3 * frames, joined + _tile_bytes(vae, width, height, TILE_FRAMES, execution))
+
+
+def encode_activation_bytes(vae: VAEConfig, width: int, height: int, frames: int, execution: Execution) -> int:
+    """Peak of encoding `frames` frames: a batch of tiles in bytes, float32 and the model's type, and the latents.
+
+    The frames themselves stay in RAM; a single one is encoded as four alike.
+    """
+    size, length = item_size(execution), min(frames, TILE_FRAMES)
+    numbers = execution.vae_tile_batch * length * tile_pixels(width, height) * 3
+    tiles = numbers * (1 + FLOAT32 + (size if size < FLOAT32 else 0))
+    latents = 2 * vae.z_chans * ceil(frames / 4) * (width // 8) * (height // 8) * FLOAT32
+    return tiles + latents + _tile_bytes(vae, width, height, max(4, length), execution)
+
+
+def tile_pixels(width: int, height: int) -> int:
+    """Pixels of one frame of a tile."""
+    return min(TILE_PIXELS, width) * min(TILE_PIXELS, height)
+
+
+def _tile_bytes(vae: VAEConfig, width: int, height: int, frames: int, execution: Execution) -> int:
+    """What a batch of tiles of `frames` frames takes inside the transformer, in its widest layer."""
+    size = item_size(execution)
+    cells = frames // 4 * (tile_pixels(width, height) // 64)
+    tokens = (cells + int(vae.with_cls_token)) * execution.vae_tile_batch
+    # q, k and v in the model's type; normalized: in float32, centred, and squared or divided.
+    heads = tokens * 3 * vae.embed_dim * (size + 3 * FLOAT32) + tokens * vae.embed_dim * size
+    hidden = tokens * size * (2 * vae.embed_dim + 2 * int(vae.embed_dim * vae.mlp_ratio))
+    return max(heads, hidden)
 
 
 def latent_bytes(latent_channels: int, width: int, height: int, window: int, slots: int) -> int:

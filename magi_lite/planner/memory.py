@@ -1,8 +1,9 @@
 """Bytes of everything a run holds, stage by stage: weights, keys and values, captions, activations, frames.
 
-Stages: `text` (only the text encoder is loaded), `denoise` and `decode` (which alternate for every chunk, the DiT
-staying where it is). A clean chunk and the nearly clean copy are forwards of their own with one chunk, so the pass over
-the window sets the peak.
+Stages: `text` (only the text encoder is loaded), `encode` (the picture or clip that the video continues, if there is
+one; the DiT is loaded and idle), `denoise` and `decode` (which alternate for every chunk, the DiT staying where it is).
+A clean chunk and the nearly clean copy are forwards of their own with one chunk, so the pass over the window sets the
+peak.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from magi_lite.planner.activations import (
     PassShape,
     decode_activation_bytes,
     dit_activation_bytes,
+    encode_activation_bytes,
     item_size,
     latent_bytes,
     rotary_bytes,
     text_activation_bytes,
 )
+from magi_lite.planner.pinned import pinned_bytes
 from magi_lite.planner.plan import Item, Place, Stage
 from magi_lite.planner.shapes import ModelShape
 from magi_lite.planner.speed import kv_bytes_per_token, tokens_per_chunk
@@ -31,6 +34,9 @@ KV_PREFETCH_BUFFERS = 2
 NULL_CAPTION_TOKENS = 50
 """Valid tokens of the learned null caption, which clean chunks are run with."""
 NOISE_TO_CLEAN_RANGES = (5, 4, 3, 2)
+CLIP_FRAMES = 4 * FPS
+"""Frames of a clip that are looked at: as many chunks as the longest range reaches back (`prefix.REACH`)."""
+BUSY: tuple[Stage, ...] = ("denoise", "decode")
 
 
 def kv_slots(window: int, *, after_clip: bool = False) -> int:
@@ -69,18 +75,54 @@ def items_of(
         if size > 0:
             items.extend(Item(component, stage, place, int(size)) for stage in stages)
 
-    add("program", ("text", "denoise", "decode"), "ram", PROCESS_BYTES[execution.device])
+    add("program", ("text", *loaded_stages(request)), "ram", PROCESS_BYTES[execution.device])
     _add_text(add, request, model, execution)
-    _add_dit(add, model, execution)
+    _add_dit(add, request, model, execution)
     _add_captions_and_kv(add, request, window, model, execution)
     _add_vae(add, request, model, execution)
     dit, tokens = model.dit, tokens_per_chunk(model.dit, request.width, request.height)
     slots = kv_slots(window, after_clip=request.video is not None)
     latents = latent_bytes(dit.latent_channels, request.width, request.height, window, slots)
-    add("latents", ("denoise", "decode"), "vram", latents)
-    add("rotary tables", ("denoise", "decode"), "vram", rotary_bytes(dit, tokens, window))
+    add("latents", BUSY, "vram", latents)
+    add("rotary tables", BUSY, "vram", rotary_bytes(dit, tokens, window))
     add("activations", ("denoise",), "vram", dit_activation_bytes(dit, tokens, window, slots, execution))
+    for stage in loaded_stages(request) if cuda else ():
+        pinned = sum(item.bytes for item in items if (item.stage, item.place) == (stage, "pinned"))
+        blocks = pinned_bytes(_pinned_buffers(request, window, model, execution, stage))
+        add("rounding of pinned memory", (stage,), "pinned", blocks - pinned)
     return tuple(items)
+
+
+def loaded_stages(request: GenerationRequest) -> tuple[Stage, ...]:
+    """The stages in which transformer and autoencoder are there."""
+    return BUSY if clip_frames(request) == 0 else ("encode", *BUSY)
+
+
+def clip_frames(request: GenerationRequest) -> int:
+    """Frames to encode before the first new second."""
+    return 1 if request.image is not None else CLIP_FRAMES if request.video is not None else 0
+
+
+def _pinned_buffers(
+    request: GenerationRequest, window: int, model: ModelShape, execution: Execution, stage: Stage
+) -> list[list[int]]:
+    """Sizes of the buffers cut from pinned blocks, in the order and the groups in which the program asks for them."""
+    dit, size, groups = model.dit, item_size(execution), []
+    if execution.layers == "streamed":
+        edges = (0, dit.num_layers - 1)
+        groups.append([shapes.layer_bytes(dit, execution.scheme, size, edge=n in edges) for n in range(dit.num_layers)])
+    if execution.vae == "swapped":
+        groups.append([shapes.vae_weights(model.vae)[1] * size])
+    if execution.kv_place == "pinned" and stage != "encode":
+        groups.append([_store_bytes(request, window, model, execution) // dit.num_layers] * dit.num_layers)
+    return groups
+
+
+def _store_bytes(request: GenerationRequest, window: int, model: ModelShape, execution: Execution) -> int:
+    """Keys and values of all slots and layers."""
+    tokens = tokens_per_chunk(model.dit, request.width, request.height)
+    slots = kv_slots(window, after_clip=request.video is not None)
+    return slots * tokens * kv_bytes_per_token(model.dit, execution)
 
 
 def _add_text(add, request: GenerationRequest, model: ModelShape, execution: Execution) -> None:
@@ -94,9 +136,8 @@ def _add_text(add, request: GenerationRequest, model: ModelShape, execution: Exe
     )
 
 
-def _add_dit(add, model: ModelShape, execution: Execution) -> None:
-    dit, size = model.dit, item_size(execution)
-    busy: tuple[Stage, ...] = ("denoise", "decode")
+def _add_dit(add, request: GenerationRequest, model: ModelShape, execution: Execution) -> None:
+    dit, size, busy = model.dit, item_size(execution), loaded_stages(request)
     add("DiT shell", busy, "vram", shapes.shell_bytes(dit))
     layers = shapes.all_layers_bytes(dit, execution.scheme, size)
     if execution.layers == "resident":
@@ -104,22 +145,20 @@ def _add_dit(add, model: ModelShape, execution: Execution) -> None:
         return
     largest = shapes.layer_bytes(dit, execution.scheme, size, edge=True)
     add("DiT layers", busy, "pinned", layers)
-    add("layer buffers", busy, "vram", min(STREAM_BUFFERS, dit.num_layers) * largest)
+    add("layer buffers", BUSY, "vram", min(STREAM_BUFFERS, dit.num_layers) * largest)
 
 
 def _add_captions_and_kv(
     add, request: GenerationRequest, window: int, model: ModelShape, execution: Execution
 ) -> None:
-    dit, size = model.dit, item_size(execution)
-    busy: tuple[Stage, ...] = ("denoise", "decode")
+    dit, size, busy = model.dit, item_size(execution), BUSY
     per_token = 2 * dit.num_query_groups * dit.head_dim * size * dit.num_layers
     tokens = tokens_per_chunk(dit, request.width, request.height)
     # Captions of one length are attended in one batch, a second copy, where the pass is one piece.
     one_batch = window > 1 and not PassShape.of(tokens, window, execution).attention_sliced
     words = caption_tokens(request, model) * window * (2 if one_batch else 1)
     add("captions", busy, "vram", (words + min(NULL_CAPTION_TOKENS, dit.caption_max_length)) * per_token)
-    slots = kv_slots(window, after_clip=request.video is not None)
-    store = slots * tokens * kv_bytes_per_token(dit, execution)
+    store = _store_bytes(request, window, model, execution)
     if execution.kv_place == "device":
         add("keys and values", busy, "vram", store)
         return
@@ -129,21 +168,29 @@ def _add_captions_and_kv(
 
 def _add_vae(add, request: GenerationRequest, model: ModelShape, execution: Execution) -> None:
     encoder, decoder = (weights * item_size(execution) for weights in shapes.vae_weights(model.vae))
-    busy: tuple[Stage, ...] = ("denoise", "decode")
+    busy, frames = loaded_stages(request), clip_frames(request)
     if execution.vae == "resident":
         add("VAE", busy, "vram", encoder + decoder)
-    elif execution.vae == "decoder":
-        add("VAE decoder", busy, "vram", decoder)
-    elif execution.vae == "swapped":
-        add("VAE", busy, "pinned", encoder + decoder)
-        add("VAE decoder", ("decode",), "vram", decoder)
-    else:
+    elif execution.vae == "cpu":
         add("VAE", busy, "ram", encoder + decoder)
+    else:
+        add("VAE encoder", busy, "ram", encoder)
+        if execution.vae == "decoder":
+            add("VAE decoder", busy, "vram", decoder)
+        else:
+            add("VAE decoder", busy, "pinned", decoder)
+            add("VAE decoder", ("decode",), "vram", decoder)
+        if frames:
+            add("VAE encoder", ("encode",), "vram", encoder)
     place: Place = "ram" if execution.vae == "cpu" else "vram"
+    if frames:
+        tiles = encode_activation_bytes(model.vae, request.width, request.height, frames, execution)
+        add("encoding", ("encode",), place, tiles)
+        add("frames", ("encode",), "ram", 2 * frames * request.width * request.height * 3)
     add(
         "decoding",
         ("decode",),
         place,
         decode_activation_bytes(model.vae, request.width, request.height, execution),
     )
-    add("frames", busy, "ram", 2 * FPS * request.width * request.height * 3)
+    add("frames", BUSY, "ram", 2 * FPS * request.width * request.height * 3)

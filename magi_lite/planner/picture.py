@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from magi_lite.devices import GIB
-from magi_lite.planner.plan import STAGES, Item, Plan
+from magi_lite.planner.plan import Item, Plan
 
 WIDTH, BAR_HEIGHT, GAP, LEFT, RIGHT = 720, 30, 14, 82, 92
 COLOURS = {
@@ -19,8 +19,10 @@ COLOURS = {
     "keys and values": "#2f8f83",
     "key and value buffers": "#2f8f83",
     "VAE": "#b3506e",
+    "VAE encoder": "#b3506e",
     "VAE decoder": "#b3506e",
     "activations": "#d97b5b",
+    "encoding": "#d97b5b",
     "decoding": "#d97b5b",
     "frames": "#8aa15b",
 }
@@ -36,10 +38,10 @@ def svg(plan: Plan) -> str:
     places = ("vram",) if cuda else ("ram", "pinned")
     whole = plan.device.vram_bytes if cuda else plan.device.ram_bytes or max(1, plan.peak_ram_bytes)
     extra = plan.allowance_bytes
-    longest = max(whole, *(plan.stage_bytes(stage, *places) + extra for stage in STAGES))
+    longest = max(whole, *(plan.stage_bytes(stage, *places) + extra for stage in plan.stages))
     scale = (WIDTH - LEFT - RIGHT) / longest
     body, y = [], 8.0
-    for stage in STAGES:
+    for stage in plan.stages:
         items = [item for item in plan.items if item.stage == stage and item.place in places]
         body.append(_bar(stage, items, extra, scale, y))
         y += BAR_HEIGHT + GAP

@@ -9,9 +9,10 @@ from magi_lite.config import Execution, GenerationRequest
 from magi_lite.devices import GIB, PINNED_SHARE, Device
 from magi_lite.planner.shapes import ModelShape
 
-Stage = Literal["text", "denoise", "decode"]
+Stage = Literal["text", "encode", "denoise", "decode"]
 Place = Literal["vram", "ram", "pinned"]
-STAGES: tuple[Stage, ...] = ("text", "denoise", "decode")
+STAGES: tuple[Stage, ...] = ("text", "encode", "denoise", "decode")
+"""Words, the picture or clip that the video continues (if any), and the two that alternate for every chunk."""
 
 SPARE = 0.05
 """Share of a card's memory that a plan leaves free."""
@@ -55,6 +56,12 @@ class Plan:
     def stage_bytes(self, stage: Stage, *places: Place) -> int:
         """Bytes of a stage in the given places."""
         return sum(item.bytes for item in self.items if item.stage == stage and item.place in places)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that this run has."""
+        there = {item.stage for item in self.items}
+        return tuple(stage for stage in STAGES if stage in there)
 
     @property
     def peak_per_stage(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from magi_lite.devices import GIB
-from magi_lite.planner.plan import STAGES, Plan, vram_limit
+from magi_lite.planner.plan import Plan, vram_limit
 
 BAR_WIDTH = 48
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -35,15 +35,15 @@ def table(plan: Plan) -> list[str]:
     for item in plan.items:
         rows.setdefault((item.component, item.place), {}).setdefault(item.stage, 0)
         rows[item.component, item.place][item.stage] += item.bytes
-    lines = [f"{'MB':<26}{'where':<8}" + "".join(f"{stage:>10}" for stage in STAGES)]
+    lines = [f"{'MB':<26}{'where':<8}" + "".join(f"{stage:>10}" for stage in plan.stages)]
     order = {"vram": 0, "pinned": 1, "ram": 2}
     for (component, place), stages in sorted(rows.items(), key=lambda row: order[row[0][1]]):
-        cells = "".join(f"{_megabytes(stages.get(stage, 0)):>10}" for stage in STAGES)
+        cells = "".join(f"{_megabytes(stages.get(stage, 0)):>10}" for stage in plan.stages)
         lines.append(f"{component:<26}{place:<8}{cells}")
     if plan.execution.device == "cuda":
-        sums = "".join(f"{_megabytes(plan.peak_per_stage[stage]):>10}" for stage in STAGES)
+        sums = "".join(f"{_megabytes(plan.peak_per_stage[stage]):>10}" for stage in plan.stages)
         lines.append(f"{'graphics memory':<26}{'vram':<8}{sums}")
-    sums = "".join(f"{_megabytes(plan.stage_bytes(stage, 'ram', 'pinned')):>10}" for stage in STAGES)
+    sums = "".join(f"{_megabytes(plan.stage_bytes(stage, 'ram', 'pinned')):>10}" for stage in plan.stages)
     lines.append(f"{'RAM':<26}{'':<8}{sums}")
     return lines
 
@@ -57,7 +57,7 @@ def bars(plan: Plan) -> list[str]:
         whole = plan.device.ram_bytes or max(plan.peak_ram_bytes, 1)
         places, extra, what = ("ram", "pinned"), 0, f"of {whole / GIB:.1f} GB RAM"
     lines = []
-    for stage in STAGES:
+    for stage in plan.stages:
         size = plan.stage_bytes(stage, *places) + extra
         lines.append(f"{stage:<8}▕{_bar(size / whole)}▏ {size / GIB:6.2f} {what}")
     return lines

@@ -10,6 +10,7 @@ before it computes. Stored in FP8, each head of each chunk has a power-of-two sc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -30,6 +31,13 @@ class Streams(Protocol):
     def current_stream(self, device: Any) -> Any | None: ...
     def record_event(self, stream: Any | None) -> Any | None: ...
     def on_stream(self, stream: Any | None) -> AbstractContextManager[None]: ...
+
+
+class HostMemory(Protocol):
+    """Where a pinned store takes its memory from: `magi_lite.streaming.PinnedMemory` is one."""
+
+    def expect(self, sizes: Sequence[int]) -> None: ...
+    def take(self, size: int) -> Tensor: ...
 
 
 class _InOrder:
@@ -55,19 +63,33 @@ class _Slots:
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.key, self.value, self.key_scale, self.value_scale) if t is not None]
 
+    @staticmethod
+    def parts(shape: torch.Size, dtype: KVDtype) -> list[tuple[torch.Size, torch.dtype]]:
+        """Shapes and types of the tensors of a layer whose keys are of `shape`."""
+        scales = torch.Size((shape[0], shape[1], 1, shape[3], 1))
+        return [(shape, _STORED[dtype])] * 2 + [(scales, torch.float32)] * (2 if dtype == "fp8" else 0)
+
     @classmethod
-    def allocate(cls, like: _Slots | None, shape: torch.Size, dtype: KVDtype, device: Any, pin: bool) -> _Slots:
-        """Empty slots of `shape` (or of the shape of `like`)."""
-        shape = like.key.shape if like is not None else shape
-        scale_shape = (shape[0], shape[1], 1, shape[3], 1)
-
-        def empty(wanted: Any, kind: torch.dtype) -> Tensor:
-            return torch.empty(wanted, dtype=kind, device=device, pin_memory=pin)
-
+    def allocate(cls, shape: torch.Size, dtype: KVDtype, device: Any) -> _Slots:
+        """Empty slots on a device."""
         with torch.inference_mode(False):  # written in and out of inference mode
-            pair = [empty(shape, _STORED[dtype]) for _ in range(2)]
-            scales = [empty(scale_shape, torch.float32) for _ in range(2)] if dtype == "fp8" else []
-        return cls(*pair, *scales)
+            return cls(*(torch.empty(part, dtype=kind, device=device) for part, kind in cls.parts(shape, dtype)))
+
+    @classmethod
+    def within(cls, buffer: Tensor, shape: torch.Size, dtype: KVDtype) -> _Slots:
+        """Slots in a buffer of `layer_bytes` bytes."""
+        tensors, start = [], 0
+        with torch.inference_mode(False):
+            for part, kind in cls.parts(shape, dtype):
+                size = part.numel() * kind.itemsize
+                tensors.append(buffer[start : start + size].view(kind).view(part))
+                start += _aligned(size)
+        return cls(*tensors)
+
+    @classmethod
+    def layer_bytes(cls, shape: torch.Size, dtype: KVDtype) -> int:
+        """Bytes of the slots of a layer in one buffer."""
+        return sum(_aligned(part.numel() * kind.itemsize) for part, kind in cls.parts(shape, dtype))
 
 
 @dataclass
@@ -96,6 +118,8 @@ class KVRing:
         device: where reads must arrive.
         streams: for "pinned" on a card: how to copy beside computation (`magi_lite.devices`).
         chunk_tokens: tokens of a chunk; None: the first write is of one chunk and tells.
+        host, layers: for "pinned" on a card: where its memory comes from, and for how many layers; None: each layer
+            is pinned by itself, which torch rounds up to a power of two.
     """
 
     def __init__(
@@ -107,11 +131,14 @@ class KVRing:
         device: torch.device | str = "cpu",
         streams: Streams | None = None,
         chunk_tokens: int | None = None,
+        host: HostMemory | None = None,
+        layers: int = 1,
     ) -> None:
         self.slots, self.dtype, self.place, self.device = slots, dtype, place, torch.device(device)
         self._chunk_tokens = chunk_tokens
         self._streams: Streams = streams or _InOrder()
         self._side = self._streams.new_stream(self.device) if place == "pinned" else None
+        self._host, self._layers_in_all = host, layers
         self._layers: dict[int, _Slots] = {}
         self._held: dict[int, list[int | None]] = {}
         self._written_in = torch.float32
@@ -133,9 +160,7 @@ class KVRing:
         if layer not in self._layers:
             n, tokens, groups, width = key.shape
             shape = torch.Size((n, self.slots, self._chunk_tokens or tokens, groups, width))
-            pin = self.place == "pinned" and self.device.type == "cuda"
-            where = "cpu" if self.place == "pinned" else self.device
-            self._layers[layer] = _Slots.allocate(None, shape, self.dtype, where, pin)
+            self._layers[layer] = self._new_slots(shape)
             self._held[layer] = [None] * self.slots
         self._written_in = key.dtype
         slots = self._layers[layer]
@@ -146,6 +171,20 @@ class KVRing:
             self._put(v, slots.value[:, slot], slots.value_scale, slot)
             self._held[layer][slot] = first_chunk + i
         self._staged = [None if s is not None and s.layer == layer else s for s in self._staged]
+
+    def _new_slots(self, shape: torch.Size) -> _Slots:
+        """Slots of one more layer."""
+        if self.place == "device":
+            return _Slots.allocate(shape, self.dtype, self.device)
+        size = _Slots.layer_bytes(shape, self.dtype)
+        if self._host is not None:
+            if not self._layers:
+                self._host.expect([size] * self._layers_in_all)
+            return _Slots.within(self._host.take(size), shape, self.dtype)
+        with torch.inference_mode(False):
+            pin = self.device.type == "cuda"
+            buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pin)
+        return _Slots.within(buffer, shape, self.dtype)
 
     def _put(self, x: Tensor, into: Tensor, scales: Tensor | None, slot: int) -> None:
         """x (N, tokens, groups, head_dim) -> one slot."""
@@ -214,7 +253,7 @@ class KVRing:
             return staged
         source = self._layers[layer]
         while len(self._stage) < 2:
-            self._stage.append(_Slots.allocate(source, source.key.shape, self.dtype, self.device, pin=False))
+            self._stage.append(_Slots.allocate(source.key.shape, self.dtype, self.device))
         done = self._streams.record_event(self._streams.current_stream(self.device))
         if done is not None:
             self._side.wait_event(done)  # what still reads this half of the stage, or writes the slots, comes first
@@ -249,6 +288,11 @@ class KVRing:
     def bytes(self) -> int:
         """All bytes of the store."""
         return self.device_bytes() + self.host_bytes()
+
+
+def _aligned(size: int) -> int:
+    """Bytes to where the next tensor of a buffer may start."""
+    return -(-size // 16) * 16
 
 
 def _size(slots: list[_Slots]) -> int:

@@ -51,15 +51,18 @@ def encode_tiled(
     tiling: Tiling = PUBLISHED_TILING,
     scale_factor: float = SCALE_FACTOR,
     tile_batch: int = 1,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """Frames to scaled latents.
 
     Args:
-        vae: the autoencoder, on the device of `frames`.
-        frames: (N, 3, T, H, W) in [-1, 1]; T is 1 or a multiple of 4, H and W multiples of 16.
+        vae: the autoencoder.
+        frames: (N, 3, T, H, W) in [-1, 1], or (N, T, H, W, 3) uint8, of which only a tile at a time becomes float; T is
+            1 or a multiple of 4, H and W multiples of 16.
         tiling: tile sizes.
         scale_factor: what the latents are multiplied with.
         tile_batch: how many tiles of one shape run at once.
+        device: where the autoencoder is, if `frames` are somewhere else: tiles are brought there one by one.
 
     Returns:
         (N, 16, max(T/4, 1), H/8, W/8) float32.
@@ -67,11 +70,19 @@ def encode_tiled(
     steps = tuple(int(size * (1 - overlap)) for size, overlap in zip(tiling.sample_sizes, tiling.overlaps, strict=True))
     extents = tuple(int(size * overlap) for size, overlap in zip(tiling.latent_sizes, tiling.overlaps, strict=True))
     limits = tuple(size - extent for size, extent in zip(tiling.latent_sizes, extents, strict=True))
+    in_bytes = frames.dtype == torch.uint8
+    if in_bytes:
+        frames = frames.permute(0, 4, 1, 2, 3)
     boxes = [
         _boxes(length, size, step)
         for length, size, step in zip(frames.shape[2:], tiling.sample_sizes, steps, strict=True)
     ]
-    tiles = _run_tiles(vae.encode, frames, boxes, tile_batch)
+
+    def encode(tile: Tensor) -> Tensor:
+        tile = tile if device is None else tile.to(device)
+        return vae.encode(_signed(tile) if in_bytes else tile)
+
+    tiles = _run_tiles(encode, frames, boxes, tile_batch)
     return _stitch(tiles, [len(b) for b in boxes], extents, limits, cascade=True) * scale_factor
 
 
@@ -116,7 +127,12 @@ def to_uint8(frames: Tensor) -> Tensor:
 
 def to_signed(frames: Tensor) -> Tensor:
     """(N, T, H, W, 3) uint8 -> (N, 3, T, H, W) float32 in [-1, 1]."""
-    return (frames.permute(0, 4, 1, 2, 3).float() / 127.5) - 1.0
+    return _signed(frames.permute(0, 4, 1, 2, 3))
+
+
+def _signed(frames: Tensor) -> Tensor:
+    """Bytes to float32 in [-1, 1]."""
+    return (frames.float() / 127.5) - 1.0
 
 
 def _boxes(length: int, size: int, step: int) -> list[slice]:

@@ -71,7 +71,7 @@ def test_the_smaller_plan_is_the_one_that_runs(
     request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        planner, "next_smaller", lambda plan: replace(plan, execution=replace(plan.execution, mlp_slice=16))
+        planner, "next_smaller", lambda plan, _: replace(plan, execution=replace(plan.execution, mlp_slice=16))
     )
     fail_at(monkeypatch, SITES["a forward"], {2}, ERRORS["device"])
     events = run(request_for("[0s-1s: a red ball]", seconds=1))

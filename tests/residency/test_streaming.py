@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from magi_lite import devices, streaming
+from magi_lite import devices
 from magi_lite.config import DiTConfig, Execution, VAEConfig
 from magi_lite.dit.model import DiT
+from magi_lite.planner.pinned import ALIGNMENT
 from magi_lite.residency import Residency, drop_weights
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.streaming import LayerStreamer, PackedWeights, PinnedMemory, SwappedModule
@@ -75,8 +76,8 @@ def test_streaming_holds_two_layers_on_the_device_and_every_layer_once_on_the_ho
     streamer = LayerStreamer(layers, "cpu", PinnedMemory())
     assert streamer.device_bytes == 0
     two_passes(dit, *fresh_inputs())
-    assert 2 * max(sizes) <= streamer.device_bytes <= 2 * max(sizes) + 2 * 30 * streaming.ALIGNMENT
-    assert sum(sizes) <= streamer.host_bytes <= sum(sizes) + 3 * 30 * streaming.ALIGNMENT
+    assert 2 * max(sizes) <= streamer.device_bytes <= 2 * max(sizes) + 2 * 30 * ALIGNMENT
+    assert sum(sizes) <= streamer.host_bytes <= sum(sizes) + 3 * 30 * ALIGNMENT
     streamer.release()
     assert streamer.device_bytes == 0
     streamer.close()
@@ -254,7 +255,7 @@ def test_equal_buffers_are_pinned_in_blocks_of_powers_of_two_without_much_waste(
     for number, buffer in enumerate(buffers):
         buffer.fill_(number)
     assert all(bool((buffer == number).all()) for number, buffer in enumerate(buffers))
-    assert all(buffer.storage_offset() % streaming.ALIGNMENT == 0 for buffer in buffers)
+    assert all(buffer.storage_offset() % ALIGNMENT == 0 for buffer in buffers)
     assert memory.pinned_bytes == sum(sizes)
 
 
