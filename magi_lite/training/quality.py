@@ -226,14 +226,17 @@ def endurance(studio: Studio, samples: int, seconds: int = 60) -> tuple[Figures,
 
 
 def speed(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
-    """Seconds of wall time for four seconds of video at 8 steps, decoding included, loading not."""
-    times = []
+    """Seconds of wall time for four seconds of video at 8 steps and for the first of them, loading left out."""
+    rows = []
     for number in range(samples):
         clip = make_clip(HELD_OUT + number)
         began = time.perf_counter()
-        studio.film([caption(clip.look, clip.motions[0])] * 4, seed=number)
-        times.append(time.perf_counter() - began)
-    return {"wall_seconds_for_4_s": figure(times)}, []
+        made = [
+            time.perf_counter() - began
+            for _ in studio.seconds([caption(clip.look, clip.motions[0])] * 4, seed=HELD_OUT + number)
+        ]
+        rows.append({"wall_seconds_to_first_second": made[0], "wall_seconds_for_4_s": made[-1]})
+    return figures(rows), []
 
 
 PARTS: dict[str, Callable[[Studio, int], tuple[Figures, list[Row]]]] = {

@@ -6,7 +6,7 @@ sampler is the ordinary one, so that what is measured is what a user gets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,12 +32,12 @@ class Studio:
 
     def __init__(self, files: ModelFiles, scheme: str = "float32") -> None:
         self.files = files
-        self.dit = load_dit(files, Execution(scheme=scheme))  # type: ignore[arg-type]
+        dtype = "bfloat16" if scheme == "bf16" else "float32"
+        self.dit = load_dit(files, Execution(scheme=scheme, dtype=dtype))  # type: ignore[arg-type]
         self.vae = load_vae(files.vae)
         self._encoder, self._table = load_text_encoder(files), load_special_tokens(files)
         self._words: dict[str, Tensor] = {}
 
-    @torch.inference_mode()
     def film(
         self,
         captions: Sequence[str],
@@ -49,12 +49,28 @@ class Studio:
         nearly_clean: bool = True,
         size: int = SIZE,
     ) -> np.ndarray:
-        """One clip.
+        """One clip: the new seconds of `seconds` in one piece, (24 * seconds, H, W, 3) uint8."""
+        how = {"prefix": prefix, "steps": steps, "window": window, "nearly_clean": nearly_clean, "size": size}
+        return np.concatenate(list(self.seconds(captions, seed, **how)))
+
+    @torch.inference_mode()
+    def seconds(
+        self,
+        captions: Sequence[str],
+        seed: int,
+        *,
+        prefix: np.ndarray | None = None,
+        steps: int = 8,
+        window: int = 4,
+        nearly_clean: bool = True,
+        size: int = SIZE,
+    ) -> Iterator[np.ndarray]:
+        """The new seconds of a clip, each as soon as it is made.
 
         Args:
             captions: one per new second. prefix: (T, H, W, 3) uint8, an image (T = 1) or whole seconds to continue.
-        Returns:
-            (24 * seconds, H, W, 3) uint8: the new seconds.
+        Yields:
+            (24, H, W, 3) uint8.
         """
         settings = replace(self.files.sampler, steps=steps, window=window, nearly_clean=nearly_clean)
         latents = None if prefix is None else encode_pixels(self.vae, prefix, "cpu")
@@ -67,9 +83,11 @@ class Studio:
             null_caption=Caption(null_caption(self.dit.y_embedder.null_caption_embedding)),
             seed=seed,
             prefix=latents,
+            dtype=self.dit.dtype,
         )
-        seconds = [decode_chunk(self.vae, done.latents) for done in sampler.run() if isinstance(done, CleanChunk)]
-        return np.concatenate(seconds)
+        for done in sampler.run():
+            if isinstance(done, CleanChunk):
+                yield decode_chunk(self.vae, done.latents)
 
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
         """What the autoencoder leaves of frames (T, H, W, 3) uint8."""
