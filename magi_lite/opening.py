@@ -88,6 +88,6 @@ def _take_over(project: Project, request: GenerationRequest) -> None:
         project.extend(new - (project.chunks if old is None else old))
     if request.timeline != project.request.timeline:
         state = project.latest_state()
-        entered = 0 if state is None else state.stage + 1
+        entered = project.chunks if state is None else state.stage + 1
         project.edit_timeline(request.timeline, entered)
     project.run_as(request)

@@ -41,11 +41,12 @@ from magi_lite.loader import open_model
 from magi_lite.opening import open_project
 from magi_lite.planner import Plan, Stage
 from magi_lite.prefix import prefix_pixels, read_prefix, save_prefix
-from magi_lite.project import Project, SavedState
+from magi_lite.project import Project
 from magi_lite.prompts import PromptBank
 from magi_lite.request_checks import check_words
-from magi_lite.sampling.results import Caption, CleanChunk, SamplerState, StageDone, StepDone
+from magi_lite.sampling.results import Caption, CleanChunk, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
+from magi_lite.starting import Start, find_start
 from magi_lite.text.cleaning import clean_caption
 from magi_lite.timeline import Timeline
 from magi_lite.timeline_edit import splice
@@ -165,9 +166,12 @@ class Run:
             yield Notice(
                 "The demo model in use is untrained: its pictures are noise that shows the app at work.", "warning"
             )
-        state = self.starting_state()
-        prefix = None if state else read_prefix(self.project)
-        pixels = None if state or prefix is not None else prefix_pixels(self.request)
+        start = find_start(self.project)
+        prefix = None if start.state else read_prefix(self.project)
+        before = None if start.state or prefix is not None else prefix_pixels(self.request)
+        for notice in (start.notice, before.notice if before else ""):
+            if notice:
+                yield Notice(notice)
 
         bank = prompt_bank(self.files, plan.execution)
         yield from self.read_words(bank)
@@ -177,17 +181,17 @@ class Run:
             yield self.stopped()
             return
         with self.at("denoise"), engine(self.files, plan.execution) as networks:
-            if pixels is not None:
-                yield StageStarted("prefix", "Looking at the picture" if len(pixels) == 1 else "Watching the clip")
+            if before is not None:
+                yield StageStarted("prefix", "Looking at the picture" if self.request.image else "Watching the clip")
                 with self.at("encode"):
-                    prefix = networks.encode(pixels)
+                    prefix = networks.encode(before.pixels)
                 save_prefix(self.project, prefix)
             if self.leaving:
                 yield self.stopped()
                 return
-            sampler = self.make_sampler(networks, plan, bank, state, prefix)
+            sampler = self.make_sampler(networks, plan, bank, start, prefix)
             yield StageStarted("denoise", f"Making the {'next' if self.project.chunks else 'first'} second")
-            self.clock = Clock(0 if state is None else (state.stage + 1) * sampler.schedule.steps_per_stage)
+            self.clock = Clock(sampler.steps_done)
             with recorded(networks, self.record):
                 yield from self.denoise(sampler, networks, bank)
 
@@ -211,26 +215,15 @@ class Run:
         mixes = [timeline.prompt_for(second, self.request.seconds) for second in seconds]
         return list(dict.fromkeys(prompt for mix in mixes for prompt in mix.prompts))
 
-    def starting_state(self) -> SavedState | None:
-        """Where the sampler goes on: the newest state; for a video made longer, the last one before its old end."""
-        state = self.project.latest_state()
-        if state is None:
-            return None
-        total, offset, wanted = state.position["total"], state.position["offset"], self.request.seconds
-        old_end = None if total is None else total - offset
-        if old_end is not None and state.stage >= old_end and (wanted is None or wanted > old_end):
-            return self.project.state_before(old_end)
-        return state
-
     def make_sampler(
-        self, networks: Engine, plan: Plan, bank: PromptBank, state: SavedState | None, prefix: Tensor | None
+        self, networks: Engine, plan: Plan, bank: PromptBank, start: Start, prefix: Tensor | None
     ) -> Sampler:
-        """The sampler, where `state` left it or at the beginning."""
+        """The sampler, where it goes on."""
         request = self.request
 
         def caption(chunk: int, remaining: int | None) -> Caption:
             """The words that hold when a chunk enters the window."""
-            mix = self.timeline.prompt_for(chunk - sampler.offset, self.request.seconds)
+            mix = self.timeline.prompt_for(chunk - sampler.origin, self.request.seconds)
             return bank.caption(mix, self.request.tokens, remaining)
 
         with torch.inference_mode():
@@ -248,8 +241,7 @@ class Run:
                 dtype=networks.dit.dtype,
                 store_factory=networks.store,
             )
-            if state is not None:
-                sampler.restore(SamplerState(state.position, state.tensors))
+            start.place(sampler, self.project)
         return sampler
 
     # --- second after second ---------------------------------------------------------------------------------------

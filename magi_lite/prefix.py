@@ -5,10 +5,12 @@ Once encoded, a prefix is kept in the project, so that a run that starts again b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
@@ -21,11 +23,20 @@ REACH = 4
 """Chunks before the first new one that the model can see: what of a clip is read."""
 
 
-def prefix_pixels(request: GenerationRequest) -> np.ndarray | None:
-    """The picture (1 frame) or the tail of the clip that a request starts from: (T, H, W, 3) uint8, or None.
+@dataclass(frozen=True, eq=False)
+class Before:
+    """What a video starts from: `pixels` (T, H, W, 3) uint8, and what the user should know of it, if anything."""
 
-    A clip is read from its end, whole seconds where it has them (so that every new second is whole too), as many as the
-    model can see; one shorter than a second in whole latent frames.
+    pixels: np.ndarray
+    notice: str = ""
+
+
+def prefix_pixels(request: GenerationRequest) -> Before | None:
+    """The picture (1 frame) or the tail of the clip (whole seconds) that a request starts from, or None.
+
+    A clip is read from its end, as many whole seconds as it has and the model can see. One shorter than a second is
+    filled up to one by holding its first frame. The road not taken, the published one for a prefix that ends inside a
+    chunk, would make the first new second shorter by the clip's length, and every prompt after it late.
 
     Raises:
         MediaError: the file cannot be read, or the clip is too short.
@@ -34,26 +45,33 @@ def prefix_pixels(request: GenerationRequest) -> np.ndarray | None:
     if request.image is not None:
         from magi_lite.video.images import load_image
 
-        return load_image(Path(request.image), size, request.fit)[None]
+        return Before(load_image(Path(request.image), size, request.fit)[None])
     if request.video is None:
         return None
     from magi_lite.video.clips import load_tail
 
-    frames = load_tail(Path(request.video), size, request.fit, REACH * FPS)
-    unit = FPS if len(frames) >= FPS else FRAMES_PER_LATENT
-    usable = len(frames) // unit * unit
-    if usable == 0:
-        raise MediaError(f"{Path(request.video).name} has {len(frames)} frames; a clip to continue needs at least 4.")
-    return frames[len(frames) - usable :]
+    frames, name = load_tail(Path(request.video), size, request.fit, REACH * FPS), Path(request.video).name
+    if len(frames) < FRAMES_PER_LATENT:
+        raise MediaError(f"{name} has {len(frames)} frames; a clip to continue needs at least {FRAMES_PER_LATENT}.")
+    missing = FPS - len(frames)
+    if missing > 0:
+        held = np.concatenate([np.repeat(frames[:1], missing, axis=0), frames])
+        return Before(held, f"{name} is shorter than a second; its first frame is held to fill one.")
+    return Before(frames[len(frames) % FPS :])
 
 
 def own_latents(request: GenerationRequest) -> Tensor | None:
-    """Latents to continue from, where the clip is a video of ours in its project: no trip through pixels and back."""
-    folder = None if request.video is None else Path(request.video).resolve().parent
-    if folder is None or not (folder / "project.json").is_file():
+    """Latents to continue from, where the clip is a project's own video: no trip through pixels and back.
+
+    Any other file that lies in a project's folder is a clip like all others.
+    """
+    video = None if request.video is None else Path(request.video).resolve()
+    if video is None or not (video.parent / "project.json").is_file():
         return None
     try:
-        with Project.open(folder) as source:
+        with Project.open(video.parent) as source:
+            if source.video.resolve() != video:
+                return None
             same_size = (source.request.width, source.request.height) == (request.width, request.height)
             if not source.chunks or not same_size or source.request.model != request.model:
                 return None
@@ -69,9 +87,22 @@ def save_prefix(project: Project, latents: Tensor) -> None:
 
 
 def read_prefix(project: Project) -> Tensor | None:
-    """The prefix that `save_prefix` kept, if any."""
-    path = _file(project)
-    return load(path.read_bytes())["latents"] if path.is_file() else None
+    """The prefix that `save_prefix` kept, if any; one that is damaged is to be encoded from the kept input again.
+
+    Raises:
+        InputError: it is damaged, and there is no input to encode it from.
+    """
+    path, request = _file(project), project.request
+    if not path.is_file():
+        return None
+    try:
+        return load(path.read_bytes())["latents"]
+    except (SafetensorError, KeyError):
+        kept = request.image or request.video
+        if kept is None or not kept.is_file():
+            raise InputError(f"{path} is damaged and what it was made from is gone; start a new video.") from None
+        project.log(f"{path.name} is damaged; encoding {kept.name} again")
+        return None
 
 
 def _file(project: Project) -> Path:

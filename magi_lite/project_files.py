@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 Status = Literal["running", "paused", "stopped", "finished", "failed", "interrupted"]
+_AGAIN = 4
+"""Finished seconds that are rather computed again than left to a prefix: the same bits for a moment's work."""
 _STALE_SECONDS = 3600
 """Hidden folders older than this are left from a crash, not in the making."""
 
@@ -41,6 +43,12 @@ class SavedState:
     stage: int
     position: dict[str, Any]
     tensors: dict[str, Tensor]
+
+    @property
+    def seconds(self) -> int | None:
+        """New seconds of the video that it was made for; None: endless."""
+        total = self.position["total"]
+        return None if total is None else total - self.position["offset"] + self.position.get("kept", 0)
 
 
 class ProjectFiles:
@@ -137,18 +145,37 @@ class ProjectFiles:
             raise InputError(f"The latents of second {index} in {self.name} are damaged; redo from there.") from None
 
     def latest_state(self) -> SavedState | None:
-        """The newest state whose finished seconds are all on disk; None: start from the beginning."""
+        """The newest state from which the finished seconds are found again bit for bit, or None.
+
+        Their number is on disk, few of them come again, and those that do are asked for as they were then.
+        """
         request, chunks = self.request, self.chunks
 
-        def finished(stage: int) -> int:
+        def fits(stage: int) -> bool:
             clean = max(0, stage + 2 - request.window)
-            return clean if request.seconds is None else min(clean, request.seconds)
+            clean = clean if request.seconds is None else min(clean, request.seconds)
+            return clean <= chunks <= clean + self._few and stage + 1 >= min(chunks, self._changed_at)
 
-        for stage in reversed([s for s in self._stages() if finished(s) <= chunks]):
+        for stage in filter(fits, reversed(self._stages())):
             state = self._read_state(stage)
             if state:
                 return state
         return None
+
+    @property
+    def restarts(self) -> bool:
+        """Whether, with no state, the run begins anew and finds its finished seconds again bit for bit."""
+        return not self.chunks or (not self._changed_at and self.chunks <= self._few)
+
+    @property
+    def _few(self) -> int:
+        """Finished seconds that may be computed again; a crash costs one, a window that fills anew its length."""
+        return max(_AGAIN, self.request.window)
+
+    @property
+    def _changed_at(self) -> int:
+        """Seconds before this one were, or may have been, asked for otherwise than the request asks now."""
+        return max((e["from"] for e in self.history if e["what"] in ("branched", "redone", "extended")), default=0)
 
     def state_before(self, chunk: int) -> SavedState | None:
         """The state from which second `chunk` is the next to enter the window; None if not there, or chunk is 0."""

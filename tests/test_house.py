@@ -64,6 +64,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.delivery",
         "magi_lite.opening",
         "magi_lite.prefix",
+        "magi_lite.starting",
     ),
     6: ("magi_lite.jobs*", "magi_lite.store", "magi_lite.defaults"),
     7: (

@@ -12,7 +12,7 @@ Chunk numbers here are absolute: whole chunks of a prefix count from 0. Source: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -93,15 +93,25 @@ class Sampler:
     def _set(self, progress: Progress) -> None:
         """Stand where `progress` says. It changes at stage boundaries only, so a stage can always be made again."""
         self._progress = progress
-        total = None if self._chunks is None else progress.offset + self._chunks
+        total = None if self._chunks is None else progress.offset - progress.kept + self._chunks
         self.schedule = Schedule(self.settings, progress.offset, total)
         contexts = [self._encode(caption, dropped=False) for caption in progress.captions.values()]
         self._context: CaptionContext | None = type(contexts[0]).cat(contexts) if contexts else None
 
     @property
     def offset(self) -> int:
-        """Absolute number of the first new chunk: whole chunks of the prefix."""
+        """Absolute number of the first chunk that is denoised."""
         return self._progress.offset
+
+    @property
+    def origin(self) -> int:
+        """Absolute number of new second 0: whole chunks of the prefix."""
+        return self._progress.offset - self._progress.kept
+
+    @property
+    def steps_done(self) -> int:
+        """Steps behind the last stage boundary, those of seconds that were kept included."""
+        return (self._progress.kept + self._progress.next_stage) * self.schedule.steps_per_stage
 
     def _after_prefix(self, prefix: Tensor, nothing: Tensor) -> Progress:
         _, channels, width, *size = self._chunk_shape
@@ -150,7 +160,7 @@ class Sampler:
             finished = self._advance(stage, latents, captions, context)
             if finished is not None:
                 yield finished
-            yield StageDone(stage.index)
+            yield StageDone(self._progress.kept + stage.index)
 
     @torch.no_grad()
     def _enter(self, stage: Stage) -> tuple[Tensor, dict[int, Caption], CaptionContext]:
@@ -190,7 +200,7 @@ class Sampler:
         progress.clean[chunk] = done
         for old in [c for c in progress.clean if c <= chunk - self.schedule.reach]:
             del progress.clean[old]
-        return CleanChunk(chunk - self.offset, emitted)
+        return CleanChunk(chunk - self.origin, emitted)
 
     def _paste_prefix(self, latents: Tensor) -> None:
         """Put the prefix frames back into latents that begin with chunk `offset`."""
@@ -209,14 +219,14 @@ class Sampler:
         return torch.cat([part, latents[:, :, known:]], dim=2) if self._emit_prefix == "exact" else latents.clone()
 
     def _report(self, stage: Stage, step: int, latents: Tensor, velocity: Tensor) -> StepDone:
-        per_stage = self.schedule.steps_per_stage
+        per_stage, kept, total = self.schedule.steps_per_stage, self._progress.kept, self.schedule.total_steps
         return StepDone(
-            stage=stage.index,
+            stage=kept + stage.index,
             step=step,
             steps_in_stage=per_stage,
-            oldest_chunk=stage.first - self.offset,
-            steps_done=stage.index * per_stage + step + 1,
-            steps_total=self.schedule.total_steps,
+            oldest_chunk=stage.first - self.origin,
+            steps_done=(kept + stage.index) * per_stage + step + 1,
+            steps_total=None if total is None else kept * per_stage + total,
             latents=latents,
             velocity=velocity,
             remaining=1.0 - self.schedule.grid[self.schedule.made(stage, step)[0] + 1],
@@ -375,6 +385,36 @@ class Sampler:
             InputError: the state is of another schedule, size or length, or damaged.
         """
         self._set(unpack(state, self.settings, self._chunk_shape, self._chunks, self.device))
+        if self._store is not None:
+            self._store.clear()
+
+    def follow(self, seconds: int, latents: Sequence[Tensor]) -> None:
+        """Go on behind new seconds that are finished, where no state of theirs is left: they become the prefix.
+
+        What comes fits them and is reproducible, but with a window above 1 it is not, bit for bit, what the run that
+        made them would have gone on to: its next seconds had begun before these were clean.
+
+        Args:
+            seconds: how many are finished.
+            latents: the last of them as they were emitted, (1, C, t, H, W) each; `Schedule.slots(0)` are enough.
+
+        Raises:
+            InputError: their size is another.
+        """
+        before, width = self._progress, self._width
+        first, offset = before.offset, before.offset + seconds
+        chunks = {offset - len(latents) + i: chunk.to(self.device, torch.float32) for i, chunk in enumerate(latents)}
+        if before.prefix_part is not None and first in chunks:  # its first frames were not emitted, or not as they are
+            known = before.prefix_part.shape[2]
+            chunks[first] = torch.cat([before.prefix_part, chunks[first][:, :, known - width :]], dim=2)
+        for chunk, found in chunks.items():
+            if tuple(found.shape) != self._chunk_shape:
+                shape = tuple(found.shape)
+                raise InputError(f"Second {chunk - first} has latents {shape}, not {self._chunk_shape}; redo from it.")
+        clean = before.clean | chunks
+        reach = Schedule(self.settings, offset).slots(0)
+        clean = {chunk: found for chunk, found in clean.items() if chunk >= offset - reach}
+        self._set(Progress(before.window[:, :, :0], offset=offset, kept=seconds, clean=clean))
         if self._store is not None:
             self._store.clear()
 

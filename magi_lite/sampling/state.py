@@ -28,7 +28,9 @@ class Progress:
     """Chunks in flight, oldest first: (1, C, chunks * chunk_width, H, W) float32."""
     next_stage: int = 0
     offset: int = 0
-    """Whole chunks of the prefix."""
+    """Whole chunks before the first one that is denoised: of the prefix, and the `kept` seconds."""
+    kept: int = 0
+    """New seconds that were finished before, and are no longer part of the schedule."""
     prefix_part: Tensor | None = None
     """The prefix frames that chunk `offset` begins with: (1, C, frames, H, W)."""
     clean: dict[int, Tensor] = field(default_factory=dict)
@@ -45,6 +47,7 @@ def pack(progress: Progress, settings: SamplerSettings, total: int | None, seed:
         "latents": list(progress.window.shape),
         "next_stage": progress.next_stage,
         "offset": progress.offset,
+        "kept": progress.kept,
         "total": total,
         "seed": seed,
         "clean": sorted(progress.clean),
@@ -83,6 +86,7 @@ def unpack(
         changed = sorted(k for k, v in _plain(settings).items() if position["settings"].get(k) != v)
         raise InputError(f"The saved state was made with other settings ({', '.join(changed)}); continue with those.")
     in_flight, offset, next_stage = position["captions"], position["offset"], position["next_stage"]
+    kept = position.get("kept", 0)
     expected = {"window": (*chunk_shape[:2], len(in_flight) * chunk_shape[2], *chunk_shape[3:])}
     expected |= {f"clean.{chunk}": chunk_shape for chunk in position["clean"]}
     for name, shape in expected.items():
@@ -95,10 +99,11 @@ def unpack(
     if absent or (position["prefix_part"] and "prefix_part" not in state.tensors):
         raise InputError("The saved state lacks captions or its prefix; take an earlier one.")
     entered = next_stage if position["total"] is None else min(next_stage, position["total"] - offset)
-    wanted = next_stage if chunks is None else min(next_stage, chunks)
+    wanted = next_stage if chunks is None else min(next_stage, chunks - kept)
     if wanted != entered:
         raise InputError(
-            f"The saved state is of stage {next_stage} with {entered} seconds begun, but {wanted} are wanted by then; "
+            f"The saved state is of stage {kept + next_stage} with {kept + entered} seconds begun, "
+            f"but {kept + wanted} are wanted by then; "
             "take an earlier state, or the old length."
         )
 
@@ -109,6 +114,7 @@ def unpack(
         window=placed("window"),
         next_stage=next_stage,
         offset=offset,
+        kept=kept,
         prefix_part=placed("prefix_part") if position["prefix_part"] else None,
         clean={chunk: placed(f"clean.{chunk}") for chunk in position["clean"]},
         captions={chunk: Caption(placed(f"caption.{chunk}")) for chunk in in_flight},

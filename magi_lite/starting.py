@@ -1,0 +1,56 @@
+"""Where a run of a project goes on: at a saved state, at the beginning, or behind its finished seconds.
+
+A state gives the same bits as an unbroken run. Where none fits (an endless run forgets its oldest ones, files can be
+lost) and the finished seconds are few and were asked for as they would be now, all is made again, to the same bits.
+Else the finished seconds are taken as what comes before, as a clip's would be. The road not taken, beginning anew with
+whatever is asked for now, would go on from seconds that nobody kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from magi_lite.prefix import REACH
+from magi_lite.project import Project, SavedState
+from magi_lite.sampling.results import SamplerState
+from magi_lite.sampling.sampler import Sampler
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """`state` to restore, or `behind` finished seconds to follow, or (None and 0) the beginning."""
+
+    state: SavedState | None = None
+    behind: int = 0
+
+    @property
+    def notice(self) -> str:
+        """What the user should know of it; empty where the run goes on to the very same bits."""
+        if not self.behind:
+            return ""
+        return (
+            f"No saved state leads to second {self.behind} any more; it is made as the continuation of the finished "
+            "seconds, which stay as they are, and not to the bits that the unbroken run would have given it."
+        )
+
+    def place(self, sampler: Sampler, project: Project) -> None:
+        """Put a new sampler there.
+
+        Raises:
+            InputError: the state or the latents do not fit the request.
+        """
+        if self.state is not None:
+            sampler.restore(SamplerState(self.state.position, self.state.tensors))
+        elif self.behind:
+            last = range(max(0, self.behind - REACH), self.behind)
+            sampler.follow(self.behind, [project.read_latents(second) for second in last])
+
+
+def find_start(project: Project) -> Start:
+    """The newest state that fits; for a video made longer, the last one before its old end."""
+    state = project.latest_state()
+    if state is not None:
+        made_for, wanted = state.seconds, project.request.seconds
+        if made_for is not None and state.stage >= made_for and (wanted is None or wanted > made_for):
+            state = project.state_before(made_for)
+    return Start(state, 0 if state is not None or project.restarts else project.chunks)
