@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_models import random_dit, random_vae
-from magi_lite import devices, planner
+from magi_lite import cards, devices, planner
 from magi_lite.config import DIT_4_5B, VAE_PUBLISHED, DiTConfig, Execution, GenerationRequest, VAEConfig
 from magi_lite.timeline import Timeline
 
@@ -26,7 +26,7 @@ TINY_VAE = VAEConfig(video_size=32, video_length=8, embed_dim=256, depth=1, num_
 class Setup:
     """What is measured: full size on a card, tiny on the CPU."""
 
-    device: devices.Device
+    device: cards.Device
     kind: str
     dtype: torch.dtype
     dit: DiTConfig
@@ -90,7 +90,7 @@ def setup(dry: bool) -> Setup:
     end = time.perf_counter() + TIME_LIMIT
     if dry:
         return Setup(
-            devices.cpu_device(), "cpu", torch.float32, TINY_DIT, TINY_VAE, ((64, 32),), ("float32", "fp8", "int8"), end
+            cards.cpu_device(), "cpu", torch.float32, TINY_DIT, TINY_VAE, ((64, 32),), ("float32", "fp8", "int8"), end
         )
     if not devices.cuda_available():
         raise SystemExit("No CUDA card is here; --dry runs everything with tiny models on the CPU.")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite import presets
+from magi_lite.cards import Device
 from magi_lite.config import MODELS, GenerationRequest
-from magi_lite.devices import Device, detect
+from magi_lite.devices import detect
 from magi_lite.errors import CheckpointError, MagiLiteError
 from magi_lite.layout import find_model
 from magi_lite.presets import Preset

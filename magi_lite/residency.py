@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from magi_lite import devices
+from magi_lite import cards, devices
 from magi_lite.config import Execution
 from magi_lite.streaming import LayerStreamer, PinnedMemory, SwappedModule, packed_size
 
@@ -26,7 +26,7 @@ class Residency:
 
     Args:
         execution: the plan's.
-        pinned_cap_bytes: most pinned memory; None: `devices.PINNED_SHARE` of the RAM.
+        pinned_cap_bytes: most pinned memory; None: `cards.PINNED_SHARE` of the RAM.
         pin: whether host buffers are pinned; None: where there is a card.
     """
 
@@ -36,7 +36,7 @@ class Residency:
         self.execution = execution
         self.device = torch.device(device if device is not None else execution.device)
         if pinned_cap_bytes is None:
-            pinned_cap_bytes = int(devices.PINNED_SHARE * devices.ram_bytes())
+            pinned_cap_bytes = int(cards.PINNED_SHARE * devices.ram_bytes())
         self.memory = PinnedMemory(pinned_cap_bytes, pin=pin)
         self._streamer: LayerStreamer | None = None
         self._vae: nn.Module | None = None

@@ -28,6 +28,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "quant.schemes",
     ),
     1: (
+        "magi_lite.cards",
         "magi_lite.devices",
         "magi_lite.planner*",
         "magi_lite.presets",

@@ -6,10 +6,10 @@ import argparse
 import json
 from dataclasses import fields, replace
 
-from magi_lite import devices, planner, presets
+from magi_lite import cards, devices, planner, presets
+from magi_lite.cards import GIB, Device
 from magi_lite.cli.reading import parse_size
 from magi_lite.config import MODELS, GenerationRequest, Overrides
-from magi_lite.devices import GIB, Device
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.planner import table
 from magi_lite.request_checks import check_size
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan. Returns 0, or 2 where nothing fits or a setting cannot be used."""
     if args.list_gpus:
-        for card in devices.known_cards():
+        for card in cards.known_cards():
             print(f"{card.name:<20}{card.vram_gb:>5g} GB  {'FP8' if card.has_fp8 else '-'}")
         return 0
     try:
@@ -104,13 +104,13 @@ def make_plan(args: argparse.Namespace) -> planner.Plan:
 def chosen_device(args: argparse.Namespace) -> Device:
     """The device that --gpu, --vram-gb, --ram-gb and --cpu describe, or the one in this machine."""
     if args.cpu:
-        device = devices.cpu_device()
+        device = cards.cpu_device()
     elif args.gpu and args.vram_gb is not None:
-        device = devices.with_memory(devices.known_card(args.gpu), args.vram_gb)
+        device = cards.with_memory(cards.known_card(args.gpu), args.vram_gb)
     elif args.gpu:
-        device = devices.known_card(args.gpu)
+        device = cards.known_card(args.gpu)
     elif args.vram_gb is not None:
-        device = devices.generic_card(args.vram_gb)
+        device = cards.generic_card(args.vram_gb)
     else:
         device = devices.detect()
     return device if args.ram_gb is None else replace(device, ram_bytes=int(args.ram_gb * GIB))

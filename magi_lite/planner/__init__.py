@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from magi_lite import presets
+from magi_lite.cards import Device, with_memory
 from magi_lite.config import Execution, GenerationRequest, Overrides
-from magi_lite.devices import Device, with_memory
 from magi_lite.planner import choose
 from magi_lite.planner.plan import STAGES, Item, Plan, Stage, vram_limit
 from magi_lite.planner.shapes import ModelShape, T5Shape, model_shape

@@ -170,15 +170,16 @@ def decode_activation_bytes(vae: VAEConfig, width: int, height: int, execution: 
 
 
 def encode_activation_bytes(vae: VAEConfig, width: int, height: int, frames: int, execution: Execution) -> int:
-    """Peak of encoding `frames` frames: a batch of tiles in bytes, float32 and the model's type, and the latents.
+    """Peak of encoding `frames` frames: a batch of tiles in float32 and the model's type, and the latents.
 
     The frames themselves stay in RAM; a single one is encoded as four alike.
     """
-    size, length = item_size(execution), min(frames, TILE_FRAMES)
-    numbers = execution.vae_tile_batch * length * tile_pixels(width, height) * 3
-    tiles = numbers * (1 + FLOAT32 + (size if size < FLOAT32 else 0))
+    size, length = item_size(execution), max(4, min(frames, TILE_FRAMES))
+    numbers = tiles_at_once(width, execution) * length * tile_pixels(width, height) * 3
+    tiles = numbers * (FLOAT32 + (size if size < FLOAT32 else 0))
+    patches = numbers // (3 * 4 * 8 * 8) * vae.embed_dim * size  # before they join the class token and their positions
     latents = 2 * vae.z_chans * ceil(frames / 4) * (width // 8) * (height // 8) * FLOAT32
-    return tiles + latents + _tile_bytes(vae, width, height, max(4, length), execution)
+    return tiles + patches + latents + _tile_bytes(vae, width, height, length, execution)
 
 
 def tile_pixels(width: int, height: int) -> int:
@@ -186,13 +187,20 @@ def tile_pixels(width: int, height: int) -> int:
     return min(TILE_PIXELS, width) * min(TILE_PIXELS, height)
 
 
+def tiles_at_once(width: int, execution: Execution) -> int:
+    """Tiles that really run together: those of one shape that follow each other in a row."""
+    whole = max(1, (width - TILE_PIXELS) // TILE_STEP + 1)
+    return execution.vae_tile_batch if width <= TILE_STEP else min(execution.vae_tile_batch, whole)
+
+
 def _tile_bytes(vae: VAEConfig, width: int, height: int, frames: int, execution: Execution) -> int:
     """What a batch of tiles of `frames` frames takes inside the transformer, in its widest layer."""
     size = item_size(execution)
     cells = frames // 4 * (tile_pixels(width, height) // 64)
-    tokens = (cells + int(vae.with_cls_token)) * execution.vae_tile_batch
-    # q, k and v in the model's type; normalized: in float32, centred, and squared or divided.
-    heads = tokens * 3 * vae.embed_dim * (size + 3 * FLOAT32) + tokens * vae.embed_dim * size
+    tokens = (cells + int(vae.with_cls_token)) * tiles_at_once(width, execution)
+    # q, k and v in the model's type, before and after; normalized: in float32, centred, and squared or divided.
+    normed = 3 * FLOAT32 + (size if size < FLOAT32 else 0)
+    heads = tokens * 3 * vae.embed_dim * (size + normed) + 2 * tokens * vae.embed_dim * size
     hidden = tokens * size * (2 * vae.embed_dim + 2 * int(vae.embed_dim * vae.mlp_ratio))
     return max(heads, hidden)
 

@@ -10,8 +10,8 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
+from magi_lite.cards import GIB, Device
 from magi_lite.config import Execution, GenerationRequest, Overrides
-from magi_lite.devices import GIB, Device
 from magi_lite.errors import InputError, PlanError
 from magi_lite.planner import memory, speed
 from magi_lite.planner.plan import Plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from magi_lite.cards import GIB, PINNED_SHARE, Device
 from magi_lite.config import Execution, GenerationRequest
-from magi_lite.devices import GIB, PINNED_SHARE, Device
 from magi_lite.planner.shapes import ModelShape
 
 Stage = Literal["text", "encode", "denoise", "decode"]

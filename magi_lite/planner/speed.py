@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from magi_lite.cards import Device
 from magi_lite.config import DiTConfig, Execution, GenerationRequest
-from magi_lite.devices import Device
 from magi_lite.planner.shapes import (
     ModelShape,
     layer_bytes,

@@ -7,7 +7,7 @@ import errno
 import pytest
 import torch
 
-from magi_lite import devices
+from magi_lite import cards, devices
 from magi_lite.errors import InputError
 
 
@@ -24,15 +24,15 @@ from magi_lite.errors import InputError
     ],
 )
 def test_cards_are_found_by_many_names(name: str, row: str) -> None:
-    assert devices.known_card(name).name == row
+    assert cards.known_card(name).name == row
 
 
 def test_unknown_cards_are_refused_and_memory_alone_will_do() -> None:
     with pytest.raises(InputError, match="--vram-gb"):
-        devices.known_card("Voodoo 2")
-    assert devices.generic_card(10).vram_bytes == 10 << 30
-    assert devices.with_memory(devices.known_card("4090"), 12).vram_gb == 12
-    for card in devices.known_cards():
+        cards.known_card("Voodoo 2")
+    assert cards.generic_card(10).vram_bytes == 10 << 30
+    assert cards.with_memory(cards.known_card("4090"), 12).vram_gb == 12
+    for card in cards.known_cards():
         assert card.has_fp8 == (card.capability >= (8, 9))
 
 

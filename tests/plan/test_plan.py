@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from magi_lite import devices, planner, presets
+from magi_lite import cards, planner, presets
+from magi_lite.cards import GIB
 from magi_lite.config import DIT_4_5B, DIT_24B, VAE_PUBLISHED, GenerationRequest, Overrides, SamplerSettings
-from magi_lite.devices import GIB
 from magi_lite.errors import InputError, PlanError, PresetError
 from magi_lite.planner import memory, picture, shapes, table
 from magi_lite.planner.plan import STAGES
@@ -31,7 +31,7 @@ def request(width: int = 720, height: int = 720, window: int = 4, **changes: obj
 
 
 def plan(card: str | float, *args: int, **changes: object) -> planner.Plan:
-    device = devices.known_card(card) if isinstance(card, str) else devices.generic_card(card)
+    device = cards.known_card(card) if isinstance(card, str) else cards.generic_card(card)
     return planner.plan(request(*args, **changes), "auto", device)
 
 
@@ -66,7 +66,7 @@ def test_the_store_has_the_slots_that_the_schedule_needs(window: int, steps: int
 
 def test_more_pixels_and_more_window_never_take_less() -> None:
     generator = random.Random(random.randrange(10**9))
-    card = devices.known_card("H200")
+    card = cards.known_card("H200")
     for _ in range(20):
         sides = sorted(16 * generator.randint(12, 90) for _ in range(2))
         execution = generator.choice(list(planner.choose.candidates(card, planner.model_shape(MODEL), {})))
@@ -125,13 +125,13 @@ def test_every_preset_fits_its_card_with_5_percent_to_spare(name: str, quality: 
     preset = presets.load(name)
     chosen = preset.quality(quality)
     if preset.vram_gb:
-        ada = devices.generic_card(preset.vram_gb)
-        cards = [ada, replace(ada, name="Ampere", capability=(8, 6), fp8_tflops=0.0)]
+        ada = cards.generic_card(preset.vram_gb)
+        machines = [ada, replace(ada, name="Ampere", capability=(8, 6), fp8_tflops=0.0)]
     else:
-        cards = [devices.cpu_device(32 * GIB)]
+        machines = [cards.cpu_device(32 * GIB)]
     model = demo_shape() if preset.model == "demo" else preset.model
-    for card in cards:
-        found = planner.plan(replace(request(), quality=quality, **chosen.settings()), preset, card, model)
+    for machine in machines:
+        found = planner.plan(replace(request(), quality=quality, **chosen.settings()), preset, machine, model)
         assert found.preset == name and found.window == chosen.window
         if preset.vram_gb:
             assert found.needed_vram_bytes <= 0.95 * preset.vram_gb * GIB
@@ -148,7 +148,7 @@ def demo_shape() -> planner.ModelShape:
 
 
 def test_a_small_model_plans_in_megabytes_on_the_cpu() -> None:
-    found = planner.plan(request(64, 64), "auto", devices.cpu_device(16 * GIB), demo_shape())
+    found = planner.plan(request(64, 64), "auto", cards.cpu_device(16 * GIB), demo_shape())
     assert found.execution.device == "cpu" and found.execution.dtype == "float32"
     assert found.peak_vram_bytes == 0
     assert found.stage_bytes("denoise", "ram") < 4 * GIB
@@ -171,29 +171,29 @@ def test_an_override_is_honoured(name: str, value: object) -> None:
 def test_memory_by_hand_counts_and_cards_without_fp8_get_int8() -> None:
     assert plan("RTX 4090", 480, 480, 1, overrides=Overrides(vram_gb=6)).needed_vram_bytes <= 0.95 * 6 * GIB
     assert plan("RTX 3060", 720, 720, 4).execution.scheme in ("int8", "bf16")
-    published = planner.plan(request(), "auto", devices.known_card("RTX 4070"), "4.5B-distill-fp8")
+    published = planner.plan(request(), "auto", cards.known_card("RTX 4070"), "4.5B-distill-fp8")
     assert published.execution.scheme == "published"
 
 
 def test_what_is_free_now_is_the_limit() -> None:
-    card = replace(devices.known_card("RTX 4090"), free_bytes=7 * GIB)
+    card = replace(cards.known_card("RTX 4090"), free_bytes=7 * GIB)
     assert planner.plan(request(), "auto", card).needed_vram_bytes <= 7 * GIB
 
 
 def test_ram_and_pinned_memory_are_limits_where_they_are_known() -> None:
-    roomy = replace(devices.known_card("RTX 4050 Laptop"), ram_bytes=32 * GIB)
+    roomy = replace(cards.known_card("RTX 4050 Laptop"), ram_bytes=32 * GIB)
     found = planner.plan(request(480, 480, 1), "auto", roomy)
     assert found.pinned_bytes > 0
-    tight = replace(roomy, ram_bytes=int(found.pinned_bytes / devices.PINNED_SHARE) - GIB // 2)
+    tight = replace(roomy, ram_bytes=int(found.pinned_bytes / cards.PINNED_SHARE) - GIB // 2)
     other = planner.plan(request(480, 480, 1), "auto", tight)
-    assert other.pinned_bytes <= devices.PINNED_SHARE * tight.ram_bytes < found.pinned_bytes
+    assert other.pinned_bytes <= cards.PINNED_SHARE * tight.ram_bytes < found.pinned_bytes
     assert other.peak_ram_bytes <= 0.95 * tight.ram_bytes
     with pytest.raises(PlanError, match="RAM"):
         planner.plan(request(480, 480, 1), "auto", replace(roomy, ram_bytes=GIB))
 
 
 def test_contradictions_with_the_weights_are_refused_in_one_sentence() -> None:
-    card = devices.known_card("RTX 4090")
+    card = cards.known_card("RTX 4090")
     with pytest.raises(InputError, match="already FP8"):
         planner.plan(request(overrides=Overrides(scheme="nf4")), "auto", card, "4.5B-distill-fp8")
     with pytest.raises(InputError, match='use "fp8"'):
@@ -224,14 +224,14 @@ def test_nothing_at_all_fits_a_hopeless_card_and_a_free_window_is_taken_when_it_
     overrides = Overrides(
         scheme="fp8", layers="resident", kv_dtype="bf16", kv_place="pinned", vae="cpu", t5="nf4", t5_device="cpu"
     )
-    roomy = devices.known_card("H200")
+    roomy = cards.known_card("H200")
     needed = {}
     for window in (1, 4):
         execution = planner.plan(request(640, 640, window, overrides=overrides), "auto", roomy).execution
         least = replace(execution, mlp_slice=2048, attention_slice=2048)
         asked = request(640, 640, window, overrides=overrides)
         needed[window] = planner.plan_execution(asked, window, MODEL, least, roomy).needed_vram_bytes
-    between = devices.generic_card((needed[1] + needed[4]) / 2 / 0.95 / GIB)
+    between = cards.generic_card((needed[1] + needed[4]) / 2 / 0.95 / GIB)
     with pytest.raises(PlanError) as caught:
         planner.plan(request(640, 640, 4, overrides=overrides), "auto", between)
     assert any("window" in choice for choice in caught.value.choices)
@@ -295,7 +295,7 @@ def test_the_json_adds_up() -> None:
 
 @pytest.mark.parametrize("card", ["RTX 4090", "RTX 4050 Laptop", None])
 def test_table_bars_and_picture_show_every_item(card: str | None) -> None:
-    device = devices.known_card(card) if card else devices.cpu_device(64 * GIB)
+    device = cards.known_card(card) if card else cards.cpu_device(64 * GIB)
     odd = replace(device, name="<card> & \"friends\"")
     found = planner.plan(request(256, 256, 1), "auto", odd)
     text = table.text(found)
