@@ -197,9 +197,22 @@ class SamplerSettings:
     chunk_width: int = CHUNK_LATENT_FRAMES
 
 
+STYLES: dict[str, str] = {
+    "static": "the first frames stand still",
+    "dynamic": "the first frames move",
+    "borders": "black borders around the picture",
+    "3d": "3D model look",
+    "anime": "2D anime look",
+    "transition": "a cut or transition inside the clip",
+    "caption": "written captions in the picture",
+    "logo": "a logo in the picture",
+}
+"""Names allowed in `SpecialTokens.styles`, with what each stands for."""
+
+
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Learned tokens put in front of a caption. `styles` are names from `text.special_tokens.STYLES`."""
+    """Learned tokens put in front of a caption. `styles` are names from `STYLES`."""
 
     quality: bool = True
     duration: bool = True

@@ -36,7 +36,7 @@ from magi_lite.prompts import PromptBank
 from magi_lite.residency import Residency, drop_weights
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption
-from magi_lite.t5 import fingerprint
+from magi_lite.t5 import fingerprint, load_tokenizer
 from magi_lite.text.cache import EmbeddingCache
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import null_caption
@@ -115,6 +115,7 @@ def prompt_bank(files: ModelFiles, execution: Execution) -> PromptBank:
         EmbeddingCache(EMBEDDINGS_FOLDER or _cache_folder() / "embeddings"),
         load_special_tokens(files),
         files.dit.caption_max_length,
+        lambda: load_tokenizer(files.text_encoder),
     )
 
 

@@ -47,7 +47,6 @@ from magi_lite.request_checks import check_words
 from magi_lite.sampling.results import Caption, CleanChunk, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
 from magi_lite.starting import Start, find_start
-from magi_lite.text.cleaning import clean_caption
 from magi_lite.timeline import Timeline
 from magi_lite.timeline_edit import splice
 
@@ -138,6 +137,8 @@ class Run:
         self.timeline: Timeline = self.request.timeline
         self.delivery = Delivery(project, self.request.out)
         self.clock = Clock()
+        self.said: set[str] = set()
+        """Notices about words, so that each is given once."""
         self.stage: Stage | None = None
         """What takes memory now; where it runs out, the smaller plan must be smaller here."""
 
@@ -205,15 +206,14 @@ class Run:
             yield StageStarted("text", f"Reading {len(missing)} prompt{'s' * (len(missing) > 1)}")
             with self.at("text"):
                 bank.prepare(prompts)
+        for message in bank.losses(prompts, self.request.tokens, self.timeline.global_prompt):
+            if message not in self.said:
+                self.said.add(message)
+                yield Notice(message, "warning")
 
     def upcoming_prompts(self, timeline: Timeline) -> list[str]:
-        """Every prompt of the seconds still to be made; of an endless run, all of the timeline's."""
-        last = self.request.seconds
-        if last is None:  # what is said then is said for ever
-            last = max(self.project.chunks, timeline.end + timeline.blend) + 1
-        seconds = range(self.project.chunks, last)
-        mixes = [timeline.prompt_for(second, self.request.seconds) for second in seconds]
-        return list(dict.fromkeys(prompt for mix in mixes for prompt in mix.prompts))
+        """Every prompt of the seconds still to be made."""
+        return list(timeline.prompts_from(self.project.chunks, self.request.seconds))
 
     def make_sampler(
         self, networks: Engine, plan: Plan, bank: PromptBank, start: Start, prefix: Tensor | None
@@ -317,8 +317,6 @@ class Run:
         try:
             words = splice(self.timeline, first, newer)
             check_words(replace(self.request, timeline=words))
-            for prompt in self.upcoming_prompts(words):
-                clean_caption(prompt)
         except InputError as error:
             yield Notice(f"The new words are not taken, the old ones go on: {error}", "warning")
             return

@@ -6,16 +6,22 @@ is not in the cache, encodes all that are missing, and is let go at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from magi_lite.config import SpecialTokens
+from magi_lite.request_checks import shortened
 from magi_lite.sampling.results import Caption
 from magi_lite.text.cache import EmbeddingCache
-from magi_lite.text.special_tokens import SpecialTokenTable
+from magi_lite.text.cleaning import clean_caption
+from magi_lite.text.special_tokens import SpecialTokenTable, wanted_tokens
 from magi_lite.timeline import PromptMix
+
+_NAMED = 3
+"""Prompts that lose words and are named; of more, only their number is told."""
 
 
 class PromptBank:
@@ -27,6 +33,7 @@ class PromptBank:
         cache: embeddings on disk.
         table: the learned special tokens.
         max_length: rows of a caption that the model takes.
+        tokenizer: brings the encoder's tokenizer, to count the words that did not fit.
     """
 
     def __init__(
@@ -36,8 +43,9 @@ class PromptBank:
         cache: EmbeddingCache,
         table: SpecialTokenTable,
         max_length: int,
+        tokenizer: Callable[[], Any],
     ) -> None:
-        self._encode, self._fingerprint, self._cache = encode, fingerprint, cache
+        self._encode, self._fingerprint, self._cache, self._tokenizer = encode, fingerprint, cache, tokenizer
         self._table, self._max_length = table, max_length
         self._known: dict[str, Tensor] = {}
 
@@ -62,6 +70,34 @@ class PromptBank:
                 self._cache.put(self._fingerprint, prompt, self._known[prompt])
         return len(absent)
 
+    def losses(self, prompts: Iterable[str], tokens: SpecialTokens, front: str = "") -> Iterator[str]:
+        """A sentence for each prompt of which the model will see nothing, or not all; prompts not prepared are passed.
+
+        Args:
+            front: the global prompt, which stands in front of the others: whether anything behind it is seen.
+        """
+        known = [prompt for prompt in prompts if prompt.strip() and prompt in self._known]
+        for prompt in known:
+            if len(self._known[prompt]) <= 1 and not clean_caption(prompt):  # nothing but the end token
+                yield f"{shortened(prompt)} says nothing to the model: such characters and words are taken out."
+        room = self._max_length - max(1, len(wanted_tokens(tokens)))  # the end token's row is pushed out first
+        long = [prompt for prompt in known if len(self._known[prompt]) > min(room + 1, self._max_length - 1)]
+        if not long:
+            return
+        tokenizer, fronts = self._tokenizer(), len(clean_caption(front).split())
+        counts = [(prompt, *_words_read(tokenizer, prompt, room)) for prompt in long]
+        cut = [(prompt, read, words) for prompt, read, words in counts if read < words]
+        for prompt, read, words in cut[:_NAMED]:
+            if fronts and read <= fronts < words:
+                yield (
+                    f"The global prompt {shortened(front)} is so long that nothing said behind it is read: "
+                    f"this model reads the first {read} words here; shorten it."
+                )
+            else:
+                yield f"Of {shortened(prompt)} this model reads the first {read} of {words} words; say it in fewer."
+        if len(cut) > _NAMED:
+            yield f"{len(cut) - _NAMED} more prompts are longer than what this model reads; say them in fewer words."
+
     def caption(self, mix: PromptMix, tokens: SpecialTokens, chunks_remaining: int | None) -> Caption:
         """The caption of a chunk: the mix of its prompts behind the special tokens.
 
@@ -70,6 +106,17 @@ class PromptBank:
         self.prepare(mix.prompts)
         embedding = blend([(self._known[prompt], weight) for prompt, weight in mix.parts])
         return Caption(self._table.caption(embedding, tokens, chunks_remaining, self._max_length))
+
+
+def _words_read(tokenizer: Any, prompt: str, room: int) -> tuple[int, int]:
+    """How many words of a prompt fit into `room` tokens, and how many it has, cleaned as the encoder sees it."""
+    words = clean_caption(prompt).split()
+    low, high = 0, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        tokens = tokenizer(" ".join(words[:middle]), truncation=True, max_length=room + 2)["input_ids"]
+        low, high = (middle, high) if len(tokens) - 1 <= room else (low, middle - 1)
+    return low, len(words)
 
 
 def blend(parts: Sequence[tuple[Tensor, float]]) -> Tensor:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite import presets
-from magi_lite.config import MODELS, SIZE_STEP, GenerationRequest, Overrides
+from magi_lite.config import MODELS, SIZE_STEP, STYLES, GenerationRequest, Overrides
 from magi_lite.errors import InputError, OutputError, PresetError
 from magi_lite.files import check_output, check_source
+from magi_lite.text.cleaning import check_caption, clean_caption
 from magi_lite.timeline import MAX_SECONDS, Timeline
 
 LEGAL_STEPS = (4, 8, 12, 16, 32, 64)
@@ -24,9 +25,7 @@ MIN_SIDE, MAX_SIDE = 32, 4096
 MAX_SEED = 2**53 - 1
 """The largest whole number that every reader of JSON keeps exactly."""
 MAX_PROMPT = 10_000
-"""Characters; the text encoder reads some 800 tokens."""
-STYLES = ("static", "dynamic", "borders", "3d", "anime", "transition", "caption", "logo")
-"""Names of the learned style tokens."""
+"""Characters; the text encoder reads the first 800 tokens at most, which a run says of prompts that have more."""
 _WORDS = {
     "fit": ("crop", "pad", "stretch"),
     "shortcut": ("8,16,16", "16,16,8"),
@@ -119,12 +118,23 @@ def check_words(request: GenerationRequest) -> None:
     prompts = [timeline.global_prompt, *(segment.prompt for segment in timeline.segments)]
     for prompt in prompts:
         if len(prompt) > MAX_PROMPT:
-            raise InputError(f"A prompt has {len(prompt)} characters; the longest that is read has {MAX_PROMPT}.")
+            raise InputError(f"A prompt has {len(prompt)} characters; {MAX_PROMPT} is the most that can be given.")
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise InputError("A prompt holds half a character (a lone surrogate); paste the text again.")
     if request.image is None and request.video is None and not any(prompt.strip() for prompt in prompts):
         raise InputError("Nothing is said and nothing is shown; write a prompt, or start with an image or a clip.")
     timeline.check(request.seconds)
+    _check_something_is_left([prompt for prompt in timeline.prompts_from(0) if prompt])
+
+
+def _check_something_is_left(prompts: list[str]) -> None:
+    for prompt in prompts:
+        check_caption(prompt)
+    if prompts and not any(map(clean_caption, prompts)):
+        raise InputError(
+            f"{shortened(prompts[0])} says nothing to the model: Chinese characters, web addresses, file names and "
+            "codes are taken out of prompts, as in its training; write it in plain English words."
+        )
 
 
 def _check_names(request: GenerationRequest) -> None:
@@ -163,6 +173,12 @@ def _either(choices: Any) -> str:
     """ "a, b or c"."""
     words = [str(choice) for choice in choices if choice is not None]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def shortened(prompt: str, length: int = 40) -> str:
+    """The prompt in quotes, cut where it is long."""
+    text = " ".join(prompt.split())
+    return f'"{text if len(text) <= length else text[: length - 1] + "…"}"'
 
 
 def _meant(name: str, choices: tuple[str, ...]) -> str:

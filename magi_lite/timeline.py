@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from magi_lite.errors import TimelineError
 JSON_VERSION = 1
 MAX_SECONDS = 1_000_000
 """No segment ends later: eleven days."""
+MAX_BLEND = 600
+"""Seconds over which words are mixed at most."""
 _NAME_LENGTH = 40
 _SENTENCE_ENDS = ".!?,;:…。！？"
 
@@ -101,6 +104,8 @@ class Timeline:
             raise TimelineError("The global prompt is not text; put it in quotes.")
         if isinstance(self.blend, bool) or not isinstance(self.blend, int) or self.blend < 0:
             raise TimelineError(f"A blend of {self.blend!r} is not possible; give whole seconds, 0 for a hard cut.")
+        if self.blend > MAX_BLEND:
+            raise TimelineError(f"A blend of {self.blend} s is too long; give at most {MAX_BLEND}, 0 for a hard cut.")
         if self.gaps not in ("hold", "refuse"):
             raise TimelineError(f"Gaps can be 'hold' or 'refuse', not {self.gaps!r}.")
         if not all(isinstance(segment, Segment) for segment in self.segments):
@@ -153,7 +158,22 @@ class Timeline:
             return PromptMix(((self.global_prompt.strip(), 1.0),))
         if chunk >= self.segments[index].end:
             self._check_gap(self.segments[index].end, chunk + 1)
-        return self._mix(index, chunk)
+        return self._mix(chunk)
+
+    def prompts_from(self, chunk: int, seconds: int | None = None) -> tuple[str, ...]:
+        """All prompts of second `chunk` and later, each once, in the order in which they are said.
+
+        Args:
+            seconds: of the video; None: endless.
+        """
+        starts, words = self._stretches
+        said: list[str] = []
+        for index in range(max(0, bisect_right(starts, chunk) - 1), len(starts)):
+            first = max(chunk, starts[index])
+            if seconds is not None and first >= seconds:
+                break
+            said += [words[index - 1]] * (index > 0 and first - starts[index] < self.blend) + [words[index]]
+        return tuple(dict.fromkeys(said))
 
     def compile(self, seconds: int) -> tuple[PromptMix, ...]:
         """One prompt per second of a video of `seconds`.
@@ -214,21 +234,27 @@ class Timeline:
                 "start it at 0s or write a global prompt."
             )
 
-    def _mix(self, index: int, chunk: int) -> PromptMix:
-        """The words of segment `index` in second `chunk`, blended with the words before their seam."""
-        own = self.full_prompt(self.segments[index])
-        first = index
-        while first and self.full_prompt(self.segments[first - 1]) == own:
-            first -= 1
-        seam = self.segments[first].start
-        before = self.full_prompt(self.segments[first - 1]) if first else self.global_prompt.strip()
-        if seam == 0 or before == own:
-            return PromptMix(((own, 1.0),))
-        position = chunk - seam
-        if position >= self.blend:
+    @cached_property
+    def _stretches(self) -> tuple[list[int], list[str]]:
+        """Where other words begin than before, and these words; the first begins at 0, the last holds for ever."""
+        front = self.global_prompt.strip()
+        starts, words = ([0], [front]) if not self.segments or self.segments[0].start else ([], [])
+        for segment in self.segments:
+            own = self.full_prompt(segment)
+            if not words or own != words[-1]:
+                starts.append(segment.start)
+                words.append(own)
+        return starts, words
+
+    def _mix(self, chunk: int) -> PromptMix:
+        """The words of second `chunk`, blended with the words before their seam."""
+        starts, words = self._stretches
+        index = bisect_right(starts, chunk) - 1
+        own, position = words[index], chunk - starts[index]
+        if index == 0 or position >= self.blend:
             return PromptMix(((own, 1.0),))
         share = (position + 1) / (self.blend + 1)
-        return PromptMix(((before, 1.0 - share), (own, share)))
+        return PromptMix(((words[index - 1], 1.0 - share), (own, share)))
 
 
 def _segment_from_json(item: Any, number: int) -> Segment:

@@ -34,6 +34,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.presets",
         "magi_lite.request_checks",
         "magi_lite.sampling.schedule",
+        "magi_lite.text.cleaning",
     ),
     2: (
         "magi_lite.text*",

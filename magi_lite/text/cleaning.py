@@ -120,9 +120,18 @@ def clean_caption(text: str) -> str:
     second pair of quotes.
 
     Raises:
-        InputError: a word too long to be one; some rules take the square of a word's length.
+        InputError: see `check_caption`.
+    """
+    check_caption(text)
+    return clean_once(clean_once(text))
+
+
+def check_caption(text: str) -> None:
+    """Refuse a word too long to be one; some rules take the square of a word's length.
+
+    Raises:
+        InputError: there is one.
     """
     longest = max(map(len, text.split()), default=0)
     if longest > _LONGEST_WORD:
         raise InputError(f"The prompt holds a word of {longest} characters; {_LONGEST_WORD} is the most, take it out.")
-    return clean_once(clean_once(text))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from magi_lite.config import SpecialTokens
+from magi_lite.config import STYLES, SpecialTokens
 from magi_lite.errors import CheckpointError, InputError
 
 SPECIAL_TOKENS_SHA256 = "b54bc664d5f4a722dfd8bb22201c025df61f22acddc07c0a2529d7b5cd6be5a7"
@@ -31,18 +31,6 @@ _PUSH_ORDER = ("caption", "logo", "transition", "static", "dynamic", "borders", 
 """The order in which tokens are pushed in front; duration comes last and so stands first."""
 NEGATIVE_TOKENS = ("caption", "logo", "transition", "borders")
 """What the published negative prompt pushes in front of the null caption: things not wanted in the picture."""
-STYLES: dict[str, str] = {
-    "static": "the first frames stand still",
-    "dynamic": "the first frames move",
-    "borders": "black borders around the picture",
-    "3d": "3D model look",
-    "anime": "2D anime look",
-    "transition": "a cut or transition inside the clip",
-    "caption": "written captions in the picture",
-    "logo": "a logo in the picture",
-}
-"""Names allowed in `SpecialTokens.styles`, with what each stands for."""
-
 _PARTS = ("caption_token", "logo_token", "other_tokens")
 
 

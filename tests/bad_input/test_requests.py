@@ -6,7 +6,7 @@ import pytest
 
 from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.errors import InputError, OutputError, PresetError, TimelineError
-from magi_lite.request_checks import LEGAL_STEPS, STYLES, validate_request
+from magi_lite.request_checks import LEGAL_STEPS, validate_request
 from magi_lite.request_json import request_from_json, request_to_json
 from magi_lite.sampling.schedule import PUBLISHED_STEPS
 from magi_lite.timeline import Segment, Timeline
@@ -121,7 +121,18 @@ REFUSED = {
     "a book": (
         {"timeline": Timeline(global_prompt="word " * 3000)},
         InputError,
-        "A prompt has 15000 characters; the longest that is read has 10000.",
+        "A prompt has 15000 characters; 10000 is the most that can be given.",
+    ),
+    "words that are cleaned away": (
+        {"timeline": parse("[0s-1s: 一只猫在跑] [1s-2s: #12345]")},
+        InputError,
+        '"一只猫在跑" says nothing to the model: Chinese characters, ',
+    ),
+    "one word that is": ({"timeline": Timeline(global_prompt="download")}, InputError, '"download" says nothing '),
+    "words that are too long": (
+        {"timeline": parse(f"[0s-1s: a cat] [1s-2s: {'x' * 4000}]")},
+        InputError,
+        "The prompt holds a word of 4000 characters; 3000 is the most, take it out.",
     ),
     "timeline is text": (
         {"timeline": "[0s-2s: a]"},
@@ -195,10 +206,7 @@ def test_words_are_not_needed_behind_an_image_or_a_clip(folder):
     validate_request(ask("", video=folder / "good.mp4"))
 
 
-def test_lists_agree_with_what_the_other_parts_know():
-    from magi_lite.text import special_tokens
-
-    assert set(STYLES) == set(special_tokens.STYLES)
+def test_every_published_schedule_is_legal():
     assert set(PUBLISHED_STEPS) < set(LEGAL_STEPS)
 
 

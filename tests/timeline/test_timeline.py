@@ -1,6 +1,8 @@
 """What a timeline says in each second, and what it refuses."""
 
 import random
+import time
+import time
 from dataclasses import replace
 
 import pytest
@@ -70,6 +72,30 @@ def test_blend_is_a_ramp_behind_each_seam(timeline, more):
         assert weights[words[second]] == pytest.approx(new)
         if new < 1:
             assert weights[words[seam - 1]] == pytest.approx(1 - new)
+
+
+@settings(max_examples=60, deadline=None)
+@given(timelines(st.text("ab", min_size=1, max_size=3)), st.integers(0, 12), st.integers(1, 15), st.booleans())
+def test_prompts_that_come_are_those_of_every_second(timeline, first, seconds, endless):
+    timeline = replace(timeline, gaps="hold")
+    last = max(first, timeline.end + timeline.blend) + 1 if endless else seconds
+    mixes = [timeline.prompt_for(second) for second in range(first, last)]
+    expected = dict.fromkeys(prompt for mix in mixes for prompt in mix.prompts)
+    assert timeline.prompts_from(first, None if endless else seconds) == tuple(expected)
+
+
+def test_many_equal_neighbours_and_a_long_way_to_go_cost_next_to_nothing():
+    began = time.perf_counter()
+    same = Timeline(tuple(Segment(n, n + 1, "a") for n in range(20_000)), blend=3)
+    assert {mix.text for mix in same.compile(20_000)} == {"a"}
+    far = Timeline((Segment(0, 1, "a"), Segment(999_999, 1_000_000, "b")), blend=600)
+    assert far.prompts_from(0) == ("a", "b")
+    assert time.perf_counter() - began < 10
+
+
+def test_a_blend_has_an_end():
+    with pytest.raises(TimelineError, match="A blend of 300000 s is too long; give at most 600, 0 for a hard cut"):
+        parse("[blend: 300000] [0s-1s: a]")
 
 
 @settings(max_examples=60, deadline=None)
