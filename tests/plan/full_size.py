@@ -23,7 +23,7 @@ from magi_lite.residency import Residency
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.schedule import Schedule
 from magi_lite.vae.model import ViTVAE
-from magi_lite.vae.tiling import decode_tiled, to_uint8
+from magi_lite.vae.tiling import decode_tiled, encode_tiled, to_uint8
 from quant.convert import convert_, quantized_linear
 from quant.schemes import SCHEMES
 from tests.plan.fake_memory import CARD, LiveBytes, card
@@ -102,6 +102,26 @@ def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[
         peaks["decode"] = counter.peak["card"]
         del clean, at_boundary, velocity
     return peaks, counter
+
+
+def encode(plan: planner.Plan, explain: bool = False) -> tuple[int, LiveBytes]:
+    """Peak card bytes of encoding the picture or clip of a run: both models loaded, nothing else yet."""
+    request, execution = plan.request, plan.execution
+    with card(explain) as counter, Residency(execution, pin=False, device=CARD) as home:
+        host = torch.device("cpu")
+        dit = home.place_dit(build_dit(plan, host if execution.layers == "streamed" else CARD))
+        with default_dtype(compute_dtype(plan)), (CARD if execution.vae in ("resident", "decoder") else host):
+            vae = ViTVAE(plan.model.vae).eval()
+        home.place_vae(vae)
+        gc.collect()
+        # Made without data like every large host tensor, and counted as the host's.
+        pixels = torch.empty(1, memory.clip_frames(request), request.height, request.width, 3, dtype=torch.uint8)
+        counter.reset_peak()
+        with home.vae_at_work("encoder") as working:
+            latents = encode_tiled(working, pixels, tile_batch=execution.vae_tile_batch, device=CARD)
+        assert latents.shape[3:] == (request.height // 8, request.width // 8)
+        del dit
+    return counter.peak["card"], counter
 
 
 def warm_up(scheme: str) -> None:

@@ -10,14 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from magi_lite import cards, planner, presets
 from magi_lite.cards import GIB
-from magi_lite.config import DIT_4_5B, DIT_24B, VAE_PUBLISHED, GenerationRequest, Overrides, SamplerSettings
+from magi_lite.config import DIT_4_5B, DIT_24B, FPS, VAE_PUBLISHED, GenerationRequest, Overrides, SamplerSettings
 from magi_lite.errors import InputError, PlanError, PresetError
 from magi_lite.planner import memory, picture, shapes, table
 from magi_lite.planner.plan import STAGES
+from magi_lite.prefix import REACH
 from magi_lite.sampling.schedule import Schedule
+from magi_lite.streaming import PinnedMemory
 from magi_lite.timeline import Segment, Timeline
 
 KEYS = Path(__file__).parents[1] / "goldens" / "keys"
@@ -269,6 +272,56 @@ def test_memory_that_ran_out_while_encoding_text_changes_the_text_encoder_only()
         current = smaller
         seen.append((current.execution.t5_device, current.execution.t5))
     assert seen == [("cuda", "bf16"), ("cuda", "int8"), ("cuda", "nf4"), ("cpu", "nf4")]
+
+
+@pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
+def test_where_memory_ran_out_there_the_smaller_plan_is_smaller(stage: planner.Stage) -> None:
+    current = plan(24.0, 720, 720, 4, video=Path("clip.mp4"), overrides=Overrides(attention="sdpa", kv_dtype="bf16"))
+    steps = 0
+    while (smaller := planner.next_smaller(current, stage)) is not None:
+        assert smaller.peak_per_stage[stage] <= 0.9 * current.peak_per_stage[stage]
+        assert max(smaller.peak_per_stage[s] for s in ("encode", "denoise", "decode")) <= current.peak_vram_bytes
+        assert (smaller.execution.attention, smaller.execution.kv_dtype) == ("sdpa", "bf16"), "fixed"
+        assert smaller.execution.t5 == current.execution.t5
+        current, steps = smaller, steps + 1
+    assert steps >= 2
+
+
+def test_encoding_is_a_stage_only_where_something_is_encoded() -> None:
+    without, image, clip = (plan(12.0, 480, 480, 1, **x) for x in ({}, {"image": Path("a")}, {"video": Path("b")}))
+    assert without.stages == ("text", "denoise", "decode") and without.peak_per_stage["encode"] == 0
+    assert image.stages == clip.stages == STAGES
+    assert 0 < image.peak_per_stage["encode"] < clip.peak_per_stage["encode"] < clip.peak_per_stage["denoise"]
+    assert "encoding" in table.text(clip)
+    assert "encoding" not in table.text(without)
+
+
+def test_the_clip_that_is_counted_is_the_one_that_is_read() -> None:
+    assert memory.CLIP_FRAMES == REACH * FPS
+
+
+def test_pinned_memory_is_counted_in_the_blocks_that_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `PinnedMemory` asks torch for when the plan's buffers are taken in the program's order."""
+    blocks: list[int] = []
+
+    def empty(size: int, *, pin_memory: bool = False, **_: object) -> torch.Tensor:
+        blocks.append(size)
+        return torch.zeros(1, dtype=torch.uint8).expand(size)
+
+    overrides = Overrides(layers="streamed", vae="swapped", kv_place="pinned", kv_dtype="bf16")
+    found = plan(24.0, 1280, 720, 4, overrides=overrides)
+    pinned = {i.component: i.bytes for i in found.items if (i.stage, i.place) == ("denoise", "pinned")}
+    dit, host = found.model.dit, PinnedMemory(pin=True)
+    sizes = [shapes.layer_bytes(dit, found.execution.scheme, 2, edge=n in (0, 33)) for n in range(34)]
+    assert sum(sizes) == pinned["DiT layers"]
+    monkeypatch.setattr(torch, "empty", empty)
+    for group in (sizes, [pinned["VAE decoder"]], [pinned["keys and values"] // 34] * 34):
+        host.expect(group)
+        for size in group:
+            host.take(size)
+    assert all(block & (block - 1) == 0 for block in blocks)
+    assert found.stage_bytes("denoise", "pinned") == sum(blocks) == found.pinned_bytes
+    assert pinned["rounding of pinned memory"] < 0.25 * sum(blocks)
 
 
 def test_captions_are_counted_by_their_words() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from magi_lite import planner
+from magi_lite.cards import known_card
 from magi_lite.config import Execution, GenerationRequest
-from magi_lite.devices import known_card
+from magi_lite.planner import memory
 from magi_lite.timeline import Timeline
-from tests.plan.full_size import denoise_and_decode, text
+from tests.plan.full_size import denoise_and_decode, encode, text
 
 OVER, UNDER = 0.05, 0.02
 """A plan may promise 5 % too much, never more than 2 % too little."""
-NOT_MODELS = {"program", "frames"}
+NOT_MODELS = {"program", "frames", "rounding of pinned memory"}
 """What the host holds besides weights, keys and values: not made here."""
 USUAL = Execution(
     device="cuda", dtype="bfloat16", scheme="fp8", kv_dtype="bf16", mlp_slice=8192, attention_slice=8192, t5="bf16",
@@ -37,8 +39,20 @@ COMBINATIONS: list[tuple[str, tuple[int, int], int, dict[str, object]]] = [
 ]
 
 
-def plan_of(model: str, size: tuple[int, int], window: int, changes: dict[str, object]) -> planner.Plan:
-    request = GenerationRequest(Timeline(), width=size[0], height=size[1], window=window, seconds=8, model=model)
+ENCODINGS: list[tuple[str, tuple[int, int], dict[str, object]]] = [
+    ("video", (1280, 720), {"scheme": "nf4", "layers": "streamed", "vae": "swapped"}),
+    ("video", (256, 256), {"layers": "streamed", "vae": "decoder", "vae_tile_batch": 2}),
+    ("video", (720, 720), {"layers": "streamed"}),
+    ("image", (480, 480), {"layers": "streamed", "vae": "swapped"}),
+]
+
+
+def plan_of(
+    model: str, size: tuple[int, int], window: int, changes: dict[str, object], **asked: object
+) -> planner.Plan:
+    request = GenerationRequest(
+        Timeline(), width=size[0], height=size[1], window=window, seconds=8, model=model, **asked
+    )
     return planner.plan_execution(request, window, model, replace(USUAL, **changes), known_card("RTX 4090"))
 
 
@@ -61,3 +75,14 @@ def test_peak_of_encoding_a_prompt(kind: str) -> None:
     plan = plan_of("4.5B-distill", (480, 480), 1, {"t5": kind})
     tracked, _ = text(plan)
     assert -UNDER <= plan.peak_per_stage["text"] / tracked - 1 <= OVER
+
+
+@pytest.mark.parametrize(("start", "size", "changes"), ENCODINGS)
+def test_peak_of_encoding_a_picture_or_a_clip(
+    start: str, size: tuple[int, int], changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "CLIP_FRAMES", 24)  # two tiles long, as true and quicker
+    plan = plan_of("4.5B-distill", size, 1, changes, **{start: Path("start")})
+    tracked, _ = encode(plan)
+    assert -UNDER <= plan.peak_per_stage["encode"] / tracked - 1 <= OVER
+    assert plan.stages == ("text", "encode", "denoise", "decode")

@@ -317,3 +317,32 @@ def test_drop_weights_frees_buffers_too() -> None:
     module = nn.BatchNorm1d(4)
     drop_weights(module)
     assert not list(module.parameters()) and not list(module.buffers())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bf16", "fp8"])
+def test_a_store_in_shared_host_memory_reads_what_it_wrote(dtype: str) -> None:
+    """Keys and values of all layers are cut from blocks like the layers' weights: expected once, one buffer each."""
+
+    class Counted(PinnedMemory):
+        expected: list[int]
+
+        def expect(self, sizes) -> None:
+            self.expected = list(sizes)
+
+        def take(self, size: int) -> torch.Tensor:
+            assert size == self.expected.pop()
+            return super().take(size)
+
+    host = Counted(pin=False)
+    shared = KVRing(2, dtype=dtype, place="pinned", host=host, layers=3)
+    apart = KVRing(2, dtype=dtype, place="pinned")
+    with torch.inference_mode():
+        for chunk in range(3):
+            for layer in range(3):
+                key, value = torch.randn(1, 5, 3, 7), torch.randn(1, 5, 3, 7)
+                for ring in (shared, apart):
+                    ring.write(layer, chunk, key, value)
+        for layer in range(3):
+            for ours, plain in zip(shared.read(layer, 1, 3), apart.read(layer, 1, 3), strict=True):
+                assert torch.equal(ours, plain)
+    assert host.expected == [] and shared.host_bytes() == apart.host_bytes()

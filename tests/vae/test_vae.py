@@ -206,6 +206,16 @@ def test_bytes_survive_the_way_to_signed_and_back() -> None:
     assert (back.int() - pixels.int()).abs().max() <= 1  # truncation, as published
 
 
+def test_bytes_are_encoded_tile_by_tile_to_the_same_bits() -> None:
+    vae = random_vae(TINY, seed=8)
+    pixels = torch.randint(0, 256, (1, 16, 48, 80, 3), dtype=torch.uint8)
+    tiling = Tiling(frames=8, height=32, width=32)
+    with torch.no_grad():
+        for frames in (pixels, pixels[:, :1]):
+            whole = encode_tiled(vae, to_signed(frames), tiling=tiling)
+            assert torch.equal(encode_tiled(vae, frames, tiling=tiling, device="cpu"), whole)
+
+
 def test_weights_follow_their_dtype() -> None:
     vae = random_vae(TINY, seed=6).to(torch.bfloat16)
     frames = torch.rand(1, 3, 8, 32, 32) * 2 - 1
