@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     about = "Quantize the linears of a safetensors checkpoint."
     made = argparse.ArgumentParser(prog="python -m quant", description=about)
-    made.add_argument("source", metavar="IN", type=Path, help="folder with .safetensors shards, or one file")
+    made.add_argument("source", metavar="IN", type=Path, help="folder with .safetensors (or .zst) shards, or one file")
     made.add_argument("target", metavar="OUT", type=Path, help="new folder; a conversion that was killed goes on")
     made.add_argument("--scheme", required=True, choices=list(SCHEMES))
     made.add_argument("--granularity", choices=("row", "tensor"), default="row", help="of the fp8 scales")

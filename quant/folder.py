@@ -3,6 +3,7 @@
     OUT.partial/job.json        what is being converted, how; another job starts over
     OUT.partial/records/*.json  one per finished, verified shard
     OUT.partial/model/          the future OUT: shards appear under their names only when verified; manifest last
+    OUT.unpacked/               shards that came compressed, until OUT is there
     OUT                         appears by renaming the finished folder
 """
 
@@ -24,6 +25,7 @@ from quant.calibrate import Recording, published_tensors
 from quant.convert import dequantized_error, detect, quantized_tensors
 from quant.errors import QuantError
 from quant.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, read_manifest, save_tensors
+from quant.packed import SUFFIX, unpacked
 from quant.schemes import Published, Scheme, scheme_to_dict
 from quant.select import Selection
 
@@ -60,7 +62,7 @@ def convert_folder(
     """Quantize the chosen linears of a safetensors checkpoint into a new folder; resumes what a kill interrupted.
 
     Args:
-        source: a folder with *.safetensors, or one such file.
+        source: a folder with *.safetensors or *.safetensors.zst, or one such file.
         target: a folder that does not exist yet (or holds this very conversion, finished: nothing is done then).
         selection: which layers; the defaults of `Selection` if None.
         recording: calibration, needed by and only by the published scheme.
@@ -69,7 +71,8 @@ def convert_folder(
     Raises:
         QuantError: nothing to convert, already quantized, damaged, or `target` is taken.
     """
-    files, tensors = read_source(source)
+    spare = target.with_name(target.name + ".unpacked")
+    files, tensors = read_source(source, spare)
     layers = choose_layers(tensors, selection or Selection())
     if isinstance(scheme, Published) != (recording is not None):
         raise QuantError("The published scheme needs a calibration recording, and no other scheme takes one.")
@@ -79,7 +82,7 @@ def convert_folder(
         finished = read_manifest(target)
         if finished is None or finished.source != job["source"]:
             raise QuantError(f"{target} exists and is not this conversion; remove it or choose another folder.")
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial, spare)
         return finished
     _start(partial, job)
     model, groups = partial / "model", group_tensors(tensors, shard_bytes)
@@ -97,20 +100,32 @@ def convert_folder(
     _sync_folder(model)
     model.rename(target)
     _sync_folder(target.parent)
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove(partial, spare)
     return manifest
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_source(source: Path) -> tuple[list[Path], list[SourceTensor]]:
-    """The weight files of a checkpoint and every tensor in them, in the files' order; reads headers only."""
-    files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
-    if not files:
-        packed = sorted(source.glob("*.safetensors.zst")) if source.is_dir() else []
-        hint = "decompress the .zst shards first (zstd -d)" if packed else "give a file or a folder that has some"
-        raise QuantError(f"{source} holds no .safetensors; {hint}.")
+def read_source(source: Path, unpack_to: Path) -> tuple[list[Path], list[SourceTensor]]:
+    """The weight files of a checkpoint and every tensor in them, in the files' order; reads headers only.
+
+    Compressed shards (.safetensors.zst) without an uncompressed one beside them are unpacked into `unpack_to`.
+    """
+    found = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
+    if source.is_dir():
+        names = {file.name for file in found}
+        packed = source.glob("*.safetensors" + SUFFIX)
+        found += [file for file in packed if file.name.removesuffix(SUFFIX) not in names]
+    if not found:
+        raise QuantError(f"{source} holds no .safetensors; give a file or a folder that has some.")
+    files = [unpacked(file, unpack_to) if file.suffix == SUFFIX else file for file in found]
+    files.sort(key=lambda file: file.name)
     tensors: list[SourceTensor] = []
     for file in files:
         try:
