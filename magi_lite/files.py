@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -148,18 +147,12 @@ def check_writable(path: Path) -> None:
         raise output_error(PermissionError(errno.EACCES, ""), path)
 
 
-def check_output(path: Path, needed_bytes: int = 0) -> None:
+def check_output(path: Path) -> None:
     """Refuse, before hours of work, a video file that could not be written in the end.
 
     Raises:
-        OutputError: no such folder, no permission, a folder of that name, another ending than .mp4, too little space.
+        OutputError: no such folder, no permission, a folder of that name, another ending than .mp4.
     """
     if path.suffix.lower() != ".mp4":
         raise OutputError(f"{path.name!r} does not end in .mp4; give a name such as {Path(path.stem or 'video')}.mp4.")
     check_writable(path)
-    free = shutil.disk_usage(path.parent).free
-    if free < needed_bytes:
-        raise OutputError(
-            f"The video needs about {needed_bytes / 1e6:.0f} MB and {path.parent} has {free / 1e6:.0f} MB free; "
-            "free some space or choose another folder."
-        )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from magi_lite.config import MODELS, GenerationRequest
+from magi_lite.disk_use import check_room
 from magi_lite.engine import plan_for
 from magi_lite.errors import InputError
 from magi_lite.loader import open_model
@@ -35,6 +36,7 @@ def open_project(
             raise InputError(f"Second {from_chunk} can be made again only in a project; name it, to resume from it.")
         if request is None:
             raise InputError("There is nothing to make; give a prompt, or a project to resume.")
+        check_room(request, root)
         latents = own_latents(request)
         plan_for(open_model(request.model, request.models_folder), request)
         if latents is None:
@@ -46,9 +48,11 @@ def open_project(
         return project
     project = Project.open(resume)
     if from_chunk is not None:
+        check_room(request or project.request, resume, from_chunk)
         return project.branch(from_chunk, request)
     with _closed_on_error(project):
         project.lock()
+        check_room(request or project.request, resume, project.chunks)
         if request is not None:
             _take_over(project, request)
     return project

@@ -31,6 +31,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.cards",
         "magi_lite.devices",
         "magi_lite.planner*",
+        "magi_lite.disk_use",
         "magi_lite.presets",
         "magi_lite.request_checks",
         "magi_lite.sampling.schedule",

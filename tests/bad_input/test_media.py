@@ -99,8 +99,6 @@ def test_outputs(folder):
     taken = folder / "folder.mp4"
     for work in (lambda: check_output(taken), lambda: VideoWriter(taken, (64, 48))):
         refused(OutputError, f"{taken} is a folder; give the name of a file, such as {taken / 'video.mp4'}.", work)
-    full = folder / "a.mp4"
-    refused(OutputError, "The video needs about 1000000000000 MB and ", lambda: check_output(full, 10**18))
     long = folder / ("n" * 300 + ".mp4")
     refused(OutputError, f"The name {'n' * 40}… is too long for this disk", lambda: VideoWriter(long, (64, 48)))
     check_output(folder / "good.mp4")

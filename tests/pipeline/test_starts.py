@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from magi_lite.control import RunControl
-from magi_lite.errors import InputError
+from magi_lite.errors import InputError, OutputError
 from magi_lite.events import ChunkFinished, Event, Notice, StageStarted, Stopped
 from magi_lite.pipeline import generate
 from magi_lite.prefix import prefix_pixels
@@ -196,3 +196,9 @@ def test_few_seconds_asked_for_as_now_are_computed_again(request_for: Callable, 
     assert [event.chunk for event in events if isinstance(event, ChunkFinished)] == [2]
     run(None, resume=part)
     assert same_bits(latents_of(whole), latents_of(part))
+
+
+def test_a_run_without_room_leaves_no_project(request_for: Callable, run: Callable, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="1000000 seconds of this size need about"):
+        run(request_for("[0s-1s: a red ball]", seconds=1_000_000, width=4096, height=4096))
+    assert not (tmp_path / "projects").exists()

@@ -2,7 +2,6 @@
 
 import random
 import time
-import time
 from dataclasses import replace
 
 import pytest
