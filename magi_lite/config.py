@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from magi_lite.errors import InputError
+from magi_lite.config_files import Part
 from magi_lite.timeline import Timeline
 
 FPS = 24
@@ -23,6 +23,8 @@ CHUNK_LATENT_FRAMES = 6
 """Latent frames in a chunk: one second."""
 SIZE_STEP = 16
 """Width and height are multiples of this: VAE (8) times the DiT's patch (2)."""
+ROTARY_PARTS = 8
+"""A head's width is a multiple of this: three quarters of it are rotated, by three axes, in pairs."""
 SCALE_FACTOR = 0.18215
 """Latents are multiplied by this after encoding."""
 
@@ -63,22 +65,21 @@ class DiTConfig:
         return self.in_channels // 2 if self.half_channel_vae else self.in_channels
 
     @classmethod
-    def from_published(cls, model_config: dict[str, Any]) -> DiTConfig:
+    def from_published(cls, model_config: Any, place: str = "The model configuration") -> DiTConfig:
         """Read the `model_config` part of a published configuration file.
 
+        Args:
+            place: what it is called in messages.
+
         Raises:
-            InputError: a needed number is missing.
+            CheckpointError: a number is missing, of the wrong kind, not above 0, or contradicts another.
         """
-        names = {name: name for name in cls.__dataclass_fields__}
-        names["head_dim"] = "kv_channels"
-        missing = [
-            names[n] for n in ("num_layers", "hidden_size", "kv_channels") if names.get(n, n) not in model_config
-        ]
-        if missing:
-            raise InputError(
-                f"The model configuration lacks {', '.join(missing)}; use the config.json of the checkpoint."
-            )
-        return cls(**{ours: model_config[theirs] for ours, theirs in names.items() if theirs in model_config})
+        part = Part(model_config, place)
+        values = part.fields_of(cls, {"head_dim": "kv_channels"})
+        part.multiple("num_attention_heads", values["num_query_groups"])
+        part.multiple("kv_channels", ROTARY_PARTS)
+        part.multiple("in_channels", 2 if values["half_channel_vae"] else 1)
+        return cls(**values)
 
 
 DIT_4_5B = DiTConfig(
@@ -135,6 +136,30 @@ class VAEConfig:
     use_rope: bool = False
     use_final_proj: bool = False
     norm_code: bool = False
+
+    @classmethod
+    def from_published(cls, ddconfig: Any, place: str = "The autoencoder's configuration") -> VAEConfig:
+        """Read the `ddconfig` of a published configuration file.
+
+        Raises:
+            CheckpointError: see `DiTConfig.from_published`; or it asks for what no published autoencoder has.
+        """
+        part = Part(ddconfig, place)
+        values = part.fields_of(cls, {})
+        part.multiple("embed_dim", values["num_heads"])
+        for name, only in (
+            ("patch_size", PIXELS_PER_LATENT),
+            ("patch_length", FRAMES_PER_LATENT),
+            ("conv_last_layer", True),
+            ("use_rope", False),
+            ("norm_code", False),
+        ):
+            part.one_of(name, (only,), only)
+        if not values["use_final_proj"]:
+            part.multiple("embed_dim", PIXELS_PER_LATENT**2 * FRAMES_PER_LATENT)
+        part.multiple("video_size", values["patch_size"])
+        part.multiple("video_length", values["patch_length"])
+        return cls(**values)
 
 
 VAE_PUBLISHED = VAEConfig(video_size=256, video_length=16, embed_dim=1024, depth=24, num_heads=16, z_chans=16)

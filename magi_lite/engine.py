@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from magi_lite.prompts import PromptBank
 from magi_lite.residency import Residency, drop_weights
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption
-from magi_lite.t5 import fingerprint, load_tokenizer
+from magi_lite.t5 import fingerprint, load_tokenizer, t5_numbers
 from magi_lite.text.cache import EmbeddingCache
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import null_caption
@@ -57,7 +56,7 @@ def _cache_folder() -> Path:
 
 def planning_shape(files: ModelFiles) -> ModelShape:
     """What the planner has to know of a model on disk."""
-    t5 = json.loads((files.text_encoder / "config.json").read_text(encoding="utf-8"))
+    t5 = t5_numbers(files.text_encoder)
     return ModelShape(
         name=files.name,
         dit=files.dit,

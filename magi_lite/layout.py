@@ -11,12 +11,12 @@ there is taken; when nothing fits, the error says what was looked for and where.
 
 from __future__ import annotations
 
-import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from magi_lite.config import MODELS, DiTConfig, Guidance, ModelFamily, SamplerSettings
+from magi_lite.config_files import Part, read_json
 from magi_lite.errors import CheckpointError, InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -118,56 +118,65 @@ def read_config(weights: Path) -> dict[str, Any] | None:
 
 
 def parse_config(path: Path) -> dict[str, Any]:
-    """A published configuration: model_config, runtime_config and engine_config."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        model = config["model_config"]
-        if not isinstance(model, dict):
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is not a model configuration (JSON with model_config, runtime_config, engine_config)."
-        ) from error
-    needed = [field.name for field in fields(DiTConfig) if field.default is MISSING]
-    missing = sorted({"kv_channels" if name == "head_dim" else name for name in needed} - set(model))
-    if missing:
-        raise CheckpointError(
-            f"The model_config in {path} lacks {', '.join(missing)}; use the configuration as published."
-        )
+    """A published configuration: model_config, runtime_config and engine_config, each value of its kind.
+
+    Raises:
+        CheckpointError: the file cannot be read or used; names the value.
+    """
+    what = "a model configuration (JSON with model_config, runtime_config, engine_config)"
+    config = read_json(path, what)
+    if "model_config" not in config:
+        raise CheckpointError(f"{path} is not {what}; download it again.")
+    DiTConfig.from_published(config["model_config"], f"The model_config in {path}")
+    sampler_settings(config, f" in {path}")
+    is_fp8(config, f" in {path}")
     return config
 
 
-def is_fp8(config: dict[str, Any]) -> bool:
+def is_fp8(config: dict[str, Any], place: str = "") -> bool:
     """Whether a configuration is of published FP8 weights."""
-    return bool(config.get("engine_config", {}).get("fp8_quant", False))
+    return Part(config.get("engine_config", {}), f"The engine_config{place}").flag("fp8_quant", False)
 
 
-def sampler_settings(config: dict[str, Any]) -> SamplerSettings:
-    """How a published configuration samples."""
-    runtime, engine = config.get("runtime_config", {}), config.get("engine_config", {})
-    default = SamplerSettings()
-    distilled = bool(engine.get("distill", runtime.get("cfg_number", 1) == 1))
-    guidance = None
-    if runtime.get("cfg_number", 1) == 3:
-        usual = Guidance()
-        guidance = Guidance(
-            tuple(runtime.get("cfg_t_range", usual.t_ranges)),
-            tuple(runtime.get("prev_chunk_scales", usual.prev_scales)),
-            tuple(runtime.get("text_scales", usual.text_scales)),
-        )
+def sampler_settings(config: dict[str, Any], place: str = "") -> SamplerSettings:
+    """How a published configuration samples; `place` follows a part's name in messages.
+
+    Raises:
+        CheckpointError: a value is of the wrong kind.
+    """
+    runtime = Part(config.get("runtime_config", {}), f"The runtime_config{place}")
+    engine = Part(config.get("engine_config", {}), f"The engine_config{place}")
+    default, passes = SamplerSettings(), runtime.one_of("cfg_number", (1, 3), 1)
+    distilled = engine.flag("distill", passes == 1)
     return SamplerSettings(
-        steps=runtime.get("num_steps", default.steps),
-        window=runtime.get("window_size", default.window),
-        shortcut=engine.get("shortcut_mode", default.shortcut),
+        steps=runtime.whole("num_steps", default.steps),
+        window=runtime.whole("window_size", default.window),
+        shortcut=engine.one_of("shortcut_mode", ("", "8,16,16", "16,16,8"), default.shortcut),
         distilled=distilled,
-        guidance=guidance,
+        guidance=_guidance(runtime) if passes == 3 else None,
         nearly_clean=distilled,
-        nearly_clean_threshold=engine.get("distill_nearly_clean_chunk_threshold", default.nearly_clean_threshold),
-        noise_to_clean_ranges=tuple(runtime.get("noise2clean_kvrange", default.noise_to_clean_ranges)),
-        clean_range=runtime.get("clean_chunk_kvrange", default.clean_range),
-        clean_t=runtime.get("clean_t", default.clean_t),
-        chunk_width=runtime.get("chunk_width", default.chunk_width),
+        nearly_clean_threshold=engine.number("distill_nearly_clean_chunk_threshold", default.nearly_clean_threshold),
+        noise_to_clean_ranges=runtime.wholes("noise2clean_kvrange", default.noise_to_clean_ranges),
+        clean_range=runtime.whole("clean_chunk_kvrange", default.clean_range, least=-1),
+        clean_t=runtime.number("clean_t", default.clean_t),
+        chunk_width=runtime.whole("chunk_width", default.chunk_width),
     )
+
+
+def _guidance(runtime: Part) -> Guidance:
+    """The scales of three-pass guidance, as many as there are ranges of t."""
+    usual = Guidance()
+    found = Guidance(
+        runtime.numbers("cfg_t_range", usual.t_ranges),
+        runtime.numbers("prev_chunk_scales", usual.prev_scales),
+        runtime.numbers("text_scales", usual.text_scales),
+    )
+    if not len(found.t_ranges) == len(found.prev_scales) == len(found.text_scales) > 0:
+        raise CheckpointError(
+            f"{runtime.place} has cfg_t_range, prev_chunk_scales and text_scales of different lengths, or none; "
+            "use the configuration as published."
+        )
+    return found
 
 
 def family_settings(family: ModelFamily) -> SamplerSettings:

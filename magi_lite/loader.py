@@ -7,10 +7,8 @@ type stay memory-mapped. Which linears may be quantized is decided here and nowh
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -18,6 +16,7 @@ from torch import nn
 
 from magi_lite.checkpoint import FLOATS, Checkpoint, Expected, tensor_names
 from magi_lite.config import DiTConfig, Execution, VAEConfig
+from magi_lite.config_files import read_json
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.errors import CheckpointError
 from magi_lite.layout import ModelFiles, find_model
@@ -195,13 +194,17 @@ def load_text_encoder(
 
 
 def vae_config(folder: Path) -> VAEConfig:
-    """The shape of an autoencoder: `ddconfig` of its config.json."""
+    """The shape of an autoencoder: `ddconfig` of its config.json.
+
+    Raises:
+        CheckpointError: the file cannot be read or used.
+    """
     path = Path(folder) / "config.json"
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))["ddconfig"]
-        return VAEConfig(**{field.name: given[field.name] for field in fields(VAEConfig) if field.name in given})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not an autoencoder's configuration (JSON with a ddconfig).") from error
+    what = "an autoencoder's configuration (JSON with a ddconfig)"
+    content = read_json(path, what)
+    if "ddconfig" not in content:
+        raise CheckpointError(f"{path} is not {what}; download it again.")
+    return VAEConfig.from_published(content["ddconfig"], f"The ddconfig in {path}")
 
 
 def load_special_tokens(files: ModelFiles) -> SpecialTokenTable:

@@ -263,7 +263,7 @@ class Run:
                         yield from self.preview(result, networks)
                         last_preview = self.clock.elapsed
                     yield from self.redirect(result.stage + 1, bank)
-                    if self.control.stop_requested:
+                    if self.control.stop_requested and result.step + 1 < result.steps_in_stage:  # else at its end
                         yield self.stopped()
                         return
                 case CleanChunk():

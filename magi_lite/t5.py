@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from magi_lite.checkpoint import Checkpoint, Expected
+from magi_lite.config_files import Part, read_json
 from magi_lite.errors import CheckpointError, OutputError
 from magi_lite.files import output_errors, write_atomic
 from magi_lite.layout import has_weights
@@ -26,6 +27,7 @@ from magi_lite.text.encoder import PromptEncoder
 
 _EMBEDDING = "shared.weight"
 _TIED = "encoder.embed_tokens.weight"
+_SIZES = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "vocab_size")
 _SAMPLE = 1 << 16
 _WHOLE = 64 << 20
 """Weight files up to this many bytes go into the fingerprint whole."""
@@ -119,15 +121,31 @@ def fingerprint(folder: Path, scheme: str) -> str:
     return digest.hexdigest()
 
 
+def t5_numbers(folder: Path) -> dict[str, int]:
+    """Sizes of a text encoder by their names in its config.json, without loading anything.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another model, or a size in it is senseless.
+    """
+    return {name: _part(folder).whole(name) for name in _SIZES}
+
+
+def _part(folder: Path) -> Part:
+    path = folder / "config.json"
+    part = Part(read_json(path, "a T5 configuration"), str(path))
+    kind = part.content.get("model_type", "t5")
+    if kind != "t5":
+        raise CheckpointError(f"{path} is of a {kind} model where T5 is needed.")
+    return part
+
+
 def _config(folder: Path):  # type: ignore[no-untyped-def]
     from transformers import T5Config
 
+    t5_numbers(folder)
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if content.get("model_type", "t5") != "t5":
-            raise CheckpointError(f"{folder / 'config.json'} is of a {content['model_type']} model where T5 is needed.")
-        return T5Config(**content)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return T5Config(**_part(folder).content)
+    except Exception as error:  # whatever the library's own checks raise
         raise CheckpointError(f"{folder / 'config.json'} is not a T5 configuration; download it again.") from error
 
 

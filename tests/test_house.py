@@ -16,6 +16,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
     0: (
         "magi_lite",
         "magi_lite.config",
+        "magi_lite.config_files",
         "magi_lite.errors",
         "magi_lite.events",
         "magi_lite.timeline*",

@@ -62,6 +62,31 @@ def test_a_pause_in_the_last_stage_finishes_the_video(request_for: Callable, tmp
     assert isinstance(event, Finished)
 
 
+@pytest.mark.parametrize(("window", "seconds", "chunks"), [(1, 2, 1), (2, 3, 1)])
+def test_a_stop_after_a_stages_last_step_keeps_what_it_made(
+    window: int, seconds: int, chunks: int, request_for: Callable, tmp_path: Path
+) -> None:
+    control = RunControl()
+    request = request_for("[0s-1s: a red ball]", seconds=seconds, window=window)
+    steps = 0
+    for event in generate(request, control=control, projects_folder=tmp_path / "projects"):
+        steps += isinstance(event, Progress)
+        if steps == 8:  # as many as a second takes: the first one is clean
+            control.stop()
+    assert isinstance(event, Stopped)
+    assert event.chunks == chunks
+
+
+def test_a_stop_at_the_very_end_is_a_finished_video(request_for: Callable, tmp_path: Path) -> None:
+    control = RunControl()
+    for event in generate(
+        request_for("[0s-1s: a red ball]", seconds=1), control=control, projects_folder=tmp_path / "projects"
+    ):
+        if isinstance(event, Progress) and event.fraction == 1:
+            control.stop()
+    assert isinstance(event, Finished)
+
+
 def test_a_reader_that_goes_away_leaves_a_project_that_goes_on(
     request_for: Callable, run: Callable, tmp_path: Path
 ) -> None:

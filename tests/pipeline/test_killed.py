@@ -49,7 +49,7 @@ def test_a_killed_run_plays_and_resumes_to_the_same_bits(
         command(tiny_model, tmp_path, "--out", str(out)), cwd=ROOT, env=home, stderr=subprocess.PIPE, text=True
     )
     until = time.monotonic() + PATIENCE
-    wanted = "Making the first second" if finished == 0 else f"second {finished} is finished"
+    wanted = "Making the first second" if finished == 0 else f"{finished - 1}s-{finished}s is finished"
     while time.monotonic() < until:
         line = process.stderr.readline()
         if wanted in line or not line:
@@ -83,7 +83,7 @@ def test_interrupt_keeps_what_is_finished(tiny_model: Path, tmp_path: Path) -> N
         text=True,
     )
     for line in process.stderr:
-        if "second 1 is finished" in line:
+        if "0s-1s is finished" in line:
             break
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
