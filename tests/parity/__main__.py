@@ -9,12 +9,10 @@ from pathlib import Path
 
 import torch
 
-from tests.parity.report import CaseResult
+from tests.parity.report import NOT_GOLDENS, CaseResult
 
 KINDS = ("schedule", "keys", "ckpt", "text", "dit_forward", "sampler", "vae", "fp8")
 """Each is a subfolder of the goldens and a module here with `run(folder, root) -> Iterator[CaseResult]`."""
-NOT_GOLDENS = {"README.md", "compare.py"}
-
 
 def unknown_files(root: Path) -> list[Path]:
     """Files that no kind claims: a golden that is silently not run would be a check that cannot fail."""

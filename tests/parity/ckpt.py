@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from magi_lite.checkpoint import find_files
 from magi_lite.config import DiTConfig, Execution
 from magi_lite.errors import MagiLiteError
 from magi_lite.layout import has_weights, is_fp8, parse_config, sampler_settings
 from magi_lite.loader import load_dit_weights, load_vae
-from tests.parity.report import CaseResult, exact
+from tests.parity.report import CaseResult, exact, unclaimed
 
 KIND = "ckpt"
 Tensors = dict[str, torch.Tensor]
@@ -33,7 +34,7 @@ def run(folder: Path, root: Path) -> Iterator[CaseResult]:
             continue
         config = parse_config(path)
         weights = folder / _weights_name(config)
-        claimed |= {path.name, weights.name}
+        claimed |= {path.name} | _files_of(weights, folder)
         if not has_weights(weights):
             yield CaseResult(KIND, path.name, False, {}, {}, f"its weights folder {weights.name} is not there")
             continue
@@ -50,11 +51,17 @@ def run(folder: Path, root: Path) -> Iterator[CaseResult]:
     for path in sorted(folder.glob("*override*.safetensors")):
         claimed.add(path.name)
         yield from _overridden(path, base, listed)
-    for path in sorted(folder.iterdir()):
-        if path.name not in claimed:
-            yield CaseResult(KIND, path.name, False, {}, {}, "nothing says how to load it")
+    yield from unclaimed(KIND, folder, claimed)
     if (root / "vae" / "ckpt").is_dir():
         yield from _autoencoder(root / "vae" / "ckpt")
+
+
+def _files_of(weights: Path, folder: Path) -> set[str]:
+    """What the loader takes of a weights folder: the index and the files that it lists."""
+    if not has_weights(weights):
+        return set()
+    files = [*find_files(weights)[1], *weights.glob("*.safetensors.index.json")]
+    return {path.relative_to(folder).as_posix() + end for path in files for end in ("", ".zst")}
 
 
 def _weights_name(config: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.dit.rope import rope_table
 from tests.parity.dit_calls import Call, NotUnderstood, PlainStore, run_dispatch, run_forward
 from tests.parity.dit_recorder import Recorder
-from tests.parity.report import CaseResult, compare
+from tests.parity.report import CaseResult, compare, unclaimed
 
 KIND = "dit_forward"
 KNOWN_ARGUMENTS = {
@@ -185,8 +185,10 @@ def run_cases(
 
 def run(folder: Path, root: Path) -> Iterator[CaseResult]:
     """Every case of every sidecar in the folder: float32, then bfloat16 where the golden kept that too."""
+    claimed: set[str] = set()
     for path in sorted(folder.glob("*.json")):
         sidecar = json.loads(path.read_text())
+        claimed |= {path.name, sidecar.get("file", "")}
         if not {"cases", "file", "weights"} <= sidecar.keys():
             yield CaseResult(KIND, path.name, False, {}, {}, "not a sidecar of this kind")
             continue
@@ -195,3 +197,4 @@ def run(folder: Path, root: Path) -> Iterator[CaseResult]:
         yield from run_rope_tables(sidecar, tensors, main_weights(ckpt)["rope.bands"])
         yield from run_cases(sidecar, tensors, ckpt, torch.float32)
         yield from run_cases(sidecar, tensors, ckpt, torch.bfloat16)
+    yield from unclaimed(KIND, folder, claimed)

@@ -27,7 +27,7 @@ from quant.linear import QuantizedLinear, as_rows
 from quant.published import PublishedPerTensorLinear, PublishedSmoothLinear, static_matmul
 from tests.parity.dit_calls import NotUnderstood, PlainStore
 from tests.parity.dit_forward import compare_case, run_case, single_sdpa
-from tests.parity.report import CaseResult, compare, exact
+from tests.parity.report import CaseResult, compare, exact, unclaimed
 
 KIND = "fp8"
 OUTPUTS = {
@@ -185,8 +185,10 @@ def run_models(
 
 def run(folder: Path, root: Path) -> Iterator[CaseResult]:
     """Every linear and every model case of every sidecar in the folder."""
+    claimed: set[str] = set()
     for path in sorted(folder.glob("*.json")):
         sidecar = json.loads(path.read_text())
+        claimed |= {path.name, sidecar.get("file", "")}
         if not {"linears", "cases", "file", "weights"} <= sidecar.keys():
             yield CaseResult(KIND, path.name, False, {}, {}, "not a sidecar of this kind")
             continue
@@ -198,3 +200,4 @@ def run(folder: Path, root: Path) -> Iterator[CaseResult]:
                 yield CaseResult(KIND, name, False, {}, {}, f"{type(error).__name__}: {error}")
         yield from run_models(sidecar, tensors, folder, torch.float32)
         yield from run_models(sidecar, tensors, folder, torch.bfloat16)
+    yield from unclaimed(KIND, folder, claimed)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+
+NOT_GOLDENS = {"README.md", "compare.py"}
 
 
 @dataclass(frozen=True)
@@ -57,3 +61,14 @@ def compare(
 def exact(kind: str, name: str, same: bool, note: str = "") -> CaseResult:
     """A comparison of integers, text or names: equal or not."""
     return CaseResult(kind, name, same, {}, {}, note or ("equal" if same else "differs"))
+
+
+def unclaimed(kind: str, folder: Path, claimed: set[str]) -> Iterator[CaseResult]:
+    """A failure for each file at any depth that no case used: a golden silently not run is a check that cannot fail.
+
+    `claimed` are paths below the folder.
+    """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in claimed and path.name not in NOT_GOLDENS:
+            yield CaseResult(kind, name, False, {}, {}, "a file that no case uses")

@@ -26,7 +26,7 @@ from magi_lite.sampling.sampler import Sampler
 from magi_lite.sampling.schedule import Schedule, chunk_count, step_size_number, time_grid
 from magi_lite.text.special_tokens import SpecialTokenTable, null_caption
 from tests.parity.dit_forward import NotUnderstood, build, load_weights
-from tests.parity.report import CaseResult, compare, exact
+from tests.parity.report import CaseResult, compare, exact, unclaimed
 
 KIND = "sampler"
 FUNCTION = "extract_feature_for_inference + SampleTransport.walk"
@@ -381,6 +381,4 @@ def run(folder: Path, root: Path) -> Iterator[CaseResult]:
                 yield from run_case(Case(name, side, tensors, weights, table))
             except Exception as error:  # one case that cannot run must not hide the others
                 yield CaseResult(KIND, name, False, {}, {}, f"{type(error).__name__}: {error}")
-    for path in sorted(folder.iterdir()):
-        if path.name not in claimed:
-            yield CaseResult(KIND, path.name, False, {}, {}, "a file that no sidecar names")
+    yield from unclaimed(KIND, folder, claimed)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from magi_lite.config import SpecialTokens
 from magi_lite.text.cleaning import clean_caption, clean_once
 from magi_lite.text.special_tokens import NEGATIVE_TOKENS, SpecialTokenTable, null_caption
-from tests.parity.report import CaseResult, compare, exact
+from tests.parity.report import CaseResult, compare, exact, unclaimed
 
 KIND = "text"
 _NAMES = {
@@ -54,9 +54,7 @@ def run(folder: Path, root: Path) -> Iterator[CaseResult]:
             yield from _embedding_cases(folder, sidecar)
         else:
             yield CaseResult(KIND, path.name, False, {}, {}, "a sidecar of a kind not known")
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and str(path.relative_to(folder)) not in claimed:
-            yield CaseResult(KIND, path.name, False, {}, {}, "a file that no case uses")
+    yield from unclaimed(KIND, folder, claimed)
 
 
 def _cleaning_cases(sidecar: dict[str, Any]) -> Iterator[CaseResult]:

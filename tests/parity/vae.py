@@ -16,7 +16,7 @@ from magi_lite.config import VAEConfig
 from magi_lite.vae.layers import normalize_heads, resize_positions
 from magi_lite.vae.model import ViTDecoder, ViTVAE
 from magi_lite.vae.tiling import Tiling, decode_tiled, encode_tiled, to_uint8
-from tests.parity.report import CaseResult, compare
+from tests.parity.report import CaseResult, compare, unclaimed
 
 EVERY_OTHER_FRAME = "even frames 0::2 only"
 EVERY_SIXTEENTH = 16
@@ -43,6 +43,10 @@ def run(folder: Path, root: Path) -> Iterator[CaseResult]:
     if units:
         inputs = {key: tensors[entry["tensor"]] for key, entry in units["inputs"].items()}
         yield from compare_all("unit", units["outputs"], unit_outputs(units, inputs), tensors)
+    claimed = {"vae.json", sidecar["file"]}
+    if vae:  # whose loading took every weights file of its folder
+        claimed |= {f"ckpt/{path.name}" for path in (folder / "ckpt").glob("*.safetensors")} | {"ckpt/config.json"}
+    yield from unclaimed("vae", folder, claimed)
 
 
 def compare_all(
