@@ -1,10 +1,11 @@
 """All that only a GPU can show, in one command: `python benchmarks/gpu.py --out FILE`.
 
-Needs torch, triton, transformers, safetensors, numpy, einops and this repository; no network and no weights: the
-full-size 4.5B is built with random ones. Checks every fast path against the plain one, times forwards per size, window,
-scheme and attention backend against the card's roofline, compares peak memory with the plan, measures how copies
-overlap computation, decodes, and generates three seconds. Ends within 8 minutes: what no longer fits is listed as
-skipped.
+Needs torch, triton, transformers, safetensors, numpy, einops, psutil and this repository (bitsandbytes for NF4); no
+network and no weights: the full-size 4.5B is built with random ones. Checks every fast path against the plain one
+(`gpu_checks.py`), times passes of the transformer at 720x720 in every scheme side by side, then at other sizes, each
+against the card's roofline and the plan's memory; measures how copies overlap computation, decodes, and generates three
+seconds. Ends within 9 minutes: what no longer fits is listed as skipped. The file is written after every section, so
+that whatever happens later, what was measured is there.
 
 `--dry` runs every section with tiny models on the CPU, to keep this file honest where there is no card.
 """
@@ -16,8 +17,8 @@ import json
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu_models import key_chunks, relative_error, seconds, stage_inputs
+from benchmarks import gpu_checks
+from benchmarks.gpu_models import RANGES, key_chunks, stage_inputs
 from benchmarks.gpu_setup import TIME_LIMIT, Setup, setup
 from magi_lite import devices
 from magi_lite.config import SamplerSettings
 from magi_lite.dit.attention import available, choose
 from magi_lite.planner.speed import forward_flops, tokens_per_chunk
-from magi_lite.residency import Residency, move_except
+from magi_lite.residency import Residency
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption, CleanChunk
 from magi_lite.sampling.sampler import Sampler
 from magi_lite.vae.tiling import decode_tiled, to_uint8
-from quant.schemes import SCHEMES
 
 # --- sections -------------------------------------------------------------------------------------------------------
 
@@ -44,16 +45,20 @@ from quant.schemes import SCHEMES
 def machine(s: Setup) -> dict[str, Any]:
     """The card and its measured rates: matrix products in every type, memory, host-to-device copies."""
     n = 8192 if not s.dry else 256
+
+    def measure(work: Callable[[], Any]) -> float:
+        return s.timed(work)["seconds"]
+
     a, b = (torch.randn(n, n, device=s.kind).to(s.dtype) for _ in range(2))
-    rates = {str(s.dtype).removeprefix("torch."): 2 * n**3 / seconds(lambda: a @ b) / 1e12}
+    rates = {str(s.dtype).removeprefix("torch."): 2 * n**3 / measure(lambda: a @ b) / 1e12}
     if s.device.has_fp8:
         x, w, one = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn), torch.ones(1, device=s.kind)
-        rates["fp8"] = 2 * n**3 / seconds(
+        rates["fp8"] = 2 * n**3 / measure(
             lambda: torch._scaled_mm(x, w.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
         ) / 1e12
     if not s.dry:
         x, w = (t.to(torch.int8) for t in (a, b))
-        rates["int8"] = 2 * n**3 / seconds(lambda: torch._int_mm(x, w.t())) / 1e12
+        rates["int8"] = 2 * n**3 / measure(lambda: torch._int_mm(x, w.t())) / 1e12
     host = torch.empty(n * n * 2, dtype=torch.uint8, pin_memory=not s.dry)
     there = torch.empty_like(host, device=s.kind)
     return {
@@ -65,78 +70,50 @@ def machine(s: Setup) -> dict[str, Any]:
         "attention_backends": list(available(s.kind, s.dtype)),
         "measured_tflops": rates,
         "data_sheet_tflops": {"bf16": s.device.bf16_tflops, "fp8": s.device.fp8_tflops, "int8": s.device.int8_tops},
-        "memory_gbs": 2 * a.numel() * a.element_size() / seconds(lambda: b.copy_(a)) / 1e9,
-        "host_to_device_gbs": host.numel() / seconds(lambda: there.copy_(host, non_blocking=True)) / 1e9,
+        "memory_gbs": 2 * a.numel() * a.element_size() / measure(lambda: b.copy_(a)) / 1e9,
+        "host_to_device_gbs": host.numel() / measure(lambda: there.copy_(host, non_blocking=True)) / 1e9,
     }
 
 
-def fast_paths(s: Setup) -> dict[str, Any]:
-    """Every fast path against the plain one: relative errors, or whether bits are equal."""
-    results: dict[str, Any] = {"quantized_linears": {}, "attention": {}}
-    inputs, outputs, rows = (3072, 12288, 4096) if not s.dry else (64, 128, 32)
-    x = torch.randn(rows, inputs, device=s.kind).to(s.dtype)
-    x[:, 5] *= 30
-    for name in s.schemes:
-        if name in SCHEMES:
-            from quant.convert import quantized_linear
-
-            linear = torch.nn.Linear(inputs, outputs, bias=False, device=s.kind, dtype=s.dtype)
-            layer = quantized_linear(linear, SCHEMES[name])
-            fast = layer(x)
-            layer.backend = "plain"
-            exact = (x.double() @ linear.weight.double().t()).float()
-            results["quantized_linears"][name] = {
-                "fast_against_plain": relative_error(fast, layer(x)),
-                "plain_against_exact": relative_error(layer(x), exact),
-            }
-    heads, groups, width, tokens = (24, 8, 128, 4096) if not s.dry else (4, 2, 16, 64)
-    q = torch.randn(1, tokens, heads, width, device=s.kind).to(s.dtype)
-    k, v = (torch.randn(1, 2 * tokens, groups, width, device=s.kind).to(s.dtype) for _ in range(2))
-    plain = choose("sdpa", s.kind, torch.float32)(q.float(), k.float(), v.float())
-    for name in available(s.kind, s.dtype):
-        results["attention"][name] = relative_error(choose(name, s.kind, s.dtype)(q, k, v), plain)
-    config = replace(s.dit, num_layers=3)
-    dit = s.build(s.schemes[-1], config)
-    given = stage_inputs(dit, s.sizes[0], 4, s.kind, s.dtype, words=12)
-    dit.mlp_slice = dit.attention_slice = None
-    whole = dit(**given)
-    dit.mlp_slice = dit.attention_slice = 512 if not s.dry else 8
-    results["sliced_against_whole"] = relative_error(dit(**given), whole)
-    sliced = dit(**given)
-    with Residency(s.execution(s.schemes[-1], layers="streamed"), device=s.kind) as home:
-        with torch.inference_mode(False):
-            home.place_dit(dit)
-        results["streamed_equal_bits"] = all(torch.equal(dit(**given), sliced) for _ in range(3))
-    with torch.inference_mode(False):
-        move_except(dit, [], s.kind)
-    for place, kind in (("pinned", "bf16"), ("device", "fp8"), ("pinned", "fp8")):
-        kind = "float32" if s.dry and kind == "bf16" else kind
-        store = KVRing(given["store"].slots, dtype=kind, place=place, device=s.kind, streams=devices)
-        torch.manual_seed(1)
-        plain_given = stage_inputs(dit, s.sizes[0], 4, s.kind, s.dtype, words=12)
-        torch.manual_seed(1)
-        other = stage_inputs(dit, s.sizes[0], 4, s.kind, s.dtype, words=12, store=store)
-        results[f"kv_{kind}_{place}"] = relative_error(dit(**other), dit(**plain_given))
-    return results
+def passes(s: Setup) -> list[dict[str, Any]]:
+    """The window passes that matter most: the largest size, windows 4 and 1, every scheme, one after the other."""
+    return _forwards(s, [s.sizes[-1]], ["auto"])
 
 
-def forwards(s: Setup) -> list[dict[str, Any]]:
-    """Seconds, TFLOP/s, share of the roofline and peak memory of one window pass, per scheme, size, window, backend."""
-    rows = []
-    for scheme in s.schemes:
-        if not s.fits(scheme):
-            rows.append({"scheme": scheme, "skipped": "does not fit this card"})
-            continue
-        dit = s.build(scheme)
-        for size in s.sizes:
-            for window in (1, 4):
-                for backend in available(s.kind, s.dtype):
+def more_passes(s: Setup) -> list[dict[str, Any]]:
+    """The other sizes, and the other attention kernels."""
+    others = [name for name in available(s.kind, s.dtype) if name != choose("auto", s.kind, s.dtype).name]
+    if s.dry:
+        return _forwards(s, list(s.sizes), ["sdpa"], s.schemes[:1])
+    rows = _forwards(s, list(s.sizes[:-1]), ["auto"])
+    return rows + (_forwards(s, [s.sizes[-1]], others, s.schemes[1:2]) if others else [])
+
+
+def _forwards(
+    s: Setup, sizes: list[tuple[int, int]], backends: list[str], schemes: tuple[str, ...] | None = None
+) -> list[dict[str, Any]]:
+    """Seconds, TFLOP/s, share of the roofline and peak memory of one window pass each."""
+    rows: list[dict[str, Any]] = []
+    for scheme in schemes or s.schemes:
+        dit = None
+        for size in reversed(sizes):
+            for window in (4, 1):
+                for name in backends:
+                    row = {"scheme": scheme, "size": list(size), "window": window}
                     expected = s.forward_seconds(s.plan(size, window, s.execution(scheme)))
-                    if s.left() < 20 + 4 * expected:
-                        rows.append({"scheme": scheme, "size": size, "window": window, "skipped": "out of time"})
-                        continue
-                    dit.backend = choose(backend, s.kind, s.dtype)
-                    rows.append(_forward(s, dit, scheme, size, window, backend))
+                    try:
+                        if not s.fits(scheme, size, window):
+                            rows.append({**row, "skipped": "does not fit this card"})
+                        elif s.left() < 30 + 8 * expected:
+                            rows.append({**row, "skipped": "out of time"})
+                        else:
+                            dit = s.build(scheme) if dit is None else dit
+                            dit.backend = choose(name, s.kind, s.dtype)
+                            rows.append(_forward(s, dit, scheme, size, window, dit.backend.name))
+                    except Exception as error:
+                        reason = "out of memory" if devices.is_out_of_memory(error) else type(error).__name__
+                        rows.append({**row, "failed": f"{reason}: {error}"})
+                    devices.free_memory()
         del dit
         devices.free_memory()
     return rows
@@ -145,16 +122,11 @@ def forwards(s: Setup) -> list[dict[str, Any]]:
 def _forward(s: Setup, dit: Any, scheme: str, size: tuple[int, int], window: int, backend: str) -> dict[str, Any]:
     row: dict[str, Any] = {"scheme": scheme, "size": list(size), "window": window, "attention": backend}
     plan = s.plan(size, window, s.execution(scheme, attention=backend))
-    try:
-        with devices.peak_memory() as peak:
-            given = stage_inputs(dit, size, window, s.kind, s.dtype)
-            dit(**given)
-        taken = seconds(lambda: dit(**given), budget=2.0, most=5)
-    except Exception as error:
-        if not devices.is_out_of_memory(error):
-            raise
-        devices.free_memory()
-        return {**row, "skipped": "out of memory", "planned_gb": plan.peak_per_stage["denoise"] / 1e9}
+    with devices.peak_memory() as peak:
+        given = stage_inputs(dit, size, window, s.kind, s.dtype)
+        dit(**given)
+    time = s.timed(lambda: dit(**given), budget=6.0, most=6)
+    taken = time["seconds"]
     tokens = tokens_per_chunk(s.dit, *size)
     linear, attention = forward_flops(s.dit, window * tokens, key_chunks(given) * tokens)
     peak_rate = {"fp8": s.device.fp8_tflops, "int8": s.device.int8_tops}.get(scheme) or s.device.bf16_tflops
@@ -165,12 +137,24 @@ def _forward(s: Setup, dit: Any, scheme: str, size: tuple[int, int], window: int
     )
     return {
         **row,
-        "seconds": taken,
+        **time,
+        "steps_seconds_per_chunk": plan.request.steps / len(RANGES) * _all_ranges(s, dit, given, window, taken),
+        "planned_seconds_per_chunk": plan.seconds_per_chunk,
+        "roofline_seconds": ideal,
         "tflops": (linear + attention) / taken / 1e12,
         "share_of_roofline": ideal / taken,
         "peak_gb": peak["peak_bytes"] / 1e9,
         "planned_gb": planned / 1e9,
     }
+
+
+def _all_ranges(s: Setup, dit: Any, given: dict[str, Any], window: int, taken: float) -> float:
+    """Seconds of the passes that take a chunk once through all ranges: one of window 4, or four of window 1."""
+    if window == len(RANGES):
+        return taken
+    end = given["kv_ranges"][0][1]
+    reaches = [((max(0, end - back), end),) for back in RANGES]
+    return sum(s.timed(lambda r=r: dit(**{**given, "kv_ranges": r}), budget=1.0, most=4)["seconds"] for r in reaches)
 
 
 def streaming(s: Setup) -> list[dict[str, Any]]:
@@ -181,17 +165,17 @@ def streaming(s: Setup) -> list[dict[str, Any]]:
     for size in s.sizes[: 3 if not s.dry else 1]:
         given = stage_inputs(dit, size, 1, s.kind, s.dtype)
         rows.append({"scheme": scheme, "size": list(size), "given": given})
-        rows[-1]["resident"] = seconds(lambda given=given: dit(**given))
+        rows[-1]["resident"] = s.timed(lambda given=given: dit(**given))["seconds"]
     with Residency(s.execution(scheme, layers="streamed"), device=s.kind) as home:
         with torch.inference_mode(False):
             home.place_dit(dit)
         devices.free_memory()
         packed = home._streamer._packed
         buffer = torch.empty(max(p.size for p in packed), dtype=torch.uint8, device=s.kind)
-        copying = seconds(lambda: [p.copy_to(buffer) for p in packed])
+        copying = s.timed(lambda: [p.copy_to(buffer) for p in packed])["seconds"]
         for row in rows:
             given = row.pop("given")
-            streamed = seconds(lambda given=given: dit(**given))
+            streamed = s.timed(lambda given=given: dit(**given))["seconds"]
             hidden = (row["resident"] + copying - streamed) / min(row["resident"], copying)
             gbs = home._streamer.host_bytes / copying / 1e9
             row.update(streamed=streamed, copying=copying, overlap=hidden, gbs=gbs)
@@ -208,33 +192,41 @@ def decoding(s: Setup) -> list[dict[str, Any]]:
             work = lambda latents=latents, n=tile_batch: to_uint8(decode_tiled(vae, latents, tile_batch=n))  # noqa: E731
             with devices.peak_memory() as peak:
                 work()
-            row = {"size": list(size), "tile_batch": tile_batch, "seconds": seconds(work, budget=1.0)}
+            row = {"size": list(size), "tile_batch": tile_batch, **s.timed(work, budget=1.0)}
             rows.append({**row, "peak_gb": peak["peak_bytes"] / 1e9})
     return rows
 
 
-def generation(s: Setup) -> dict[str, Any]:
-    """Three seconds of (meaningless) video, sampler and decoder together, against the plan's promise."""
-    scheme, steps, window = s.schemes[1], 8 if not s.dry else 4, 4
-    execution = s.execution(scheme)
-    for size in reversed(s.sizes[:3]):  # the largest that a third of the time will do
-        plan = s.plan(size, window, execution)
-        if 6 * plan.seconds_per_chunk < TIME_LIMIT / 3:
+def generation(s: Setup) -> list[dict[str, Any]]:
+    """Three seconds of (meaningless) video in each window, sampler and decoder together, against the plan's promise."""
+    scheme = s.schemes[1]
+    for size in reversed(s.sizes):  # the largest that a third of the time will do
+        if 8 * s.plan(size, 4, s.execution(scheme)).seconds_per_chunk < TIME_LIMIT / 3:
             break
     dit, vae = s.build(scheme), s.build_vae()
+    rows = []
+    for window in (4, 1):
+        if s.left() < 20 + 4 * s.plan(size, window, s.execution(scheme)).seconds_per_chunk:
+            rows.append({"size": list(size), "window": window, "skipped": "out of time"})
+        else:
+            rows.append(_generation(s, dit, vae, scheme, size, window))
+        devices.free_memory()
+    return rows
+
+
+def _generation(s: Setup, dit: Any, vae: Any, scheme: str, size: tuple[int, int], window: int) -> dict[str, Any]:
+    execution, steps = s.execution(scheme), 8 if not s.dry else 4
+    plan = s.plan(size, window, execution)
     words = torch.randn(12, s.dit.caption_channels, device=s.kind)
-
-    def sampler() -> Sampler:
-        return Sampler(
-            dit, SamplerSettings(steps=steps, window=window), latent_size=(size[1] // 8, size[0] // 8), chunks=3,
-            caption=lambda chunk, remaining: Caption(words), null_caption=Caption(words[:4]), device=s.kind,
-            dtype=s.dtype,
-            store_factory=lambda slots: KVRing(slots, dtype=execution.kv_dtype, device=s.kind, streams=devices),
-        )  # fmt: skip
-
+    sampler = Sampler(
+        dit, SamplerSettings(steps=steps, window=window), latent_size=(size[1] // 8, size[0] // 8), chunks=3,
+        caption=lambda chunk, remaining: Caption(words), null_caption=Caption(words[:4]), device=s.kind,
+        dtype=s.dtype,
+        store_factory=lambda slots: KVRing(slots, dtype=execution.kv_dtype, device=s.kind, streams=devices),
+    )  # fmt: skip
     start, at, finite = time.perf_counter(), [], True
     with devices.peak_memory() as peak:
-        for event in sampler().run():
+        for event in sampler.run():
             if isinstance(event, CleanChunk):
                 frames = to_uint8(decode_tiled(vae, event.latents)).cpu()
                 finite = finite and bool(torch.isfinite(event.latents).all()) and frames.dtype == torch.uint8
@@ -242,54 +234,74 @@ def generation(s: Setup) -> dict[str, Any]:
     planned = max(plan.peak_per_stage["denoise"], plan.peak_per_stage["decode"])
     return {
         "size": list(size), "scheme": scheme, "steps": steps, "window": window, "chunks": len(at), "finite": finite,
-        "seconds_at_each_chunk": at, "seconds_in_all": at[-1], "peak_gb": peak["peak_bytes"] / 1e9,
+        "seconds_at_each_chunk": at, "seconds_per_chunk": at[-1] / len(at), "peak_gb": peak["peak_bytes"] / 1e9,
         "planned_gb": planned / 1e9, "planned_seconds_per_chunk": plan.seconds_per_chunk,
     }  # fmt: skip
 
 
 SECTIONS: dict[str, Callable[[Setup], Any]] = {
     "machine": machine,
-    "fast_paths": fast_paths,
-    "generation": generation,
+    "attention": gpu_checks.attention,
+    "quantization": gpu_checks.quantization,
+    "linears": gpu_checks.linears,
+    "transformer": gpu_checks.transformer,
+    "passes": passes,
     "streaming": streaming,
+    "generation": generation,
     "decoding": decoding,
-    "forwards": forwards,
+    "more_passes": more_passes,
 }
+"""In the order of their worth: the clock stops the last ones first."""
 
 
-def run(dry: bool = False) -> dict[str, Any]:
-    """All sections; one that fails says why and does not stop the others."""
+def run(dry: bool = False, written: Callable[[dict[str, Any]], None] = lambda results: None) -> dict[str, Any]:
+    """All sections; one that fails says why and does not stop the others. `written` is told after each."""
     s = setup(dry)
-    results: dict[str, Any] = {"dry": dry}
+    results: dict[str, Any] = {"dry": dry, "section_seconds": {}}
     for name, section in SECTIONS.items():
         start = time.perf_counter()
         try:
             if s.left() < 20:
                 results[name] = {"skipped": "out of time"}
-                continue
-            with torch.inference_mode():
-                results[name] = section(s)
+            else:
+                torch.manual_seed(0)
+                with torch.inference_mode():
+                    results[name] = section(s)
         except Exception as error:  # a benchmark's job is to report what fails on this card
-            results[name] = {"error": f"{type(error).__name__}: {error}"}
-        results.setdefault("section_seconds", {})[name] = round(time.perf_counter() - start, 2)
-        devices.free_memory()
+            where = traceback.format_exc(limit=-4).splitlines()
+            results[name] = {"error": f"{type(error).__name__}: {error}", "where": where}
+        results["section_seconds"][name] = round(time.perf_counter() - start, 2)
+        written(results)
+        try:
+            devices.free_memory()
+        except RuntimeError as error:  # a kernel that broke the card's context: what follows will say so, too
+            results[name] = {"result": results[name], "error": f"afterwards: {error}"}
     return results
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; 1 where a section failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the JSON here (default: print it)")
+    parser.add_argument("--out", type=Path, help="write the JSON here, after every section (default: print it)")
     parser.add_argument("--dry", action="store_true", help="tiny models on the CPU")
     args = parser.parse_args(argv)
-    results = run(args.dry)
-    text = json.dumps(results, indent=1)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
-    failed = [name for name in SECTIONS if "error" in results[name] and isinstance(results[name], dict)]
+    if args.dry:
+        torch.set_num_threads(1)  # tiny models gain nothing from more
+
+    def write(results: dict[str, Any]) -> None:
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = args.out.with_name(args.out.name + ".unfinished")
+            unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            unfinished.replace(args.out)
+        done = list(results["section_seconds"].items())[-1]
+        print(f"{done[0]}: {done[1]:.1f} s", file=sys.stderr, flush=True)
+
+    results = run(args.dry, write)
+    write(results)
+    if not args.out:
+        print(json.dumps(results, indent=1))
+    failed = [name for name in SECTIONS if isinstance(results[name], dict) and "error" in results[name]]
     for name in failed:
         print(f"{name} failed: {results[name]['error']}", file=sys.stderr)
     return 1 if failed else 0

@@ -112,10 +112,11 @@ def key_chunks(inputs: dict[str, Any]) -> float:
     return sum(last - first for first, last in inputs["kv_ranges"]) / len(inputs["kv_ranges"])
 
 
-def seconds(work: Callable[[], Any], *, budget: float = 1.5, most: int = 10) -> float:
-    """Median seconds of `work`, warmed up once, repeated until `budget` seconds are spent."""
-    work()
-    devices.synchronize()
+def timed(work: Callable[[], Any], *, budget: float = 1.5, most: int = 10) -> dict[str, Any]:
+    """Seconds of `work`, warmed up once, repeated until `budget` seconds are spent: median and spread."""
+    if budget:
+        work()
+        devices.synchronize()
     times: list[float] = []
     begin = time.perf_counter()
     while not times or (len(times) < most and time.perf_counter() - begin < budget):
@@ -123,7 +124,8 @@ def seconds(work: Callable[[], Any], *, budget: float = 1.5, most: int = 10) -> 
         work()
         devices.synchronize()
         times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+    times.sort()
+    return {"seconds": times[len(times) // 2], "fastest": times[0], "slowest": times[-1], "runs": len(times)}
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:

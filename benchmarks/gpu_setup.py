@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from benchmarks.gpu_models import random_dit, random_vae
+from benchmarks.gpu_models import random_dit, random_vae, timed
 from magi_lite import cards, devices, planner
 from magi_lite.config import DIT_4_5B, VAE_PUBLISHED, DiTConfig, Execution, GenerationRequest, VAEConfig
 from magi_lite.timeline import Timeline
@@ -40,7 +42,12 @@ class Setup:
         return self.kind == "cpu"
 
     def left(self) -> float:
+        """Seconds until the whole command should have ended."""
         return self.deadline - time.perf_counter()
+
+    def timed(self, work: Callable[[], Any], budget: float = 0.5, most: int = 20) -> dict[str, Any]:
+        """Median and spread of the seconds of `work`; in the dry mode it runs once."""
+        return timed(work, budget=0.0 if self.dry else budget, most=most)
 
     def model(self) -> planner.ModelShape:
         shape = planner.model_shape("4.5B-distill")
@@ -75,10 +82,10 @@ class Setup:
         request = GenerationRequest(Timeline(), width=size[0], height=size[1], window=window, steps=8, seconds=3)
         return planner.plan_execution(request, window, self.model(), execution, self.device)
 
-    def fits(self, scheme: str) -> bool:
-        """Whether the smallest size fits the card with nothing offloaded."""
-        peak = self.plan(self.sizes[0], 1, self.execution(scheme)).peak_per_stage["denoise"]
-        return self.dry or peak < 0.9 * self.device.vram_bytes
+    def fits(self, scheme: str, size: tuple[int, int], window: int) -> bool:
+        """Whether a pass fits the card with nothing offloaded."""
+        peak = self.plan(size, window, self.execution(scheme)).peak_per_stage["denoise"]
+        return self.dry or peak < 0.92 * self.device.vram_bytes
 
 
 def setup(dry: bool) -> Setup:
@@ -88,13 +95,15 @@ def setup(dry: bool) -> Setup:
         SystemExit: no card and not dry.
     """
     end = time.perf_counter() + TIME_LIMIT
+    four_bits = ["nf4"] if importlib.util.find_spec("bitsandbytes") else []
+    quantized = ["fp8", "int8", *four_bits]
     if dry:
         return Setup(
-            cards.cpu_device(), "cpu", torch.float32, TINY_DIT, TINY_VAE, ((64, 32),), ("float32", "fp8", "int8"), end
+            cards.cpu_device(), "cpu", torch.float32, TINY_DIT, TINY_VAE, ((64, 32),), ("float32", *quantized), end
         )
     if not devices.cuda_available():
         raise SystemExit("No CUDA card is here; --dry runs everything with tiny models on the CPU.")
     device = devices.detect()
-    schemes = ["bf16", "fp8", "int8"] if device.has_fp8 else ["bf16", "int8"]
+    schemes = ("bf16", *(quantized if device.has_fp8 else quantized[1:]))
     sizes = ((256, 256), (384, 384), (480, 480), (720, 720))
-    return Setup(device, "cuda", torch.bfloat16, DIT_4_5B, VAE_PUBLISHED, sizes, tuple(schemes), end)
+    return Setup(device, "cuda", torch.bfloat16, DIT_4_5B, VAE_PUBLISHED, sizes, schemes, end)

@@ -4,16 +4,63 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from benchmarks import gpu
+from benchmarks.gpu_models import timed
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def rows_of(value: Any) -> list[dict[str, Any]]:
+    """Every dictionary inside a result."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [*([value] if isinstance(value, dict) else []), *(row for item in inner for row in rows_of(item))]
+
+
+@pytest.mark.usefixtures("threads")
 def test_the_dry_mode_runs_every_section(tmp_path: Path) -> None:
     out = tmp_path / "results" / "gpu.json"
     assert gpu.main(["--dry", "--out", str(out)]) == 0
     results = json.loads(out.read_text())
     assert results["dry"] and results.keys() >= gpu.SECTIONS.keys()
-    assert results["fast_paths"]["streamed_equal_bits"] is True
-    assert results["fast_paths"]["sliced_against_whole"] < 1e-5
-    assert results["generation"]["chunks"] == 3 and results["generation"]["finite"]
-    assert all("share_of_roofline" in row for row in results["forwards"])
+    assert not [row for row in rows_of(results) if row.keys() & {"failed", "skipped", "where"}]
+    short = results["transformer"]
+    assert short["streamed_equal_bits_float32"] is short["streamed_equal_bits_fp8"] is True
+    assert short["again_equal_bits"] is True and short["finite"] is True
+    assert short["sliced_against_whole"] < 1e-5 and short["kernels_against_plain_quantization"] == 0
+    assert results["attention"]["flash_serves_groups"] is True
+    assert all(row["steps_from_plain"] <= 0.51 for row in results["quantization"])
+    assert all(row["error"] < 0.2 and row.get("fast_against_plain", 0) < 0.02 for row in results["linears"])
+    assert {(row["scheme"], row["window"]) for row in results["passes"]} >= {("fp8", 4), ("fp8", 1), ("int8", 4)}
+    assert all(row["steps_seconds_per_chunk"] > 0 and row["share_of_roofline"] > 0 for row in results["passes"])
+    assert [row["chunks"] for row in results["generation"]] == [3, 3]
+    assert all(row["finite"] for row in results["generation"])
+
+
+def test_a_section_that_fails_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    out = tmp_path / "gpu.json"
+    seen = []
+
+    def last(_: Any) -> str:
+        seen.append(json.loads(out.read_text()))
+        return "done"
+
+    monkeypatch.setattr(gpu, "SECTIONS", {"first": lambda _: "well", "second": lambda _: 1 // 0, "third": last})
+    assert gpu.main(["--dry", "--out", str(out)]) == 1
+    assert seen[0]["first"] == "well" and "ZeroDivisionError" in seen[0]["second"]["error"], "written before the third"
+    assert json.loads(out.read_text())["third"] == "done"
+    assert "second failed" in capsys.readouterr().err
+
+
+def test_times_tell_their_spread() -> None:
+    time = timed(lambda: sum(range(1000)), budget=0.02)
+    assert 0 < time["fastest"] <= time["seconds"] <= time["slowest"] and 1 <= time["runs"] <= 10

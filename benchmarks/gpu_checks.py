@@ -1,0 +1,177 @@
+"""What of `gpu.py` asks whether fast paths are taken and right: attention, quantization, linears, streaming, slices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_models import relative_error, stage_inputs
+from benchmarks.gpu_setup import Setup
+from magi_lite import devices
+from magi_lite.dit.attention import available, choose
+from magi_lite.residency import Residency, move_except
+from magi_lite.sampling.kv_store import KVRing
+from quant import activations, fusion
+from quant.convert import quantized_linear
+from quant.schemes import SCHEMES, Fp8, Scheme
+
+LINEARS = {"qkv": (3072, 3072), "projection": (6144, 3072), "fc1": (3072, 12288), "fc2": (12288, 3072)}
+"""The linears of a layer of the 4.5B: inputs, outputs."""
+TINY_LINEARS = {"fc1": (64, 128)}
+
+
+def attention(s: Setup) -> dict[str, Any]:
+    """Which kernels really run for grouped queries, and how far each backend is from float32."""
+    heads, groups, width, tokens = (24, 8, 128, 12150) if not s.dry else (4, 2, 16, 64)
+    q = torch.randn(1, tokens, heads, width, device=s.kind).to(s.dtype)
+    k, v = (torch.randn(1, 2 * tokens, groups, width, device=s.kind).to(s.dtype) for _ in range(2))
+    few = slice(0, 1024)
+    plain = choose("sdpa", s.kind, torch.float32)(q[:, few].float(), k.float(), v.float())
+    flops = 4.0 * tokens * 2 * tokens * heads * width
+    results: dict[str, Any] = {}
+    for name in available(s.kind, s.dtype):
+        backend = choose(name, s.kind, s.dtype)
+        time = s.timed(lambda backend=backend: backend(q, k, v))
+        results[name] = {"error": relative_error(backend(q, k, v)[:, few], plain), **time}
+        results[name]["tflops"] = flops / time["seconds"] / 1e12
+    backend = choose("sdpa", s.kind, s.dtype)
+    results["kernels_of_sdpa"] = _kernel_names(lambda: backend(q, k, v), s)
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    try:  # raises where the flash kernel does not take grouped queries, and the plain formula would be used instead
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            forced = backend(q, k, v)
+            results["flash_serves_groups"] = True
+            results["forced_flash_error"] = relative_error(forced[:, few], plain)
+            results["forced_flash"] = s.timed(lambda: backend(q, k, v))
+    except RuntimeError as error:
+        results["flash_serves_groups"] = f"no: {error}"
+    return results
+
+
+def _kernel_names(work: Any, s: Setup) -> list[str] | str:
+    """Names of the device kernels that `work` launches, longest running first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CPU if s.dry else ProfilerActivity.CUDA]) as seen:
+            work()
+            devices.synchronize()
+        rows = sorted(seen.key_averages(), key=lambda row: -getattr(row, "device_time_total", 0.0))
+        return [row.key[:120] for row in rows[:4]]
+    except Exception as error:  # the profiler needs rights that not every machine gives
+        return f"{type(error).__name__}: {error}"
+
+
+def quantization(s: Setup) -> list[dict[str, Any]]:
+    """Each kernel that quantizes: whether it serves, how near plain arithmetic it is, and what fusing saves."""
+    rows = []
+    tokens, cases = (12150, [(None, 6144), ("layer_norm", 3072), ("gelu", 12288), ("gated_silu", 12288)])
+    if s.dry:
+        tokens, cases = 40, [(formula, 64) for formula, _ in cases]
+    kinds = [torch.int8, *([activations.FP8] if s.dry or s.device.has_fp8 else [])]
+    for kind in kinds:
+        for formula, features in cases:
+            inputs = 2 * features if formula == "gated_silu" else features
+            x = torch.randn(tokens, inputs, device=s.kind).to(s.dtype)
+            x[:, 5] *= 30
+            operation = fusion.example(formula, features, s.dtype, torch.device(s.kind))
+            plain = x if operation is None else operation(x)
+            fast = activations.fast_kernels(x, kind, operation)
+            row = {"kind": str(kind).removeprefix("torch."), "operation": formula, "features": features}
+            row["served_by"] = "plain torch" if fast is None else fast.__name__
+            values, scale = activations.per_token(x, kind, operation)
+            few = slice(0, 1024)
+            row["steps_from_plain"] = activations.steps_apart(values[few], plain[few].float() / scale[few])
+            row["together"] = s.timed(lambda x=x, k=kind, o=operation: activations.per_token(x, k, o))
+            if operation is not None:
+                row["apart"] = s.timed(lambda x=x, k=kind, o=operation: activations.per_token(o(x), k))
+            with mock.patch.object(activations, "fast_kernels", lambda *_: None):
+                row["plain"] = s.timed(lambda x=x, k=kind, o=operation: activations.per_token(x, k, o))
+            moved = x.numel() * x.element_size() + values.numel() * values.element_size()
+            row["gbs"] = moved / row["together"]["seconds"] / 1e9
+            rows.append(row)
+    return rows
+
+
+def linears(s: Setup) -> list[dict[str, Any]]:
+    """Every scheme's linears at the model's shapes, side by side: the fast path, the plain one, float64, and time."""
+    rows = []
+    schemes: dict[str, Scheme | None] = {"unquantized": None}
+    schemes |= {name: SCHEMES[name] for name in s.schemes if name in SCHEMES}
+    if "fp8" in schemes:
+        schemes["fp8 by tensor"] = Fp8("tensor")
+    for name, (inputs, outputs) in (LINEARS if not s.dry else TINY_LINEARS).items():
+        tokens = 12150 if not s.dry else 40
+        x = torch.randn(tokens, inputs, device=s.kind).to(s.dtype)
+        x[:, 5] *= 30
+        linear = torch.nn.Linear(inputs, outputs, bias=False, device=s.kind, dtype=s.dtype)
+        few = slice(0, 512)
+        exact = x[few].double() @ linear.weight.double().t()
+        for label, scheme in schemes.items():
+            row: dict[str, Any] = {"linear": name, "scheme": label}
+            try:
+                layer = linear if scheme is None else quantized_linear(linear, scheme)
+                row["error"] = relative_error(layer(x)[few], exact)
+                time = s.timed(lambda layer=layer, x=x: layer(x))
+                row |= {**time, "tflops": 2.0 * tokens * inputs * outputs / time["seconds"] / 1e12}
+                if scheme is not None:
+                    fast = layer(x[few])
+                    layer.backend = "plain"
+                    row["fast_against_plain"] = relative_error(fast, layer(x[few]))
+            except Exception as error:  # one kernel that this card or torch lacks must not hide the others
+                row["failed"] = f"{type(error).__name__}: {error}"
+            rows.append(row)
+    return rows
+
+
+def transformer(s: Setup) -> dict[str, Any]:
+    """A short transformer: sliced, streamed, with keys and values elsewhere, and fused, each against the plain way."""
+    scheme = s.schemes[1]
+    dit = s.build(scheme, replace(s.dit, num_layers=3))
+    given = stage_inputs(dit, s.sizes[0], 4, s.kind, s.dtype, words=12)
+    results: dict[str, Any] = {"scheme": scheme}
+    dit.mlp_slice = dit.attention_slice = None
+    whole = dit(**given)
+    results["finite"] = bool(torch.isfinite(whole).all())
+    with mock.patch.object(activations, "fast_kernels", lambda *_: None):
+        results["kernels_against_plain_quantization"] = relative_error(whole, dit(**given))
+    dit.mlp_slice = dit.attention_slice = 512 if not s.dry else 20
+    sliced = dit(**given)
+    results["sliced_against_whole"] = relative_error(sliced, whole)
+    results["again_equal_bits"] = torch.equal(dit(**given), sliced)
+    for name in s.schemes[:2]:
+        results[f"streamed_equal_bits_{name}"] = _streamed(s, name)
+    for place, kind in (("pinned", "bf16"), ("device", "fp8"), ("pinned", "fp8")):
+        stored = "float32" if s.dry and kind == "bf16" else kind
+        store = KVRing(given["store"].slots, dtype=stored, place=place, device=s.kind, streams=devices)
+        results[f"kv_{kind}_{place}"] = _with_store(s, dit, store)
+    return results
+
+
+def _streamed(s: Setup, scheme: str) -> bool:
+    """Whether streamed layers give the bits of resident ones, pass after pass."""
+    dit = s.build(scheme, replace(s.dit, num_layers=3))
+    given = stage_inputs(dit, s.sizes[0], 1, s.kind, s.dtype, words=12)
+    resident = dit(**given)
+    with Residency(s.execution(scheme, layers="streamed"), device=s.kind) as home:
+        with torch.inference_mode(False):
+            home.place_dit(dit)
+        equal = all(torch.equal(dit(**given), resident) for _ in range(4))
+    with torch.inference_mode(False):
+        move_except(dit, [], s.kind)
+    return equal
+
+
+def _with_store(s: Setup, dit: Any, store: KVRing) -> float:
+    """How far a pass whose keys and values lie in `store` is from one with an ordinary store."""
+
+    def velocity(**options: Any) -> Tensor:
+        torch.manual_seed(1)
+        return dit(**stage_inputs(dit, s.sizes[0], 4, s.kind, s.dtype, words=12, **options))
+
+    return relative_error(velocity(store=store), velocity())
