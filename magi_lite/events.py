@@ -80,6 +80,13 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Redirected:
+    """Other words than before hold from new second `second` (0-based) on."""
+
+    second: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """All that was asked for is on disk."""
 
@@ -99,4 +106,6 @@ class Stopped:
     reason: Literal["stopped", "paused"]
 
 
-Event = PlanReady | Opened | StageStarted | Progress | Preview | ChunkFinished | Notice | Finished | Stopped
+Event = (
+    PlanReady | Opened | StageStarted | Progress | Preview | ChunkFinished | Notice | Redirected | Finished | Stopped
+)

@@ -47,6 +47,7 @@ class Live:
         self._preview_at = 0.0
         self._notices: list[dict[str, str]] = []
         self._progress: events.Progress | None = None
+        self._redirected: dict[str, int] | None = None
         self._stage = "check"
         self._detail = "Getting ready"
         self._began = time.monotonic()
@@ -65,6 +66,10 @@ class Live:
             case events.Notice(message, level):
                 with self._lock:
                     self._notices.append({"message": message, "level": level})
+            case events.Redirected(second):
+                with self._lock:
+                    count = self._redirected["count"] if self._redirected else 0
+                    self._redirected = {"count": count + 1, "second": second}
             case events.Preview(_, image):
                 self._take_preview(image)
             case events.ChunkFinished(chunk, _, _):
@@ -102,6 +107,7 @@ class Live:
                 "done": self.done,
                 "locked": self.locked,
                 "notices": list(self._notices),
+                "redirected": self._redirected,
                 "elapsed": time.monotonic() - self._began,
                 "progress": progress
                 and {

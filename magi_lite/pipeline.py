@@ -32,6 +32,7 @@ from magi_lite.events import (
     PlanReady,
     Preview,
     Progress,
+    Redirected,
     StageStarted,
     Stopped,
 )
@@ -322,6 +323,7 @@ class Run:
             return
         self.project.edit_timeline(newer, first)
         self.timeline = self.request.timeline
+        yield Redirected(first)
         yield from self.read_words(bank)
         yield StageStarted("denoise", "Going on with the new words")
 

@@ -257,6 +257,14 @@ def test_locked_seconds_follow_the_window() -> None:
     assert resumed.locked == 7
 
 
+def test_the_run_tells_from_which_second_on_new_words_hold() -> None:
+    live = Live(window=2, seconds=9)
+    assert live.snapshot()["redirected"] is None
+    for count, second in enumerate((3, 5, 5), start=1):
+        live.take(events.Redirected(second))
+        assert live.snapshot()["redirected"] == {"count": count, "second": second}
+
+
 def test_previews_are_sent_once_and_throttled() -> None:
     live = Live(window=1, seconds=1)
     picture = np.random.default_rng().integers(0, 255, (16, 16, 3)).astype(np.uint8)
