@@ -68,7 +68,12 @@ class Actions:
             "file_name": f"{job.project.name}.mp4" if job.project else None,
             "seconds": job.request.seconds,
             "timeline": job.request.timeline.to_json(),
-            "done": job.done, "locked": 0, "notices": [], "progress": None, "preview": None, "preview_version": 0,
+            "done": job.done,
+            "locked": 0,
+            "notices": [],
+            "progress": None,
+            "preview": None,
+            "preview_version": 0,
         }
         return shown | live.snapshot(preview) if live else shown
 
@@ -107,29 +112,34 @@ class Actions:
         prompt: str,
         seconds: int = 4,
         timeline: str = "",
-        image: str = "",
-        video: str = "",
+        image: str | dict[str, Any] = "",
+        video: str | dict[str, Any] = "",
         width: int = 0,
         height: int = 0,
         seed: int = -1,
         quality: str = "balanced",
         model: str = "Auto",
         preset: str = "auto",
+        styles: list[str] | None = None,
+        quality_token: bool = True,
+        duration_token: bool = True,
     ) -> dict[str, Any]:
         """Put a video into the queue and answer its job's id and seed; poll `status` for the rest.
 
-        `timeline` is shorthand such as "[0s-2s: a cat walks] [2s-4s: it jumps]". `image` and `video` are paths on the
-        computer that runs the app, inside its projects folder. `seconds` 0 is endless. Width and height 0 leave the
-        size to the preset.
+        `timeline` is shorthand such as "[0s-2s: a cat walks] [2s-4s: it jumps]". `image` or `video` is a file of yours
+        to start from, uploaded by `gradio_client.handle_file`, or the path of one in the app's projects folder.
+        `seconds` 0 is endless. Width and height 0 leave the size to the preset. `styles` are learned words of the full
+        models: static, dynamic, 3d, anime, borders, transition, caption, logo.
         """
         source, mode = None, form.TEXT
-        for kind, path, chosen in (("image", image, form.IMAGE), ("video", video, form.VIDEO)):
-            if path:
-                source, mode = {"kind": kind, "path": str(self._own_file(path))}, chosen
+        for kind, file, chosen in (("image", image, form.IMAGE), ("video", video, form.VIDEO)):
+            if file:
+                source, mode = self._file(file, kind), chosen
         values = form.defaults() | {
             "prompt": prompt, "seconds": seconds or 4, "endless": seconds == 0, "mode": mode, "source": source,
             "timeline": parse(timeline) if timeline.strip() else Timeline(), "width": width or None,
             "height": height or None, "seed": seed, "quality": quality, "model": model, "preset": preset,
+            "styles": styles or [], "quality_token": quality_token, "duration_token": duration_token,
         }  # fmt: skip
         return self.submit(form.to_request(values, models_folder=self._machine.models_folder))
 
@@ -148,7 +158,8 @@ class Actions:
     ) -> dict[str, Any]:
         """Make a video again from a second on; earlier seconds stay bit for bit, the old version is kept.
 
-        `prompt` is said from there on (empty: the same words), or `timeline` (JSON) replaces all words from there on.
+        `prompt` is said from there on (empty: the same words), or `timeline` (JSON) replaces all words from there on;
+        a timeline without a global prompt keeps the video's.
         """
         project = self._project(video)
         request, second = project.request, int(second)
@@ -157,7 +168,8 @@ class Actions:
         end = request.seconds or project.chunks
         words = request.timeline
         if timeline is not None:
-            words = splice(words, second, replace(Timeline.from_json(timeline), global_prompt=words.global_prompt))
+            newer = Timeline.from_json({"global_prompt": words.global_prompt} | timeline)
+            words = splice(words, second, newer)
         if prompt:
             rest = Timeline((Segment(second, end, prompt),), words.global_prompt, words.blend, words.gaps)
             words = splice(words, second, rest)
@@ -184,13 +196,18 @@ class Actions:
         project = self._project(job)
         return {"job": self._queue.add(project.request, source=project.folder, done=project.chunks).id}
 
-    def redirect(self, job: str, timeline: dict[str, Any]) -> dict[str, Any]:
-        """Let all seconds of a running job that have not begun follow another timeline (JSON)."""
-        words = Timeline.from_json(timeline)
+    def redirect(self, job: str, timeline: dict[str, Any] | None = None, prompt: str | None = None) -> dict[str, Any]:
+        """Let all seconds of a running job that have not begun follow other words.
+
+        `timeline` (JSON) replaces the blocks, `prompt` the words for every second; what is left out stays. Answers from
+        which second on the words can be obeyed; `status` tells under "redirected" from which on they are.
+        """
         old = self._queue.get(job).request.timeline
-        self._queue.redirect(job, replace(words, global_prompt=words.global_prompt or old.global_prompt))
+        words = old if timeline is None else Timeline.from_json(timeline)
+        front = prompt if prompt is not None else words.global_prompt or old.global_prompt
+        self._queue.redirect(job, replace(words, global_prompt=front.strip()))
         live = self._queue.live(job)
-        return {"message": f"The video obeys from second {live.locked if live else 0} on."}
+        return {"from_second": live.locked if live else 0}
 
     # --- the queue
 
@@ -243,8 +260,11 @@ class Actions:
         self._library.reveal(self._project(video).name)
         return {}
 
-    def look_at(self, path: str, name: str) -> dict[str, Any]:
+    def look_at(self, path: str | dict[str, Any], name: str = "") -> dict[str, Any]:
         """What an uploaded file is: an image to start from, a clip to continue, a video of ours with its settings."""
+        if isinstance(path, dict):
+            path, name = str(path.get("path", "")), name or str(path.get("orig_name") or "")
+        name = Path(name or path).name
         uploaded = self._machine.uploaded(path)
         found = uploads.look_at(uploaded, name)
         kept = uploads.keep(uploaded, name, self.uploads_folder)
@@ -289,16 +309,23 @@ class Actions:
                 return Project.open(job.project)
         return self._library.open(video)
 
-    def _own_file(self, path: str) -> Path:
-        """A file inside the projects folder.
+    def _file(self, file: str | dict[str, Any], kind: str) -> dict[str, Any]:
+        """The form's source for an uploaded file, or for the path of one inside the projects folder.
 
         Raises:
-            InputError: it lies elsewhere or does not exist.
+            InputError: it lies elsewhere, does not exist, or is of another kind.
+            MediaError: it cannot be used.
         """
-        found = Path(path).resolve()
-        if not found.is_relative_to(self._library.folder.resolve()) or not found.is_file():
-            raise InputError(f"{path} is no file of the projects folder; upload it with look_at first.")
-        return found
+        if isinstance(file, dict):
+            source = self.look_at(file)["source"]
+        else:
+            found = Path(file).resolve()
+            if not found.is_relative_to(self._library.folder.resolve()) or not found.is_file():
+                raise InputError(f"{file} is no file of the projects folder; upload yours with handle_file.")
+            source = {**uploads.look_at(found, found.name), "path": str(found)}
+        if source["kind"] != kind:
+            raise InputError(f"{source['name']} is no {kind}; give it as {source['kind']}.")
+        return source
 
 
 def _summary(job: Job) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
@@ -11,9 +13,20 @@ from magi_lite.config import MODELS
 from magi_lite.text.special_tokens import STYLES
 from magi_lite.ui import form
 from magi_lite.ui.actions import Actions
-from magi_lite.ui.panels import SourcePanel, TimelineEditor, WatchPanel
+from magi_lite.ui.panels import Fold, SourcePanel, SteerPanel, TimelineEditor, WatchPanel
 
 Widgets = dict[str, Any]
+TOKENS = (
+    ("quality_token", "Quality token", "Asks for the best of what was learned."),
+    ("duration_token", "Duration token", "Tells how many seconds are left."),
+    ("nearly_clean", "Extra clean pass", "Steadier motion, a little slower."),
+)
+"""(field, label, what it does) of the model's switches."""
+OVERRIDE_LABELS = {
+    "device": "Runs on", "scheme": "Weights as", "layers": "Layers", "kv_dtype": "Past seconds as",
+    "kv_place": "Past seconds in", "vae": "Picture decoder", "t5": "Text encoder as", "t5_device": "Text encoder on",
+    "attention": "Attention",
+}  # fmt: skip
 PLACEHOLDER = "What do you want to see? For example: a red ball bounces on green grass"
 
 
@@ -35,7 +48,7 @@ def build(actions: Actions, start: dict[str, Any], examples: list[str]) -> Widge
             w["save_edit"] = gr.Button("Save the queued video", visible=False, elem_id="mg-save-edit")
             _how(w, start)
             _advanced(w, start)
-        with gr.Column(scale=6, min_width=320), gr.Column(elem_classes="mg-card"):
+        with gr.Column(scale=6, min_width=320), gr.Column(elem_classes="mg-card", elem_id="mg-stage-card"):
             w["watch"] = WatchPanel(actions)
             w["plan"] = gr.Markdown(elem_id="mg-plan", container=False)
     with gr.Column(elem_classes="mg-card", elem_id="mg-timeline-card"):
@@ -49,6 +62,26 @@ def build(actions: Actions, start: dict[str, Any], examples: list[str]) -> Widge
     return w
 
 
+@contextmanager
+def _section(w: Widgets, name: str, title: str) -> Iterator[None]:
+    """A part of the form that is closed at first; see `Fold`."""
+    with gr.Column(elem_id=f"mg-{name}", elem_classes="mg-fold"):
+        w[f"{name}_fold"] = Fold(title, f"mg-{name}")
+        with gr.Column(visible=False, elem_id=f"mg-{name}-body", elem_classes="mg-fold-body") as body:
+            yield
+        w[f"{name}_body"] = body
+
+
+class Length(gr.Slider):
+    """A slider that shows a length beyond its end, too: an imported timeline may be longer than most videos."""
+
+    def get_block_name(self) -> str:
+        return "slider"
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
 def _what(w: Widgets, actions: Actions, start: dict[str, Any]) -> None:
     """Mode, file, words, length."""
     w["mode"] = gr.Radio(
@@ -60,8 +93,9 @@ def _what(w: Widgets, actions: Actions, start: dict[str, Any]) -> None:
         start["prompt"], label="Prompt", placeholder=PLACEHOLDER, lines=3, max_lines=8, elem_id="mg-prompt",
         info="Holds for the whole video; blocks of the timeline add what happens when.",
     )  # fmt: skip
-    with gr.Row():
-        w["seconds"] = gr.Slider(
+    w["steer"] = SteerPanel()
+    with gr.Row(elem_id="mg-lengthrow"):
+        w["seconds"] = Length(
             1, 60, start["seconds"], step=1, label="Length in seconds", elem_id="mg-seconds", scale=3, buttons=[]
         )
         w["endless"] = gr.Checkbox(start["endless"], label="Endless", elem_id="mg-endless", scale=1, min_width=90)
@@ -73,20 +107,20 @@ def _what(w: Widgets, actions: Actions, start: dict[str, Any]) -> None:
 
 def _how(w: Widgets, start: dict[str, Any]) -> None:
     """Size and seed."""
-    with gr.Accordion("Size and seed", open=False, elem_id="mg-size"):
+    with _section(w, "size", "Size and seed"):
         w["shape"] = gr.Radio(list(form.SHAPES), value=None, label="Shape", elem_id="mg-shape", elem_classes="mg-chips")
         with gr.Row():
             w["width"] = gr.Number(
-                start["width"], label="Width", step=16, minimum=32, maximum=1440, precision=0, elem_id="mg-width",
+                start["width"], label="Width", step=16, precision=0, elem_id="mg-width",
                 min_width=80,
             )  # fmt: skip
             w["height"] = gr.Number(
-                start["height"], label="Height", step=16, minimum=32, maximum=1440, precision=0, elem_id="mg-height",
+                start["height"], label="Height", step=16, precision=0, elem_id="mg-height",
                 min_width=80,
             )  # fmt: skip
         with gr.Row(elem_id="mg-seedrow"):
             w["seed"] = gr.Number(
-                start["seed"], label="Seed (-1: a new one each time)", precision=0, minimum=-1, elem_id="mg-seed",
+                start["seed"], label="Seed (-1: a new one each time)", precision=0, elem_id="mg-seed",
                 min_width=120, scale=3,
             )  # fmt: skip
             w["dice"] = gr.Button("Random", elem_id="mg-dice", size="sm", min_width=70, scale=1)
@@ -95,7 +129,7 @@ def _how(w: Widgets, start: dict[str, Any]) -> None:
 
 def _advanced(w: Widgets, start: dict[str, Any]) -> None:
     """Everything that the planner and the presets choose well by themselves."""
-    with gr.Accordion("Advanced", open=False, elem_id="mg-advanced"):
+    with _section(w, "advanced", "Advanced"):
         with gr.Row():
             w["model"] = gr.Dropdown(
                 [form.AUTO, "demo", *MODELS], value=start["model"], label="Model", allow_custom_value=True,
@@ -108,11 +142,12 @@ def _advanced(w: Widgets, start: dict[str, Any]) -> None:
         with gr.Row():
             w["steps"] = gr.Dropdown(
                 [form.AUTO, "8", "12", "16", "32", "64"], value=start["steps"], label="Steps",
-                info="More is finer and slower.", elem_id="mg-steps",
+                info="More is finer and slower.", elem_id="mg-steps", allow_custom_value=True,
             )  # fmt: skip
             w["window"] = gr.Dropdown(
                 [form.AUTO, "1", "2", "4"], value=start["window"], label="Window",
                 info="Seconds denoised together; fewer need less memory.", elem_id="mg-window",
+                allow_custom_value=True,
             )  # fmt: skip
         with gr.Row():
             w["fit"] = gr.Dropdown(
@@ -120,15 +155,15 @@ def _advanced(w: Widgets, start: dict[str, Any]) -> None:
                 info="When its shape is not the video's.", elem_id="mg-fit",
             )  # fmt: skip
             w["styles"] = gr.Dropdown(
-                sorted(STYLES), value=start["styles"], multiselect=True, label="Style tokens", elem_id="mg-styles",
-                info="Learned words of the full models.",
+                [(f"{name}: {what}", name) for name, what in sorted(STYLES.items())], value=start["styles"],
+                multiselect=True, label="Style tokens", elem_id="mg-styles",
+                info="Looks that the full models learned as words of their own.",
             )  # fmt: skip
         with gr.Row():
-            w["quality_token"] = gr.Checkbox(start["quality_token"], label="Quality token", elem_id="mg-quality-token")
-            w["duration_token"] = gr.Checkbox(
-                start["duration_token"], label="Duration token", elem_id="mg-duration-token"
-            )
-            w["nearly_clean"] = gr.Checkbox(start["nearly_clean"], label="Extra clean pass", elem_id="mg-nearly-clean")
+            for name, label, info in TOKENS:
+                w[name] = gr.Checkbox(
+                    start[name], label=label, info=info, elem_id=f"mg-{name.replace('_', '-')}", min_width=120
+                )
         with gr.Row():
             w["crf"] = gr.Slider(
                 1, 51, start["crf"], step=1, label="Compression (H.264 crf)", info="1 best, 51 smallest.",
@@ -142,13 +177,13 @@ def _advanced(w: Widgets, start: dict[str, Any]) -> None:
         with gr.Row():
             for name in form.OVERRIDES:
                 w[name] = gr.Dropdown(
-                    [form.AUTO, *presets.LEGAL[name]], value=form.AUTO, label=name.replace("_", " "),
+                    [form.AUTO, *presets.LEGAL[name]], value=form.AUTO, label=OVERRIDE_LABELS[name],
                     elem_id=f"mg-{name.replace('_', '-')}", min_width=120,
                 )  # fmt: skip
             w["vram_gb"] = gr.Number(
-                start["vram_gb"], label="Plan for GB of card memory", minimum=0, elem_id="mg-vram", min_width=120
+                start["vram_gb"], label="Card memory, GB", info="0: what is there.", elem_id="mg-vram", min_width=120
             )
-        with gr.Accordion("My settings", open=False):
+        with _section(w, "mine", "My settings"):
             with gr.Row(equal_height=True):
                 w["saved"] = gr.Dropdown([], value=None, label="Saved", elem_id="mg-saved", min_width=150)
                 w["saved_name"] = gr.Textbox(label="Name", elem_id="mg-saved-name", max_length=60, min_width=120)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +17,12 @@ from magi_lite.ui.actions import Actions
 from magi_lite.ui.create import Widgets
 from magi_lite.ui.examples import Example
 from magi_lite.ui.expose import sentence
+from magi_lite.ui.fills import INNER, fills, skipped
 from magi_lite.ui.library import Library
 from magi_lite.ui.machine import Machine
 
-QUIET: dict[str, Any] = {"show_progress": "hidden"}
-INNER: dict[str, Any] = {**QUIET, "api_visibility": "private"}
-"""Events that only keep the page in step; the actions have their own endpoints."""
+SIZE_NOTE_JS = "(w, h, seed) => [{ note: `${w} × ${h}, ${seed >= 0 ? `seed ${seed}` : 'a new seed each time'}` }]"
+"""What the closed section "Size and seed" shows of itself."""
 
 
 class Handlers:
@@ -106,7 +105,7 @@ class Handlers:
     def dropped(self, source: dict[str, Any] | None, *values: Any) -> list[Any]:
         """A file came: it picks the mode; a video of ours brings its settings back."""
         if not source:
-            return [gr.skip()] * len(form.FIELDS)
+            return skipped(form.FIELDS)
         updates = dict.fromkeys(form.FIELDS, gr.skip())
         if source.get("settings"):
             try:
@@ -125,9 +124,9 @@ class Handlers:
             updates["width"], updates["height"] = form.shaped("Match image", width, height, size)
         return [updates[name] for name in form.FIELDS]
 
-    def cleared(self, mode: str) -> str:
+    def cleared(self, mode: str) -> list[str]:
         """Without a file only the modes that need none are left."""
-        return form.TEXT if mode in (form.IMAGE, form.VIDEO) else mode
+        return [form.TEXT if mode in (form.IMAGE, form.VIDEO) else mode]
 
     def shape(self, shape: str, width: float, height: float, source: dict[str, Any] | None) -> tuple[Any, Any]:
         """Another shape of about the same area."""
@@ -138,14 +137,16 @@ class Handlers:
             gr.Info("Drop an image first; then its shape can be matched.")
         return form.shaped(shape, width or 64, height or 64, image)
 
-    def length(self, seconds: float, endless: bool, timeline: Timeline) -> Any:
+    def length(self, seconds: float, endless: bool, timeline: Timeline) -> list[Any]:
         """The timeline follows the length; blocks beyond the end are cut off."""
         from magi_lite.timeline_edit import clip
 
+        if not endless and not seconds:  # a number that is still being typed
+            return skipped([timeline])
         limit = 0 if endless else int(seconds)  # 0: no end
         if limit and timeline.end > limit:
-            return gr.update(seconds=limit, value=clip(timeline, limit).to_json())
-        return gr.update(seconds=limit)
+            return [gr.update(seconds=limit, value=clip(timeline, limit).to_json())]
+        return [gr.update(seconds=limit)]
 
     def quality(self, quality: str, preset: str, model: str) -> tuple[Any, ...]:
         """A quality brings its size, and leaves steps and window to it."""
@@ -158,7 +159,7 @@ class Handlers:
         """An imported timeline may bring words for every second, and need more seconds."""
         prompt = timeline.global_prompt or gr.skip()
         value = gr.update(value=replace(timeline, global_prompt="").to_json()) if timeline.global_prompt else gr.skip()
-        longer = timeline.end if not endless and timeline.end > seconds else None
+        longer = timeline.end if not endless and timeline.end > (seconds or 0) else None
         if longer:
             value = gr.update(value=replace(timeline, global_prompt="").to_json(), seconds=longer)
         return value, prompt, longer or gr.skip()
@@ -192,7 +193,7 @@ class Handlers:
     def attach(self) -> list[Any]:
         """A page that is opened while a video is made, or after one was cut off, shows that video's form."""
         current = self.actions.current_request()
-        return [gr.skip()] * len(form.FIELDS) if current is None else self.fill(current)
+        return skipped(form.FIELDS) if current is None else self.fill(current)
 
 
 def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo: gr.Blocks) -> None:
@@ -211,26 +212,33 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
         if name not in ("seed", "source", "embed_settings", "crf", "timeline"):
             w[name].change(h.plan, fields, [system, w["plan"]], trigger_mode="always_last", **INNER)
     demo.load(h.plan, fields, [system, w["plan"]], **INNER)
-    demo.load(h.attach, None, fields, **INNER)
+    fills(demo.load, h.attach, [], fields)
 
-    w["source"].dropped(h.dropped, [w["source"], *fields], fields, **INNER)
-    w["source"].cleared(h.cleared, w["mode"], w["mode"], **INNER)
-    w["shape"].input(h.shape, [w["shape"], w["width"], w["height"], w["source"]], [w["width"], w["height"]], **INNER)
-    for name in ("width", "height"):
-        w[name].blur(lambda value: form.legal_size(value or 64), w[name], w[name], **INNER)
+    fills(w["source"].dropped, h.dropped, [w["source"], *fields], fields)
+    fills(w["source"].cleared, h.cleared, [w["mode"]], [w["mode"]])
+    size = [w["width"], w["height"]]
+    fills(w["shape"].input, h.shape, [w["shape"], *size, w["source"]], size)
+    for field in size:
+        field.blur(None, field, field, js=f"(n) => [{form.LEGAL_SIZE_JS}]", **INNER)
     for name in ("seconds", "endless"):
-        w[name].change(h.length, [w["seconds"], w["endless"], w["timeline"]], w["timeline"], **INNER)
-    tiers, numbers = [w["quality"], w["preset"], w["model"]], [w["width"], w["height"], w["steps"], w["window"]]
+        fills(w[name].change, h.length, [w["seconds"], w["endless"], w["timeline"]], [w["timeline"]])
+    tiers = [w["quality"], w["preset"], w["model"]]
     for tier in tiers:
-        tier.input(h.quality, tiers, numbers, **INNER)
-    w["dice"].click(lambda: random.randrange(form.SEED_LIMIT), None, w["seed"], **INNER)
-    w["last_seed"].click(lambda seed: seed, used_seed, w["seed"], **INNER)
-    w["timeline"].commit(
-        h.committed, [w["timeline"], w["seconds"], w["endless"]], [w["timeline"], w["prompt"], w["seconds"]], **INNER
-    )
-    w["example"].input(h.example, w["example"], [w["timeline"], w["prompt"], w["seconds"], w["endless"]], **INNER)
+        fills(tier.input, h.quality, tiers, [*size, w["steps"], w["window"]])
+    w["dice"].click(None, None, w["seed"], js=f"() => [Math.floor(Math.random() * {form.SEED_LIMIT})]", **INNER)
+    fills(w["last_seed"].click, lambda seed: [seed], [used_seed], [w["seed"]])
+    words = [w["timeline"], w["prompt"], w["seconds"]]
+    fills(w["timeline"].commit, h.committed, [w["timeline"], w["seconds"], w["endless"]], words)
+    fills(w["example"].input, h.example, [w["example"]], [*words, w["endless"]])
 
-    gallery.use_settings(h.use_settings, gallery, [tabs, *fields], **INNER)
-    gallery.watch_video(h.watch_job, gallery, [tabs, *fields], **INNER)
-    queue.edit_job(h.edit_job, queue, [tabs, editing, w["save_edit"], *fields], **INNER)
-    queue.watch_job(h.watch_job, queue, [tabs, *fields], **INNER)
+    fills(gallery.use_settings, h.use_settings, [gallery], fields, [tabs])
+    fills(gallery.watch_video, h.watch_job, [gallery], fields, [tabs])
+    fills(queue.edit_job, h.edit_job, [queue], fields, [tabs, editing, w["save_edit"]])
+    fills(queue.watch_job, h.watch_job, [queue], fields, [tabs])
+    gr.on(
+        [demo.load, *(w[name].change for name in ("width", "height", "seed"))], None, [*size, w["seed"]],
+        w["size_fold"], js=SIZE_NOTE_JS, **INNER,
+    )  # fmt: skip
+    for name in ("size", "advanced", "mine"):
+        shown = "() => [{__type__: 'update', visible: true}]"
+        w[f"{name}_fold"].opened(None, None, w[f"{name}_body"], js=shown, **INNER)

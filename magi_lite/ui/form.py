@@ -18,6 +18,8 @@ MODES = (TEXT, IMAGE, VIDEO, LAST)
 AUTO = "Auto"
 SEED_LIMIT = 2**31
 SIZE_STEP, MIN_SIZE, MAX_SIZE = 16, 32, 1440
+LEGAL_SIZE_JS = f"Math.min({MAX_SIZE}, Math.max({MIN_SIZE}, Math.round((Number(n) || 64) / {SIZE_STEP}) * {SIZE_STEP}))"
+"""`legal_size` of n for the page, which corrects a size the moment its field is left."""
 SHAPES = {"Wide 16:9": 16 / 9, "Square": 1.0, "Tall 9:16": 9 / 16, "Match image": None}
 OVERRIDES = ("device", "scheme", "layers", "kv_dtype", "kv_place", "vae", "t5", "t5_device", "attention")
 FIELDS = (
@@ -78,8 +80,12 @@ def to_request(
         embed_settings=bool(values["embed_settings"]),
     )
     chosen = {name: None if values[name] in (AUTO, None, "") else values[name] for name in ("steps", "window", "model")}
-    chosen |= {name: legal_size(values[name]) if values[name] else None for name in ("width", "height")}
-    chosen = {name: int(v) if name in ("steps", "window") else v for name, v in chosen.items() if v is not None}
+    chosen |= {name: _size(values[name], name) for name in ("width", "height")}
+    chosen = {
+        name: _whole(value, name, 1, 1000) if name in ("steps", "window") else value
+        for name, value in chosen.items()
+        if value is not None
+    }
     return with_defaults(request, chosen)
 
 
@@ -131,6 +137,11 @@ def shaped(shape: str, width: float, height: float, image: tuple[int, int] | Non
         ratio = image[0] / image[1]
     area = float(width) * float(height)
     return legal_size((area * ratio) ** 0.5), legal_size((area / ratio) ** 0.5)
+
+
+def _size(value: Any, name: str) -> int | None:
+    """A typed size; nothing typed leaves it to the preset."""
+    return legal_size(_whole(value, name, 1, 10**6)) if value else None
 
 
 def _source(values: Mapping[str, Any], last_video: Path | None) -> tuple[Path | None, Path | None]:

@@ -12,15 +12,16 @@ from magi_lite.timeline import Timeline
 from magi_lite.ui import assets, create, events, examples, form, saved
 from magi_lite.ui.actions import Actions
 from magi_lite.ui.expose import for_api
+from magi_lite.ui.fills import INNER
 from magi_lite.ui.library import Library
 from magi_lite.ui.machine import Machine, download_gb
 from magi_lite.ui.panels import STYLED, GalleryPanel, QueuePanel, SystemPanel, TopBar
 from magi_lite.ui.theme import theme
 
 API = (
-    "generate", "status", "stop", "pause", "resume", "redirect", "extend", "redo", "queue", "move", "clone", "remove",
-    "clear_ended", "hold", "gallery", "details", "delete_video", "reveal", "system", "download", "stop_download",
-    "free_memory",
+    "generate", "look_at", "status", "stop", "pause", "resume", "redirect", "extend", "redo", "queue", "move", "clone",
+    "remove", "clear_ended", "hold", "gallery", "details", "delete_video", "reveal", "system", "download",
+    "stop_download", "free_memory",
 )  # fmt: skip
 """Actions offered as endpoints, each under its own name."""
 FIRST_MODEL = "4.5B-distill-fp8"
@@ -47,9 +48,7 @@ def build(actions: Actions, library: Library, machine: Machine, store: saved.Sav
         events.wire(handlers, tabs, queue, gallery, system, demo)
         saved.wire(store, handlers)
         if first_run:
-            first_run.click(
-                lambda: (actions.download(FIRST_MODEL), gr.Tabs(selected="system"))[1], None, tabs, **events.INNER
-            )
+            first_run.click(lambda: (actions.download(FIRST_MODEL), gr.Tabs(selected="system"))[1], None, tabs, **INNER)
         for name in API:
             gr.api(for_api(getattr(actions, name)), api_name=name, concurrency_limit=None)
     return demo

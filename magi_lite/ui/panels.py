@@ -10,8 +10,11 @@ from magi_lite.ui.expose import for_page
 from magi_lite.ui.timeline import TimelineEditor
 from magi_lite.ui.uploads import LIMIT_BYTES
 
-__all__ = ["GalleryPanel", "QueuePanel", "SourcePanel", "SystemPanel", "TimelineEditor", "TopBar", "WatchPanel"]
-STYLED = ("topbar", "source", "watch", "timeline", "queue", "gallery", "system")
+__all__ = [
+    "Fold", "GalleryPanel", "QueuePanel", "SourcePanel", "SteerPanel", "SystemPanel", "TimelineEditor", "TopBar",
+    "WatchPanel",
+]  # fmt: skip
+STYLED = ("topbar", "fold", "source", "steer", "watch", "timeline", "queue", "gallery", "system")
 """Folders whose style sheet the page loads."""
 
 
@@ -24,6 +27,20 @@ class TopBar(Panel):
         super().__init__(None, server_functions=doors(actions, "status", "redirect"), elem_id="mg-topbar")
 
 
+class Fold(Panel):
+    """The head of a section that opens. Its value is None or {"note": what the section holds, in a few words}.
+
+    Args:
+        title: what the section is called.
+        name: the section's element id; its fields are built when the event "opened" comes first.
+    """
+
+    folder = "fold"
+
+    def __init__(self, title: str, name: str) -> None:
+        super().__init__(None, title=title, body=f"{name}-body", elem_id=f"{name}-head")
+
+
 class SourcePanel(Panel):
     """The drop zone. Its value is None or {"kind", "path", "name", "width", "height", "url", "info"}."""
 
@@ -32,6 +49,15 @@ class SourcePanel(Panel):
     def __init__(self, actions: Actions, **options: Any) -> None:
         functions = doors(actions, "look_at")
         super().__init__(None, server_functions=functions, limit=LIMIT_BYTES, elem_id="mg-source", **options)
+
+
+class SteerPanel(Panel):
+    """Under the prompt, while a video is made: from which second on other words would be obeyed, and the button."""
+
+    folder = "steer"
+
+    def __init__(self) -> None:
+        super().__init__(None, elem_id="mg-steer")
 
 
 class WatchPanel(Panel):

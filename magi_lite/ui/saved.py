@@ -8,7 +8,8 @@ import gradio as gr
 
 from magi_lite.jobs import JobQueue
 from magi_lite.ui import form
-from magi_lite.ui.events import INNER, Handlers
+from magi_lite.ui.events import Handlers
+from magi_lite.ui.fills import INNER, fills
 
 NOT_SAVED = ("mode", "source", "prompt", "timeline", "seed")
 KEPT = tuple(name for name in form.FIELDS if name not in NOT_SAVED)
@@ -73,7 +74,7 @@ def wire(store: Saved, h: Handlers) -> None:
         gr.Info(f"The page opens with “{name}” from now on." if name else "The page opens with the machine's defaults.")
 
     w["save"].click(save, [w["saved_name"], *kept], [w["saved"], w["saved_name"]], **INNER)
-    w["saved"].input(load, w["saved"], kept, **INNER)
+    fills(w["saved"].input, load, [w["saved"]], kept)
     w["delete_saved"].click(delete, w["saved"], w["saved"], **INNER)
     w["at_start"].click(at_start, w["saved"], None, **INNER)
     gr.on(None, lambda: gr.update(choices=store.names()), None, w["saved"], **INNER)

@@ -57,7 +57,7 @@ def theme() -> gr.themes.Base:
         input_placeholder_color="#6b7389",
         input_placeholder_color_dark="#8790a6",
         input_shadow="none",
-        input_shadow_focus="0 0 0 3px #5b6cf033",
+        input_shadow_focus="inset 0 0 0 1px #5b6cf0",
         button_primary_background_fill="linear-gradient(135deg, #4c5ce8, #7a3ff0)",
         button_primary_background_fill_dark="linear-gradient(135deg, #4c5ce8, #7a3ff0)",
         button_primary_background_fill_hover="linear-gradient(135deg, #3f4fd8, #6a31de)",

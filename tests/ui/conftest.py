@@ -95,10 +95,11 @@ class Watched:
         self.forgiven: Callable[[str], bool] = lambda text: False
         self.leaving = False
 
-    def open(self, url: str, *, size: tuple[int, int] = (1440, 900), **options: Any) -> Page:
-        """A fresh visitor's page, ready to be used."""
+    def open(self, url: str, *, size: tuple[int, int] = (1440, 900), script: str = "", **options: Any) -> Page:
+        """A fresh visitor's page; with `script`, which runs before the page's own, one that is still on its way."""
         context = self.browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
         self.contexts.append(context)
+        context.add_init_script(script)
         context.route(lambda address: not address.startswith(url), self._block)
         page = context.new_page()
         page.set_default_timeout(60_000)
@@ -106,6 +107,8 @@ class Watched:
         page.on("pageerror", lambda error: self._note(str(error)))
         page.goto(url, wait_until="commit")
         page.wait_for_selector("#mg-generate")
+        if script:
+            return page
         page.wait_for_function("window.magi && magi.state && document.querySelector('.tl-lane')")
         page.wait_for_function("document.querySelector('#mg-plan').innerText.includes('Needs')")  # all of it has come
         return page
@@ -169,27 +172,29 @@ def set_length(page: Page, seconds: int) -> None:
     )
 
 
+def unfold(page: Page, name: str) -> None:
+    """Open a section of the form."""
+    head = page.locator(f"#mg-{name}-head button")
+    if head.get_attribute("aria-expanded") != "true":
+        head.click()
+
+
+def set_field(page: Page, name: str, value: object) -> None:
+    """Type into a field of "Size and seed" and leave it."""
+    unfold(page, "size")
+    page.fill(f"#mg-{name} input", str(value))
+    page.press(f"#mg-{name} input", "Tab")
+
+
 def set_size(page: Page, width: int, height: int) -> None:
     """Type the video's size."""
-    if not page.locator("#mg-width input").is_visible():
-        page.locator("#mg-size button").first.click()
-    for name, value in (("width", width), ("height", height)):
-        page.fill(f"#mg-{name} input", str(value))
-        page.press(f"#mg-{name} input", "Tab")
+    set_field(page, "width", width)
+    set_field(page, "height", height)
 
 
 def set_seed(page: Page, seed: int) -> None:
-    """Type the seed; again where the section was still opening and the field was drawn anew."""
-    if not page.locator("#mg-seed input").is_visible():
-        page.locator("#mg-size button").first.click()
-    for _ in range(6):
-        page.wait_for_timeout(700)
-        page.fill("#mg-seed input", str(seed))
-        page.press("#mg-seed input", "Tab")
-        page.wait_for_timeout(700)
-        if page.input_value("#mg-seed input") == str(seed):
-            return
-    raise AssertionError(f"the seed field shows {page.input_value('#mg-seed input')}, not {seed}")
+    """Type the seed."""
+    set_field(page, "seed", seed)
 
 
 def slowly(page: Page) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import Page
 
 from magi_lite.layout import DEMO_FOLDER, has_weights
 from magi_lite.project import Project
+from magi_lite.timeline_text import print_shorthand
 from magi_lite.video.writer import read_settings
 from tests.ui.conftest import (
     PATIENCE,
@@ -101,7 +103,7 @@ def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(
     watched.reload(page)
     drop(page, project.video, "from-a-friend.mp4")
     page.wait_for_function("words => document.querySelector('#mg-prompt textarea').value === words", arg=RIGHT)
-    page.locator("#mg-size button").first.click()
+    page.click("#mg-size-head button")
     page.wait_for_function("document.querySelector('#mg-seed input').value === '1234'")
     assert page.input_value("#mg-seconds input[type=number]") == "12"
     assert read_settings(project.video)["seed"] == 1234
@@ -191,12 +193,12 @@ def test_an_endless_run_survives_a_reload_pauses_resumes_and_stops(page: Page, w
 
 def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -> None:
     """The edited run equals, bit for bit, a run that was told so from the start."""
-    set_length(page, 40)
+    set_length(page, 24)
     slowly(page)
     set_seed(page, 77)
     page.fill("#mg-prompt textarea", "")
     page.click("[data-action=text]")
-    page.fill(".tl-shorthand", f"[0s-30s: {STILL}] [30s-40s: {STILL}]")
+    page.fill(".tl-shorthand", f"[0s-16s: {STILL}] [16s-24s: {STILL}]")
     page.wait_for_function("magi.timeline.segments.length === 2")
     generate(page)
     page.wait_for_function("magi.state.shown.locked >= 1 && magi.state.shown.progress", timeout=PATIENCE)
@@ -213,7 +215,7 @@ def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -
     wait_for(page, "finished")
     edited = Project.open(app.newest())
     assert [(s.start, s.prompt) for s in edited.request.timeline.segments][-1] == (start, LEFT)
-    assert start == 30 and edited.chunks == 40
+    assert start == 16 and edited.chunks == 24
 
     page.evaluate("magi.attached = null")
     generate(page)  # the timeline as it stands now, same seed
@@ -227,6 +229,36 @@ def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -
         motions = measure(frames_of(edited.video)).motions
         assert "moves left" in motions[start : start + 3], motions
         assert motions[:start].count("stays still") > 0.8 * start, motions
+
+
+def test_the_prompt_of_a_running_video_can_be_changed(page: Page, app: App) -> None:
+    """It is obeyed from the second that the page names on; told so from the start, the bits are equal."""
+    set_length(page, 18)
+    slowly(page)
+    set_seed(page, 78)
+    page.fill("#mg-prompt textarea", STILL)
+    assert page.locator("#mg-steer").is_hidden()
+    generate(page)
+    page.wait_for_function("magi.state.shown.locked >= 2 && magi.state.shown.progress", timeout=PATIENCE)
+    page.fill("#mg-prompt textarea", LEFT)
+    page.get_by_text("Not told yet").wait_for()
+    page.click("[data-action=tell]")
+    page.get_by_text("The video obeys from second").first.wait_for()
+    second = page.evaluate("magi.state.shown.redirected.second")
+    page.wait_for_function("n => document.querySelector('.tl-hint').innerText.includes('from second')", arg=second)
+    shoot(page, "steer-prompt")
+    wait_for(page, "finished")
+    steered = Project.open(app.newest())
+    assert 2 <= second < 18 and steered.chunks == 18
+    words = [mix.text for mix in steered.request.timeline.compile(18)]
+    assert words == [STILL] * second + [LEFT] * (18 - second)
+    client = Client(app.url, verbose=False)
+    shorthand, request = print_shorthand(steered.request.timeline), steered.request
+    client.predict("", 18, shorthand, seed=78, quality="quality", width=request.width, height=request.height,
+                   api_name="/generate")  # fmt: skip
+    while client.predict(api_name="/status")["running"] or app.newest() == steered.folder:
+        page.wait_for_timeout(300)
+    assert latents(Project.open(app.newest())) == latents(steered)
 
 
 @pytest.fixture

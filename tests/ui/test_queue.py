@@ -17,6 +17,7 @@ from tests.ui.conftest import (
     set_size,
     shoot,
     slowly,
+    unfold,
     wait_done,
     wait_for,
 )
@@ -29,8 +30,7 @@ def waiting(page: Page) -> list[str]:
 
 
 def choose_model(page: Page, name: str) -> None:
-    if not page.locator("#mg-model input").is_visible():
-        page.locator("#mg-advanced button").first.click()
+    unfold(page, "advanced")
     page.fill("#mg-model input", name)
     page.press("#mg-model input", "Enter")
 
@@ -86,7 +86,7 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bits(watched: Watched, tmp_
     app = App(tmp_path).start()
     try:
         page = watched.open(app.url)
-        set_length(page, 30)
+        set_length(page, 14)
         slowly(page)
         set_seed(page, 11)
         page.fill("#mg-prompt textarea", RIGHT)
@@ -94,7 +94,7 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bits(watched: Watched, tmp_
         wait_done(page, 2)
         app.kill()
         cut = Project.open(app.newest())
-        assert cut.status == "interrupted" and 2 <= cut.chunks < 30
+        assert cut.status == "interrupted" and 2 <= cut.chunks < 14
         page.get_by_text("The app does not answer").first.wait_for()
         app.start()
         again = watched.open(app.url)
@@ -104,7 +104,7 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bits(watched: Watched, tmp_
         wait_for_running_or_done(again)
         wait_for(again, "finished")
         resumed = Project.open(cut.folder)
-        assert resumed.chunks == 30
+        assert resumed.chunks == 14
         again.evaluate("magi.attached = null")
         set_seed(again, 11)
         generate(again)

@@ -219,35 +219,24 @@ def test_touch(watched: Watched, app: App) -> None:
     page.wait_for_function("magi.timeline.segments[0].end === 3")
 
 
-def test_smooth_with_120_blocks(timeline: Page) -> None:
-    """A drag over 120 blocks spends less than half a frame of script and layout per move, however busy the machine."""
+def test_a_drag_among_120_blocks_touches_only_what_it_passes(timeline: Page) -> None:
+    """What keeps it smooth; `benchmarks/page_load.py` measures the frames."""
     page = timeline
     page.click("[data-action=text]")
     page.fill(".tl-shorthand", " ".join(f"[{i}s-{i + 1}s: block {i}]" for i in range(120)))
     page.wait_for_function("magi.timeline.segments.length === 120")
     page.wait_for_function("document.querySelectorAll('.tl-block').length === 120")
-    page.wait_for_timeout(500)
+    page.wait_for_function("document.querySelector('#mg-seconds input[type=number]').value === '120'")
     assert page.evaluate("(s => s.scrollWidth > s.clientWidth)(document.querySelector('.tl-scroll'))")
-    spent = page.evaluate(
-        """() => new Promise(done => {
-          const node = document.querySelectorAll('.tl-block')[3], box = node.getBoundingClientRect(), times = [];
-          const fire = (type, x) => node.dispatchEvent(new PointerEvent(type,
-            {bubbles: true, clientX: x, clientY: box.top + 20, pointerId: 7, button: 0}));
-          node.setPointerCapture = () => {};
-          fire('pointerdown', box.left + 20);
-          let i = 0;
-          const move = () => {
-            const began = performance.now();
-            fire('pointermove', box.left + 20 + 9 * i);
-            requestAnimationFrame(() => {
-              document.body.offsetHeight;
-              times.push(performance.now() - began);
-              if (++i < 60) { setTimeout(move, 0); return; }
-              fire('pointerup', box.left + 20 + 9 * i);
-              done(times.sort((a, b) => a - b)[30]);
-            });
-          };
-          move();
-        })"""
+    assert page.locator(".toast-body").count() == 0  # longer than the slider, and nothing to complain about
+    block(page, 3).click()
+    page.keyboard.press("Escape")
+    page.evaluate(
+        """() => { window.touched = new Set();
+          new MutationObserver((all) => all.forEach((one) => touched.add(one.target.dataset.id || one.target)))
+            .observe(document.querySelector('.tl-lane'), {subtree: true, attributes: true, childList: true}); }"""
     )
-    assert spent < 40, f"{spent:.1f} ms for a typical move, from the event to the laid-out frame"
+    drag(page, block(page, 3), 5, steps=25)
+    assert [words for *_, words in segments(page)][:9] == [f"block {i}" for i in (0, 1, 2, 4, 5, 6, 7, 8, 3)]
+    touched = page.evaluate("touched.size")
+    assert 6 <= touched < 20, touched

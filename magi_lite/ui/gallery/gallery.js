@@ -11,7 +11,7 @@ async function refresh() {
   root.querySelector(".ga-folder").textContent = answer.folder;
   none.hidden = items.length > 0;
   grid.replaceChildren(...items.map((item) => el("button", { type: "button", class: "ga-item", "data-video": item.id, onclick: () => open(item) },
-    item.thumbnail ? el("img", { class: "ga-thumb", src: item.thumbnail, alt: "", loading: "lazy" }) : el("span", { class: "ga-thumb" }),
+    el("span", { class: "ga-thumb", style: item.thumbnail && `background-image:url("${item.thumbnail}")` }),
     el("span", { class: "ga-caption" }, el("span", { class: "ga-title", text: item.title }), " ", el("span", { class: "mg-muted", text: item.summary })))));
 }
 async function open(item) {
@@ -29,7 +29,7 @@ async function open(item) {
   const sureYes = magi.button("Delete for good", "trash", async () => { const answer = await magi.call(server.delete_video({ video: item.id })); if (!answer.error) { close(); refresh(); } }, { class: "mg-danger", action: "delete-sure" });
   const sure = el("span", { class: "mg-row", hidden: true }, el("span", { class: "mg-small", text: "Delete this video and its latents?" }), sureYes, magi.button("Keep", null, () => { sure.hidden = true; ask.hidden = false; }));
   const has = detail.done > 0;
-  box.append(el("div", { class: "mg-row" }, el("h3", { text: item.title }), el("span", { class: "mg-grow" }), magi.button("Close", "close", close, { iconOnly: true })),
+  box.append(el("div", { class: "mg-head" }, el("h3", { text: item.title }), magi.button("Close", "close", close, { iconOnly: true })),
     el("div", { class: "ga-dialog" }, el("div", {}, film, el("p", { class: "mg-muted", text: detail.place })),
       el("div", {}, el("div", { class: "mg-row" },
         magi.button("Use these settings", "check", () => go("use_settings", { use: item.id }), { class: "mg-primary", action: "use" }),

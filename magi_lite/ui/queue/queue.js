@@ -13,7 +13,7 @@ function card(job, place, waiting) {
     small("Edit", "edit", () => { props.value = { edit: job.id }; trigger("edit_job"); }));
   if (job.state === "running") buttons.push(small("Stop and keep", "stop", () => act(server.stop({ job: job.id }))), small("Pause", "pause", () => act(server.pause({ job: job.id }))));
   if (["paused", "stopped", "interrupted", "failed"].includes(job.state)) buttons.push(small("Resume", "play", () => act(server.resume({ job: job.id })), { iconOnly: false, class: "mg-soft" }));
-  if (job.state !== "waiting") buttons.push(small("Watch", "image", () => { magi.attached = job.id; magi.emit("poll"); props.value = { watch: job.id }; trigger("watch_job"); }));
+  if (job.state !== "waiting") buttons.push(small("Watch", "image", () => { magi.attached = job.id; magi.emit("poll"); props.value = { watch: job.id }; trigger("watch_job"); }, { iconOnly: false }));
   buttons.push(small("Clone", "copy", () => act(server.clone({ job: job.id }))));
   if (job.state !== "running") buttons.push(small("Delete from the list", "trash", () => act(server.remove({ job: job.id }))));
   const node = el("li", { class: "qu-job " + job.state, "data-job": job.id, draggable: isWaiting },

@@ -68,6 +68,14 @@ window.magi = window.magi || (() => {
     if (answer && answer.error) toast(answer.error, "error");
     return answer || {};
   };
+  // What fields held when a question about them left the page; its answer goes only to those that still hold it.
+  const held = {}, SKIP = { __type__: "update" };
+  const ask = (key, all, inputs) => { held[key] = all.slice(inputs).map((value) => JSON.stringify(value)); return all; };
+  const answer = (key, [mail, ...now]) => mail.values.map((value, i) => {
+    if (JSON.stringify(now[i]) === held[key][i]) return value;
+    const { value: dropped, ...rest } = value && value.__type__ === "update" ? value : SKIP;
+    return rest;
+  });
   const copy = (value) => JSON.parse(JSON.stringify(value));
-  return { el, icon, button, bytes, duration, emit, on, toast, call, copy, state: null };
+  return { el, icon, button, bytes, duration, emit, on, toast, call, copy, ask, answer, SKIP, state: null };
 })();

@@ -18,6 +18,7 @@ const secondAt = (clientX) => (clientX - canvas.getBoundingClientRect().left) / 
 const hue = (id) => { if (!hues.has(id)) hues.set(id, COLORS[hueCount++ % COLORS.length]); return hues.get(id); };
 const say = (text) => { live.textContent = text; };
 const setStyle = (node, name, value) => { if (node.style[name] !== value) node.style[name] = value; };
+const setAttribute = (node, name, value) => { if (node.getAttribute(name) !== value) node.setAttribute(name, value); };
 const setText = (node, value) => { if (node.textContent !== value) node.textContent = value; };
 
 function blockNode(block) {
@@ -54,12 +55,11 @@ function drawBlocks() {
     node.classList.toggle("empty", !block.prompt.trim());
     setText(node.children[1], block.prompt.trim() || "Click to write what happens");
     const times = `${block.start}–${block.end} s`;
-    setText(node.children[2], isLocked ? times + " · made" : times);
+    setText(node.children[2], isLocked ? times + (block.end <= done ? " · made" : " · begun") : times);
     const title = `${times}: ${block.prompt}`;
     if (node.title !== title) node.title = title;
-    node.setAttribute("aria-pressed", String(block.id === selected));
-    const reachable = block.id === selected || (!selected && block === blocks[0]) ? "0" : "-1";
-    if (node.getAttribute("tabindex") !== reachable) node.setAttribute("tabindex", reachable);
+    setAttribute(node, "aria-pressed", String(block.id === selected));
+    setAttribute(node, "tabindex", block.id === selected || (!selected && block === blocks[0]) ? "0" : "-1");
   });
   for (const [id, node] of nodes) if (!alive.has(id)) { node.remove(); nodes.delete(id); }
   let before = null;
@@ -119,7 +119,7 @@ function drawTools() {
   setText(tools.blend.querySelector("output"), blend ? `${blend} s` : "hard cut");
   hint.hidden = blocks.length > 0 && !running;
   setText(hint, running
-    ? "This video is being made. Blocks after the shaded part can still be changed, and the video will obey."
+    ? locked >= shown() ? "Every second of this video has begun; what you change now is for the next version." : `This video is being made. It obeys what you change from second ${locked} on; the shaded part is settled.`
     : "One prompt for the whole video is enough. To tell a story second by second, press Add block or double-click here.");
 }
 

@@ -41,13 +41,26 @@ function take(state, wanted) {
   sessionStorage.setItem("magi-shown", magi.attached || "");
   magi.readyAt = magi.readyAt || performance.now();                // milliseconds from the visit to a page that lives
   drawChips();
+  hear(magi.state.shown);
   magi.emit("state", magi.state);
 }
 magi.on(element, "poll", () => poll());
-magi.on(element, "redirect", async ({ job, timeline }) => {
-  const answer = await magi.call(server.redirect({ job, timeline }));
-  if (!answer.error) magi.toast(answer.message || "The running video follows the new timeline.", "info");
+
+// --- words for a video that is being made: the run itself says from which second on it obeys them
+let sent = null;
+magi.on(element, "redirect", async ({ job, ...words }) => {
+  const before = countOf(magi.state.shown), answer = await magi.call(server.redirect({ job, ...words }));
+  if (!answer.error) sent = { job, before, prompt: words.prompt !== undefined };
+  poll();
 });
+const countOf = (shown) => (shown && shown.redirected ? shown.redirected.count : 0);
+function hear(shown) {
+  if (!sent || !shown || shown.id !== sent.job) return;
+  if (countOf(shown) > sent.before) magi.toast(`The video obeys from second ${shown.redirected.second} on.`, "info");
+  else if (shown.state === "running") return;
+  else magi.toast("The video was done before the new words reached it; “Redo from …” makes a second version with them.", "info");
+  sent = null;
+}
 document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
 
 // --- chips
@@ -57,7 +70,7 @@ function drawChips() {
   if (magi.offline) list.push(chip("The app does not answer", "", "off"));
   else if (state) {
     const waiting = jobs.filter((job) => job.state === "waiting").length;
-    list.push(state.running ? chip(`Making a video${waiting ? `, ${waiting} waiting` : ""}`, "running", "busy") : chip(waiting ? `${waiting} waiting` : "Ready", "", waiting && state.paused ? "off" : "good"));
+    list.push(state.running ? chip(`Making a video${waiting ? `, ${waiting} waiting` : ""}`, "running", "busy") : chip(waiting ? `${waiting} waiting${state.paused ? ", queue on hold" : ""}` : "Ready", "", waiting && state.paused ? "off" : "good"));
     const m = state.machine;
     if (m.vram_total) list.push(chip(`GPU ${magi.bytes(m.vram_used)} / ${magi.bytes(m.vram_total)}`, ""));
     list.push(chip(`RAM ${magi.bytes(m.ram_used)} / ${magi.bytes(m.ram_total)}`, "wide"));

@@ -17,7 +17,9 @@ slider.addEventListener("change", (event) => event.stopPropagation());
 for (const name of ["play", "pause"]) video.addEventListener(name, () => playButton.replaceChildren(magi.icon(video.paused ? "play" : "pause")));
 video.addEventListener("click", () => playButton.click());
 const length = () => (player.growing ? player.end : isFinite(video.duration) ? video.duration : 0);
+let ticking = false;
 function tick() {
+  ticking = false;
   if (!element.isConnected) return;
   if (!video.hidden && job) {
     const now = video.currentTime, total = length();
@@ -27,9 +29,10 @@ function tick() {
       magi.emit("time", { time: now, job: job.id });
     }
   }
-  requestAnimationFrame(tick);
+  if (!video.paused && !video.hidden) follow();
 }
-requestAnimationFrame(tick);
+function follow() { if (!ticking) { ticking = true; requestAnimationFrame(tick); } }   // a still page draws no frames
+for (const name of ["play", "playing", "seeked", "loadedmetadata", "timeupdate"]) video.addEventListener(name, follow);
 magi.on(element, "seek", ({ time }) => { if (job && !video.hidden) video.currentTime = Math.min(time, Math.max(0, length() - 0.05)); });
 
 // --- state
@@ -120,12 +123,17 @@ function openExtend() {
 function openRedo() {
   const id = job.id, last = job.done - 1, second = el("input", { type: "number", class: "mg-input", min: "0", max: String(last), step: "1", value: String(Math.min(last, Math.floor(at))), required: true });
   const words = el("textarea", { class: "mg-input", rows: "2", placeholder: "Leave empty to keep the words" }), seed = el("input", { type: "number", class: "mg-input", min: "0", step: "1", placeholder: "same" });
-  const edited = magi.timeline && JSON.stringify(magi.timeline.segments) !== JSON.stringify(job.timeline.segments);
+  const told = { ...magi.timeline, global_prompt: document.querySelector("#mg-prompt textarea").value.trim() };
+  const edited = ["segments", "global_prompt"].some((part) => JSON.stringify(told[part]) !== JSON.stringify(job.timeline[part]));
   const follow = el("input", { type: "checkbox", checked: Boolean(edited) });
   dialog("Redo from a second", "Every earlier second stays bit for bit as it is. The old version is kept in the gallery.", [field(`From second (0 to ${last})`, second), field("New words from there on", words),
-    edited ? el("label", { class: "mg-row mg-small", style: "margin-bottom:12px" }, follow, "Follow the timeline as I changed it") : null, field("New seed", seed)], "Redo",
-    () => act(server.redo({ video: id, second: Number(second.value), prompt: words.value.trim(), seed: seed.value === "" ? null : Number(seed.value), timeline: edited && follow.checked ? magi.timeline : null })));
+    edited ? el("label", { class: "mg-row mg-small", style: "margin-bottom:12px" }, follow, "Follow the prompt and the timeline as I changed them") : null, field("New seed", seed)], "Redo",
+    () => act(server.redo({ video: id, second: Number(second.value), prompt: words.value.trim(), seed: seed.value === "" ? null : Number(seed.value), timeline: edited && follow.checked ? told : null })));
 }
 magi.on(element, "state", draw);
-watch("value", () => { if (props.value && props.value.job) { magi.attached = props.value.job; magi.emit("poll"); } });
+watch("value", () => {
+  if (!props.value || !props.value.job) return;
+  magi.attached = props.value.job; magi.emit("poll");
+  if (window.innerWidth <= 760) root.scrollIntoView({ behavior: "smooth", block: "center" });   // there the stage stands below the form
+});
 if (magi.state) draw(magi.state);

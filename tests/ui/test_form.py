@@ -1,0 +1,113 @@
+"""The form keeps what is typed: no answer of the server that was asked for earlier takes a field back."""
+
+from __future__ import annotations
+
+import time
+
+from gradio_client import Client
+from playwright.sync_api import Page
+
+from tests.ui.conftest import App, Watched, set_field, set_length, unfold
+
+SLOW = """(() => {
+  window.asked = 0; window.told = []; window.slow = 0;
+  const send = window.fetch;
+  window.fetch = async (...all) => {
+    const address = String(all[0] && all[0].url || all[0]);
+    if (window.slow && address.includes("queue/join")) await new Promise((done) => setTimeout(done, window.slow));
+    return send(...all);
+  };
+  const wrap = setInterval(() => {
+    if (!window.magi) return;
+    clearInterval(wrap);
+    const { ask, answer } = magi;
+    magi.ask = (...all) => { window.asked += 1; return ask(...all); };
+    magi.answer = (...all) => { window.told.push(all[1][0].values); return answer(...all); };
+  }, 1);
+})();"""
+"""Every question to the server is held back on its way for `slow` milliseconds; all answers are kept in `told`."""
+
+
+def answered(page: Page, least: int) -> None:
+    """Until every question has its answer, and there were at least so many."""
+    page.wait_for_function("n => asked >= n && told.length === asked", arg=least)
+
+
+def test_no_late_answer_takes_back_what_is_typed(watched: Watched, app: App) -> None:
+    page = watched.open(app.url, script=SLOW)
+    page.wait_for_function("document.querySelector('#mg-plan').innerText.includes('Needs')")
+    page.evaluate("magi.attached = null; magi.emit('poll')")
+    answered(page, 1)  # what the page asks for when it opens
+    page.evaluate("slow = 3000")
+    page.locator("#mg-quality label", has_text="Draft").click()  # brings size, steps and window, three seconds late
+    unfold(page, "size")
+    page.locator("#mg-shape label", has_text="Tall").click()  # brings a size, too
+    set_field(page, "width", 96)
+    set_field(page, "height", 80)
+    set_field(page, "seed", 4242)
+    page.fill("#mg-prompt textarea", "typed while answers are on their way")
+    set_length_only(page, 7)
+    unfold(page, "advanced")
+    page.fill("#mg-steps input", "16")
+    page.press("#mg-steps input", "Enter")
+    before = {name: page.input_value(f"#mg-{name} input") for name in ("width", "height", "seed", "steps")}
+    assert before == {"width": "96", "height": "80", "seed": "4242", "steps": "16"}
+    answered(page, 4)
+    told = page.evaluate("told")
+    assert [64, 64, "Auto", "Auto"] in told and [48, 80] in told, told  # they did come, and would have been wrong
+    after = {name: page.input_value(f"#mg-{name} input") for name in before}
+    assert after == before
+    assert page.input_value("#mg-prompt textarea") == "typed while answers are on their way"
+    assert page.input_value("#mg-seconds input[type=number]") == "7"
+    assert page.input_value("#mg-window input") == "Auto"
+    set_field(page, "width", 130)  # an illegal size is corrected at once, without the server
+    assert page.input_value("#mg-width input") == "128"
+    page.evaluate("slow = 0")
+    page.locator("#mg-shape label", has_text="Square").click()  # what was asked for after the typing is obeyed
+    page.wait_for_function("document.querySelector('#mg-width input').value === '96'")
+
+
+def set_length_only(page: Page, seconds: int) -> None:
+    """Type the length, and do not wait for the timeline to follow."""
+    page.fill("#mg-seconds input[type=number]", str(seconds))
+    page.press("#mg-seconds input[type=number]", "Tab")
+
+
+def test_a_page_that_opens_on_a_running_video_keeps_what_is_typed_at_once(watched: Watched, app: App) -> None:
+    client = Client(app.url, verbose=False)
+    job = client.predict("a small blue square stays still on a dark background", 0, api_name="/generate")["job"]
+    try:
+        page = watched.open(app.url, script=SLOW + "window.slow = 2500;")
+        page.fill("#mg-prompt textarea", "what comes next")
+        assert page.evaluate("told.length") == 0
+        answered(page, 1)
+        page.wait_for_function("document.querySelector('#mg-endless input').checked")  # the rest is the video's
+        assert page.input_value("#mg-prompt textarea") == "what comes next"
+    finally:
+        client.predict(job, api_name="/stop")
+        while client.predict(api_name="/status")["running"]:
+            time.sleep(0.2)
+
+
+def test_the_first_thing_typed_into_a_section_stays(watched: Watched, app: App) -> None:
+    """A section's fields are there for good once they can be seen."""
+    page = watched.open(app.url)
+    set_field(page, "seed", 4321)
+    set_length(page, 6)
+    page.wait_for_timeout(500)
+    assert page.input_value("#mg-seed input") == "4321"
+    page.click("#mg-size-head button")
+    page.wait_for_selector("#mg-seed input", state="hidden")
+    page.click("#mg-size-head button")
+    assert page.input_value("#mg-seed input") == "4321"
+
+
+def test_what_is_on_its_way_to_a_number_is_no_error(page: Page) -> None:
+    """7, on the way to 720, and a length beyond the slider's end."""
+    unfold(page, "size")
+    page.fill("#mg-width input", "7")
+    page.fill("#mg-seconds input[type=number]", "4")
+    page.wait_for_timeout(700)
+    assert page.locator(".toast-body").count() == 0
+    page.press("#mg-width input", "Tab")
+    assert page.input_value("#mg-width input") == "32"
