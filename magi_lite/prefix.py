@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from magi_lite.config import FPS, FRAMES_PER_LATENT, GenerationRequest
+from magi_lite.config import CHUNK_LATENT_FRAMES, FPS, FRAMES_PER_LATENT, GenerationRequest
 from magi_lite.errors import InputError, MediaError
 from magi_lite.project import PREFIX_NAME, Project
 from magi_lite.tensor_files import write_tensors
@@ -76,7 +76,9 @@ def own_latents(request: GenerationRequest) -> Tensor | None:
             if not source.chunks or not same_size or source.request.model != request.model:
                 return None
             reach = range(max(0, source.chunks - REACH), source.chunks)
-            return torch.cat([source.read_latents(second) for second in reach], dim=2)
+            latents = torch.cat([source.read_latents(second) for second in reach], dim=2)
+            whole = latents.shape[2] // CHUNK_LATENT_FRAMES * CHUNK_LATENT_FRAMES
+            return latents[:, :, -whole:] if whole else None  # seconds of earlier versions may be short
     except InputError:  # damaged, or of another version: the clip is still one to look at
         return None
 

@@ -117,8 +117,8 @@ class Attention(nn.Module):
         parts = pieces(*x.shape[1:3], step.attention_slice)
         project = self.linear_qkv
         if len(parts) == 1:
-            queries = project_shared([project.q, project.qx, project.k, project.v], x, project.layer_norm)
-            key, value = queries[2:]
+            projected = project_shared([project.q, project.qx, project.k, project.v], x, project.layer_norm)
+            key, value = projected[2:]
         else:  # keys of every token first, in slices; queries follow slice by slice, their norm taken again
             some = [project_shared([project.k, project.v], x[part], project.layer_norm) for part in parts]
             key, value = (torch.cat([pair[i].flatten(1, 2) for pair in some], dim=1) for i in (0, 1))
@@ -129,7 +129,7 @@ class Attention(nn.Module):
 
         def attend(part: Piece) -> Tensor:
             if len(parts) == 1:
-                q, qx = queries[:2]
+                q, qx = projected[:2]
             else:
                 q, qx = project_shared([project.q, project.qx], x[part], project.layer_norm)
             # The one quantization that nothing before it takes along: attention kernels end before the two outputs are

@@ -4,8 +4,6 @@ A stage lets one new chunk in (pure noise), runs `steps / window` denoising step
 lets the oldest one out, clean. Before its first step the chunk that has just become clean is run once by itself, for
 the keys and values that younger chunks will read. That pass is a forward of its own, and so a pure function of the
 chunk's latents: after a restart the very same bits are computed again, and only latents and captions need be kept.
-(The published program runs it in front of the window in one pass, and the copy of the oldest chunk behind it. That is
-mathematically equal, and takes the memory of up to two more chunks.)
 
 Chunk numbers here are absolute: whole chunks of a prefix count from 0. Source: reference notes, sections 3, 4 and 9.
 """
@@ -20,16 +18,16 @@ from torch import Tensor
 
 from magi_lite import devices
 from magi_lite.config import SamplerSettings
+from magi_lite.dit.captions import CaptionContext
 from magi_lite.errors import InputError
-from magi_lite.sampling.guidance import GuidanceWeights, blend_nearly_clean, guidance_weights
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.noise import chunk_noise
+from magi_lite.sampling.passes import Passes, Window
 from magi_lite.sampling.results import Caption, CleanChunk, SamplerState, StageDone, StepDone
 from magi_lite.sampling.schedule import Schedule, Stage, chunk_steps, f32
 from magi_lite.sampling.state import Progress, pack, unpack
 
 if TYPE_CHECKING:
-    from magi_lite.dit.captions import CaptionContext
     from magi_lite.dit.model import DiT
 
 IMAGE_PREFIX = 1
@@ -75,19 +73,16 @@ class Sampler:
         dtype: torch.dtype = torch.float32,
         store_factory: Callable[[int], KVRing] | None = None,
     ) -> None:
-        self.dit, self.settings, self.seed = dit, settings, seed
-        self.device, self.dtype = torch.device(device), dtype
+        self.settings, self.seed, self.device = settings, seed, torch.device(device)
+        self._passes = Passes(dit, settings, null_caption, self.device, dtype)
         self._width = settings.chunk_width
         self._chunk_shape = (1, dit.config.latent_channels, self._width, *latent_size)
         self._chunks = chunks
-        self._caption, self._null, self._emit_prefix = caption, null_caption, emit_prefix
+        self._caption, self._emit_prefix = caption, emit_prefix
         self._noise = noise or (lambda chunk: chunk_noise(seed, chunk, self._chunk_shape))
-        self._null_contexts: dict[bool, CaptionContext] = {}
-        self._repeated: dict[int, CaptionContext] = {}
         nothing = torch.empty((*self._chunk_shape[:2], 0, *latent_size), device=self.device)
         self._set(Progress(nothing) if prefix is None else self._after_prefix(prefix, nothing))
         self._new_store: Callable[[int], KVRing] = store_factory or self._ring
-        self._store: KVRing | None = None
         self._make_tables()
 
     def _set(self, progress: Progress) -> None:
@@ -95,8 +90,8 @@ class Sampler:
         self._progress = progress
         total = None if self._chunks is None else progress.offset - progress.kept + self._chunks
         self.schedule = Schedule(self.settings, progress.offset, total)
-        contexts = [self._encode(caption, dropped=False) for caption in progress.captions.values()]
-        self._context: CaptionContext | None = type(contexts[0]).cat(contexts) if contexts else None
+        contexts = [self._passes.encode(caption) for caption in progress.captions.values()]
+        self._context: CaptionContext | None = CaptionContext.cat(contexts) if contexts else None
 
     @property
     def offset(self) -> int:
@@ -141,7 +136,6 @@ class Sampler:
 
         self._times = table(lambda m: grid[m])
         self._lengths = table(lambda m: f32(grid[m + 1] - grid[m]))
-        self._clean_time = torch.full((1, 1), f32(self.settings.clean_t), device=self.device)
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -152,7 +146,7 @@ class Sampler:
         """
         for stage in self.schedule.stages(self._progress.next_stage):
             latents, captions, context = self._enter(stage)
-            self._repeated.clear()
+            self._passes.forget_rows()
             self._recall(stage)
             for step in range(self.schedule.steps_per_stage):
                 velocity = self._step(stage, step, latents, context)
@@ -175,8 +169,8 @@ class Sampler:
             latents = torch.cat([latents, noise], dim=2)
             remaining = None if self.schedule.total is None else self.schedule.total - chunk
             captions[chunk] = self._caption(chunk, remaining)
-            entering = self._encode(captions[chunk], dropped=False)
-            context = entering if context is None else type(context).cat([context, entering])
+            entering = self._passes.encode(captions[chunk])
+            context = entering if context is None else CaptionContext.cat([context, entering])
         assert context is not None and list(captions) == list(range(stage.first, stage.last))
         return latents, captions, context
 
@@ -242,134 +236,22 @@ class Sampler:
         times, lengths = self._times[step : step + 1, columns], self._lengths[step, columns]
         if stage.first == self.offset:
             self._paste_prefix(latents)
-        if self.settings.guidance is None:
-            velocity = self._one_pass(stage, step, latents, times, context)
-        else:
-            velocity = self._three_passes(stage, step, latents, times, context)
+        clean = self._progress.clean[stage.clean] if step == 0 and stage.clean is not None else None
+        velocity = self._passes.velocity(Window(stage, step, latents, times, context, clean))
         per_chunk = (*latents.shape[:2], stage.chunks, self._width, *latents.shape[3:])
         latents.view(per_chunk).addcmul_(velocity.reshape(per_chunk), lengths.view(1, 1, -1, 1, 1, 1))
         return velocity
 
-    def _one_pass(self, stage: Stage, step: int, latents: Tensor, times: Tensor, context: CaptionContext) -> Tensor:
-        """Distilled models: the window once, and the oldest chunk alone once it is nearly clean."""
-        if step == 0 and stage.clean is not None:
-            self._run_clean(stage.clean, dropped=False)
-        velocity = self._window_pass(stage, step, latents, times, context)
-        settings, oldest_time = self.settings, self.schedule.timesteps(stage, step)[0]
-        if settings.nearly_clean and oldest_time > settings.nearly_clean_threshold:
-            oldest = slice(0, self._width)
-            alone = self.dit(
-                latents[:, :, oldest],
-                times[:, :1],
-                context.select([0]),
-                first_chunk=stage.first,
-                kv_ranges=((stage.first, stage.first + 1),),
-                step_size=self.schedule.step_size(step),
-            )
-            velocity[:, :, oldest] = blend_nearly_clean(velocity[:, :, oldest], alone, settings.nearly_clean_scale)
-        return velocity
-
-    def _three_passes(self, stage: Stage, step: int, latents: Tensor, times: Tensor, context: CaptionContext) -> Tensor:
-        """Base models: with caption and past, without caption, without either, weighted by each chunk's time.
-
-        Passes that no chunk has a weight for are left out. As published, keys and values are kept from the pass without
-        caption, while the first pass after a chunk became clean sees those of the pass with one.
-        """
-        weights = [guidance_weights(self.settings.guidance, t) for t in self.schedule.timesteps(stage, step)]
-        first_step = step == 0 and stage.clean is not None
-        velocity = torch.zeros_like(latents)
-        if any(w.full for w in weights):
-            if first_step:
-                self._run_clean(stage.clean, dropped=False)
-            full = self._window_pass(stage, step, latents, times, context)
-            self._add(velocity, full, [w.full for w in weights])
-        if first_step:
-            self._run_clean(stage.clean, dropped=True)
-        prev = self._window_pass(stage, step, latents, times, self._no_words(stage.chunks))
-        self._add(velocity, prev, [w.prev for w in weights])
-        self._add_unconditional(velocity, latents, times, step, weights)
-        return velocity
-
-    def _add_unconditional(
-        self, velocity: Tensor, latents: Tensor, times: Tensor, step: int, weights: list[GuidanceWeights]
-    ) -> None:
-        """The pass without caption and past: every chunk by itself, as a batch of those that have a weight for it."""
-        chunks = [i for i, w in enumerate(weights) if w.uncond]
-        if not chunks:
-            return
-        split = latents.split(self._width, dim=2)
-        alone = self.dit(
-            torch.cat([split[i] for i in chunks]),
-            torch.cat([times[:, i : i + 1] for i in chunks]),
-            self._no_words(len(chunks)),
-            first_chunk=0,
-            kv_ranges=((0, 1),),
-            step_size=self.schedule.step_size(step),
-        )
-        parts = velocity.split(self._width, dim=2)
-        for row, i in enumerate(chunks):
-            parts[i].add_(alone[row : row + 1], alpha=weights[i].uncond)
-
-    def _add(self, velocity: Tensor, part: Tensor, weights: list[float]) -> None:
-        chunks = velocity.split(self._width, dim=2)
-        for into, of, weight in zip(chunks, part.split(self._width, dim=2), weights, strict=True):
-            if weight:
-                into.add_(of, alpha=weight)
-
-    def _window_pass(self, stage: Stage, step: int, latents: Tensor, times: Tensor, context: CaptionContext) -> Tensor:
-        return self.dit(
-            latents,
-            times,
-            context,
-            first_chunk=stage.first,
-            kv_ranges=self.schedule.kv_ranges(stage, step),
-            store=self._store,
-            step_size=self.schedule.step_size(step),
-        )
-
-    # --- clean chunks ------------------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def _recall(self, stage: Stage) -> None:
         """Compute what the store should hold and does not: a prefix, or everything after a restart."""
-        slots = self.schedule.slots(stage.index)
-        if self._store is None or self._store.slots != slots:
-            self._store = None  # the old one's memory goes first
-            self._store = self._new_store(slots)
+        slots, passes, clean = self.schedule.slots(stage.index), self._passes, self._progress.clean
+        if passes.store is None or passes.store.slots != slots:
+            passes.store = None  # the old one's memory goes first
+            passes.store = self._new_store(slots)
         for chunk in range(stage.first - slots, stage.first):
-            if chunk in self._progress.clean and chunk != stage.clean and not self._store.holds(chunk):
-                self._run_clean(chunk, dropped=self.settings.guidance is not None)
-
-    def _run_clean(self, chunk: int, *, dropped: bool) -> None:
-        """Run a clean chunk by itself and store its keys and values."""
-        self.dit(
-            self._progress.clean[chunk],
-            self._clean_time,
-            self._null_context(dropped=dropped),
-            first_chunk=chunk,
-            kv_ranges=((chunk, chunk + 1),),
-            store=self._store,
-            write=True,
-            step_size=self.schedule.step_size(0),
-        )
-
-    # --- captions ----------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _encode(self, caption: Caption, *, dropped: bool) -> CaptionContext:
-        embeddings = caption.embeddings.to(self.device, self.dtype)[None]
-        return self.dit.encode_captions(embeddings, None, dropped=dropped)
-
-    def _null_context(self, *, dropped: bool) -> CaptionContext:
-        if dropped not in self._null_contexts:
-            self._null_contexts[dropped] = self._encode(self._null, dropped=dropped)
-        return self._null_contexts[dropped]
-
-    def _no_words(self, rows: int) -> CaptionContext:
-        """The dropped caption `rows` times; kept for the stage, for contexts join their rows when first used."""
-        if rows not in self._repeated:
-            self._repeated[rows] = self._null_context(dropped=True).select([0] * rows)
-        return self._repeated[rows]
+            if chunk in clean and chunk != stage.clean and not passes.store.holds(chunk):
+                passes.run_clean(chunk, clean[chunk], dropped=self.settings.guidance is not None)
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -385,8 +267,11 @@ class Sampler:
             InputError: the state is of another schedule, size or length, or damaged.
         """
         self._set(unpack(state, self.settings, self._chunk_shape, self._chunks, self.device))
-        if self._store is not None:
-            self._store.clear()
+        self._forget_keys()
+
+    def _forget_keys(self) -> None:
+        if self._passes.store is not None:
+            self._passes.store.clear()
 
     def follow(self, seconds: int, latents: Sequence[Tensor]) -> None:
         """Go on behind new seconds that are finished, where no state of theirs is left: they become the prefix.
@@ -415,10 +300,9 @@ class Sampler:
         reach = Schedule(self.settings, offset).slots(0)
         clean = {chunk: found for chunk, found in clean.items() if chunk >= offset - reach}
         self._set(Progress(before.window[:, :, :0], offset=offset, kept=seconds, clean=clean))
-        if self._store is not None:
-            self._store.clear()
+        self._forget_keys()
 
     def bytes(self) -> int:
         """Bytes held between stages: latents in flight and within reach, and the store."""
-        latents = [self._progress.window, *self._progress.clean.values()]
-        return sum(t.numel() * t.element_size() for t in latents) + (self._store.bytes() if self._store else 0)
+        latents, store = [self._progress.window, *self._progress.clean.values()], self._passes.store
+        return sum(t.numel() * t.element_size() for t in latents) + (store.bytes() if store else 0)

@@ -1,0 +1,182 @@
+"""What the network is asked at a step: velocities of a window of chunks, and the keys and values of clean ones.
+
+A clean chunk is a forward of its own, and so is the copy of the oldest chunk that sees only itself. (The published
+program puts the one in front of the window and the other behind it, in one pass. That is mathematically equal, and
+takes the memory of up to two more chunks.) Source: reference notes, sections 3, 4 and 9.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from magi_lite.config import SamplerSettings
+from magi_lite.dit.captions import CaptionContext
+from magi_lite.sampling.guidance import GuidanceWeights, blend_nearly_clean, guidance_weights
+from magi_lite.sampling.kv_store import KVRing
+from magi_lite.sampling.results import Caption
+from magi_lite.sampling.schedule import Schedule, Stage, f32
+
+if TYPE_CHECKING:
+    from magi_lite.dit.model import DiT
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The chunks in flight at a step of a stage, oldest first."""
+
+    stage: Stage
+    step: int
+    latents: Tensor
+    """(1, C, chunks * chunk_width, H, W)."""
+    times: Tensor
+    """(1, chunks)."""
+    context: CaptionContext
+    clean: Tensor | None
+    """Latents of chunk `stage.clean` where it is to be run before this step."""
+
+
+class Passes:
+    """The denoiser with what all its passes share: the store and the null caption.
+
+    Args:
+        dit: the denoiser.
+        settings: guidance, ranges, steps.
+        null_caption: the words of clean chunks and of dropped captions.
+        device: where latents live; dtype: of the caption embeddings given to `dit`.
+    """
+
+    def __init__(
+        self, dit: DiT, settings: SamplerSettings, null_caption: Caption, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.dit, self.settings = dit, settings
+        self.store: KVRing | None = None
+        self._schedule = Schedule(settings)
+        self._width, self._device, self._dtype = settings.chunk_width, device, dtype
+        self._clean_time = torch.full((1, 1), f32(settings.clean_t), device=device)
+        self._null = null_caption
+        self._null_contexts: dict[bool, CaptionContext] = {}
+        self._repeated: dict[int, CaptionContext] = {}
+
+    # --- captions ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, caption: Caption, *, dropped: bool = False) -> CaptionContext:
+        """A caption as the network's layers read it."""
+        embeddings = caption.embeddings.to(self._device, self._dtype)[None]
+        return self.dit.encode_captions(embeddings, None, dropped=dropped)
+
+    def forget_rows(self) -> None:
+        """Let go of what was kept for one stage."""
+        self._repeated.clear()
+
+    def _null_context(self, *, dropped: bool) -> CaptionContext:
+        if dropped not in self._null_contexts:
+            self._null_contexts[dropped] = self.encode(self._null, dropped=dropped)
+        return self._null_contexts[dropped]
+
+    def _no_words(self, rows: int) -> CaptionContext:
+        """The dropped caption `rows` times; kept for the stage, for contexts join their rows when first used."""
+        if rows not in self._repeated:
+            self._repeated[rows] = self._null_context(dropped=True).select([0] * rows)
+        return self._repeated[rows]
+
+    # --- a window ----------------------------------------------------------------------------------------------------
+
+    def velocity(self, window: Window) -> Tensor:
+        """Of the shape of the window's latents, guidance included."""
+        return self._one_pass(window) if self.settings.guidance is None else self._three_passes(window)
+
+    def _one_pass(self, window: Window) -> Tensor:
+        """Distilled models: the window once, and the oldest chunk alone once it is nearly clean."""
+        self._run_clean_first(window, dropped=False)
+        velocity = self._whole(window, window.context)
+        settings, stage, step = self.settings, window.stage, window.step
+        if settings.nearly_clean and self._schedule.timesteps(stage, step)[0] > settings.nearly_clean_threshold:
+            oldest = slice(0, self._width)
+            alone = self.dit(
+                window.latents[:, :, oldest],
+                window.times[:, :1],
+                window.context.select([0]),
+                first_chunk=stage.first,
+                kv_ranges=((stage.first, stage.first + 1),),
+                step_size=self._schedule.step_size(step),
+            )
+            velocity[:, :, oldest] = blend_nearly_clean(velocity[:, :, oldest], alone, settings.nearly_clean_scale)
+        return velocity
+
+    def _three_passes(self, window: Window) -> Tensor:
+        """Base models: with caption and past, without caption, without either, weighted by each chunk's time.
+
+        Passes that no chunk has a weight for are left out. As published, keys and values are kept from the pass without
+        caption, while the first pass after a chunk became clean sees those of the pass with one.
+        """
+        times = self._schedule.timesteps(window.stage, window.step)
+        weights = [guidance_weights(self.settings.guidance, t) for t in times]
+        velocity = torch.zeros_like(window.latents)
+        if any(w.full for w in weights):
+            self._run_clean_first(window, dropped=False)
+            self._add(velocity, self._whole(window, window.context), [w.full for w in weights])
+        self._run_clean_first(window, dropped=True)
+        prev = self._whole(window, self._no_words(window.stage.chunks))
+        self._add(velocity, prev, [w.prev for w in weights])
+        self._add_unconditional(velocity, window, weights)
+        return velocity
+
+    def _add_unconditional(self, velocity: Tensor, window: Window, weights: list[GuidanceWeights]) -> None:
+        """The pass without caption and past: every chunk by itself, as a batch of those that have a weight for it."""
+        chunks = [i for i, w in enumerate(weights) if w.uncond]
+        if not chunks:
+            return
+        split = window.latents.split(self._width, dim=2)
+        alone = self.dit(
+            torch.cat([split[i] for i in chunks]),
+            torch.cat([window.times[:, i : i + 1] for i in chunks]),
+            self._no_words(len(chunks)),
+            first_chunk=0,
+            kv_ranges=((0, 1),),
+            step_size=self._schedule.step_size(window.step),
+        )
+        parts = velocity.split(self._width, dim=2)
+        for row, i in enumerate(chunks):
+            parts[i].add_(alone[row : row + 1], alpha=weights[i].uncond)
+
+    def _add(self, velocity: Tensor, part: Tensor, weights: list[float]) -> None:
+        chunks = velocity.split(self._width, dim=2)
+        for into, of, weight in zip(chunks, part.split(self._width, dim=2), weights, strict=True):
+            if weight:
+                into.add_(of, alpha=weight)
+
+    def _whole(self, window: Window, context: CaptionContext) -> Tensor:
+        return self.dit(
+            window.latents,
+            window.times,
+            context,
+            first_chunk=window.stage.first,
+            kv_ranges=self._schedule.kv_ranges(window.stage, window.step),
+            store=self.store,
+            step_size=self._schedule.step_size(window.step),
+        )
+
+    # --- clean chunks ------------------------------------------------------------------------------------------------
+
+    def _run_clean_first(self, window: Window, *, dropped: bool) -> None:
+        if window.clean is not None and window.stage.clean is not None:
+            self.run_clean(window.stage.clean, window.clean, dropped=dropped)
+
+    @torch.no_grad()
+    def run_clean(self, chunk: int, latents: Tensor, *, dropped: bool) -> None:
+        """Run a clean chunk by itself and store its keys and values."""
+        self.dit(
+            latents,
+            self._clean_time,
+            self._null_context(dropped=dropped),
+            first_chunk=chunk,
+            kv_ranges=((chunk, chunk + 1),),
+            store=self.store,
+            write=True,
+            step_size=self._schedule.step_size(0),
+        )
