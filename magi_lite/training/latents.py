@@ -16,7 +16,8 @@ from torch import Tensor
 
 from magi_lite.config import SCALE_FACTOR
 from magi_lite.text.cleaning import clean_caption
-from magi_lite.training.world import FRAMES, Clip, background, make_clip, make_collision
+from magi_lite.training.looks import background
+from magi_lite.training.world import FRAMES, Clip, make_clip, make_collision
 from magi_lite.vae.model import ViTVAE
 
 TILE = 12

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from magi_lite.training.looks import Look, background, coverage, paint
 from magi_lite.training.measure import (
     Measurement,
     colour_tracks,
@@ -22,20 +23,7 @@ from magi_lite.training.measure import (
     trajectory_error,
 )
 from magi_lite.training.studio import Studio
-from magi_lite.training.world import (
-    CORE_MOTIONS,
-    FRAMES,
-    Body,
-    Clip,
-    Look,
-    background,
-    caption,
-    coverage,
-    make_clip,
-    make_collision,
-    paint,
-    room,
-)
+from magi_lite.training.world import CORE_MOTIONS, FRAMES, Body, Clip, caption, make_clip, make_collision, room
 
 HELD_OUT = 950_000
 ATTRIBUTES = ("colour", "shape", "size", "background", "motion")

@@ -20,7 +20,7 @@ from magi_lite.loader import load_dit, load_special_tokens, load_text_encoder, l
 from magi_lite.sampling.results import Caption, CleanChunk
 from magi_lite.sampling.sampler import Sampler
 from magi_lite.text.special_tokens import null_caption
-from magi_lite.training.world import SIZE
+from magi_lite.training.looks import SIZE
 
 
 class Studio:

@@ -19,8 +19,9 @@ from magi_lite.config import SCALE_FACTOR, VAEConfig
 from magi_lite.training import checkpoint
 from magi_lite.training.checkpoint import Budget
 from magi_lite.training.latents import TILE, to_signed
+from magi_lite.training.looks import SIZE, background
 from magi_lite.training.optim import Optimizer, update_average, warm_cosine
-from magi_lite.training.world import SIZE, background, make_clip, make_collision
+from magi_lite.training.world import make_clip, make_collision
 from magi_lite.vae.model import ViTVAE
 
 DEMO_VAE = VAEConfig(

@@ -11,18 +11,9 @@ import pytest
 
 from magi_lite.training import evaluate as e
 from magi_lite.training import quality as q
+from magi_lite.training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZES, Look
 from magi_lite.training.measure import measure
-from magi_lite.training.world import (
-    BACKGROUNDS,
-    COLOURS,
-    CORE_MOTIONS,
-    FRAMES,
-    SHAPES,
-    SIZES,
-    Look,
-    make_clip,
-    make_collision,
-)
+from magi_lite.training.world import CORE_MOTIONS, FRAMES, make_clip, make_collision
 
 
 def read(words: str) -> tuple[Look, str]:

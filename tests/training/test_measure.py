@@ -9,19 +9,8 @@ import pytest
 
 from magi_lite.errors import InputError
 from magi_lite.training import measure as m
-from magi_lite.training.world import (
-    BACKGROUNDS,
-    COLOURS,
-    CORE_MOTIONS,
-    FRAMES,
-    SHAPES,
-    SIZE,
-    SIZES,
-    Clip,
-    Look,
-    make_clip,
-    make_collision,
-)
+from magi_lite.training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, Look
+from magi_lite.training.world import CORE_MOTIONS, FRAMES, Clip, make_clip, make_collision
 
 SEEDS = range(40_000, 40_200)
 ATTRIBUTES = ("colour", "shape", "size", "background", "motion")

@@ -5,7 +5,8 @@ import pytest
 
 from magi_lite.errors import InputError
 from magi_lite.training import world
-from magi_lite.training.world import Look, make_clip, make_collision
+from magi_lite.training.looks import Look
+from magi_lite.training.world import make_clip, make_collision
 
 LARGE_BALL = Look("red", "ball", "large", "dark")
 
