@@ -125,8 +125,8 @@ def _forward(s: Setup, dit: Any, scheme: str, size: tuple[int, int], window: int
     with devices.peak_memory() as peak:
         given = stage_inputs(dit, size, window, s.kind, s.dtype)
         dit(**given)
-    time = s.timed(lambda: dit(**given), budget=6.0, most=6)
-    taken = time["seconds"]
+    spread = s.timed(lambda: dit(**given), budget=6.0, most=6)
+    taken = spread["seconds"]
     tokens = tokens_per_chunk(s.dit, *size)
     linear, attention = forward_flops(s.dit, window * tokens, key_chunks(given) * tokens)
     peak_rate = {"fp8": s.device.fp8_tflops, "int8": s.device.int8_tops}.get(scheme) or s.device.bf16_tflops
@@ -137,7 +137,7 @@ def _forward(s: Setup, dit: Any, scheme: str, size: tuple[int, int], window: int
     )
     return {
         **row,
-        **time,
+        **spread,
         "steps_seconds_per_chunk": plan.request.steps / len(RANGES) * _all_ranges(s, dit, given, window, taken),
         "planned_seconds_per_chunk": plan.seconds_per_chunk,
         "roofline_seconds": ideal,

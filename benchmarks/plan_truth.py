@@ -16,8 +16,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.plan.full_size import denoise_and_decode, text
-from tests.plan.test_truth import COMBINATIONS, plan_of
+from tests.plan.full_size import denoise_and_decode, encode, text
+from tests.plan.test_truth import COMBINATIONS, ENCODINGS, plan_of
 
 RESULT = Path(__file__).parent / "results" / "plan_truth.json"
 
@@ -31,6 +31,10 @@ def rows() -> list[dict[str, Any]]:
         about = {"model": model, "size": f"{size[0]}x{size[1]}", "window": window, **changes}
         for stage in ("denoise", "decode"):
             found.append(row(about, stage, plan.peak_per_stage[stage], tracked[stage]))
+    for start, size, changes in ENCODINGS:
+        plan = plan_of("4.5B-distill", size, 1, changes, **{start: Path("start")})
+        about = {"start": start, "size": f"{size[0]}x{size[1]}", **changes}
+        found.append(row(about, "encode", plan.peak_per_stage["encode"], encode(plan)[0]))
     for kind in ("bf16", "int8", "nf4"):
         plan = plan_of("4.5B-distill", (480, 480), 1, {"t5": kind})
         found.append(row({"model": "T5-XXL", "t5": kind}, "text", plan.peak_per_stage["text"], text(plan)[0]))

@@ -16,7 +16,10 @@ FLOAT32 = 4
 ROTARY_TABLES = 4
 """Tables that the transformer keeps (`dit.rope.CACHED_TABLES`)."""
 QUANT_SLICE_BYTES = (1 << 24) * FLOAT32
-"""Most float32 temporaries of quantizing activations at a time (`quant.activations.SLICE_VALUES`)."""
+"""Most float32 temporaries of quantizing activations at a time (`quant.activations.SLICE_VALUES`).
+
+Of the plain path: where kernels do it (`quant.kernels`), norms and activations included, less is taken than planned.
+"""
 RANGES = (5, 4, 3, 2)
 TILE_LATENTS, TILE_PIXELS, TILE_FRAMES, TILE_STEP = 32, 256, 12, 192
 

@@ -79,6 +79,21 @@ def test_the_smaller_plan_is_the_one_that_runs(
     assert any(isinstance(event, Notice) and "smaller plan" in event.message for event in events)
 
 
+@pytest.mark.parametrize(
+    ("site", "stage"),
+    [("encoding words", "text"), ("reading weights", "denoise"), ("a forward", "denoise"), ("decoding", "decode")],
+)
+def test_the_planner_is_told_where_memory_ran_out(
+    site: str, stage: str, request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str | None] = []
+    original = planner.next_smaller
+    monkeypatch.setattr(planner, "next_smaller", lambda plan, stage: (told.append(stage), original(plan, stage))[1])
+    fail_at(monkeypatch, SITES[site], {1}, ERRORS["device"])
+    assert isinstance(run(request_for("[0s-1s: a red ball]", seconds=1))[-1], Finished)
+    assert told == [stage]
+
+
 @pytest.mark.parametrize("kind", list(ERRORS))
 def test_finished_seconds_survive_and_the_run_can_be_resumed(
     kind: str, request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
