@@ -200,16 +200,17 @@ root.addEventListener("keydown", (event) => {
 
 // --- text view: the server's own parser and printer, so that there is one grammar
 const shorthand = q("shorthand"), problem = q("error");
-let textTimer = null;
+let textTimer = null, lastRead = null;
 async function refreshText() {
   if (q("text").hidden || document.activeElement === shorthand) return;
   const answer = await server.print_timeline(value());
-  if (document.activeElement !== shorthand && answer && answer.text !== undefined) { shorthand.value = answer.text; problem.textContent = ""; }
+  if (document.activeElement !== shorthand && answer && answer.text !== undefined) { shorthand.value = lastRead = answer.text; problem.textContent = ""; }
 }
 async function readText(text, push) {
   const answer = await server.parse_timeline({ text });
   problem.textContent = (answer && answer.error) || "";
   if (!answer || answer.error) { if (push) magi.toast(answer ? answer.error : "The timeline could not be read.", "error"); return; }
+  lastRead = text;
   adopt(answer.timeline);
 }
 function adopt(data) {
@@ -218,7 +219,7 @@ function adopt(data) {
   selected = null; commit(data.global_prompt);
 }
 shorthand.addEventListener("input", (event) => { event.stopPropagation(); clearTimeout(textTimer); textTimer = setTimeout(() => readText(shorthand.value), 350); });
-shorthand.addEventListener("blur", () => { clearTimeout(textTimer); if (!problem.textContent) readText(shorthand.value).then(refreshText); });
+shorthand.addEventListener("blur", () => { clearTimeout(textTimer); if (!problem.textContent) (shorthand.value === lastRead ? Promise.resolve() : readText(shorthand.value)).then(refreshText); });
 for (const node of [shorthand, filePicker]) node.addEventListener("change", (event) => event.stopPropagation());
 filePicker.addEventListener("change", async () => {
   const file = filePicker.files[0];
