@@ -7,64 +7,31 @@ The runner is given in, so the queue knows nothing of models.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from magi_lite import events
 from magi_lite.config import GenerationRequest
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.job import RESUMABLE, Job, State, from_row, to_row
 from magi_lite.jobs_live import Live
-from magi_lite.request_json import request_from_json, request_to_json
 from magi_lite.store import Store
 from magi_lite.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
-State = Literal["waiting", "running", "paused", "finished", "stopped", "failed", "interrupted"]
-RESUMABLE: tuple[State, ...] = ("paused", "stopped", "interrupted", "failed")
 KEPT_LIVE = 4
 """Jobs whose notices and last preview stay in memory."""
 KEPT_ROWS = 200
 """Ended jobs that stay listed; their videos stay in the gallery for good."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One entry of the queue.
-
-    `project` is the folder that the run writes. `source` is the folder that it starts from: with `from_chunk` a new
-    version branches off at that second, without it the same project goes on (resume, extend).
-    """
-
-    id: str
-    request: GenerationRequest
-    state: State = "waiting"
-    position: float = 0.0
-    project: Path | None = None
-    source: Path | None = None
-    from_chunk: int | None = None
-    error: str = ""
-    done: int = 0
-    video: Path | None = None
-    created: float = 0.0
-    started: float | None = None
-    ended: float | None = None
-
-    @property
-    def title(self) -> str:
-        """A short name: the first words that the video is told."""
-        timeline = self.request.timeline
-        words = timeline.global_prompt or next((s.prompt for s in timeline.segments if s.prompt), "")
-        return " ".join(words.split())[:80] or (self.request.image or self.request.video or Path("Untitled")).name
 
 
 Run = Callable[[Job, RunControl], Iterator[events.Event]]
@@ -86,7 +53,7 @@ class JobQueue:
         self._run = run
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
-        self._jobs: dict[str, Job] = {row["id"]: _from_row(row) for row in self._store.rows()}
+        self._jobs: dict[str, Job] = {row["id"]: from_row(row) for row in self._store.rows()}
         self._live: OrderedDict[str, Live] = OrderedDict()
         self._control: RunControl | None = None
         self._running: str | None = None
@@ -344,7 +311,7 @@ class JobQueue:
     def _put(self, job: Job) -> Job:
         with self._wake:
             self._jobs[job.id] = job
-            self._store.put(_to_row(job))
+            self._store.put(to_row(job))
             self.version += 1
             self._wake.notify_all()
             return job
@@ -353,19 +320,3 @@ class JobQueue:
         ended = [job for job in self._jobs.values() if job.state not in ("waiting", "running", "paused", "interrupted")]
         for job in sorted(ended, key=lambda job: job.created)[: max(0, len(ended) - KEPT_ROWS)]:
             self.delete(job.id)
-
-
-def _to_row(job: Job) -> dict[str, Any]:
-    row = {name: getattr(job, name) for name in Job.__dataclass_fields__}
-    row["request"] = json.dumps(request_to_json(job.request))
-    for name in ("project", "source", "video"):
-        row[name] = str(row[name]) if row[name] else None
-    return row
-
-
-def _from_row(row: dict[str, Any]) -> Job:
-    values = dict(row)
-    values["request"] = request_from_json(json.loads(row["request"]))
-    for name in ("project", "source", "video"):
-        values[name] = Path(row[name]) if row[name] else None
-    return Job(**values)

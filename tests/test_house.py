@@ -70,7 +70,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.prefix",
         "magi_lite.starting",
     ),
-    6: ("magi_lite.jobs*", "magi_lite.store", "magi_lite.defaults"),
+    6: ("magi_lite.job", "magi_lite.jobs*", "magi_lite.store", "magi_lite.defaults"),
     7: (
         "magi_lite.ui*",
         "magi_lite.training*",

@@ -9,7 +9,8 @@ from typing import Any
 
 from magi_lite.config import GenerationRequest
 from magi_lite.errors import InputError
-from magi_lite.jobs import Job, JobQueue
+from magi_lite.job import Job
+from magi_lite.jobs import JobQueue
 from magi_lite.project import Project
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline_edit import splice

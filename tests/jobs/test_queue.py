@@ -17,7 +17,8 @@ from magi_lite import events
 from magi_lite.config import GenerationRequest
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, OutOfMemory, OutputError, TimelineError
-from magi_lite.jobs import Job, JobQueue
+from magi_lite.job import Job
+from magi_lite.jobs import JobQueue
 from magi_lite.jobs_live import Live
 from magi_lite.timeline import Segment, Timeline
 
