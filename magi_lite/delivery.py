@@ -54,6 +54,8 @@ class Delivery:
         """Link, or copy as a whole."""
         with replacing(out) as temporary:
             try:
+                if os.name == "nt":  # where a link of an open file cannot be renamed
+                    raise OSError
                 os.link(source, temporary)
             except OSError:  # another disk, or one without links
                 number = source.stat().st_ino

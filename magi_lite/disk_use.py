@@ -7,6 +7,7 @@ without room is refused before weights are read.
 
 from __future__ import annotations
 
+import errno
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,11 @@ def check_room(request: GenerationRequest, folder: Path, finished: int = 0) -> N
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above that exists."""
     folder = Path(folder).absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    with output_errors(folder):
+        for place in (folder, *folder.parents):
+            if place.is_dir():
+                return place
+        raise FileNotFoundError(errno.ENOENT, "no such drive")
 
 
 def _plainly(size: int) -> str:

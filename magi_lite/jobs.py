@@ -23,6 +23,7 @@ from magi_lite.control import RunControl
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.job import RESUMABLE, Job, State, from_row, to_row
 from magi_lite.jobs_live import Live
+from magi_lite.request_checks import check_words
 from magi_lite.store import Store
 from magi_lite.timeline import Timeline
 
@@ -53,7 +54,7 @@ class JobQueue:
         self._run = run
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
-        self._jobs: dict[str, Job] = {row["id"]: from_row(row) for row in self._store.rows()}
+        self._jobs: dict[str, Job] = dict(self._readable())
         self._live: OrderedDict[str, Live] = OrderedDict()
         self._control: RunControl | None = None
         self._running: str | None = None
@@ -63,6 +64,14 @@ class JobQueue:
         for job in list(self._jobs.values()):
             if job.state == "running":
                 self._put(replace(job, state="interrupted", error="The app ended while this video was being made."))
+
+    def _readable(self) -> Iterator[tuple[str, Job]]:
+        """The jobs on disk; one that cannot be read does not keep the others from being worked off."""
+        for row in self._store.rows():
+            try:
+                yield row["id"], from_row(row)
+            except (MagiLiteError, ValueError, TypeError, KeyError) as error:
+                log.warning("a job of the queue cannot be read and is left out: %s", error)
 
     # --- the worker
 
@@ -116,10 +125,10 @@ class JobQueue:
                 case events.ChunkFinished():
                     self._change(job.id, done=live.done)
                 case events.Finished(video, project, _, _):
-                    self._change(job.id, video=video, project=project)
+                    self._change(job.id, video=self.get(job.id).video or video, project=project)
                     self._end(job.id, "finished")
                 case events.Stopped(video, project, _, reason):
-                    self._change(job.id, video=video, project=project)
+                    self._change(job.id, video=video and (self.get(job.id).video or video), project=project)
                     self._end(job.id, "paused" if reason == "paused" else "stopped")
         if self.get(job.id).state == "running":
             self._end(job.id, "failed", "The run ended without a result; try it again.")
@@ -219,7 +228,7 @@ class JobQueue:
         """Put the same request at the end of the queue once more."""
         job = self.get(identity)
         source = job.source if job.from_chunk is not None else None
-        return self.add(job.request, source=source, from_chunk=job.from_chunk)
+        return self.add(replace(job.request, out=None), source=source, from_chunk=job.from_chunk)
 
     def delete(self, identity: str) -> None:
         """Take a job off the list; a running one is stopped and kept.
@@ -283,11 +292,11 @@ class JobQueue:
 
         Raises:
             InputError: the job is not running.
-            TimelineError: the timeline does not fit the video.
+            InputError: the words cannot be read, or do not fit the video.
         """
         with self._lock:
             job = self.get(identity)
-            timeline.check(job.request.seconds)
+            check_words(replace(job.request, timeline=timeline))
             self._running_control(identity).redirect(timeline)
             self._put(replace(job, request=replace(job.request, timeline=timeline)))
 

@@ -14,7 +14,8 @@ from magi_lite.errors import InputError
 from magi_lite.loader import open_model
 from magi_lite.prefix import own_latents, prefix_pixels, save_prefix
 from magi_lite.project import Project
-from magi_lite.request_checks import validate_request
+from magi_lite.request_checks import check_words, validate_request
+from magi_lite.timeline_edit import splice
 
 
 def open_project(
@@ -85,13 +86,16 @@ def _closed_on_error(project: Project) -> Iterator[None]:
 
 def _take_over(project: Project, request: GenerationRequest) -> None:
     """Make of a project's request what `request` changes: length, words of seconds not begun, how and where it runs."""
+    other_words = request.timeline != project.request.timeline
+    if other_words and (request.seconds is None or project.chunks < request.seconds):
+        check_words(replace(request, timeline=splice(project.request.timeline, project.chunks, request.timeline)))
     old, new = project.request.seconds, request.seconds
     if new is None and old is not None:
         project.extend(None)
     elif new is not None and new > (project.chunks if old is None else old):
         project.extend(new - (project.chunks if old is None else old))
-    if request.timeline != project.request.timeline:
-        state = project.latest_state()
-        entered = project.chunks if state is None else state.stage + 1
+    state = project.latest_state()  # after the change of length, which drops states
+    entered = project.chunks if state is None else state.stage + 1
+    if other_words and (request.seconds is None or entered < request.seconds):  # else all seconds have begun: too late
         project.edit_timeline(request.timeline, entered)
     project.run_as(request)

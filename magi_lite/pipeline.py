@@ -90,6 +90,8 @@ def generate(
         check_writable(record)
     with open_project(request, projects_folder or DEFAULT_PROJECTS, resume, from_chunk) as project:
         yield Opened(project.folder, project.video)
+        if resume is not None and project.history[-1]["what"] == "moved" and project.chunks:
+            yield Notice("It goes on in other numbers or another place than it began; a seam may show.", "info")
         try:
             project.set_status("running")
             yield from _with_smaller_plans(Run(project, control, record))
@@ -314,6 +316,9 @@ class Run:
         """Take over a new timeline for the seconds that have not begun: `first` and later."""
         newer = self.control.take_timeline()
         if newer is None:
+            return
+        if self.request.seconds is not None and first >= self.request.seconds:
+            yield Notice("The new words come too late: every second of this video has begun.", "warning")
             return
         try:
             words = splice(self.timeline, first, newer)

@@ -184,7 +184,8 @@ class Project(ProjectFiles):
         self.lock()
         changed = replace(self.request, **{name: getattr(request, name) for name in CHANGEABLE})
         if changed != self.request:
-            self._change("moved", self.chunks, changed)
+            only_out = replace(changed, out=self.request.out) == self.request
+            self._change("delivered" if only_out else "moved", self.chunks, changed)
 
     def set_status(self, status: Status, message: str = "") -> None:
         """Record how the run stands; when it ends, the settings inside the video are brought up to date."""

@@ -95,7 +95,7 @@ class ProjectFiles:
 
     @property
     def history(self) -> tuple[dict[str, Any], ...]:
-        """What was done: `at` (UTC), `what` (created, branched, timeline, extended, redone, delivered), `from`."""
+        """What was done: `at` (UTC), `from` (second), `what` (created, branched, timeline, extended, moved, ...)."""
         return tuple(self._data["history"])
 
     @property

@@ -104,8 +104,6 @@ class Timeline:
             raise TimelineError("The global prompt is not text; put it in quotes.")
         if isinstance(self.blend, bool) or not isinstance(self.blend, int) or self.blend < 0:
             raise TimelineError(f"A blend of {self.blend!r} is not possible; give whole seconds, 0 for a hard cut.")
-        if self.blend > MAX_BLEND:
-            raise TimelineError(f"A blend of {self.blend} s is too long; give at most {MAX_BLEND}, 0 for a hard cut.")
         if self.gaps not in ("hold", "refuse"):
             raise TimelineError(f"Gaps can be 'hold' or 'refuse', not {self.gaps!r}.")
         if not all(isinstance(segment, Segment) for segment in self.segments):
@@ -128,8 +126,10 @@ class Timeline:
         """Refuse what a video of `seconds` (None: endless) cannot show.
 
         Raises:
-            TimelineError: a segment ends after the video, or a gap is outside the policy.
+            TimelineError: a segment ends after the video, a gap is outside the policy, or the blend is longer than any.
         """
+        if self.blend > MAX_BLEND:
+            raise TimelineError(f"A blend of {self.blend} s is too long; give at most {MAX_BLEND}, 0 for a hard cut.")
         if seconds is not None and self.end > seconds:
             raise TimelineError(
                 f"Segment {self.segments[-1]} ends after the video's {seconds} s; "

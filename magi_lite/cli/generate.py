@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.redo_from is not None and not arguments.resume:
         raise InputError("--redo-from needs the project to make again; name it with --resume.")
     request = changed_request(arguments) if arguments.resume else build_request(arguments)
-    if arguments.out is not None and arguments.out.exists() and not (arguments.resume or arguments.overwrite):
+    if arguments.out is not None and arguments.out.exists() and not (arguments.overwrite or _is_its_own(arguments)):
         raise OutputError(f"{arguments.out} exists; give another name, or add --overwrite.")
     control = RunControl()
     with _stop_on_interrupt(control):
@@ -116,6 +116,17 @@ def run(arguments: argparse.Namespace) -> int:
             record=arguments.record_activations,
         )
         return show(events)
+
+
+def _is_its_own(arguments: argparse.Namespace) -> bool:
+    """Whether --out is the file that the project to resume has written before."""
+    from magi_lite.project import Project
+
+    if arguments.resume is None or arguments.redo_from is not None:
+        return False
+    with Project.open(arguments.resume) as project:
+        out = project.request.out
+    return out is not None and out.exists() and out.samefile(arguments.out)
 
 
 def build_request(arguments: argparse.Namespace) -> GenerationRequest:

@@ -10,6 +10,7 @@ before it computes. Stored in FP8, each head of each chunk has a power-of-two sc
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class HostMemory(Protocol):
 
     def expect(self, sizes: Sequence[int]) -> None: ...
     def take(self, size: int) -> Tensor: ...
+    def give_back(self, buffer: Tensor) -> None: ...
 
 
 class _InOrder:
@@ -139,6 +141,10 @@ class KVRing:
         self._streams: Streams = streams or _InOrder()
         self._side = self._streams.new_stream(self.device) if place == "pinned" else None
         self._host, self._layers_in_all = host, layers
+        self._buffers: list[Tensor] = []
+        """What was taken of the host's memory; given back when this store goes."""
+        if host is not None:
+            weakref.finalize(self, _give_back, host, self._buffers)
         self._layers: dict[int, _Slots] = {}
         self._held: dict[int, list[int | None]] = {}
         self._written_in = torch.float32
@@ -180,7 +186,8 @@ class KVRing:
         if self._host is not None:
             if not self._layers:
                 self._host.expect([size] * self._layers_in_all)
-            return _Slots.within(self._host.take(size), shape, self.dtype)
+            self._buffers.append(self._host.take(size))
+            return _Slots.within(self._buffers[-1], shape, self.dtype)
         with torch.inference_mode(False):
             pin = self.device.type == "cuda"
             buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pin)
@@ -288,6 +295,12 @@ class KVRing:
     def bytes(self) -> int:
         """All bytes of the store."""
         return self.device_bytes() + self.host_bytes()
+
+
+def _give_back(host: HostMemory, buffers: list[Tensor]) -> None:
+    """Let the host's memory be taken by others."""
+    for buffer in buffers:
+        host.give_back(buffer)
 
 
 def _aligned(size: int) -> int:

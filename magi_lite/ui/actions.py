@@ -13,7 +13,7 @@ from magi_lite.job import Job
 from magi_lite.jobs import JobQueue
 from magi_lite.project import Project
 from magi_lite.timeline import Segment, Timeline
-from magi_lite.timeline_edit import splice
+from magi_lite.timeline_edit import clip, splice
 from magi_lite.timeline_text import parse
 from magi_lite.ui import form, uploads
 from magi_lite.ui.library import Library, file_url
@@ -151,7 +151,7 @@ class Actions:
         project = self._project(video)
         request = project.request
         length = request.seconds or project.chunks + request.window
-        longer = replace(request, seconds=length + int(seconds))
+        longer = replace(_reachable(request), seconds=length + int(seconds))
         return {"job": self._queue.add(longer, source=project.folder, done=project.chunks).id}
 
     def redo(
@@ -174,8 +174,10 @@ class Actions:
         if prompt:
             rest = Timeline((Segment(second, end, prompt),), words.global_prompt, words.blend, words.gaps)
             words = splice(words, second, rest)
+        words = clip(words, end)  # an endless video's blocks may reach beyond what was made
         words.check(end)
-        changed = replace(request, timeline=words, seconds=end, seed=request.seed if seed is None else int(seed))
+        seed = request.seed if seed is None else int(seed)
+        changed = replace(request, timeline=words, seconds=end, seed=seed, out=None)  # the first version keeps its file
         return {"job": self._queue.add(changed, source=project.folder, from_chunk=second).id, "seed": changed.seed}
 
     # --- steering
@@ -195,7 +197,8 @@ class Actions:
         if any(job == known.id for known in self._queue.jobs()):
             return {"job": self._queue.resume(job).id}
         project = self._project(job)
-        return {"job": self._queue.add(project.request, source=project.folder, done=project.chunks).id}
+        request = _reachable(project.request)
+        return {"job": self._queue.add(request, source=project.folder, done=project.chunks).id}
 
     def redirect(self, job: str, timeline: dict[str, Any] | None = None, prompt: str | None = None) -> dict[str, Any]:
         """Let all seconds of a running job that have not begun follow other words.
@@ -346,3 +349,9 @@ def _summary(job: Job) -> dict[str, Any]:
         "ended": job.ended or time.time(),
         "project": job.project.name if job.project else None,
     }
+
+
+def _reachable(request: GenerationRequest) -> GenerationRequest:
+    """The request without a file to deliver to whose folder is gone; the project keeps the video anyway."""
+    gone = request.out is not None and not request.out.parent.is_dir()
+    return replace(request, out=None) if gone else request

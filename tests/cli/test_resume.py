@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from magi_lite import pipeline
 from magi_lite.cli import generate
 from magi_lite.errors import InputError
 from magi_lite.opening import open_project
@@ -103,3 +104,29 @@ def test_the_picture_is_known_by_what_it_shows_and_not_by_its_name(tmp_path: Pat
         assert changed(project.folder, "--image", str(tmp_path / "b.png")) == project.request
         with pytest.raises(InputError, match="--image cannot change"):
             changed(project.folder, "--image", str(tmp_path / "other" / "a.png"))
+
+
+def test_words_that_come_too_late_change_nothing(tmp_path: Path) -> None:
+    """Every second of a finished video has begun; it can be made longer afterwards, with the new words."""
+    command = ("--prompt", "a red ball", "--preset", "demo", "--size", "32x32", "--seconds", "1", "--seed", "3")
+    list(pipeline.generate(parsed(*command), projects_folder=tmp_path))
+    (folder,) = (path.parent for path in tmp_path.glob("*/project.json"))
+    list(pipeline.generate(changed(folder, "--prompt", "it falls"), resume=folder))
+    with Project.open(folder) as project:
+        assert [mix.text for mix in project.request.timeline.compile(1)] == ["a red ball"]
+    list(pipeline.generate(changed(folder, "--prompt", "it falls", "--seconds", "3"), resume=folder))
+    with Project.open(folder) as project:
+        assert project.chunks == 3
+        assert [mix.text for mix in project.request.timeline.compile(3)] == ["a red ball", "it falls", "it falls"]
+
+
+def test_a_project_that_goes_on_replaces_no_other_file(tmp_path: Path) -> None:
+    from magi_lite.cli import main
+
+    own, other = tmp_path / "own.mp4", tmp_path / "other.mp4"
+    old = parsed("--prompt", "a cat", "--preset", "demo", "--out", str(own))
+    with Project.create(tmp_path / "runs", old) as project:
+        folder = project.folder
+    other.write_bytes(b"dear to someone")
+    assert main(["generate", "--resume", str(folder), "--out", str(other)]) == 4
+    assert other.read_bytes() == b"dear to someone"

@@ -71,8 +71,14 @@ window.magi = window.magi || (() => {
   // What fields held when a question about them left the page; its answer goes only to those that still hold it.
   const held = {}, SKIP = { __type__: "update" };
   const ask = (key, all, inputs) => { held[key] = all.slice(inputs).map((value) => JSON.stringify(value)); return all; };
+  const given = {};                                    // what the question's last answer put there: nobody typed that
   const answer = (key, [mail, ...now]) => mail.values.map((value, i) => {
-    if (JSON.stringify(now[i]) === held[key][i]) return value;
+    const holds = JSON.stringify(now[i]), earlier = given[key] || (given[key] = {});
+    if (holds === held[key][i] || holds === earlier[i]) {
+      const plain = value && value.__type__ === "update" ? value.value : value;
+      if (plain !== undefined) earlier[i] = JSON.stringify(plain);
+      return value;
+    }
     const { value: dropped, ...rest } = value && value.__type__ === "update" ? value : SKIP;
     return rest;
   });

@@ -50,7 +50,7 @@ magi.on(element, "poll", () => poll());
 let sent = null;
 magi.on(element, "redirect", async ({ job, ...words }) => {
   const before = countOf(magi.state.shown), answer = await magi.call(server.redirect({ job, ...words }));
-  if (!answer.error) sent = { job, before, prompt: words.prompt !== undefined };
+  if (!answer.error) sent = { job, before };
   poll();
 });
 const countOf = (shown) => (shown && shown.redirected ? shown.redirected.count : 0);
