@@ -15,12 +15,10 @@ from magi_lite.cards import Device
 from magi_lite.config import MODELS, GenerationRequest
 from magi_lite.devices import detect
 from magi_lite.errors import CheckpointError, MagiLiteError
-from magi_lite.layout import find_model
+from magi_lite.layout import family_settings, find_model
 from magi_lite.presets import Preset
 
 DEMO = "demo"
-BASE_STEPS = 64
-"""The published schedule of the models that were not distilled."""
 PREFERRED_MODELS = ("4.5B-distill-fp8", "4.5B-distill", "4.5B-base", "24B-distill-fp8", "24B-distill", "24B-base")
 """Published models in the order in which a machine with several would want them."""
 
@@ -97,5 +95,5 @@ def own_steps(model: str, models_folder: Path | None = None) -> int | None:
         files = find_model(model, models_folder)
     except MagiLiteError:  # not here: said with all that is missing when it is loaded
         family = MODELS.get(model)
-        return None if family is None or family.distilled else BASE_STEPS
+        return None if family is None or family.distilled else family_settings(family).steps
     return None if files.distilled else files.sampler.steps

@@ -15,7 +15,6 @@ from pathlib import Path
 from magi_lite.config import (
     CHUNK_LATENT_FRAMES,
     FPS,
-    FRAMES_PER_LATENT,
     PIXELS_PER_LATENT,
     VAE_PUBLISHED,
     GenerationRequest,
@@ -60,9 +59,7 @@ def disk_use(request: GenerationRequest) -> DiskUse:
     rows = min(_CAPTION_ROWS, longest // _LETTERS_PER_TOKEN + _SPARE_ROWS)
     seen = Schedule(SamplerSettings(request.steps, request.window)).reach
     state = (request.window + seen) * chunk + request.window * rows * _CAPTION_CHANNELS * _FLOAT
-    frames = CHUNK_LATENT_FRAMES * FRAMES_PER_LATENT
-    assert frames == FPS
-    video = int(VIDEO_BYTES_PER_PIXEL * 2 ** ((18 - request.crf) / 6) * pixels * frames)
+    video = int(VIDEO_BYTES_PER_PIXEL * 2 ** ((18 - request.crf) / 6) * pixels * FPS)
     return DiskUse(chunk, state, video)
 
 

@@ -11,7 +11,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from magi_lite.cli.reading import newer_words, overrides_given, parse_size, read_settings_file, read_timeline
+from magi_lite.cli.reading import (
+    newer_words,
+    overrides_given,
+    parse_size,
+    read_settings_file,
+    read_timeline,
+    tokens_given,
+)
 from magi_lite.cli.resume import changed_request
 from magi_lite.cli.show import show
 from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
@@ -151,7 +158,7 @@ def build_request(arguments: argparse.Namespace) -> GenerationRequest:
         video=arguments.video,
         nearly_clean=not arguments.lean,
         seed=random.SystemRandom().randrange(SEED_LIMIT) if arguments.seed == -1 else arguments.seed,
-        tokens=SpecialTokens(not arguments.no_quality_token, not arguments.no_duration_token, tuple(arguments.style)),
+        tokens=tokens_given(arguments, SpecialTokens()),
         image_prefix=arguments.image_prefix,
         models_folder=arguments.models,
         preset=arguments.preset,
@@ -185,11 +192,7 @@ def _from_settings(arguments: argparse.Namespace) -> GenerationRequest:
         timeline=newer_words(arguments, held.timeline),
         seed=held.seed if arguments.seed == -1 else arguments.seed,
         nearly_clean=held.nearly_clean and not arguments.lean,
-        tokens=SpecialTokens(
-            held.tokens.quality and not arguments.no_quality_token,
-            held.tokens.duration and not arguments.no_duration_token,
-            tuple(arguments.style) or held.tokens.styles,
-        ),
+        tokens=tokens_given(arguments, held.tokens),
         models_folder=arguments.models,
         overrides=replace(held.overrides, **overrides_given(arguments)),
         out=arguments.out,

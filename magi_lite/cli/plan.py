@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from magi_lite import cards, devices, planner, presets
 from magi_lite.cards import GIB, Device
-from magi_lite.cli.reading import parse_size
+from magi_lite.cli.reading import overrides_given, parse_size
 from magi_lite.config import MODELS, GenerationRequest, Overrides
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.planner import table
@@ -89,7 +89,7 @@ def make_plan(args: argparse.Namespace) -> planner.Plan:
         model=model or "4.5B-distill",
         seconds=args.seconds,
         quality=args.quality,
-        overrides=_overrides(args),
+        overrides=replace(Overrides(**overrides_given(args)), vram_gb=None),  # which is the device's here
         **settings,
     )
     if request.seconds is not None and request.seconds < 1:
@@ -114,16 +114,6 @@ def chosen_device(args: argparse.Namespace) -> Device:
     else:
         device = devices.detect()
     return device if args.ram_gb is None else replace(device, ram_bytes=int(args.ram_gb * GIB))
-
-
-def _overrides(args: argparse.Namespace) -> Overrides:
-    return Overrides(
-        **{
-            f.name: getattr(args, f.name)
-            for f in fields(Overrides)
-            if f.name in presets.LEGAL and f.name != "device"
-        }
-    )
 
 
 def _model(name: str):

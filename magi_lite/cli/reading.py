@@ -8,7 +8,7 @@ import re
 from dataclasses import fields, replace
 from pathlib import Path
 
-from magi_lite.config import GenerationRequest, Overrides
+from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.errors import InputError
 from magi_lite.timeline import Timeline
 
@@ -64,6 +64,15 @@ def overrides_given(arguments: argparse.Namespace) -> dict[str, str | float]:
     """The placement and precision that options fix, by the names of `Overrides`."""
     given = {field.name: getattr(arguments, field.name, None) for field in fields(Overrides)}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def tokens_given(arguments: argparse.Namespace, held: SpecialTokens) -> SpecialTokens:
+    """The special tokens that options leave of `held`; styles that are given take the place of its own."""
+    return SpecialTokens(
+        held.quality and not arguments.no_quality_token,
+        held.duration and not arguments.no_duration_token,
+        tuple(arguments.style) or held.styles,
+    )
 
 
 def read_settings_file(path: Path) -> GenerationRequest:

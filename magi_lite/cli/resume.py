@@ -7,8 +7,8 @@ import filecmp
 from dataclasses import replace
 from pathlib import Path
 
-from magi_lite.cli.reading import newer_words, overrides_given, parse_size
-from magi_lite.config import GenerationRequest, SpecialTokens
+from magi_lite.cli.reading import newer_words, overrides_given, parse_size, tokens_given
+from magi_lite.config import GenerationRequest
 from magi_lite.errors import InputError
 from magi_lite.timeline_edit import splice
 
@@ -33,7 +33,7 @@ def changed_request(arguments: argparse.Namespace) -> GenerationRequest:
         timeline=splice(request.timeline, arguments.redo_from or 0, newer),
         seconds=seconds,
         seed=request.seed if arguments.seed == -1 else arguments.seed,
-        tokens=_tokens(arguments, request.tokens),
+        tokens=tokens_given(arguments, request.tokens),
         preset=request.preset if arguments.preset == "auto" else arguments.preset,
         overrides=replace(request.overrides, **overrides_given(arguments)),
         models_folder=arguments.models or request.models_folder,
@@ -62,17 +62,6 @@ def _length(arguments: argparse.Namespace, request: GenerationRequest, finished:
             "or leave --seconds out."
         )
     return arguments.seconds
-
-
-def _tokens(arguments: argparse.Namespace, held: SpecialTokens) -> SpecialTokens:
-    """The special tokens of seconds that are made again."""
-    if arguments.redo_from is None:
-        return held
-    return SpecialTokens(
-        held.quality and not arguments.no_quality_token,
-        held.duration and not arguments.no_duration_token,
-        tuple(arguments.style) or held.styles,
-    )
 
 
 def _refuse_changes(arguments: argparse.Namespace, request: GenerationRequest) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from magi_lite.errors import CheckpointError
-from magi_lite.files import replacing
+from magi_lite.tensor_files import write_tensors
 
 
 @dataclass
@@ -35,10 +34,9 @@ class Budget:
 
 def save(path: Path, groups: dict[str, dict[str, Tensor]], facts: dict[str, object]) -> None:
     """Write named groups of tensors and JSON-able facts, whole or not at all."""
-    tensors = {f"{g}:{n}": t.detach().clone() for g, group in groups.items() for n, t in group.items()}
+    tensors = {f"{g}:{n}": t for g, group in groups.items() for n, t in group.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
+    write_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, object]]:

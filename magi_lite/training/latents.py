@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from magi_lite.config import SCALE_FACTOR
+from magi_lite.tensor_files import write_tensors
 from magi_lite.text.cleaning import clean_caption
 from magi_lite.training.looks import background
 from magi_lite.training.world import FRAMES, Clip, make_clip, make_collision
@@ -47,7 +48,7 @@ class Pool:
         return len(self.tokens)
 
     def save(self, path: Path) -> None:
-        save_file({n: getattr(self, n).contiguous() for n in self.__dataclass_fields__}, path)
+        write_tensors(path, {n: getattr(self, n) for n in self.__dataclass_fields__})
 
     @classmethod
     def load(cls, path: Path) -> Pool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,19 +39,8 @@ class Studio:
         self._encoder, self._table = load_text_encoder(files), load_special_tokens(files)
         self._words: dict[str, Tensor] = {}
 
-    def film(
-        self,
-        captions: Sequence[str],
-        seed: int,
-        *,
-        prefix: np.ndarray | None = None,
-        steps: int = 8,
-        window: int = 4,
-        nearly_clean: bool = True,
-        size: int = SIZE,
-    ) -> np.ndarray:
-        """One clip: the new seconds of `seconds` in one piece, (24 * seconds, H, W, 3) uint8."""
-        how = {"prefix": prefix, "steps": steps, "window": window, "nearly_clean": nearly_clean, "size": size}
+    def film(self, captions: Sequence[str], seed: int, **how: Any) -> np.ndarray:
+        """One clip: what `seconds` yields, asked the same way, in one piece, (24 * seconds, H, W, 3) uint8."""
         return np.concatenate(list(self.seconds(captions, seed, **how)))
 
     @torch.inference_mode()
