@@ -46,8 +46,8 @@ def serve(arguments: argparse.Namespace) -> int:
     """Build everything and listen."""
     from magi_lite import pipeline
     from magi_lite.errors import InputError
-    from magi_lite.job import Job
     from magi_lite.jobs import JobQueue
+    from magi_lite.jobs.job import Job
     from magi_lite.ui import page, uploads
     from magi_lite.ui.actions import Actions
     from magi_lite.ui.library import Library

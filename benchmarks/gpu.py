@@ -33,11 +33,11 @@ from magi_lite import devices
 from magi_lite.config import SamplerSettings
 from magi_lite.dit.attention import available, choose
 from magi_lite.planner.speed import forward_flops, tokens_per_chunk
-from magi_lite.residency import Residency
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption, CleanChunk
 from magi_lite.sampling.sampler import Sampler
 from magi_lite.vae.tiling import decode_tiled, to_uint8
+from magi_lite.weights.residency import Residency
 
 # --- sections -------------------------------------------------------------------------------------------------------
 

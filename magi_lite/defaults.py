@@ -15,8 +15,8 @@ from magi_lite.cards import Device
 from magi_lite.config import MODELS, GenerationRequest
 from magi_lite.devices import detect
 from magi_lite.errors import CheckpointError, MagiLiteError
-from magi_lite.layout import family_settings, find_model
 from magi_lite.presets import Preset
+from magi_lite.weights.layout import family_settings, find_model
 
 DEMO = "demo"
 PREFERRED_MODELS = ("4.5B-distill-fp8", "4.5B-distill", "4.5B-base", "24B-distill-fp8", "24B-distill", "24B-base")

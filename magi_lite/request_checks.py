@@ -114,7 +114,7 @@ def check_words(request: GenerationRequest) -> None:
     """
     timeline = request.timeline
     if not isinstance(timeline, Timeline):
-        raise InputError(f"The timeline is {type(timeline).__name__}; read it with timeline_text.parse.")
+        raise InputError(f"The timeline is {type(timeline).__name__}; read it with magi_lite.timeline.text.parse.")
     prompts = [timeline.global_prompt, *(segment.prompt for segment in timeline.segments)]
     for prompt in prompts:
         if len(prompt) > MAX_PROMPT:

@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Download with a progress bar; prints the folder of the transformer's weights."""
     from tqdm import tqdm
 
-    from magi_lite.hub import download
+    from magi_lite.weights.hub import download
 
     with tqdm(total=0, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr) as bar:
 

@@ -120,7 +120,7 @@ def _model(name: str):
     """A published name as it is; the demo or a folder through the loader, which reads its shape from disk."""
     if name in MODELS:
         return name
-    from magi_lite.engine import planning_shape
-    from magi_lite.loader import open_model
+    from magi_lite.pipeline.engine import planning_shape
+    from magi_lite.weights.loader import open_model
 
     return planning_shape(open_model(name))

@@ -15,7 +15,7 @@ from magi_lite.timeline import Timeline
 
 def read_timeline(source: str | None, prompt: str, blend: int | None) -> Timeline:
     """A timeline from a file or from shorthand, with `prompt` in front of all its segments."""
-    from magi_lite.timeline_text import parse
+    from magi_lite.timeline.text import parse
 
     timeline = Timeline()
     if source is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from magi_lite.cli.reading import newer_words, overrides_given, parse_size, tokens_given
 from magi_lite.config import GenerationRequest
 from magi_lite.errors import InputError
-from magi_lite.timeline_edit import splice
+from magi_lite.timeline.edit import splice
 
 
 def changed_request(arguments: argparse.Namespace) -> GenerationRequest:
@@ -68,7 +68,7 @@ def _refuse_changes(arguments: argparse.Namespace, request: GenerationRequest) -
     """Refuse options that a run which goes on would not obey; those that say what holds anyway are welcome."""
     if arguments.endless and arguments.seconds is not None:
         raise InputError("--endless and --seconds contradict each other; give one of them.")
-    from magi_lite.opening import absolute_model
+    from magi_lite.pipeline.opening import absolute_model
 
     given = {
         "size": (parse_size(arguments.size) if arguments.size else None, (request.width, request.height)),

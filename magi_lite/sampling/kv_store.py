@@ -35,7 +35,7 @@ class Streams(Protocol):
 
 
 class HostMemory(Protocol):
-    """Where a pinned store takes its memory from: `magi_lite.streaming.PinnedMemory` is one."""
+    """Where a pinned store takes its memory from: `magi_lite.weights.streaming.PinnedMemory` is one."""
 
     def expect(self, sizes: Sequence[int]) -> None: ...
     def take(self, size: int) -> Tensor: ...

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from magi_lite.errors import MagiLiteError
-from magi_lite.layout import REPOSITORY
 from magi_lite.training.quality import PARTS, Figures
 from magi_lite.training.sheets import contact_sheet
 from magi_lite.training.studio import Studio
+from magi_lite.weights.layout import REPOSITORY
 
 RESULTS = REPOSITORY / "benchmarks" / "demo_quality.json"
 SHEET_ROWS = 8
@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--label", default="", help="kept behind the parts' names, e.g. undistilled")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    from magi_lite.loader import open_model
+    from magi_lite.weights.loader import open_model
 
     try:
         studio = Studio(open_model(arguments.model))

@@ -9,12 +9,12 @@ from typing import Any
 
 from magi_lite.config import GenerationRequest
 from magi_lite.errors import InputError
-from magi_lite.job import Job
 from magi_lite.jobs import JobQueue
+from magi_lite.jobs.job import Job
 from magi_lite.project import Project
 from magi_lite.timeline import Segment, Timeline
-from magi_lite.timeline_edit import clip, splice
-from magi_lite.timeline_text import parse
+from magi_lite.timeline.edit import clip, splice
+from magi_lite.timeline.text import parse
 from magi_lite.ui import form, uploads
 from magi_lite.ui.library import Library, file_url
 from magi_lite.ui.machine import Machine

@@ -79,7 +79,7 @@ class Downloads:
             }
 
     def _run(self, model: str, entry: _Download) -> None:
-        from magi_lite import hub
+        from magi_lite.weights import hub
 
         def progress(done: int, total: int, file: str) -> None:
             entry.done, entry.total, entry.file = done, total, file

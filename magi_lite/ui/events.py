@@ -139,7 +139,7 @@ class Handlers:
 
     def length(self, seconds: float, endless: bool, timeline: Timeline) -> list[Any]:
         """The timeline follows the length; blocks beyond the end are cut off."""
-        from magi_lite.timeline_edit import clip
+        from magi_lite.timeline.edit import clip
 
         if not endless and not seconds:  # a number that is still being typed
             return skipped([timeline])

@@ -153,8 +153,8 @@ class Machine:
 
     def _shape(self, model: str) -> Any:
         """What the planner takes for a model: files on disk where there are any, else the published numbers."""
-        from magi_lite.engine import planning_shape
-        from magi_lite.loader import open_model
+        from magi_lite.pipeline.engine import planning_shape
+        from magi_lite.weights.loader import open_model
 
         try:
             return planning_shape(open_model(model, self.models_folder))
@@ -185,7 +185,7 @@ class Machine:
 
 def download_gb(name: str) -> float:
     """Size of a download in GB: transformer, text encoder (as published, float32), autoencoder."""
-    from magi_lite import hub
+    from magi_lite.weights import hub
 
     sizes = getattr(hub, "APPROXIMATE_GB", None)
     if isinstance(sizes, dict) and name in sizes:

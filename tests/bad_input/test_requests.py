@@ -10,7 +10,7 @@ from magi_lite.request_checks import LEGAL_STEPS, validate_request
 from magi_lite.request_json import request_from_json, request_to_json
 from magi_lite.sampling.schedule import PUBLISHED_STEPS
 from magi_lite.timeline import Segment, Timeline
-from magi_lite.timeline_text import parse
+from magi_lite.timeline.text import parse
 
 
 def ask(text="[0s-4s: a cat]", **settings):
@@ -137,7 +137,7 @@ REFUSED = {
     "timeline is text": (
         {"timeline": "[0s-2s: a]"},
         InputError,
-        "The timeline is str; read it with timeline_text.parse.",
+        "The timeline is str; read it with magi_lite.timeline.text.parse.",
     ),
     "timeline too long": (
         {"timeline": parse("[0s-2s: a] [2s-9s: a dog runs]")},

@@ -11,7 +11,7 @@ from magi_lite.cli import main
 from magi_lite.cli.generate import build_request
 from magi_lite.cli.reading import parse_size, read_timeline
 from magi_lite.errors import InputError
-from magi_lite.layout import REPOSITORY
+from magi_lite.weights.layout import REPOSITORY
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -168,6 +168,6 @@ def test_an_interrupted_download_says_what_is_kept(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("magi_lite.hub.download", interrupted)
+    monkeypatch.setattr("magi_lite.weights.hub.download", interrupted)
     assert main(["download", "4.5B-distill"]) == 130
     assert "what has come is kept" in capsys.readouterr().err

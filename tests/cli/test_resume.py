@@ -10,7 +10,7 @@ import pytest
 from magi_lite import pipeline
 from magi_lite.cli import generate
 from magi_lite.errors import InputError
-from magi_lite.opening import open_project
+from magi_lite.pipeline.opening import open_project
 from magi_lite.project import Project
 from tests.cli.test_cli import parsed
 

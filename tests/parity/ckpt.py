@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from magi_lite.checkpoint import find_files
 from magi_lite.config import DiTConfig, Execution
 from magi_lite.errors import MagiLiteError
-from magi_lite.layout import has_weights, is_fp8, parse_config, sampler_settings
-from magi_lite.loader import load_dit_weights, load_vae
+from magi_lite.weights.checkpoint import find_files
+from magi_lite.weights.layout import has_weights, is_fp8, parse_config, sampler_settings
+from magi_lite.weights.loader import load_dit_weights, load_vae
 from tests.parity.report import CaseResult, exact, unclaimed
 
 KIND = "ckpt"

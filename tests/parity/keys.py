@@ -12,8 +12,8 @@ from torch import Tensor
 
 from magi_lite.config import DiTConfig, VAEConfig
 from magi_lite.dit.model import DiT
-from magi_lite.loader import quantizable
 from magi_lite.vae.model import ViTVAE
+from magi_lite.weights.loader import quantizable
 from quant import convert_
 from quant.schemes import Published
 from tests.parity.report import CaseResult, exact

@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magi_lite.config import DiTConfig, SpecialTokens
-from magi_lite.layout import sampler_settings
 from magi_lite.sampling.guidance import guidance_weights
 from magi_lite.sampling.results import Caption, CleanChunk, StepDone
 from magi_lite.sampling.sampler import Sampler
 from magi_lite.sampling.schedule import Schedule, chunk_count, step_size_number, time_grid
 from magi_lite.text.special_tokens import SpecialTokenTable, null_caption
+from magi_lite.weights.layout import sampler_settings
 from tests.parity.dit_forward import NotUnderstood, build, load_weights
 from tests.parity.report import CaseResult, compare, exact, unclaimed
 

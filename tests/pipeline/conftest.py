@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from magi_lite.config import GenerationRequest, Overrides
-from magi_lite.demo import make_untrained
 from magi_lite.events import Event
 from magi_lite.pipeline import generate
 from magi_lite.project import Project
-from magi_lite.timeline_text import parse
+from magi_lite.timeline.text import parse
+from magi_lite.weights.demo import make_untrained
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,7 @@ def request_for(tiny_model: Path) -> Callable[..., GenerationRequest]:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Event]]:
     """Run to the end; projects lie in tmp_path / "projects", embeddings in tmp_path too."""
-    monkeypatch.setattr("magi_lite.engine.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
+    monkeypatch.setattr("magi_lite.pipeline.engine.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
 
     def collect(request: GenerationRequest | None, **options: object) -> list[Event]:
         return list(generate(request, projects_folder=tmp_path / "projects", **options))

@@ -15,7 +15,7 @@ from magi_lite.errors import InputError, OutputError
 from magi_lite.events import ChunkFinished, Event, Finished, Notice, Opened, Progress, StageStarted, Stopped
 from magi_lite.pipeline import generate
 from magi_lite.project import Project
-from magi_lite.timeline_text import parse
+from magi_lite.timeline.text import parse
 from tests.disk import small_files
 from tests.pipeline.conftest import latents_of, same_bits
 

@@ -16,7 +16,7 @@ from magi_lite.errors import InputError
 from magi_lite.events import ChunkFinished, Finished, Notice, Opened, PlanReady, Progress, StageStarted, Stopped
 from magi_lite.pipeline import generate
 from magi_lite.project import Project
-from magi_lite.timeline_text import parse
+from magi_lite.timeline.text import parse
 from magi_lite.video.writer import read_settings
 from tests.pipeline.conftest import latents_of, same_bits
 
@@ -47,7 +47,7 @@ def test_events_tell_the_story_in_order(request_for: Callable, run: Callable, tm
 def test_an_untrained_demo_says_so(
     request_for: Callable, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("magi_lite.demo.DEMO_FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr("magi_lite.weights.demo.DEMO_FOLDER", tmp_path / "nothing")
     request = request_for(model="demo", models_folder=tmp_path, seconds=1, timeline="[0s-1s: a red ball]")
     notices = [e for e in generate(request, projects_folder=tmp_path / "projects") if isinstance(e, Notice)]
     assert "untrained" in notices[0].message

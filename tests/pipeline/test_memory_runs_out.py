@@ -12,22 +12,22 @@ import torch
 
 from magi_lite import planner
 from magi_lite.config import Execution, Overrides
-from magi_lite.engine import engine, with_room_for_words
 from magi_lite.errors import OutOfMemory
 from magi_lite.events import ChunkFinished, Finished, Notice, PlanReady
-from magi_lite.loader import open_model
+from magi_lite.pipeline.engine import engine, with_room_for_words
 from magi_lite.project import Project
+from magi_lite.weights.loader import open_model
 from tests.pipeline.conftest import latents_of, same_bits
 
 SITES = {
-    "reading weights": "magi_lite.engine.load_dit",
-    "loading the autoencoder": "magi_lite.engine.load_vae",
-    "loading the text encoder": "magi_lite.engine.load_text_encoder",
+    "reading weights": "magi_lite.pipeline.engine.load_dit",
+    "loading the autoencoder": "magi_lite.pipeline.engine.load_vae",
+    "loading the text encoder": "magi_lite.pipeline.engine.load_text_encoder",
     "encoding words": "magi_lite.text.encoder.PromptEncoder.encode",
     "captions' keys and values": "magi_lite.dit.model.DiT.encode_captions",
     "a forward": "magi_lite.dit.model.DiT.forward",
     "keeping keys and values": "magi_lite.sampling.kv_store.KVRing.write",
-    "decoding": "magi_lite.engine.decode_chunk",
+    "decoding": "magi_lite.pipeline.engine.decode_chunk",
 }
 ERRORS = {
     "device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -101,7 +101,7 @@ def test_finished_seconds_survive_and_the_run_can_be_resumed(
     request = request_for(window=1)
     whole = run(request)[-1]
     with monkeypatch.context() as patch:
-        fail_at(patch, "magi_lite.engine.decode_chunk", set(range(2, 99)), ERRORS[kind])
+        fail_at(patch, "magi_lite.pipeline.engine.decode_chunk", set(range(2, 99)), ERRORS[kind])
         with pytest.raises(OutOfMemory, match="twice"):
             run(request)
     (folder,) = (f for f in (tmp_path / "projects").iterdir() if f.is_dir() and f != whole.project)

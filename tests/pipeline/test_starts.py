@@ -16,7 +16,7 @@ from magi_lite.control import RunControl
 from magi_lite.errors import InputError, OutputError
 from magi_lite.events import ChunkFinished, Event, Notice, StageStarted, Stopped
 from magi_lite.pipeline import generate
-from magi_lite.prefix import prefix_pixels
+from magi_lite.pipeline.prefix import prefix_pixels
 from magi_lite.project import Project
 from tests.pipeline.conftest import latents_of, same_bits
 

@@ -9,14 +9,14 @@ import pytest
 
 from magi_lite.config import Execution, SpecialTokens
 from magi_lite.control import RunControl
-from magi_lite.engine import prompt_bank
 from magi_lite.errors import InputError
 from magi_lite.events import Notice, Progress
-from magi_lite.layout import find_model
 from magi_lite.pipeline import generate
-from magi_lite.prompts import PromptBank
+from magi_lite.pipeline.engine import prompt_bank
+from magi_lite.pipeline.prompts import PromptBank
 from magi_lite.timeline import PromptMix
-from magi_lite.timeline_text import parse
+from magi_lite.timeline.text import parse
+from magi_lite.weights.layout import find_model
 
 LIMIT = 64
 """Tokens that the tiny model reads of a caption; each word is one."""
@@ -25,7 +25,7 @@ PLAIN = SpecialTokens(quality=False, duration=False)
 
 @pytest.fixture
 def bank(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PromptBank:
-    monkeypatch.setattr("magi_lite.engine.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
+    monkeypatch.setattr("magi_lite.pipeline.engine.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
     return prompt_bank(find_model(tiny_model), Execution())
 
 

@@ -16,14 +16,14 @@ from torch import nn
 from magi_lite import planner
 from magi_lite.config import CHUNK_LATENT_FRAMES, SamplerSettings
 from magi_lite.dit.model import DiT
-from magi_lite.loader import quantizable
 from magi_lite.planner import memory
 from magi_lite.planner.speed import tokens_per_chunk
-from magi_lite.residency import Residency
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.schedule import Schedule
 from magi_lite.vae.model import ViTVAE
 from magi_lite.vae.tiling import decode_tiled, encode_tiled, to_uint8
+from magi_lite.weights.loader import quantizable
+from magi_lite.weights.residency import Residency
 from quant.convert import convert_, quantized_linear
 from quant.schemes import SCHEMES
 from tests.plan.fake_memory import CARD, LiveBytes, card

@@ -16,12 +16,12 @@ from magi_lite import cards, planner, presets
 from magi_lite.cards import GIB
 from magi_lite.config import DIT_4_5B, DIT_24B, FPS, VAE_PUBLISHED, GenerationRequest, Overrides, SamplerSettings
 from magi_lite.errors import InputError, PlanError, PresetError
+from magi_lite.pipeline.prefix import REACH
 from magi_lite.planner import memory, picture, shapes, table
 from magi_lite.planner.plan import STAGES
-from magi_lite.prefix import REACH
 from magi_lite.sampling.schedule import Schedule
-from magi_lite.streaming import PinnedMemory
 from magi_lite.timeline import Segment, Timeline
+from magi_lite.weights.streaming import PinnedMemory
 
 KEYS = Path(__file__).parents[1] / "goldens" / "keys"
 MODEL = "4.5B-distill"

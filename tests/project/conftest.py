@@ -8,7 +8,7 @@ import torch
 
 from magi_lite.config import GenerationRequest
 from magi_lite.project import Project
-from magi_lite.timeline_text import parse
+from magi_lite.timeline.text import parse
 
 SIZE = 32
 

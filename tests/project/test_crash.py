@@ -13,7 +13,7 @@ import pytest
 
 from magi_lite.errors import InputError
 from magi_lite.project import Project
-from magi_lite.project_list import list_projects
+from magi_lite.project.listing import list_projects
 
 from .conftest import run
 

@@ -12,10 +12,10 @@ from magi_lite import devices
 from magi_lite.config import DiTConfig, Execution, VAEConfig
 from magi_lite.dit.model import DiT
 from magi_lite.planner.pinned import ALIGNMENT
-from magi_lite.residency import Residency, drop_weights
 from magi_lite.sampling.kv_store import KVRing
-from magi_lite.streaming import LayerStreamer, PackedWeights, PinnedMemory, SwappedModule
 from magi_lite.vae.model import ViTVAE
+from magi_lite.weights.residency import Residency, drop_weights
+from magi_lite.weights.streaming import LayerStreamer, PackedWeights, PinnedMemory, SwappedModule
 
 TINY = DiTConfig(
     num_layers=3, hidden_size=64, ffn_hidden_size=128, num_attention_heads=4, num_query_groups=2, head_dim=16,

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magi_lite.config import DiTConfig
-from magi_lite.layout import sampler_settings
 from magi_lite.text.special_tokens import SpecialTokenTable
+from magi_lite.weights.layout import sampler_settings
 from tests.parity import sampler, schedule
 from tests.parity.dit_forward import build, load_weights
 from tests.parity.report import CaseResult

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magi_lite.demo import make_untrained
-from magi_lite.t5 import load_t5
 from magi_lite.text.encoder import PromptEncoder, batches
+from magi_lite.weights.demo import make_untrained
+from magi_lite.weights.t5 import load_t5
 
 PROMPTS = [
     "a red ball falls down",

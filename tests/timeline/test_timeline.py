@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from magi_lite.errors import TimelineError
 from magi_lite.timeline import PromptMix, Segment, Timeline
-from magi_lite.timeline_edit import clip, insert, merge, move, remove, resize, set_prompt, splice, split
-from magi_lite.timeline_text import parse, parse_lines, parse_shorthand, print_lines, print_shorthand
+from magi_lite.timeline.edit import clip, insert, merge, move, remove, resize, set_prompt, splice, split
+from magi_lite.timeline.text import parse, parse_lines, parse_shorthand, print_lines, print_shorthand
 
 AWKWARD = st.sampled_from(
     ["a [b]: c", "\\", "\\n", "line\nbreak", " spaces ", "", "é 猫 😀", "\x85x\u2028", "[0s-2s: x]", "\r", "]"]

@@ -15,13 +15,13 @@ from magi_lite.config import SCALE_FACTOR, DiTConfig, GenerationRequest, Overrid
 from magi_lite.dit.model import DiT
 from magi_lite.errors import InputError
 from magi_lite.events import ChunkFinished, Finished
-from magi_lite.loader import load_dit, load_special_tokens, load_text_encoder, load_vae, open_model
 from magi_lite.pipeline import generate
-from magi_lite.timeline_text import parse
+from magi_lite.timeline.text import parse
 from magi_lite.training import export as e
 from magi_lite.training.studio import Studio
 from magi_lite.training.text_model import CHANNELS, make_encoder, make_tokenizer
 from magi_lite.vae.model import ViTVAE
+from magi_lite.weights.loader import load_dit, load_special_tokens, load_text_encoder, load_vae, open_model
 
 DIT = DiTConfig(
     num_layers=2,
@@ -105,7 +105,7 @@ def test_only_learned_special_tokens_say_something(model: e.TrainedModel, tmp_pa
 def test_an_exported_model_generates_and_the_studio_films_the_same(
     model: e.TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("magi_lite.engine.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
+    monkeypatch.setattr("magi_lite.pipeline.engine.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
     e.export(tmp_path / "demo", model)
     request = GenerationRequest(
         timeline=parse("[0s-1s: a red ball falls]"),

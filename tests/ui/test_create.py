@@ -14,10 +14,10 @@ from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import Page
 
-from magi_lite.layout import DEMO_FOLDER, has_weights
 from magi_lite.project import Project
-from magi_lite.timeline_text import print_shorthand
+from magi_lite.timeline.text import print_shorthand
 from magi_lite.video.writer import read_settings
+from magi_lite.weights.layout import DEMO_FOLDER, has_weights
 from tests.ui.conftest import (
     PATIENCE,
     App,

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Locator, Page
 
 from magi_lite.timeline import Timeline
-from magi_lite.timeline_text import parse
+from magi_lite.timeline.text import parse
 from tests.ui.conftest import App, Watched, segments, set_length
 
 

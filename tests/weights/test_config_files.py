@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from magi_lite.config import DIT_24B, DiTConfig, VAEConfig
-from magi_lite.engine import planning_shape
 from magi_lite.errors import CheckpointError
-from magi_lite.layout import find_model
-from magi_lite.loader import vae_config
-from magi_lite.t5 import load_t5
+from magi_lite.pipeline.engine import planning_shape
+from magi_lite.weights.layout import find_model
+from magi_lite.weights.loader import vae_config
+from magi_lite.weights.t5 import load_t5
 
 FILES = {
     "dit": Path("ckpt/magi/demo/config.json"),

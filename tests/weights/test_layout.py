@@ -11,7 +11,7 @@ import pytest
 
 from magi_lite.config import DIT_24B, MODELS, Guidance
 from magi_lite.errors import CheckpointError, InputError
-from magi_lite.layout import find_model, sampler_settings
+from magi_lite.weights.layout import find_model, sampler_settings
 
 FAMILY = MODELS["4.5B-base"]
 

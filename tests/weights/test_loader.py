@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magi_lite.checkpoint import tensor_names
 from magi_lite.config import DIT_4_5B, DIT_24B, Execution
 from magi_lite.dit.model import DiT
 from magi_lite.errors import CheckpointError
-from magi_lite.layout import DEMO_FOLDER, has_weights
-from magi_lite.loader import (
+from magi_lite.weights.checkpoint import tensor_names
+from magi_lite.weights.layout import DEMO_FOLDER, has_weights
+from magi_lite.weights.loader import (
     load_dit,
     load_dit_weights,
     load_special_tokens,
@@ -171,7 +171,7 @@ def test_a_complete_model_opens_by_root_family_or_weights_folder(model_root: Pat
 def test_demo_without_trained_weights_is_made_once_and_labelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from magi_lite import demo
+    from magi_lite.weights import demo
 
     monkeypatch.setattr(demo, "DEMO_FOLDER", tmp_path / "nothing")
     files = open_model("demo", tmp_path / "models")
@@ -190,7 +190,7 @@ def test_demo_without_trained_weights_is_made_once_and_labelled(
 def test_demo_falls_back_to_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tempfile
 
-    from magi_lite import demo
+    from magi_lite.weights import demo
 
     monkeypatch.setattr(demo, "DEMO_FOLDER", tmp_path / "nothing")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))

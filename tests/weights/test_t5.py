@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magi_lite.errors import CheckpointError, OutputError
-from magi_lite.t5 import fingerprint, load_t5, load_tokenizer
+from magi_lite.weights.t5 import fingerprint, load_t5, load_tokenizer
 from tests.disk import small_files
 
 PROMPT = "a red ball falls down slowly"

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from magi_lite.checkpoint import DTYPES, Checkpoint
 from magi_lite.errors import OutputError
-from magi_lite.tensor_files import write_tensors
+from magi_lite.weights.checkpoint import DTYPES, Checkpoint
+from magi_lite.weights.tensor_files import write_tensors
 from tests.disk import small_files
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from magi_lite.errors import TimelineError
 from magi_lite.timeline import Timeline
-from magi_lite.timeline_text import parse, print_shorthand
+from magi_lite.timeline.text import parse, print_shorthand
 from magi_lite.ui.assets import Panel
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_bytes
 
 from magi_lite.errors import CheckpointError
-from magi_lite.unpack import unpack
+from magi_lite.weights.unpack import unpack
 
 DTYPES = {
     "F64": torch.float64,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from magi_lite.prefix import REACH
+from magi_lite.pipeline.prefix import REACH
 from magi_lite.project import Project, SavedState
 from magi_lite.sampling.results import SamplerState
 from magi_lite.sampling.sampler import Sampler

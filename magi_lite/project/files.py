@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from magi_lite.config import GenerationRequest
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.files import output_errors, write_atomic
-from magi_lite.project_lock import is_locked
+from magi_lite.project.lock import is_locked
 from magi_lite.request_json import request_from_json, request_to_json
 
 if TYPE_CHECKING:

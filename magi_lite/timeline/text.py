@@ -16,7 +16,7 @@ import re
 from typing import Any
 
 from magi_lite.errors import TimelineError
-from magi_lite.timeline import Segment, Timeline
+from magi_lite.timeline.timeline import Segment, Timeline
 
 _SIMPLE = {"\\": "\\", "[": "[", "]": "]", "n": "\n", "t": "\t", "r": "\r", "e": ""}
 _ESCAPE = re.compile(r"\\(u\{([0-9a-fA-F]{1,6})\}|.|$)", re.DOTALL)

@@ -14,13 +14,21 @@ from torch import Tensor
 
 from magi_lite import devices, planner
 from magi_lite.config import Execution, GenerationRequest, SamplerSettings
-from magi_lite.decoding import decode_chunk, decode_preview, encode_pixels
 from magi_lite.dit.attention import choose as choose_attention
 from magi_lite.dit.model import DiT
 from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors
-from magi_lite.layout import ModelFiles
-from magi_lite.loader import (
+from magi_lite.pipeline.decoding import decode_chunk, decode_preview, encode_pixels
+from magi_lite.pipeline.prompts import PromptBank
+from magi_lite.planner import ModelShape, Plan, T5Shape
+from magi_lite.planner.shapes import t5_bytes
+from magi_lite.sampling.kv_store import KVRing
+from magi_lite.sampling.results import Caption
+from magi_lite.text.cache import EmbeddingCache
+from magi_lite.text.encoder import PromptEncoder
+from magi_lite.text.special_tokens import null_caption
+from magi_lite.weights.layout import ModelFiles
+from magi_lite.weights.loader import (
     DTYPES,
     load_dit,
     load_special_tokens,
@@ -29,16 +37,8 @@ from magi_lite.loader import (
     quantizable,
     vae_config,
 )
-from magi_lite.planner import ModelShape, Plan, T5Shape
-from magi_lite.planner.shapes import t5_bytes
-from magi_lite.prompts import PromptBank
-from magi_lite.residency import Residency, drop_weights
-from magi_lite.sampling.kv_store import KVRing
-from magi_lite.sampling.results import Caption
-from magi_lite.t5 import fingerprint, load_tokenizer, t5_numbers
-from magi_lite.text.cache import EmbeddingCache
-from magi_lite.text.encoder import PromptEncoder
-from magi_lite.text.special_tokens import null_caption
+from magi_lite.weights.residency import Residency, drop_weights
+from magi_lite.weights.t5 import fingerprint, load_tokenizer, t5_numbers
 
 TEXT_SPARE_BYTES = 512 << 20
 """Device memory that the text encoder wants beside its weights."""

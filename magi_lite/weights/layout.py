@@ -19,7 +19,7 @@ from magi_lite.config import MODELS, DiTConfig, Guidance, ModelFamily, SamplerSe
 from magi_lite.config_files import Part, read_json
 from magi_lite.errors import CheckpointError, InputError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_MODELS_FOLDER = REPOSITORY / "models"
 """Where weights are looked for and downloaded to when no folder is named."""
 DEMO_FOLDER = REPOSITORY / "presets" / "demo"

@@ -20,8 +20,6 @@ from magi_lite import devices, planner
 from magi_lite.clock import Clock
 from magi_lite.config import PIXELS_PER_LATENT, GenerationRequest
 from magi_lite.control import RunControl
-from magi_lite.delivery import Delivery
-from magi_lite.engine import Engine, engine, plan_for, prompt_bank, recorded, sampler_settings
 from magi_lite.errors import InputError, OutOfMemory, OutputError
 from magi_lite.events import (
     ChunkFinished,
@@ -37,19 +35,21 @@ from magi_lite.events import (
     Stopped,
 )
 from magi_lite.files import check_writable
-from magi_lite.layout import ModelFiles
-from magi_lite.loader import open_model
-from magi_lite.opening import open_project
+from magi_lite.pipeline.delivery import Delivery
+from magi_lite.pipeline.engine import Engine, engine, plan_for, prompt_bank, recorded, sampler_settings
+from magi_lite.pipeline.opening import open_project
+from magi_lite.pipeline.prefix import prefix_pixels, read_prefix, save_prefix
+from magi_lite.pipeline.prompts import PromptBank
+from magi_lite.pipeline.starting import Start, find_start
 from magi_lite.planner import Plan, Stage
-from magi_lite.prefix import prefix_pixels, read_prefix, save_prefix
 from magi_lite.project import Project
-from magi_lite.prompts import PromptBank
 from magi_lite.request_checks import check_words
 from magi_lite.sampling.results import Caption, CleanChunk, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
-from magi_lite.starting import Start, find_start
 from magi_lite.timeline import Timeline
-from magi_lite.timeline_edit import splice
+from magi_lite.timeline.edit import splice
+from magi_lite.weights.layout import ModelFiles
+from magi_lite.weights.loader import open_model
 
 ENDLESS_STATES = 256
 """States kept of an endless run: how far back it can be redone exactly."""

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from magi_lite.checkpoint import Checkpoint, Expected
 from magi_lite.config_files import Part, read_json
 from magi_lite.errors import CheckpointError, OutputError
 from magi_lite.files import output_errors, write_atomic
-from magi_lite.layout import has_weights
-from magi_lite.tensor_files import write_tensors
 from magi_lite.text.encoder import PromptEncoder
+from magi_lite.weights.checkpoint import Checkpoint, Expected
+from magi_lite.weights.layout import has_weights
+from magi_lite.weights.tensor_files import write_tensors
 
 _EMBEDDING = "shared.weight"
 _TIED = "encoder.embed_tokens.weight"

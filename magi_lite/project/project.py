@@ -35,11 +35,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from magi_lite.config import FPS, GenerationRequest
 from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors, write_atomic
-from magi_lite.project_files import ProjectFiles, SavedState, Status, link, make_folder, now, read_json, write_json
-from magi_lite.project_lock import FolderLock
+from magi_lite.project.files import ProjectFiles, SavedState, Status, link, make_folder, now, read_json, write_json
+from magi_lite.project.lock import FolderLock
 from magi_lite.request_json import request_to_json
 from magi_lite.timeline import Timeline
-from magi_lite.timeline_edit import splice
+from magi_lite.timeline.edit import splice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,9 +133,9 @@ class Project(ProjectFiles):
         Raises:
             OutputError: the disk refuses; the seconds before are kept.
         """
-        from magi_lite.tensor_files import write_tensors
         from magi_lite.video import fragments
         from magi_lite.video.thumbnails import strip, to_jpeg
+        from magi_lite.weights.tensor_files import write_tensors
 
         self.lock()
         count = self.chunks
@@ -161,7 +161,7 @@ class Project(ProjectFiles):
         Raises:
             OutputError: the disk refuses.
         """
-        from magi_lite.tensor_files import write_tensors
+        from magi_lite.weights.tensor_files import write_tensors
 
         self.lock()
         write_tensors(self._state(stage), state.tensors, {"position": json.dumps(state.position)})

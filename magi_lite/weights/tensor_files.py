@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magi_lite.checkpoint import DTYPES
 from magi_lite.files import output_errors, replacing
+from magi_lite.weights.checkpoint import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8

@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from magi_lite.checkpoint import FLOATS, Checkpoint, Expected, tensor_names
 from magi_lite.config import DiTConfig, Execution, VAEConfig
 from magi_lite.config_files import read_json
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.errors import CheckpointError
-from magi_lite.layout import ModelFiles, find_model
-from magi_lite.t5 import load_t5
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import SpecialTokenTable
 from magi_lite.vae.model import ViTVAE
+from magi_lite.weights.checkpoint import FLOATS, Checkpoint, Expected, tensor_names
+from magi_lite.weights.layout import ModelFiles, find_model
+from magi_lite.weights.t5 import load_t5
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ON_THE_FLY = ("fp8", "int8", "nf4")
@@ -45,7 +45,7 @@ def open_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
         CheckpointError: a part is missing; says what was looked for and where.
     """
     if str(name_or_folder) == "demo":
-        from magi_lite.demo import open_demo
+        from magi_lite.weights.demo import open_demo
 
         return open_demo(models_folder)
     files = find_model(name_or_folder, models_folder)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magi_lite.errors import InputError
-from magi_lite.project_files import ProjectFiles, Status, read_json
+from magi_lite.project.files import ProjectFiles, Status, read_json
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 The text encoder is loaded, used and dropped; the transformer is resident or streams its layers; the autoencoder is
 resident, decoder only, swapped in for each use, or stays on the CPU. Keys and values are the KV store's business. How
-weights travel, and why not by accelerate's hooks: `streaming.py`.
+weights travel, and why not by accelerate's hooks: `streaming`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from magi_lite import cards, devices
 from magi_lite.config import Execution
-from magi_lite.streaming import LayerStreamer, PinnedMemory, SwappedModule, packed_size
+from magi_lite.weights.streaming import LayerStreamer, PinnedMemory, SwappedModule, packed_size
 
 Loaded = TypeVar("Loaded")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from magi_lite.errors import TimelineError
-from magi_lite.timeline import Segment, Timeline
+from magi_lite.timeline.timeline import Segment, Timeline
 
 
 def split(timeline: Timeline, index: int, second: int) -> Timeline:

@@ -11,7 +11,7 @@ A second is a chunk of the model. Times count the NEW seconds of a video from 0,
   the seam on mix the old words in, old : new = N : 1, N-1 : 2, ..., 1 : N; words that last less than N seconds are
   cut off on their way. Blending looks back, never ahead: what comes later leaves every earlier second as it is.
 
-`timeline_text` reads and prints timelines as text, `timeline_edit` changes them.
+`text` reads and prints timelines as text, `edit` changes them.
 """
 
 from __future__ import annotations

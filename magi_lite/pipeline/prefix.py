@@ -17,7 +17,7 @@ from torch import Tensor
 from magi_lite.config import CHUNK_LATENT_FRAMES, FPS, FRAMES_PER_LATENT, GenerationRequest
 from magi_lite.errors import InputError, MediaError
 from magi_lite.project import PREFIX_NAME, Project
-from magi_lite.tensor_files import write_tensors
+from magi_lite.weights.tensor_files import write_tensors
 
 REACH = 4
 """Chunks before the first new one that the model can see: what of a clip is read."""

@@ -11,10 +11,11 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from magi_lite.checkpoint import missing_files as missing_weights
 from magi_lite.config import MODELS, ModelFamily
 from magi_lite.errors import CheckpointError, DownloadError, InputError
-from magi_lite.layout import (
+from magi_lite.text.special_tokens import SPECIAL_TOKENS_SHA256, sha256
+from magi_lite.weights.checkpoint import missing_files as missing_weights
+from magi_lite.weights.layout import (
     DEFAULT_MODELS_FOLDER,
     SPECIAL_TOKEN_FILES,
     ModelFiles,
@@ -25,8 +26,7 @@ from magi_lite.layout import (
     text_folder,
     vae_folder,
 )
-from magi_lite.text.special_tokens import SPECIAL_TOKENS_SHA256, sha256
-from magi_lite.transfer import (
+from magi_lite.weights.transfer import (
     Counter,
     DownloadCancelled,
     Progress,

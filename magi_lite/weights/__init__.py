@@ -1,0 +1,1 @@
+"""Published weights: found (`layout`), fetched (`hub`), read (`checkpoint`), built (`loader`), moved (`residency`)."""
