@@ -10,6 +10,7 @@ from magi_lite import cards, devices, planner, presets
 from magi_lite.cards import GIB, Device
 from magi_lite.cli.reading import overrides_given, parse_size
 from magi_lite.config import MODELS, GenerationRequest, Overrides
+from magi_lite.defaults import own_steps
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.planner import table
 from magi_lite.request_checks import check_size
@@ -80,8 +81,9 @@ def make_plan(args: argparse.Namespace) -> planner.Plan:
         model = model or preset.model
     if args.size:
         settings["width"], settings["height"] = check_size(*parse_size(args.size))
-    if args.steps is not None:
-        settings["steps"] = args.steps
+    steps = own_steps(model or "4.5B-distill") if args.steps is None else args.steps
+    if steps is not None:
+        settings["steps"] = steps
     if args.window is not None:
         settings["window"] = args.window
     request = replace(

@@ -67,3 +67,11 @@ def test_presets_and_cards_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and "RTX 4090" in out
     code, out, _ = run(capsys, "--cpu", "--ram-gb", "64", "--size", "192x192", "--json")
     assert code == 0 and json.loads(out)["peak_vram_bytes"] == 0
+
+
+@pytest.mark.parametrize(("model", "steps"), [("4.5B-base", 64), ("4.5B-distill", 8)])
+def test_a_model_is_planned_with_the_steps_that_it_needs(
+    model: str, steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--model", model, "--gpu", "RTX 4090"]) == 0
+    assert f"{steps} steps" in capsys.readouterr().out.splitlines()[0]
