@@ -21,8 +21,8 @@ from quant.fusion import Before, Formula, Operation
 from quant.schemes import FP8_MAX, INT8_MAX
 
 FP8 = torch.float8_e4m3fn
-SMALLEST_ABSMAX = 1e-12
-"""Stands in for the absmax of an all-zero row, whose scale must not be zero."""
+SMALLEST_ABSMAX = 1e-30
+"""Stands in for the absmax of an all-zero row, whose scale must be neither zero nor denormal."""
 SLICE_VALUES = 1 << 24
 """Values the plain path handles at a time: 64 MiB of float32."""
 _log = logging.getLogger(__name__)
@@ -154,8 +154,13 @@ def disagreement(
     """Run the functions of `fast` once against plain arithmetic; what is wrong with them, or None.
 
     Quantization alone must give the same bits in our kernels. After an operation, whose sums add up in another order,
-    and in generated code, which divides less exactly, every number must lie within one step of the plain one.
+    and in generated code, which divides less exactly, every number must lie within a step of the plain one, or one and
+    a half where the operation's own result was rounded to 16 bits: a unit in the last place of it is up to a step.
+
+    Raises:
+        torch.OutOfMemoryError: that says nothing about the functions, and must not be remembered as if it did.
     """
+    most = 1.0 if dtype == torch.float32 else 1.5
     try:
         operation = fusion.example(formula, features, dtype, device)
         inputs = 2 * features if formula == "gated_silu" else features
@@ -175,8 +180,10 @@ def disagreement(
         exact = operation is None and fast.__name__ == "quant.kernels"
         for found, scaled in pairs:
             same = torch.equal(found.float(), to_kind(scaled.clone(), kind).float()) if exact else True
-            if not same or steps_apart(found, scaled) > 1:
+            if not same or not steps_apart(found, scaled) <= most:
                 return f"{kind} values differ from plain arithmetic"
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a compiler raises, the plain path still works
         return f"{type(error).__name__}: {error}"
     return None

@@ -18,6 +18,7 @@ from quant import activations
 from quant.activations import FP8, SMALLEST_ABSMAX, exact_ratio, slices, to_kind
 from quant.fusion import Before
 from quant.linear import QuantizedInput, QuantizedLinear, as_rows
+from quant.products import scale_into
 from quant.schemes import FP8_MAX, Fp8
 
 # --- arithmetic ----------------------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ def _plain_matmul(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: T
     result = torch.empty(values.shape[0], weight.shape[0], dtype=dtype, device=values.device)
     for rows in slices(result):
         product = (values[rows].to(wide) @ transposed).float()
-        result[rows] = product.mul_(scale if scale.numel() == 1 else scale[rows]).mul_(weight_scale.view(-1))
+        scale_into(result[rows], product, scale if scale.numel() == 1 else scale[rows], weight_scale)
     return result
 
 
@@ -73,7 +74,7 @@ def _tensor_core_matmul(
     values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype, fast_accumulate: bool
 ) -> Tensor:
     by_tensor = scale.numel() == 1 and weight_scale.numel() == 1
-    if by_tensor or not values.is_cuda or (dtype == torch.bfloat16 and _row_scales_work(values.device.index or 0)):
+    if by_tensor or not values.is_cuda or _has_row_scales(values, dtype, fast_accumulate):
         one_or_row = (scale.reshape(1), weight_scale.reshape(1)) if by_tensor else (scale, weight_scale.t())
         return torch._scaled_mm(
             values,
@@ -83,14 +84,14 @@ def _tensor_core_matmul(
             out_dtype=dtype,
             use_fast_accum=fast_accumulate and values.is_cuda,
         )
-    # No row scales in this kernel (old versions, or a float32 result): multiply unscaled, then scale.
+    # No row scales in this kernel (Windows, old versions, or a float32 result): multiply unscaled, then scale.
     one = torch.ones(1, dtype=torch.float32, device=values.device)
     result = torch.empty(values.shape[0], weight.shape[0], dtype=dtype, device=values.device)
     for rows in slices(result):
         product = torch._scaled_mm(
             values[rows], weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=fast_accumulate
         )
-        result[rows] = product.mul_(scale[rows]).mul_(weight_scale.view(-1))
+        scale_into(result[rows], product, scale[rows], weight_scale)
     return result
 
 
@@ -99,17 +100,26 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
+def _has_row_scales(values: Tensor, dtype: torch.dtype, fast_accumulate: bool) -> bool:
+    return dtype == torch.bfloat16 and _row_scales_work(values.device.index or 0, fast_accumulate)
+
+
 @lru_cache
-def _row_scales_work(index: int) -> bool:
+def _row_scales_work(index: int, fast_accumulate: bool) -> bool:
     """Try the row-scaled kernel once: which cards have it changed from version to version."""
     device = torch.device("cuda", index)
     values = torch.ones(32, 32, device=device).to(FP8)
     scale = torch.full((32, 1), 0.5, device=device)
     try:
-        result = torch._scaled_mm(values, values.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
+        result = torch._scaled_mm(
+            values, values.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16,
+            use_fast_accum=fast_accumulate,
+        )  # fmt: skip
+        return bool((result == 8).all())
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         return False
-    return bool((result == 8).all())
 
 
 # --- the layer -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from quant import activations
 from quant.activations import SMALLEST_ABSMAX, exact_ratio, slices, to_kind
 from quant.fusion import Before
 from quant.linear import QuantizedInput, QuantizedLinear, as_rows
+from quant.products import scale_into
 from quant.schemes import INT8_MAX, Int8
 
 EXACT_TERMS = 1024
 """Products of two int8 numbers whose sum float32 still holds exactly."""
-FEWEST_ROWS = 17
-"""cuBLAS's integer product refuses fewer rows."""
+FEWEST_ROWS = 32
+"""cuBLAS's integer product refuses 16 rows, and not every card takes a few more."""
 
 # --- arithmetic ----------------------------------------------------------------------------------------------------
 
@@ -35,7 +37,9 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def integer_matmul(values: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
     """values (rows, in) int8 @ weight (out, in)^T int8 -> (rows, out) int32, exact."""
-    if backend == "plain" or (values.is_cuda and (weight.shape[0] % 8 or weight.shape[1] % 8)):
+    # On CPUs torch's product of one column is wrong.
+    served = _integer_cores_take(weight) if values.is_cuda else weight.shape[1] > 1
+    if backend == "plain" or not served:
         return _plain_matmul(values, weight)
     rows = values.shape[0]
     if rows == 0:
@@ -43,6 +47,23 @@ def integer_matmul(values: Tensor, weight: Tensor, backend: str = "auto") -> Ten
     if values.is_cuda and rows < FEWEST_ROWS:
         values = torch.nn.functional.pad(values, (0, 0, 0, FEWEST_ROWS - rows))
     return torch._int_mm(values, weight.t())[:rows]
+
+
+def _integer_cores_take(weight: Tensor) -> bool:
+    """cuBLAS refuses odd sizes."""
+    return weight.shape[0] % 8 == 0 and weight.shape[1] % 8 == 0 and _integer_cores_work(weight.device.index or 0)
+
+
+@lru_cache
+def _integer_cores_work(index: int) -> bool:
+    """Try the integer product once: some builds of torch are without it."""
+    values = torch.ones(FEWEST_ROWS, FEWEST_ROWS, dtype=torch.int8, device=torch.device("cuda", index))
+    try:
+        return bool((torch._int_mm(values, values.t()) == FEWEST_ROWS).all())
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return False
 
 
 def _plain_matmul(values: Tensor, weight: Tensor) -> Tensor:
@@ -107,6 +128,6 @@ class Int8Linear(QuantizedLinear):
         assert scale is not None
         result = torch.empty(values.shape[0], self.out_features, dtype=dtype, device=values.device)
         for rows in slices(result):
-            product = integer_matmul(values[rows], self.weight_int8, self.backend).float()
-            result[rows] = product.mul_(scale[rows]).mul_(self.weight_scale.view(-1))
+            product = integer_matmul(values[rows], self.weight_int8, self.backend)
+            scale_into(result[rows], product, scale[rows], self.weight_scale)
         return result

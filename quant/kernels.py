@@ -1,7 +1,8 @@
 """Triton kernels that quantize activations in one read and one write, the operation that makes them included.
 
-One program per row, the whole row in registers: neither a norm nor the absmax needs a second pass over memory. `triton`
-is None where it is not installed.
+One program per row, the whole row in registers: neither a norm nor the absmax needs a second pass over memory. What is
+not a number stays so, as in plain arithmetic: a broken activation must not come out as an ordinary one. `triton` is
+None where it is not installed.
 """
 
 # No postponed annotations here: Triton reads `tl.constexpr` from them.
@@ -21,6 +22,8 @@ except (ImportError, OSError, RuntimeError):  # absent, or broken: then it can b
 
 WIDEST_ROW = 16384
 """Features per row that still fit in a program's registers."""
+SCALED_COLUMNS = 1024
+"""Columns of a product that one program scales."""
 
 if triton is not None:
 
@@ -49,6 +52,12 @@ if triton is not None:
         return numbers.to(x.dtype.element_ty).to(tl.float32)
 
     @triton.jit
+    def _clamp(numbers, limit):
+        """To [-limit, limit]; NaN stays."""
+        above = tl.maximum(numbers, -limit, propagate_nan=tl.PropagateNan.ALL)
+        return tl.minimum(above, limit, propagate_nan=tl.PropagateNan.ALL)
+
+    @triton.jit
     def _rows_kernel(
         x, weight, bias, values, scales, features, eps, limit, smallest,
         INTEGER: tl.constexpr, FORMULA: tl.constexpr, AFFINE: tl.constexpr, BLOCK: tl.constexpr,
@@ -56,11 +65,12 @@ if triton is not None:
         row = tl.program_id(0).to(tl.int64)
         column = tl.arange(0, BLOCK)
         numbers = _result_row(x, weight, bias, row, features, eps, FORMULA, AFFINE, BLOCK)
-        absmax = tl.maximum(tl.max(tl.abs(numbers), axis=0), smallest)
-        scale = tl.div_rn(absmax, limit)
+        # The bits of numbers without a sign are in their order, NaN above all: so the largest of them keeps it.
+        largest = tl.max(tl.abs(numbers).to(tl.int32, bitcast=True), axis=0).to(tl.float32, bitcast=True)
+        scale = tl.div_rn(tl.maximum(largest, smallest, propagate_nan=tl.PropagateNan.ALL), limit)
         tl.store(scales + row, scale)
         scaled = tl.div_rn(numbers, tl.broadcast_to(scale, (BLOCK,)))
-        scaled = tl.minimum(tl.maximum(scaled, -limit), limit)
+        scaled = _clamp(scaled, limit)
         if INTEGER:  # noqa: SIM108 - a branch the compiler drops
             # 1.5 * 2^23: adding and subtracting it rounds a small float32 half to even.
             result = ((scaled + 12582912.0) - 12582912.0).to(tl.int8)
@@ -81,10 +91,23 @@ if triton is not None:
             by = tl.load(divisor + column, mask=inside, other=1.0)
         else:
             by = tl.broadcast_to(tl.load(divisor), (BLOCK,))
-        scaled = tl.minimum(tl.maximum(tl.div_rn(numbers, by), -limit), limit)
+        scaled = _clamp(tl.div_rn(numbers, by), limit)
         if TWICE:
             scaled = scaled.to(tl.bfloat16).to(tl.float32)
         tl.store(values + row * features + column, scaled.to(tl.float8e4nv), mask=inside)
+
+    @triton.jit
+    def _scaling_kernel(
+        product, scale, weight_scale, result, features,
+        BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0).to(tl.int64)
+        column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        inside = column < features
+        numbers = tl.load(product + row * features + column, mask=inside, other=0).to(tl.float32)
+        numbers = numbers * tl.load(weight_scale + column * BY_COLUMN, mask=inside, other=0.0)
+        numbers = numbers * tl.load(scale + row * BY_ROW)
+        tl.store(result + row * features + column, numbers.to(result.dtype.element_ty), mask=inside)
 
 
 def quantize_rows(x: Tensor, kind: torch.dtype, operation: Operation | None = None) -> tuple[Tensor, Tensor]:
@@ -117,6 +140,18 @@ def quantize_static(x: Tensor, divisor: Tensor, twice: bool, operation: Operatio
                 VECTOR=divisor.numel() > 1, TWICE=twice, **settings,
             )  # fmt: skip
     return values
+
+
+def scale_product(product: Tensor, scale: Tensor, weight_scale: Tensor, result: Tensor) -> None:
+    """`products.scale_into` on CUDA; all tensors contiguous."""
+    rows, features = product.shape
+    if not product.numel():
+        return
+    with _on_device_of(product):
+        _scaling_kernel[(rows, triton.cdiv(features, SCALED_COLUMNS))](
+            product, scale, weight_scale, result, features,
+            BY_ROW=int(scale.numel() > 1), BY_COLUMN=int(weight_scale.numel() > 1), BLOCK=SCALED_COLUMNS, num_warps=4,
+        )  # fmt: skip
 
 
 def _settings(x: Tensor, features: int, operation: Operation | None) -> tuple[Tensor, Tensor, float, dict[str, object]]:

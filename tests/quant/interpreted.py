@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from quant import activations, fusion
+from quant import activations, fusion, products
 from quant.activations import FP8, disagreement
 from tests.quant.test_kernels import KINDS, SHAPES, check, hard_rows
 
@@ -74,3 +74,28 @@ def test_quantization_alone_gives_the_same_bits(
             divisor = 0.01 + torch.rand(features, generator=generator)
             plain = activations.static(x, divisor)
             assert torch.equal(interpreted.quantize_static(x, divisor, True).float(), plain.float())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_a_number_stays_so(kind: torch.dtype, interpreted: ModuleType, generator: torch.Generator) -> None:
+    x = hard_rows(4, 48, generator)
+    x[1, 7], x[2, 11] = float("nan"), float("inf")
+    values, scale = interpreted.quantize_rows(x, kind)
+    product = values.float() * scale
+    assert product[0].isfinite().all() and product[3].isfinite().all()
+    assert product[1].isnan().all() and not product[2].isfinite().all()
+    if kind == FP8:
+        values = interpreted.quantize_static(x, torch.ones(1), True).float()
+        assert values[1, 7].isnan() and values[2, 11] == 448 and values.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("result", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("product", [torch.int32, torch.float32])
+def test_products_are_scaled_to_the_bits_of_plain_arithmetic(
+    product: torch.dtype, result: torch.dtype, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cpu")
+    assert products.disagreement(device, product, result) is None
+    right = interpreted.scale_product
+    monkeypatch.setattr(interpreted, "scale_product", lambda p, s, w, out: right(p, s * 1.01, w, out))
+    assert "other bits" in products.disagreement(device, product, result)
