@@ -1,5 +1,97 @@
-"""From a request to a growing video: `generate` is the one way through, told in `run`."""
+"""From a request to a growing video: `generate` is the one way through, told as a stream of events.
 
-from magi_lite.pipeline.run import generate
+Every finished second and the sampler's state at every stage boundary are on disk before the run goes on, so a run that
+dies at any moment continues to the same bits.
+"""
 
-__all__ = ["generate"]
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from magi_lite import devices, planner
+from magi_lite.config import GenerationRequest
+from magi_lite.control import RunControl
+from magi_lite.errors import OutOfMemory, OutputError
+from magi_lite.events import Event, Notice, Opened, StageStarted
+from magi_lite.files import check_writable
+from magi_lite.pipeline.opening import open_project
+from magi_lite.pipeline.run import Run
+
+__all__ = ["DEFAULT_PROJECTS", "generate"]
+
+DEFAULT_PROJECTS = Path("outputs")
+
+
+def generate(
+    request: GenerationRequest | None,
+    *,
+    control: RunControl | None = None,
+    projects_folder: Path | None = None,
+    resume: Path | None = None,
+    from_chunk: int | None = None,
+    record: Path | None = None,
+) -> Iterator[Event]:
+    """Make a video.
+
+    Args:
+        request: what to make. With `resume` it may be None (go on as asked for then), or a changed one: more seconds,
+            other words for seconds that have not begun, or another `out`.
+        control: to stop, pause and re-direct from another thread.
+        projects_folder: where a new run's folder is made.
+        resume: the folder of an earlier run, to go on with.
+        from_chunk: with `resume`: keep the seconds before this one and make the rest again, in a new project.
+        record: a file for what the linears see, to calibrate static FP8 with (`python -m quant --calibration`).
+
+    Yields:
+        `events.Event`s; the last one is `Finished` or `Stopped`.
+
+    Raises:
+        MagiLiteError: the request, the weights, the memory or the disk do not allow it. Finished seconds are kept.
+    """
+    control = control or RunControl()
+    yield StageStarted("check", "")
+    if record is not None:
+        check_writable(record)
+    with open_project(request, projects_folder or DEFAULT_PROJECTS, resume, from_chunk) as project:
+        yield Opened(project.folder, project.video)
+        if resume is not None and project.history[-1]["what"] == "moved" and project.chunks:
+            yield Notice("It goes on in other numbers or another place than it began; a seam may show.", "info")
+        try:
+            project.set_status("running")
+            yield from _with_smaller_plans(Run(project, control, record))
+        except Exception as error:
+            with contextlib.suppress(OutputError):  # on a full disk, that it is full is what has to be said
+                project.log(f"failed: {type(error).__name__}: {error}")
+                if project.status == "running":  # a finished video stays one, whatever came after it
+                    project.set_status("failed", str(error))
+            raise
+
+
+def _with_smaller_plans(run: Run) -> Iterator[Event]:
+    """Run; where memory runs out, free it and try the next smaller plan once, from the last stage boundary."""
+    plan = run.make_plan()
+    try:
+        yield from run.follow(plan)
+        return
+    except Exception as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        reason = str(error)
+    run.project.log(f"memory ran out: {reason}")
+    devices.free_memory()
+    smaller = planner.next_smaller(plan, run.stage)
+    how = "once more, with memory freed" if smaller is None else "with a smaller plan"
+    yield Notice(f"Memory ran out; going on {how}. Finished seconds are kept.", "warning")
+    try:
+        yield from run.follow(smaller or plan)
+        return
+    except Exception as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        reason = str(error)
+    # Raised out here and not from `error`, whose frames would keep what the run held for as long as ours is kept.
+    run.project.log(f"memory ran out again: {reason}")
+    devices.free_memory()
+    raise OutOfMemory("Memory ran out twice; close other programs, or choose a smaller size or window, then resume.")
