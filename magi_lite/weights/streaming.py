@@ -14,6 +14,7 @@ Without a card the very same code runs with plain copies in order, which is how 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,12 +26,13 @@ from torch import Tensor, nn
 from magi_lite import devices
 from magi_lite.planner.pinned import Blocks, aligned
 
+_log = logging.getLogger(__name__)
 BUFFERS = 2
 """Device buffers of a stack of layers: one computes while the other is filled."""
 
 
 class PinnedMemory:
-    """Host buffers, pinned up to a cap; beyond it, and without a card, ordinary memory (copied more slowly).
+    """Host buffers, pinned up to a cap, or what the system allows; else ordinary memory (copied more slowly).
 
     Torch rounds every pinned allocation up to a power of two, which for a stack of equal layers can double what is
     pinned. So blocks of powers of two are pinned here, as large as what is still `expect`ed, and buffers cut from them
@@ -58,11 +60,20 @@ class PinnedMemory:
         """A host buffer of `size` bytes (uint8)."""
         within = self.cap_bytes is None or self.pinned_bytes + size <= self.cap_bytes
         with torch.inference_mode(False):
-            if not (self.pin and within):
-                return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=False)
-            buffer = self._cut(size)
-        self._taken[id(buffer)] = size
-        return buffer
+            if self.pin and within:
+                try:
+                    buffer = self._cut(size)
+                except Exception as error:
+                    if not devices.is_out_of_memory(error):
+                        raise
+                    # Systems have limits of their own (Windows: about half of the RAM). Slower copies are no reason to
+                    # stop, and what is left of the RAM is not to be pinned by trying again.
+                    self.cap_bytes = self.pinned_bytes
+                    _log.warning("No more than %.1f GB could be pinned (%s).", self.pinned_bytes / 1e9, error)
+                else:
+                    self._taken[id(buffer)] = size
+                    return buffer
+            return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=False)
 
     def _cut(self, size: int) -> Tensor:
         """The next `size` bytes of the block at hand, or of a new one."""
