@@ -52,10 +52,28 @@ def masked_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tens
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if q.shape[1] == k.shape[1]:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        return fused(q, k, v, mask).transpose(1, 2)
     if reads_groups(q, mask):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+        return fused(q, k, v, mask, enable_gqa=True).transpose(1, 2)
     return by_group(q, k, v, mask).transpose(1, 2)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: bool) -> Tensor:
+    """torch's attention, tensors (N, heads, S, head_dim), without cuDNN from the moment that cuDNN refuses a shape.
+
+    On H100 and its kin torch prefers cuDNN, which is fast there, and raises where cuDNN has no plan for the sizes at
+    hand instead of going on to its own kernels.
+    """
+    try:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+    except RuntimeError as error:
+        text = str(error).lower()
+        of_cudnn = "cudnn" in text or "mha_graph" in text
+        if not of_cudnn or devices.is_out_of_memory(error) or not torch.backends.cuda.cudnn_sdp_enabled():
+            raise
+        _log.warning("cuDNN's attention is not used any more: %s", error)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
 
 
 def reads_groups(query: Tensor, mask: Tensor | None = None) -> bool:
@@ -84,7 +102,7 @@ def by_group(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Ten
         one, expanded = slice(group, group + 1), (-1, share, -1, -1)
         keys, values = (x[:, one].to(kind).expand(expanded) for x in (k, v))
         queries = q[:, group * share : (group + 1) * share].to(kind)
-        parts.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).to(q.dtype))
+        parts.append(fused(queries, keys, values, mask).to(q.dtype))
     return torch.cat(parts, dim=1)
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from magi_lite.dit.attention import fused
+
 NORM_EPSILON = 1e-5
 HEAD_NORM_EPSILON = 1e-5
 """Added to the standard deviation itself, not to the variance."""
@@ -54,7 +56,7 @@ class Attention(nn.Module):
         if self.normalize:
             qkv = normalize_heads(qkv)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, S, head_dim)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(fused(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

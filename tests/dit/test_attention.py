@@ -110,6 +110,39 @@ def test_only_flash_reads_groups_on_a_card(
     assert reads_groups(OnCard(), torch.ones(1) if masked else None) is reads  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("message", ["cuDNN Frontend error: No execution plans", "Expected mha_graph.execute(...)"])
+def test_where_cudnn_refuses_the_other_kernels_serve(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on, calls = [True], []
+    plain_one = torch.nn.functional.scaled_dot_product_attention
+
+    def attention(*args: Tensor, **options: object) -> Tensor:
+        calls.append(on[0])
+        if on[0]:
+            raise RuntimeError(message)
+        return plain_one(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: on[0])
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda enabled: on.__setitem__(0, enabled))
+    query, key, value = random_qkv(6, 2, seed=3)
+    for _ in range(2):
+        assert (SDPA(query, key, value) - plain(query, key, value)).abs().max() < 2e-6
+    assert calls == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shape mismatch"), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")]
+)
+def test_other_errors_of_attention_are_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attention(*_: Tensor, **__: object) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda _: 1 // 0)
+    with pytest.raises(RuntimeError, match=str(error)):
+        SDPA(*random_qkv(4, 4))
+
+
 def test_a_kernel_that_does_not_load_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("magi_lite.dit.attention.available", lambda device, dtype: ("flash", "sdpa"))
 
