@@ -4,8 +4,8 @@ Needs torch, triton, transformers, safetensors, numpy, einops, psutil and this r
 network and no weights: the full-size 4.5B is built with random ones. Checks every fast path against the plain one
 (`gpu_checks.py`), times passes of the transformer at 720x720 in every scheme side by side, then at other sizes, each
 against the card's roofline and the plan's memory; measures how copies overlap computation, decodes, and generates three
-seconds. Ends within 9 minutes: what no longer fits is listed as skipped. The file is written after every section, so
-that whatever happens later, what was measured is there.
+seconds. Ends within 9 minutes: what no longer fits is listed as skipped, and what hangs is
+cut off. The file is written after every section, so that whatever happens later, what was measured is there.
 
 `--dry` runs every section with tiny models on the CPU, to keep this file honest where there is no card.
 """
@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -28,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import gpu_checks
 from benchmarks.gpu_models import RANGES, key_chunks, stage_inputs
-from benchmarks.gpu_setup import TIME_LIMIT, Setup, setup
+from benchmarks.gpu_setup import LAST_SECOND, TIME_LIMIT, Setup, setup
 from magi_lite import devices
 from magi_lite.config import SamplerSettings
 from magi_lite.dit.attention import available, choose
@@ -279,6 +281,13 @@ def run(dry: bool = False, written: Callable[[dict[str, Any]], None] = lambda re
     return results
 
 
+def _give_up(out: Path | None) -> None:
+    """End the process where a section hangs or takes far longer than the plan says: a card's work cannot be stopped."""
+    where = f"; {out} holds the sections before" if out else ""
+    print(f"A section did not end within {LAST_SECOND:.0f} s{where}.", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; 1 where a section failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -297,7 +306,13 @@ def main(argv: list[str] | None = None) -> int:
         done = list(results["section_seconds"].items())[-1]
         print(f"{done[0]}: {done[1]:.1f} s", file=sys.stderr, flush=True)
 
-    results = run(args.dry, write)
+    watch = threading.Timer(LAST_SECOND, _give_up, [args.out])
+    watch.daemon = True
+    watch.start()
+    try:
+        results = run(args.dry, write)
+    finally:
+        watch.cancel()
     write(results)
     if not args.out:
         print(json.dumps(results, indent=1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,18 @@ def test_a_section_that_fails_loses_no_other(tmp_path: Path, monkeypatch: pytest
 def test_times_tell_their_spread() -> None:
     time = timed(lambda: sum(range(1000)), budget=0.02)
     assert 0 < time["fastest"] <= time["seconds"] <= time["slowest"] and 1 <= time["runs"] <= 10
+
+
+def test_what_hangs_is_cut_off_and_what_was_measured_stays(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    program = (
+        "import sys, time\n"
+        "from benchmarks import gpu\n"
+        "gpu.LAST_SECOND = 2.0\n"
+        "gpu.SECTIONS = {'first': lambda _: 'well', 'second': lambda _: time.sleep(60)}\n"
+        f"sys.exit(gpu.main(['--dry', '--out', {str(out)!r}]))\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1 and "did not end within 2 s" in done.stderr
+    assert json.loads(out.read_text())["first"] == "well"
