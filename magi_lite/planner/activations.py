@@ -15,10 +15,11 @@ from magi_lite.planner.shapes import T5Shape
 FLOAT32 = 4
 ROTARY_TABLES = 4
 """Tables that the transformer keeps (`dit.rope.CACHED_TABLES`)."""
-QUANT_SLICE_BYTES = (1 << 24) * FLOAT32
+QUANT_SLICE_BYTES = (1 << 22) * FLOAT32
 """Most float32 temporaries of quantizing activations at a time (`quant.activations.SLICE_VALUES`).
 
-Of the plain path: where kernels do it (`quant.kernels`), norms and activations included, less is taken than planned.
+Of the plain path. Where kernels do it there are none; which of them will serve on a card that is planned for somewhere
+else nobody knows, and the slices are so small that it does not matter.
 """
 RANGES = (5, 4, 3, 2)
 TILE_LATENTS, TILE_PIXELS, TILE_FRAMES, TILE_STEP = 32, 256, 12, 192

@@ -127,22 +127,22 @@ class Passes:
         return velocity
 
     def _add_unconditional(self, velocity: Tensor, window: Window, weights: list[GuidanceWeights]) -> None:
-        """The pass without caption and past: every chunk by itself, as a batch of those that have a weight for it."""
-        chunks = [i for i, w in enumerate(weights) if w.uncond]
-        if not chunks:
-            return
-        split = window.latents.split(self._width, dim=2)
-        alone = self.dit(
-            torch.cat([split[i] for i in chunks]),
-            torch.cat([window.times[:, i : i + 1] for i in chunks]),
-            self._no_words(len(chunks)),
-            first_chunk=0,
-            kv_ranges=((0, 1),),
-            step_size=self._schedule.step_size(window.step),
-        )
+        """The pass without caption and past: every chunk that has a weight for it by itself.
+
+        One after the other: in a batch, all of them would be in memory at once, whatever the slices.
+        """
         parts = velocity.split(self._width, dim=2)
-        for row, i in enumerate(chunks):
-            parts[i].add_(alone[row : row + 1], alpha=weights[i].uncond)
+        for i, latents in enumerate(window.latents.split(self._width, dim=2)):
+            if weights[i].uncond:
+                alone = self.dit(
+                    latents,
+                    window.times[:, i : i + 1],
+                    self._null_context(dropped=True),
+                    first_chunk=0,
+                    kv_ranges=((0, 1),),
+                    step_size=self._schedule.step_size(window.step),
+                )
+                parts[i].add_(alone, alpha=weights[i].uncond)
 
     def _add(self, velocity: Tensor, part: Tensor, weights: list[float]) -> None:
         chunks = velocity.split(self._width, dim=2)

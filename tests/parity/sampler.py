@@ -285,9 +285,9 @@ def expected_passes(case: Case, null_length: int) -> Iterator[tuple[str, dict[st
         if weights:
             yield from (("clean", chunk | {"words": no_words[0]}) for chunk in front)
             yield "window", {"chunks": window, "words": no_words[extra:]}
-            if any(w.uncond for w in weights):
-                each = [c["time"] for c, w in zip(window, weights, strict=True) if w.uncond]
-                yield "alone", {"times": each, "words": [no_words[-1]] * len(each), "size": size}
+            for chunk, weight in zip(window, weights, strict=True):  # published as a batch
+                if weight.uncond:
+                    yield "alone", {"times": [chunk["time"]], "words": [no_words[-1]], "size": size}
         elif entry["distill_nearly_clean_chunk"]:
             oldest = window[0]
             yield "copy", oldest | {"range": (oldest["first"], oldest["first"] + 1), "words": words[extra]}
@@ -295,7 +295,7 @@ def expected_passes(case: Case, null_length: int) -> Iterator[tuple[str, dict[st
 
 def same_pass(kind: str, seen: Pass, wanted: dict[str, Any]) -> bool:
     """Whether one forward of ours is the pass that was wanted."""
-    if kind == "alone":  # every chunk by itself, as a batch, at the beginning of time
+    if kind == "alone":  # a chunk by itself, at the beginning of time
         return (seen.times, seen.ranges, seen.stored, seen.step_size, list(seen.caption_lengths)) == (
             tuple(wanted["times"]), ((0, 1),), False, wanted["size"], wanted["words"],
         )  # fmt: skip

@@ -71,6 +71,7 @@ class LiveBytes(TorchDispatchMode):
             out = func(*args, **kwargs)
             leaves = out if isinstance(out, tuple | list) else (out,)
             plain = all(isinstance(x, torch.Tensor) and x.device.type == "meta" for x in leaves)
+            plain = plain and not _storages(leaves) & _storages(args)  # `_unsafe_view` does, and does not say so
             shapes = [(x.shape, x.stride(), x.dtype) for x in leaves] if plain else None
             self._made[key] = None if shapes is None else (isinstance(out, tuple | list), shapes)
             return out
@@ -115,6 +116,10 @@ def _makes_anew(func: Any) -> bool:
     """Operations whose results share memory with nothing."""
     aliases = [item.alias_info for item in (*func._schema.arguments, *func._schema.returns)]
     return all(alias is None for alias in aliases) and bool(func._schema.arguments)
+
+
+def _storages(values: Any) -> set[int]:
+    return {x.untyped_storage()._cdata for x in values if isinstance(x, torch.Tensor)}
 
 
 def _outline(value: Any) -> Any:

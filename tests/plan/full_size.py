@@ -1,7 +1,7 @@
 """The full-size pipeline on fake tensors: what a plan's execution really takes, stage by stage.
 
-Everything is the program's own: the transformer with its quantized layers, streamed or resident; the KV ring; the
-autoencoder's tiles; transformers' T5. Only the numbers are absent.
+Everything is the program's own: the sampler with its passes, the transformer with its quantized layers, streamed or
+resident; the KV ring; the autoencoder's tiles; transformers' T5. Only the numbers are absent.
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from magi_lite import planner
-from magi_lite.config import CHUNK_LATENT_FRAMES, SamplerSettings
+from magi_lite.config import CHUNK_LATENT_FRAMES, MODELS
 from magi_lite.dit.model import DiT
+from magi_lite.pipeline.engine import Engine
 from magi_lite.planner import memory
-from magi_lite.planner.speed import tokens_per_chunk
-from magi_lite.sampling.kv_store import KVRing
-from magi_lite.sampling.schedule import Schedule
+from magi_lite.sampling.results import Caption, CleanChunk
+from magi_lite.sampling.sampler import Sampler
+from magi_lite.sampling.state import Progress
 from magi_lite.vae.model import ViTVAE
 from magi_lite.vae.tiling import decode_tiled, encode_tiled, to_uint8
+from magi_lite.weights.layout import family_settings
 from magi_lite.weights.loader import quantizable
 from magi_lite.weights.residency import Residency
 from quant.convert import convert_, quantized_linear
@@ -56,52 +59,63 @@ def build_dit(plan: planner.Plan, device: torch.device) -> DiT:
 
 
 def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[str, int], LiveBytes]:
-    """Peak card bytes of both stages: window passes that read a full store, and the decoding of a chunk beside it."""
-    request, execution, window = plan.request, plan.execution, plan.window
-    height, width = request.height // 8, request.width // 8
-    dtype, channels = compute_dtype(plan), plan.model.dit.latent_channels
-    settings = SamplerSettings(steps=request.steps, window=window)
-    schedule = Schedule(settings, 0, request.seconds)
+    """Peak card bytes of both stages: the sampler's own next second, its store full, and that second's decoding."""
+    execution = plan.execution
     warm_up(execution.scheme)
     peaks = {}
     with card(explain) as counter, Residency(execution, pin=False, device=CARD) as home:
         host = torch.device("cpu")
         dit = home.place_dit(build_dit(plan, host if execution.layers == "streamed" else CARD))
-        with default_dtype(dtype), (CARD if execution.vae in ("resident", "decoder") else host):
+        with default_dtype(compute_dtype(plan)), (CARD if execution.vae in ("resident", "decoder") else host):
             vae = ViTVAE(plan.model.vae).eval()
         if execution.vae != "cpu":  # it is there already
             home.place_vae(vae)
         gc.collect()  # linears that were swapped for quantized ones; the loader never makes them
-        words = torch.empty(1, memory.caption_tokens(request, plan.model), plan.model.dit.caption_channels, device=CARD)
-        contexts = [dit.encode_captions(words) for _ in range(window)]
-        null = dit.encode_captions(words[:, :50])
-        captions = type(null).cat(contexts)
-        slots = schedule.slots(window)
-        store = KVRing(slots, dtype=execution.kv_dtype, place=execution.kv_place, device=CARD)
-        first = min(slots, (request.seconds or 99) - 1)
-        chunk = torch.empty(1, channels, CHUNK_LATENT_FRAMES, height, width, device=CARD)
-        fill_store(store, dit, first, tokens_per_chunk(plan.model.dit, request.width, request.height), dtype)
-        clean = [chunk.clone() for _ in range(first)]
-        latents = torch.cat([chunk] * window, dim=2)
-        at_boundary = latents.clone()
+        sampler = steady_sampler(plan, Engine(None, execution, dit, home))
         counter.reset_peak()
-        for step in range(min(2, 4 // window)):  # the longest ranges, and the next ones, which may wrap in the ring
-            quarters = [place * 4 // window + step for place in range(window - 1, -1, -1)]
-            ends = range(first + 1, first + 1 + window)
-            ranges = [(max(0, end - (5, 4, 3, 2)[quarter]), end) for end, quarter in zip(ends, quarters, strict=True)]
-            velocity = dit(
-                latents, torch.empty(1, window, device=CARD), captions, first_chunk=first, kv_ranges=ranges,
-                store=store, step_size=4.0,
-            )  # fmt: skip
+        steps = sampler.run()
+        result = None
+        while not isinstance(result, CleanChunk):  # like the pipeline, which holds the last step until the next is made
+            result = next(steps)
         peaks["denoise"] = counter.peak["card"]
         peaks["host"] = counter.live["host"]
         counter.reset_peak()
         if execution.vae != "cpu":
             with home.vae_at_work("decoder") as working:
-                to_uint8(decode_tiled(working, chunk, tile_batch=execution.vae_tile_batch))
+                to_uint8(decode_tiled(working, result.latents, tile_batch=execution.vae_tile_batch))
         peaks["decode"] = counter.peak["card"]
-        del clean, at_boundary, velocity
+        steps.close()
     return peaks, counter
+
+
+def steady_sampler(plan: planner.Plan, networks: Engine) -> Sampler:
+    """A sampler in the middle of a run: its window full, every chunk within reach made, one of them not yet stored."""
+    request, window, config = plan.request, plan.window, plan.model.dit
+    height, width = request.height // 8, request.width // 8
+    settings = family_settings(MODELS[plan.model.name])
+    settings = replace(settings, steps=8 if window > 1 else 4, window=window)  # every range is used at least once
+
+    def chunk(count: int = 1) -> torch.Tensor:
+        frames = count * CHUNK_LATENT_FRAMES
+        return torch.empty(1, config.latent_channels, frames, height, width, device=CARD)
+
+    def caption(*_: object) -> Caption:
+        return Caption(torch.empty(memory.caption_tokens(request, plan.model), config.caption_channels))
+
+    sampler = Sampler(
+        networks.dit, settings, latent_size=(height, width), chunks=99, caption=caption,
+        null_caption=networks.null_caption(), noise=lambda _: chunk(), device=CARD, dtype=networks.dit.dtype,
+        store_factory=networks.store,
+    )  # fmt: skip
+    reach = sampler.schedule.reach
+    first = reach + 1  # so that ranges wrap in the ring
+    progress = Progress(
+        window=chunk(window - 1), next_stage=first + window - 1,
+        captions={number: caption() for number in range(first, first + window - 1)},
+        clean={number: chunk() for number in range(first - reach, first)},
+    )  # fmt: skip
+    sampler._set(progress)
+    return sampler
 
 
 def encode(plan: planner.Plan, explain: bool = False) -> tuple[int, LiveBytes]:
@@ -131,15 +145,6 @@ def warm_up(scheme: str) -> None:
         quantized_linear(nn.Linear(64, 64, bias=False, dtype=torch.bfloat16), SCHEMES[scheme])(
             torch.zeros(2, 64, dtype=torch.bfloat16)
         )
-
-
-def fill_store(store: KVRing, dit: DiT, chunks: int, tokens: int, dtype: torch.dtype) -> None:
-    """What clean passes leave in the store."""
-    config = dit.config
-    for number in range(chunks):
-        for layer in range(config.num_layers):
-            key = torch.empty(1, tokens, config.num_query_groups, config.head_dim, dtype=dtype, device=CARD)
-            store.write(layer, number, key, key)
 
 
 def text(plan: planner.Plan, explain: bool = False) -> tuple[int, LiveBytes]:

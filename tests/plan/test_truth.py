@@ -36,6 +36,9 @@ COMBINATIONS: list[tuple[str, tuple[int, int], int, dict[str, object]]] = [
     ("4.5B-distill-fp8", (384, 384), 2, {"scheme": "published", "vae": "decoder"}),
     ("4.5B-distill", (256, 256), 4, {"scheme": "nf4", "kv_dtype": "fp8", "vae_tile_batch": 2}),
     ("4.5B-distill", (960, 544), 2, {"kv_place": "pinned", "kv_dtype": "fp8"}),
+    ("4.5B-distill", (256, 256), 1, {"layers": "streamed", "vae": "cpu", "mlp_slice": 2048}),
+    ("4.5B-base", (480, 480), 4, {"layers": "streamed"}),
+    ("24B-distill", (256, 256), 2, {"layers": "streamed", "vae": "swapped"}),
 ]
 
 
