@@ -23,12 +23,18 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--include", default="", help="regular expression: layers to quantize (default: all)")
     made.add_argument("--exclude", default=KEEP, help="regular expression: layers to leave (default: %(default)s)")
     made.add_argument("--all-blocks", action="store_true", help="quantize the first and the last block too")
-    made.add_argument("--shard-mb", type=int, default=2048, help="source megabytes per shard: about the peak RAM")
+    made.add_argument("--shard-mb", type=_megabytes, default=2048, help="source MiB per shard: about the peak RAM")
     return made
 
 
+def _megabytes(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of megabytes")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run; 0 done, 1 refused with one sentence on stderr."""
+    """Run; 0 done, 1 refused with one sentence on stderr, 130 interrupted."""
     options = parser().parse_args(arguments)
     from quant.calibrate import read_recording
     from quant.folder import convert_folder
@@ -41,9 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
             options.source, options.target, scheme, selection,
             recording=recording, shard_bytes=options.shard_mb << 20, say=lambda line: print(line, flush=True),
         )  # fmt: skip
-    except (QuantError, OSError) as error:
+    except QuantError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on with the shard it was at.", file=sys.stderr)
+        return 130
     print(f"{len(manifest.layers)} layers in {scheme.name}, largest error {manifest.worst_error:.3f}: {options.target}")
     return 0
 

@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from quant import fusion
-from quant.fusion import Before, Formula, Operation
+from quant.fusion import FLOATS, Before, Formula, Operation
 from quant.schemes import FP8_MAX, INT8_MAX
 
 FP8 = torch.float8_e4m3fn
 SMALLEST_ABSMAX = 1e-30
 """Stands in for the absmax of an all-zero row, whose scale must be neither zero nor denormal."""
-SLICE_VALUES = 1 << 24
-"""Values the plain path handles at a time: 64 MiB of float32."""
+SLICE_VALUES = 1 << 22
+"""Values the plain path handles at a time: 16 MiB of float32."""
+WEIGHT_VALUES = 1 << 21
+"""Values of a weight that are handled at a time: 8 MiB of float32."""
 _log = logging.getLogger(__name__)
 
 
@@ -47,14 +49,13 @@ def per_token(x: Tensor, kind: torch.dtype, operation: Operation | None = None) 
     fast = fast_kernels(x, kind, operation)
     if fast is not None:
         return fast.quantize_rows(x, kind, operation)
-    x = x if operation is None else operation(x)
+    x = _single(x if operation is None else operation(x))
     values = torch.empty_like(x, dtype=kind)
     scale = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
     for rows in slices(x):
-        part = x[rows].float()
-        absmax = part.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_ABSMAX)
-        scale[rows] = exact_ratio(absmax, largest(kind))
-        values[rows] = to_kind(part / scale[rows], kind)
+        absmax = torch.linalg.vector_norm(x[rows], torch.inf, dim=1, keepdim=True).float()
+        scale[rows] = exact_ratio(absmax.clamp_min_(SMALLEST_ABSMAX), largest(kind))
+        _cast_ratio(x[rows], scale[rows], values[rows])
     return values, scale
 
 
@@ -63,6 +64,7 @@ def per_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Nothing before it can be fused: the scale is known when the last number is.
     """
+    x = _single(x)
     low, high = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
     absmax = torch.maximum(low.abs(), high.abs()).float().clamp_min(SMALLEST_ABSMAX)
     scale = exact_ratio(absmax, FP8_MAX).reshape(1)
@@ -71,7 +73,7 @@ def per_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
         return fast.quantize_static(x, scale, twice=False), scale
     values = torch.empty_like(x, dtype=FP8)
     for rows in slices(x):
-        values[rows] = to_kind(x[rows].float() / scale, FP8)
+        _cast_ratio(x[rows], scale, values[rows])
     return values, scale
 
 
@@ -83,11 +85,22 @@ def static(x: Tensor, divisor: Tensor, operation: Operation | None = None) -> Te
     fast = fast_kernels(x, FP8, operation)
     if fast is not None:
         return fast.quantize_static(x, divisor, True, operation)
-    x = x if operation is None else operation(x)
+    x = _single(x if operation is None else operation(x))
     values = torch.empty_like(x, dtype=FP8)
     for rows in slices(x):
-        values[rows] = (x[rows].float() / divisor).clamp_(-FP8_MAX, FP8_MAX).to(torch.bfloat16).to(FP8)
+        values[rows] = (x[rows] / divisor).clamp_(-FP8_MAX, FP8_MAX).to(torch.bfloat16)
     return values
+
+
+def _single(x: Tensor) -> Tensor:
+    """Numbers that a float32 divisor makes float32 as it divides: those of 16 bits need no copy of that type first."""
+    return x if x.dtype in FLOATS else x.float()
+
+
+def _cast_ratio(x: Tensor, scale: Tensor, values: Tensor) -> None:
+    """values = x / scale, rounded; nothing is clamped, for the scale puts the largest on the largest."""
+    ratio = x / scale
+    values.copy_(ratio.round_() if values.dtype == torch.int8 else ratio)
 
 
 def largest(kind: torch.dtype) -> float:
@@ -106,10 +119,36 @@ def to_kind(scaled: Tensor, kind: torch.dtype) -> Tensor:
     return scaled.round_().to(kind) if kind == torch.int8 else scaled.to(kind)
 
 
-def slices(x: Tensor) -> Iterator[slice]:
-    """Row ranges of at most `SLICE_VALUES` values."""
-    step = max(1, SLICE_VALUES // max(1, x.shape[1]))
+def slices(x: Tensor, values: int | None = None) -> Iterator[slice]:
+    """Row ranges of at most so many values (`SLICE_VALUES` if None), one row at least."""
+    step = max(1, (values or SLICE_VALUES) // max(1, x.shape[1]))
     return (slice(start, start + step) for start in range(0, x.shape[0], step))
+
+
+def weight_by_row(weight: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Quantize a weight (out, in) of any float type with a scale per output channel: values, float32 scale (out, 1).
+
+    Plain arithmetic on every device, so that files and models hold the same bits; in small slices, so that a large
+    weight is never there in float32.
+    """
+    values = torch.empty(weight.shape, dtype=kind, device=weight.device)
+    scale = torch.empty(weight.shape[0], 1, dtype=torch.float32, device=weight.device)
+    for rows in slices(weight, WEIGHT_VALUES):
+        numbers = weight.detach()[rows].float()
+        absmax = numbers.abs().amax(dim=1, keepdim=True)
+        scale[rows] = exact_ratio(absmax.clamp_min(SMALLEST_ABSMAX), largest(kind))
+        values[rows] = to_kind(numbers / scale[rows], kind)
+    return values, scale
+
+
+def weight_by_tensor(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Likewise to e4m3 with one scale (1,)."""
+    values = torch.empty(weight.shape, dtype=FP8, device=weight.device)
+    absmax = weight.detach().abs().max().float() if weight.numel() else weight.new_zeros(()).float()
+    scale = exact_ratio(absmax.clamp_min(SMALLEST_ABSMAX), FP8_MAX).reshape(1)
+    for rows in slices(weight, WEIGHT_VALUES):
+        values[rows] = to_kind(weight.detach()[rows].float() / scale, FP8)
+    return values, scale
 
 
 # --- which kernels ---------------------------------------------------------------------------------------------------

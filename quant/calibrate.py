@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quant.activations import static
-from quant.convert import Report, Swap
+from quant.convert import Report, is_plain, put_, swap_of
 from quant.errors import QuantError
 from quant.fp8 import quantize_weight
 from quant.manifest import save_tensors
@@ -50,7 +51,11 @@ class Recording:
         tensors |= {f"rows.{name}": value for name, value in self.rows.items()}
         unfinished = path.with_name(path.name + ".unfinished")
         save_tensors(tensors, unfinished, {"kind": "activations"})
-        unfinished.replace(path)
+        try:
+            unfinished.replace(path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise QuantError(f"{path} cannot be written ({error.strerror}); choose another file.") from error
 
     def digest(self) -> str:
         """SHA-256 of all numbers."""
@@ -79,6 +84,11 @@ def read_recording(path: Path) -> Recording:
     return Recording(absmax, rows)
 
 
+def plain_linears(module: nn.Module) -> dict[str, nn.Linear]:
+    """The linears that can be quantized (`quant.convert.is_plain`), each under the first of its names."""
+    return {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and is_plain(m)}
+
+
 class Recorder:
     """Watches the linears of a module whose names satisfy `where` while entered; runs go on unchanged.
 
@@ -86,7 +96,7 @@ class Recorder:
     """
 
     def __init__(self, module: nn.Module, where: Callable[[str], bool], rows: int = 64, seed: int = 0) -> None:
-        found = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and where(n)}
+        found = {n: m for n, m in plain_linears(module).items() if where(n)}
         if not found:
             raise QuantError("No linear satisfies the predicate; check the names it expects.")
         self._linears, self._count = found, rows
@@ -98,7 +108,7 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         for name, linear in self._linears.items():
-            hook = linear.register_forward_pre_hook(lambda _module, inputs, name=name: self._see(name, inputs[0]))
+            hook = linear.register_forward_pre_hook(partial(self._before, name), with_kwargs=True)
             self._handles.append(hook)
         return self
 
@@ -108,6 +118,9 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def _before(self, name: str, _linear: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        self._see(name, inputs[0] if inputs else named["input"])
 
     def _see(self, name: str, x: Tensor) -> None:
         """Every row draws a lot; the highest lots ever drawn stay: a uniform sample however many calls there are."""
@@ -157,11 +170,13 @@ def published_tensors(
     """The published form of a weight (out, in) for the recorded activations of layer `name`.
 
     Raises:
-        QuantError: the layer was not recorded, or with another width.
+        QuantError: the layer was not recorded, or with another width, or not with finite numbers.
     """
     absmax, rows = recording.absmax.get(name), recording.rows.get(name)
     if absmax is None or rows is None or absmax.numel() != weight.shape[1]:
         raise QuantError(f"The calibration lacks {name} with {weight.shape[1]} channels; record this model's run.")
+    if not bool(torch.isfinite(absmax).all() and torch.isfinite(rows).all()):
+        raise QuantError(f"The calibration of {name} holds NaN or infinity; record a run that stays finite.")
     weight = weight.detach().float().cpu()
     absmax, rows = absmax.float().clamp_min(SMALLEST), rows.float()
     wanted = rows @ weight.t()
@@ -169,14 +184,16 @@ def published_tensors(
         scale = (absmax.max() / FP8_MAX).reshape(1)
         tensors = _static_form(weight) | {"input_scale": scale.expand(len(absmax)).contiguous()}
         return Fitted(tensors, None, _error(rows, scale, scale, tensors, wanted))
-    candidates = []
+    best: Fitted | None = None
     for alpha in alphas:
         smooth = absmax.pow(alpha) / weight.abs().amax(dim=0).clamp_min(SMALLEST).pow(1 - alpha)
         scale = ((absmax / smooth).max() / FP8_MAX).reshape(1)
         divisor = smooth * scale
         tensors = _static_form(weight * smooth) | {"input_scale": scale, "smooth_scale": divisor[None]}
-        candidates.append(Fitted(tensors, alpha, _error(rows, divisor, scale, tensors, wanted)))
-    return min(candidates, key=lambda fitted: fitted.error)
+        fitted = Fitted(tensors, alpha, _error(rows, divisor, scale, tensors, wanted))
+        best = fitted if best is None or fitted.error < best.error else best
+    assert best is not None, "no alpha to choose from"
+    return best
 
 
 def _static_form(weight: Tensor) -> dict[str, Tensor]:
@@ -203,22 +220,22 @@ def calibrate_(
         QuantError: a recorded layer is not a linear of the module.
     """
     scheme = scheme or Published()
+    linears = plain_linears(module)
+    for name in recording.absmax:
+        if name not in linears:
+            raise QuantError(f"The module has no linear {name}; the calibration is of another model.")
     swaps, fits = [], {}
     for name in recording.absmax:
-        try:
-            linear = module.get_submodule(name)
-        except AttributeError:
-            linear = None
-        if not isinstance(linear, nn.Linear):
-            raise QuantError(f"The module has no linear {name}; the calibration is of another model.")
+        linear = linears.pop(name)
         fitted = published_tensors(linear.weight, recording, name, scheme, alphas)
         kind = PublishedSmoothLinear if scheme.is_smooth(name) else PublishedPerTensorLinear
         layer = kind(linear.in_features, linear.out_features, scheme, linear.bias, linear.weight.device)
         layer._fill(fitted.tensors)
-        before = sum(p.numel() * p.element_size() for p in linear.parameters())
-        swaps.append(Swap(name, linear.in_features, linear.out_features, before, layer.weight_bytes()))
+        swaps.append(swap_of(name, linear, layer))
         fits[name] = fitted
-        parent, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(parent), attribute, layer)
+        for parent in list(module.modules()):  # a linear that appears twice was recorded once, and stays one
+            for attribute, child in list(parent._modules.items()):
+                if child is linear:
+                    put_(parent, attribute, layer)
     kept = tuple(name for name, child in module.named_modules() if isinstance(child, nn.Linear))
     return Report(scheme, tuple(swaps), kept), fits

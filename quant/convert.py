@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from quant.activations import WEIGHT_VALUES, slices
 from quant.errors import QuantError
 from quant.fp8 import Fp8Linear
 from quant.int8 import Int8Linear
@@ -16,6 +18,9 @@ from quant.linear import QuantizedLinear
 from quant.nf4 import NF4Linear
 from quant.published import published_linear
 from quant.schemes import NF4, Fp8, Int8, Published, Scheme, scheme_named
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""Types of weights that are numbers by themselves; float8 ones need scales that are somewhere else."""
 
 
 @dataclass(frozen=True)
@@ -55,42 +60,93 @@ class Report:
 
 
 def convert_(module: nn.Module, scheme: Scheme | str, where: Callable[[str], bool]) -> Report:
-    """Replace every `nn.Linear` inside `module` whose full name satisfies `where` by a quantized one.
+    """Replace every plain `nn.Linear` inside `module` whose full name satisfies `where` by a quantized one.
 
-    `scheme` is one of `quant.schemes`, or the name of one for its default settings.
+    `scheme` is one of `quant.schemes`, or the name of one for its default settings. Left alone, and told in the report,
+    are linears with a forward of their own, which may compute something else than x W^T + b (unless their class says
+    `formula = "linear"`), or whose parent reads the weight itself (`nn.MultiheadAttention`), or that hold no weights in
+    an ordinary float type.
 
     On the meta device only shapes and names change, so that quantized tensors can be loaded strictly afterwards
-    (`load_state_dict(..., assign=True)` or `assign_`). A linear that appears twice stays one layer. Old weights are
-    freed one by one.
+    (`load_state_dict(..., assign=True)` or `assign_`). A linear, or a block, that appears twice stays one. Old weights
+    are freed one by one. Results carry no gradient back to the input, except with NF4.
 
     Raises:
-        QuantError: nothing satisfies `where`, the module is itself a linear, or the scheme cannot quantize by itself.
+        QuantError: nothing satisfies `where`, the module is itself a linear, a linear has hooks, or the scheme cannot
+            quantize by itself: nothing is swapped then. Or a weight is not finite: linears before it are swapped.
     """
     scheme = scheme_named(scheme) if isinstance(scheme, str) else scheme
     if isinstance(module, nn.Linear):
         raise QuantError("convert_ swaps linears inside a module; wrap the linear, e.g. in torch.nn.Sequential.")
-    names = [name for name, child in module.named_modules(remove_duplicate=False) if isinstance(child, nn.Linear)]
-    chosen = [name for name in names if where(name)]
+    linears = {n: m for n, m in module.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear)}
+    plain = [name for name, linear in linears.items() if is_plain(linear)]
+    chosen = [name for name in plain if where(name)]
+    if not plain:
+        raise QuantError("The module has no plain torch.nn.Linear left to quantize.")
     if not chosen:
-        raise QuantError(f"None of the {len(names)} linears satisfies the predicate; check the names it expects.")
-    appearances = Counter(id(module.get_submodule(name)) for name in chosen)
+        raise QuantError(f"None of the {len(plain)} linears satisfies the predicate; check the names it expects.")
+    for name in chosen:
+        _check_swappable(linears[name], name)
+    appearances = Counter(id(linears[name]) for name in chosen)
+    names = list(linears)
+    del linears  # old weights are freed one by one
     tied: dict[int, tuple[nn.Module, QuantizedLinear]] = {}  # holds the old linear, so that its id stays its own
     swaps = []
     for name in chosen:
         linear = module.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
+        if not isinstance(linear, nn.Linear):
+            continue  # in a block that appears twice: swapped there before
         if id(linear) in tied:
             layer = tied[id(linear)][1]
         else:
-            layer = quantized_linear(linear, scheme, name).train(linear.training)
-            before = sum(p.numel() * p.element_size() for p in linear.parameters())
-            swaps.append(Swap(name, linear.in_features, linear.out_features, before, layer.weight_bytes()))
+            layer = quantized_linear(linear, scheme, name)
+            swaps.append(swap_of(name, linear, layer))
             if appearances[id(linear)] > 1:
                 tied[id(linear)] = (linear, layer)
         parent, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(parent), attribute, layer)
-    taken = set(chosen)
-    return Report(scheme, tuple(swaps), tuple(name for name in names if name not in taken))
+        put_(module.get_submodule(parent), attribute, layer)
+    kept = tuple(name for name in names if isinstance(module.get_submodule(name), nn.Linear))
+    return Report(scheme, tuple(swaps), kept)
+
+
+def is_plain(linear: nn.Linear) -> bool:
+    """Whether a linear is x W^T + b and no more, and its weight an ordinary one that only it reads."""
+    own = type(linear).forward is not nn.Linear.forward and getattr(type(linear), "formula", None) != "linear"
+    if own or "forward" in vars(linear):
+        return False  # a subclass (adapters, bitsandbytes) or a wrapped one: something else than the product
+    if isinstance(linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False  # torch's own name for the projection whose weight nn.MultiheadAttention reads
+    lazy = isinstance(linear.weight, nn.parameter.UninitializedParameter)  # refused with a word of its own
+    return lazy or (linear.weight.dtype in FLOATS and linear.weight.numel() > 0)
+
+
+def _check_swappable(linear: nn.Linear, name: str) -> None:
+    if isinstance(linear.weight, nn.parameter.UninitializedParameter):
+        raise QuantError(f"The linear {name} has no weights yet; run the model once before converting it.")
+    if linear._forward_hooks or linear._forward_pre_hooks:
+        raise QuantError(
+            f"The linear {name} has hooks, which the swap would lose; remove them first, register them afterwards."
+        )
+
+
+def put_(parent: nn.Module, attribute: str, layer: QuantizedLinear) -> None:
+    """Set a quantized layer in a linear's place."""
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        parent.activation_relu_or_gelu = 0  # its fused path would read the weights; 0 is torch's word for "none"
+    setattr(parent, attribute, layer)
+
+
+def swap_of(name: str, linear: nn.Linear, layer: QuantizedLinear) -> Swap:
+    """Finish the layer that stands for a linear, and tell of it.
+
+    Raises:
+        QuantError: its scales make no sense, because the weight is not finite.
+    """
+    if layer.problems():
+        raise QuantError(f"The linear {name} holds NaN or infinite weights; mend them, or leave this layer out.")
+    layer.train(linear.training)
+    before = sum(p.numel() * p.element_size() for p in linear.parameters())
+    return Swap(name, linear.in_features, linear.out_features, before, layer.weight_bytes())
 
 
 def quantized_linear(linear: nn.Linear, scheme: Scheme, name: str = "") -> QuantizedLinear:
@@ -104,6 +160,7 @@ def quantized_linear(linear: nn.Linear, scheme: Scheme, name: str = "") -> Quant
             return NF4Linear.from_linear(linear, scheme, name)
         case Published():
             return published_linear(linear, scheme, name)
+    raise QuantError(f"{scheme!r} is no scheme; choose one of quant.SCHEMES.")
 
 
 def quantized_tensors(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
@@ -117,6 +174,7 @@ def quantized_tensors(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
             return NF4Linear.quantized(weight, scheme)
         case Published():
             raise QuantError("The published scheme needs calibrated scales; use fp8, or calibrate a model first.")
+    raise QuantError(f"{scheme!r} is no scheme; choose one of quant.SCHEMES.")
 
 
 _MARKS: dict[str, Scheme] = {"weight_e4m3": Fp8(), "weight_int8": Int8(), "weight_nf4": NF4()}
@@ -199,6 +257,9 @@ def check_(module: nn.Module) -> None:
     if empty:
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
         raise QuantError(f"The file lacks {empty[0]}{more}; it is incomplete or of another model.")
+    unstored = next((name for name, buffer in module.named_buffers() if buffer.is_meta), None)
+    if unstored is not None:
+        raise QuantError(f"No file holds {unstored}; build the model with numbers in it, not on the meta device.")
     for name, layer in module.named_modules():
         if isinstance(layer, QuantizedLinear) and layer.problems():
             raise QuantError(f"{name}: {layer.problems()[0]}")
@@ -220,5 +281,9 @@ def dequantized_error(weight: Tensor, tensors: dict[str, Tensor], scheme: Scheme
     layer = quantized_linear(linear, scheme)
     for name, tensor in tensors.items():
         setattr(layer, name, tensor)
-    wide = weight.float()
-    return ((layer.dequantized() - wide).norm() / wide.norm().clamp_min(1e-30)).item()  # type: ignore[operator]
+    found, off, whole = layer.dequantized(), 0.0, 0.0  # type: ignore[operator]
+    for rows in slices(weight, WEIGHT_VALUES):
+        wide = weight[rows].float()
+        off += (found[rows] - wide).double().square().sum().item()
+        whole += wide.double().square().sum().item()
+    return math.sqrt(off / whole) if whole else math.sqrt(off)

@@ -15,21 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from quant import activations
-from quant.activations import FP8, SMALLEST_ABSMAX, exact_ratio, slices, to_kind
+from quant.activations import FP8, slices
 from quant.fusion import Before
-from quant.linear import QuantizedInput, QuantizedLinear, as_rows
+from quant.linear import QuantizedInput, QuantizedLinear, as_rows, trained
 from quant.products import scale_into
-from quant.schemes import FP8_MAX, Fp8
+from quant.schemes import Fp8
 
 # --- arithmetic ----------------------------------------------------------------------------------------------------
 
 
 def quantize_weight(weight: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
     """(out, in) of any float type -> e4m3 values (out, in) and float32 scale, (out, 1) by "row" or (1,) by "tensor"."""
-    numbers = weight.detach().float()
-    absmax = numbers.abs().amax(dim=1, keepdim=True) if granularity == "row" else numbers.abs().max().reshape(1)
-    scale = exact_ratio(absmax.clamp_min(SMALLEST_ABSMAX), FP8_MAX)
-    return to_kind(numbers / scale, FP8), scale
+    if granularity == "row":
+        return activations.weight_by_row(weight, FP8)
+    return activations.weight_by_tensor(weight)
 
 
 def scaled_matmul(
@@ -160,7 +159,7 @@ class Fp8Linear(QuantizedLinear):
 
     def dequantized(self) -> Tensor:
         """The weight (out, in) that the layer computes with, float32."""
-        return self.weight_e4m3.float() * self.weight_scale
+        return self.weight_e4m3.float().mul_(self.weight_scale)
 
     @property
     def input_key(self) -> Hashable:
@@ -173,7 +172,7 @@ class Fp8Linear(QuantizedLinear):
         else:
             x = x if before is None else before(x)
             values, scale = activations.per_tensor(as_rows(x))
-        return QuantizedInput(values, scale, tuple(x.shape[:-1]), x.dtype, self.input_key)
+        return QuantizedInput(values, scale, tuple(x.shape[:-1]), x.dtype, self.input_key, origin=trained(x))
 
     def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:
         assert quantized.scale is not None

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from quant import activations
-from quant.activations import SMALLEST_ABSMAX, exact_ratio, slices, to_kind
+from quant.activations import slices
 from quant.fusion import Before
-from quant.linear import QuantizedInput, QuantizedLinear, as_rows
+from quant.linear import QuantizedInput, QuantizedLinear, as_rows, trained
 from quant.products import scale_into
-from quant.schemes import INT8_MAX, Int8
+from quant.schemes import Int8
 
 EXACT_TERMS = 1024
 """Products of two int8 numbers whose sum float32 still holds exactly."""
@@ -30,9 +30,7 @@ FEWEST_ROWS = 32
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(out, in) of any float type -> int8 values (out, in), float32 scale (out, 1)."""
-    numbers = weight.detach().float()
-    scale = exact_ratio(numbers.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_ABSMAX), INT8_MAX)
-    return to_kind(numbers / scale, torch.int8), scale
+    return activations.weight_by_row(weight, torch.int8)
 
 
 def integer_matmul(values: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
@@ -111,7 +109,7 @@ class Int8Linear(QuantizedLinear):
 
     def dequantized(self) -> Tensor:
         """The weight (out, in) that the layer computes with, float32."""
-        return self.weight_int8.float() * self.weight_scale
+        return self.weight_int8.float().mul_(self.weight_scale)
 
     @property
     def input_key(self) -> Hashable:
@@ -120,7 +118,7 @@ class Int8Linear(QuantizedLinear):
     def quantize_input(self, x: Tensor, before: Before | None = None) -> QuantizedInput:
         x, operation = activations.unless_fused(x, before, torch.int8)
         values, scale = activations.per_token(as_rows(x), torch.int8, operation)
-        return QuantizedInput(values, scale, tuple(x.shape[:-1]), x.dtype, self.input_key)
+        return QuantizedInput(values, scale, tuple(x.shape[:-1]), x.dtype, self.input_key, origin=trained(x))
 
     def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:
         """Scaled in slices of rows: the int32 product of all of them would be the largest tensor of the model."""

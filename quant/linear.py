@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quant.errors import QuantError
 from quant.fusion import Before
 
 
@@ -23,7 +24,8 @@ class QuantizedInput:
 
     values: (rows, in_features); scale: (rows, 1) or (1,) float32 multiplier, None where the values are as they came;
     shape: the leading dimensions; dtype: of the original; key: equal keys mean equal quantization;
-    source: the original, kept only where another layer may quantize differently.
+    source: the original, kept only where another layer may quantize differently;
+    origin: the original where a gradient would flow back to it, which is refused when asked for.
     """
 
     values: Tensor
@@ -32,6 +34,7 @@ class QuantizedInput:
     dtype: torch.dtype
     key: Hashable
     source: Tensor | None = None
+    origin: Tensor | None = None
 
 
 class QuantizedLinear(nn.Module):
@@ -94,7 +97,8 @@ class QuantizedLinear(nn.Module):
         result = self.product(quantized, dtype)
         if self.bias is not None:
             result = result + self.bias.to(dtype)
-        return result.view(*quantized.shape, self.out_features)
+        result = result.view(*quantized.shape, self.out_features)
+        return result if quantized.origin is None else _NoGradient.apply(result, quantized.origin)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -150,8 +154,25 @@ def has_values(tensor: Tensor) -> bool:
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """(..., features) -> contiguous (rows, features)."""
-    return x.reshape(-1, x.shape[-1]).contiguous()
+    """(..., features) -> contiguous (rows, features), through which no gradient passes."""
+    return x.detach().reshape(-1, x.shape[-1]).contiguous()
+
+
+def trained(x: Tensor) -> Tensor | None:
+    """x where a gradient would flow back to it, else None."""
+    return x if x.requires_grad and torch.is_grad_enabled() else None
+
+
+class _NoGradient(torch.autograd.Function):
+    """Rounding has no useful gradient: whoever asks for one is told, rather than given none or a wrong one."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, origin: Tensor) -> Tensor:
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise QuantError("Layers that quantize their input carry no gradient; train the model before converting it.")
 
 
 def shared_forward(layers: Iterable[nn.Module], x: Tensor, before: Before | None = None) -> list[Tensor]:

@@ -93,20 +93,40 @@ def read_manifest(folder: Path) -> Manifest | None:
 def load_converted_(module: nn.Module, folder: Path, device: torch.device | str = "cpu") -> Report:
     """Convert `module` (best built on the meta device) as a converted folder says and load it, strictly, by shards.
 
+    What files never hold (buffers that are not persistent) keeps its numbers and moves to `device`.
+
     Raises:
-        QuantError: the folder holds no complete conversion, or one of another model.
+        QuantError: the folder holds no complete conversion, or one of another model (the module is unchanged then
+            unless only tensors are missing or differ).
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     manifest = read_manifest(folder)
     if manifest is None:
         raise QuantError(f"{folder} holds no complete conversion ({MANIFEST} is absent); run python -m quant.")
-    module.to("meta")
-    report = convert_(module, manifest.scheme, frozenset(manifest.layers).__contains__)
-    missing = set(manifest.layers) - {swap.name for swap in report.swapped}
+    there = {name for name, part in module.named_modules(remove_duplicate=False) if isinstance(part, nn.Linear)}
+    missing = set(manifest.layers) - there
     if missing:
         raise QuantError(f"The model has no linear {min(missing)}; {folder} is of another model.")
+    empty_(module, device)
+    report = convert_(module, manifest.scheme, frozenset(manifest.layers).__contains__)
     for shard in manifest.shards:
-        assign_(module, load_file(Path(folder) / shard.file, device=str(device)))
+        file = Path(folder) / shard.file
+        try:
+            tensors = load_file(file, device=str(device))
+        except (OSError, SafetensorError) as error:
+            raise QuantError(f"{file} is damaged ({error}); convert again.") from error
+        assign_(module, tensors)
     check_(module)
     return report
+
+
+def empty_(module: nn.Module, device: torch.device | str) -> None:
+    """Put on the meta device what a state dict holds, and on `device` what it does not, unless that is empty too."""
+    stored = {id(tensor) for tensor in module.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
+    for owner in module.modules():
+        for name, tensor in owner._buffers.items():
+            if tensor is not None and id(tensor) not in stored and not tensor.is_meta:
+                owner._buffers[name] = tensor.to(device)
+    module._apply(lambda tensor: tensor.to("meta") if id(tensor) in stored else tensor)

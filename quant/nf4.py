@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from quant.errors import QuantError
-from quant.fusion import Before
-from quant.linear import QuantizedInput, QuantizedLinear
+from quant.fusion import FLOATS, Before
+from quant.linear import QuantizedInput, QuantizedLinear, has_values
 from quant.schemes import NF4, NF4_BLOCK, NF4_NESTED_BLOCK
 
 
@@ -111,6 +111,13 @@ class NF4Linear(QuantizedLinear):
         device = str(self.weight_nf4.device)
         return bitsandbytes().nn.Params4bit.from_prequantized(self.weight_nf4, packed, device=device)
 
+    def problems(self) -> list[str]:
+        """What is wrong with the scales: NaN or infinity, which come of such weights or of a damaged file."""
+        names = ("nested_absmax", "nested_map", "code", "offset")
+        buffers = [(name, getattr(self, name)) for name in names]
+        bad = [name for name, b in buffers if has_values(b) and not bool(torch.isfinite(b).all())]
+        return [f"{name} must be finite; the file is damaged or not of this kind." for name in bad]
+
     def dequantized(self) -> Tensor:
         """The weight (out, in) that the layer computes with, float32."""
         return bitsandbytes().functional.dequantize_4bit(self.weight_nf4, self.quant_state(torch.float32))
@@ -126,6 +133,7 @@ class NF4Linear(QuantizedLinear):
 
     def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:
         x = quantized.values.reshape(-1, self.in_features)
+        x = x if x.dtype in FLOATS else x.float()  # its kernels take other types for one of these
         if self.backend == "plain":
             return torch.nn.functional.linear(x, self.dequantized().to(x.dtype)).to(dtype)
         if x.shape[0] == 0:

@@ -50,6 +50,9 @@ def _unpack(path: Path, target: Path) -> None:
                     piece = reader.unused_data if reader.eof else b""
             file.flush()
             os.fsync(file.fileno())
+    except OSError as error:
+        what = f"{path} cannot be unpacked to {target.parent} ({error.strerror})"
+        raise QuantError(f"{what}; free some space or choose another OUT.") from error
     except zstandard.ZstdError as error:
         raise QuantError(f"{path} is not a zstd file ({error}); download it again.") from error
     if not reader.eof:

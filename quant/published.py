@@ -21,7 +21,7 @@ from quant.activations import FP8
 from quant.errors import QuantError
 from quant.fp8 import scaled_matmul
 from quant.fusion import Before
-from quant.linear import QuantizedInput, QuantizedLinear, as_rows, has_values
+from quant.linear import QuantizedInput, QuantizedLinear, as_rows, has_values, trained
 from quant.schemes import Published
 
 
@@ -80,7 +80,7 @@ class _PublishedLinear(QuantizedLinear):
         x, operation = activations.unless_fused(x, before, FP8)
         values = activations.static(as_rows(x), self._divisor(), operation)
         source = x if before is None else None  # a kernel that makes the input never writes it down
-        return QuantizedInput(values, None, tuple(x.shape[:-1]), x.dtype, self.input_key, source)
+        return QuantizedInput(values, None, tuple(x.shape[:-1]), x.dtype, self.input_key, source, trained(x))
 
     def product(self, quantized: QuantizedInput, dtype: torch.dtype) -> Tensor:
         options = {"fast_accumulate": self.scheme.fast_accumulate, "backend": self.backend}

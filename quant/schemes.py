@@ -36,6 +36,10 @@ class Fp8:
     """Let tensor cores add in their reduced-precision accumulator, as the official program does."""
     name: ClassVar[str] = "fp8"
 
+    def __post_init__(self) -> None:
+        if self.granularity not in ("row", "tensor"):
+            raise QuantError(f"fp8 has no granularity {self.granularity!r}; choose row or tensor.")
+
     def weight_bytes(self, out_features: int, in_features: int, layer: str = "") -> int:
         """Bytes of the weight with its scales; a bias comes on top."""
         return out_features * in_features + FLOAT32_BYTES * (out_features if self.granularity == "row" else 1)

@@ -55,6 +55,9 @@ class SingleLinear(nn.Linear):
     cannot be asked for: there the float32 copies of many rows are made in slices.
     """
 
+    formula = "linear"
+    """Says to whoever swaps linears that nothing but the product would be lost with this forward."""
+
     def forward(self, x: Tensor) -> Tensor:
         both_half = x.dtype == self.weight.dtype == torch.bfloat16
         if (x.is_cuda or x.is_meta) and both_half and self.bias is None and not torch.is_grad_enabled():

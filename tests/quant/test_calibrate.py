@@ -138,7 +138,7 @@ def test_offline_calibrated_conversion_is_the_same_bits(tmp_path: Path, generato
     for name, tensor in network.state_dict().items():
         if name.rpartition(".")[0] in QUANTIZED and not name.endswith("bias"):
             assert torch.equal(loaded.state_dict()[name].view(torch.uint8), tensor.view(torch.uint8)), name
-    with pytest.raises(quant.QuantError, match="needs a calibration"):
+    with pytest.raises(quant.QuantError, match="needs a recorded calibration"):
         convert_folder(source, tmp_path / "other", quant.Published())
 
 
@@ -148,3 +148,34 @@ def test_another_models_calibration_is_refused(generator: torch.Generator) -> No
         quant.calibrate_(model(generator), recorded(x, "linear_x"))
     with pytest.raises(quant.QuantError, match="lacks layers"):
         quant.calibrate_(model(generator), recorded(x, "layers.1.mlp.linear_fc1"))
+
+
+def test_a_linear_that_appears_twice_is_calibrated_as_one(generator: torch.Generator) -> None:
+    shared = nn.Linear(32, 32)
+    network = nn.Sequential(shared, nn.GELU(), shared).requires_grad_(False)
+    x = torch.randn(40, 32, generator=generator)
+    with quant.Recorder(network, lambda name: True) as recorder:
+        truth = network(x)
+    report, _ = quant.calibrate_(network, recorder.recording())
+    assert network[0] is network[2]
+    assert isinstance(network[0], PublishedPerTensorLinear)
+    assert len(report.swapped) == 1 and report.kept == ()
+    assert relative(network(x), truth) < 0.08
+
+
+def test_inputs_given_by_name_are_recorded(generator: torch.Generator) -> None:
+    network, x = nn.Sequential(nn.Linear(8, 4)), torch.randn(5, 8, generator=generator)
+    with quant.Recorder(network, lambda name: True) as recorder:
+        network[0](input=x)
+    assert torch.equal(recorder.recording().absmax["0"], x.abs().amax(0))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_runs_that_overflowed_are_refused(value: float, generator: torch.Generator) -> None:
+    network, x = nn.Sequential(nn.Linear(8, 4)), torch.randn(5, 8, generator=generator)
+    x[2, 3] = value
+    with quant.Recorder(network, lambda name: True) as recorder:
+        network(x)
+    with pytest.raises(quant.QuantError, match="calibration of 0 holds NaN or infinity"):
+        quant.calibrate_(network, recorder.recording())
+    assert type(network[0]) is nn.Linear
