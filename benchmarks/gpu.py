@@ -146,6 +146,7 @@ def _forward(s: Setup, dit: Any, scheme: str, size: tuple[int, int], window: int
         "tflops": (linear + attention) / taken / 1e12,
         "share_of_roofline": ideal / taken,
         "peak_gb": peak["peak_bytes"] / 1e9,
+        "reserved_gb": peak["reserved_bytes"] / 1e9,
         "planned_gb": planned / 1e9,
     }
 
@@ -237,7 +238,8 @@ def _generation(s: Setup, dit: Any, vae: Any, scheme: str, size: tuple[int, int]
     return {
         "size": list(size), "scheme": scheme, "steps": steps, "window": window, "chunks": len(at), "finite": finite,
         "seconds_at_each_chunk": at, "seconds_per_chunk": at[-1] / len(at), "peak_gb": peak["peak_bytes"] / 1e9,
-        "planned_gb": planned / 1e9, "planned_seconds_per_chunk": plan.seconds_per_chunk,
+        "reserved_gb": peak["reserved_bytes"] / 1e9, "planned_gb": planned / 1e9,
+        "planned_seconds_per_chunk": plan.seconds_per_chunk,
     }  # fmt: skip
 
 

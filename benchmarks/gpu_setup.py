@@ -106,6 +106,7 @@ def setup(dry: bool) -> Setup:
         )
     if not devices.cuda_available():
         raise SystemExit("No CUDA card is here; --dry runs everything with tiny models on the CPU.")
+    devices.grow_segments()  # as a run does
     device = devices.detect()
     schemes = ("bf16", *(quantized if device.has_fp8 else quantized[1:]))
     sizes = ((256, 256), (384, 384), (480, 480), (720, 720))

@@ -5,7 +5,10 @@ Importing this module needs no torch; functions that look at the machine import 
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +16,10 @@ from functools import lru_cache
 from typing import Any
 
 from magi_lite.cards import GIB, Device, cpu_device, find_card, generic_card
+
+_log = logging.getLogger(__name__)
+SEGMENT_BYTES = 1 << 26
+"""A tensor that the allocator has nothing at hand for, to try a new segment with."""
 
 
 def detect() -> Device:
@@ -77,7 +84,6 @@ def memory_info() -> tuple[int, int] | None:
 def free_memory() -> None:
     """Collect garbage and hand cached device and pinned memory back."""
     import gc
-    import sys
 
     gc.collect()
     torch = sys.modules.get("torch")
@@ -91,10 +97,38 @@ def free_memory() -> None:
             release_pinned()
 
 
+def grow_segments() -> bool:
+    """Let the card's allocator grow its segments in place; whether it does now.
+
+    Passes ask for other sizes than the ones before, and segments of fixed size would be left with more fragments than
+    a plan allows for. Not on Windows, whose driver cannot; elsewhere it is tried, and undone where it fails. What the
+    user set for torch's allocator stays.
+    """
+    if not cuda_available() or sys.platform != "linux" or "microsoft" in platform.release().lower():
+        return False
+    import torch
+
+    change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    change = change or getattr(torch._C, "_cuda_cudaCachingAllocator_set_allocator_settings", None)
+    known = getattr(torch._C, "_accelerator_getAllocatorSettings", lambda: "")()
+    if change is None or known:
+        return "expandable_segments:True" in known
+    try:
+        change("expandable_segments:True")
+        torch.empty(SEGMENT_BYTES, dtype=torch.uint8, device="cuda")
+    except (RuntimeError, ValueError) as error:
+        change("expandable_segments:False")
+        _log.info("The card's memory is kept in segments of fixed size: %s", error)
+        return False
+    return True
+
+
 @contextmanager
 def peak_memory() -> Iterator[dict[str, int]]:
-    """Measure a block: after it, the yielded dict holds `peak_bytes`, the allocator's high-water mark (0 on a CPU)."""
-    result = {"peak_bytes": 0}
+    """Measure a block: after it, the yielded dict holds, for the card's allocator, `peak_bytes`, the most that tensors
+    took, and `reserved_bytes`, the most that it had for them, fragments included (0 on a CPU).
+    """
+    result = {"peak_bytes": 0, "reserved_bytes": 0}
     if not cuda_available():
         yield result
         return
@@ -107,6 +141,7 @@ def peak_memory() -> Iterator[dict[str, int]]:
     finally:
         torch.cuda.synchronize()
         result["peak_bytes"] = int(torch.cuda.max_memory_allocated())
+        result["reserved_bytes"] = int(torch.cuda.max_memory_reserved())
 
 
 def synchronize() -> None:

@@ -185,6 +185,8 @@ def engine(files: ModelFiles, execution: Execution) -> Iterator[Engine]:
     """Load transformer and autoencoder, place them, and free both at the end, even where someone still holds them."""
     compute = DTYPES[execution.dtype]
     loaded = []
+    if execution.device == "cuda":
+        devices.grow_segments()
     try:
         with Residency(execution) as home:
             dit = home.place_dit(load_dit(files, execution))

@@ -81,3 +81,32 @@ def test_freeing_and_measuring_work_without_a_card() -> None:
         torch.zeros(10)
     assert peak["peak_bytes"] >= 0
     assert devices.memory_info() is None or devices.memory_info()[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("system", "release", "given", "works", "asked"),
+    [
+        ("linux", "6.8", "", True, ["expandable_segments:True"]),
+        ("linux", "6.8", "", False, ["expandable_segments:True", "expandable_segments:False"]),
+        ("linux", "6.8", "max_split_size_mb:64", True, []),
+        ("linux", "5.15-microsoft-standard-WSL2", "", True, []),
+        ("win32", "10", "", True, []),
+    ],
+)
+def test_segments_grow_where_they_can_and_the_user_did_not_choose(
+    system: str, release: str, given: str, works: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def empty(*_: object, **__: object) -> None:
+        if not works:
+            raise RuntimeError("CUDA driver error: operation not supported")
+
+    monkeypatch.setattr(devices, "cuda_available", lambda: True)
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("platform.release", lambda: release)
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", said.append, raising=False)
+    monkeypatch.setattr(torch._C, "_accelerator_getAllocatorSettings", lambda: given, raising=False)
+    monkeypatch.setattr(torch, "empty", empty)
+    assert devices.grow_segments() is (works and bool(asked))
+    assert said == asked
