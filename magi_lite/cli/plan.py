@@ -45,10 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="auto", help="auto or the name of a preset")
     parser.add_argument("--quality", choices=presets.QUALITIES, help="quality of the preset (default balanced)")
     for name, legal in presets.LEGAL.items():
-        if name != "device":
-            parser.add_argument(
-                f"--{name.replace('_', '-')}", choices=legal, help="fix this choice of the planner"
-            )
+        parser.add_argument(f"--{name.replace('_', '-')}", choices=legal, help="fix this choice of the planner")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from magi_lite import presets
-from magi_lite.cards import Device, with_memory
+from magi_lite.cards import Device, cpu_device, with_memory
 from magi_lite.config import Execution, GenerationRequest, Overrides
-from magi_lite.planner import choose
+from magi_lite.planner import choose, refusal
 from magi_lite.planner.plan import STAGES, Item, Plan, Stage, vram_limit
 from magi_lite.planner.shapes import ModelShape, T5Shape, model_shape
 
@@ -66,20 +66,21 @@ def plan(
         layers.insert(0, chosen.quality(request.quality).overrides)
     fixed = choose.fixed_choices(*layers)
     vram_gb = fixed.pop("vram_gb", None)
+    if fixed.get("device") == "cpu" and device.kind == "cuda":  # the processor beside the card, at its own pace
+        device = cpu_device(device.ram_bytes)
     if vram_gb is not None and device.kind == "cuda":
         device = with_memory(device, vram_gb)
     windows = [request.window] + [
         w for w in choose.WINDOWS if free_window and w < request.window and request.steps % w == 0
     ]
-    smallest = None
     for window in windows:
-        found, smallest = choose.best(request, window, device, shape, fixed, name)
+        found = choose.best(request, window, device, shape, fixed, name)
         if found is not None:
             open_fields = frozenset(
                 {f for f in Overrides.__dataclass_fields__ if f not in fixed} | {"attention_slice"}
             )
             return replace(found, frees=open_fields, notes=_notes(found, request))
-    raise choose.refuse(request, windows[0], device, shape, fixed, smallest)
+    raise refusal.refuse(request, windows[0], device, shape, fixed)
 
 
 def plan_execution(request: GenerationRequest, window: int, model: Any, execution: Any, device: Device) -> Plan:

@@ -10,9 +10,9 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
-from magi_lite.cards import GIB, Device
+from magi_lite.cards import Device
 from magi_lite.config import Execution, GenerationRequest, Overrides
-from magi_lite.errors import InputError, PlanError
+from magi_lite.errors import InputError
 from magi_lite.planner import memory, speed
 from magi_lite.planner.plan import Plan
 from magi_lite.planner.shapes import ModelShape
@@ -36,7 +36,6 @@ T5_ORDER = (("cuda", "bf16"), ("cuda", "int8"), ("cpu", "bf16"), ("cuda", "nf4")
 SLICES = (8192, 2048)
 """Tokens worked on at once: large enough to fill a card, and the fallback that halves what activations take."""
 WINDOWS = (4, 2, 1)
-SMALLER_SIDES = (720, 544, 480, 384, 320, 256)
 
 
 def candidates(device: Device, model: ModelShape, fixed: dict[str, Any]) -> Iterator[Execution]:
@@ -129,8 +128,8 @@ def weighted_seconds(
     return weight * speed.predict(request, window, model, execution, device).per_chunk
 
 
-def with_text_encoder(execution: Execution, fixed: dict[str, Any], fits: Any) -> Execution:
-    """The first way of running the text encoder that fits, or the smallest one where none does."""
+def text_encoders(execution: Execution, fixed: dict[str, Any]) -> list[Execution]:
+    """The ways of running the text encoder beside this execution, best first; what is fixed stays."""
     if execution.device == "cpu":
         order = tuple(("cpu", kind) for kind in ("float32", "bf16", "nf4"))
         if execution.dtype == "bfloat16" or execution.scheme == "nf4":
@@ -142,114 +141,36 @@ def with_text_encoder(execution: Execution, fixed: dict[str, Any], fits: Any) ->
         for place, kind in order
         if fixed.get("t5_device", place) == place and fixed.get("t5", kind) == kind
     ] or [(fixed.get("t5_device", "cpu"), fixed.get("t5", "bf16"))]
-    for place, kind in allowed:
-        candidate = replace(execution, t5_device=place, t5=kind)
-        if fits(candidate):
-            return candidate
-    return replace(execution, t5_device=allowed[-1][0], t5=allowed[-1][1])
+    return [replace(execution, t5_device=place, t5=kind) for place, kind in allowed]
+
+
+def smallest_text_encoder(execution: Execution, fixed: dict[str, Any]) -> Execution:
+    """The execution with the text encoder that takes the least of the device."""
+    return text_encoders(execution, fixed)[-1]
 
 
 def best(
     request: GenerationRequest, window: int, device: Device, model: ModelShape, fixed: dict[str, Any], preset: str
-) -> tuple[Plan | None, Plan | None]:
-    """(the best plan that fits, None), or (None, the smallest plan of all where none fits)."""
-    found = sorted(
-        candidates(device, model, fixed), key=lambda e: weighted_seconds(request, window, model, e, device)
-    )
-    tried = []
-    for execution in found:
-        plan = build(request, window, model, execution, device, preset)
-        tried.append(plan)
-        if _generation_fits(plan):
-            complete = with_text_encoder(
-                execution, fixed, lambda e: build(request, window, model, e, device, preset).fits
-            )
-            plan = build(request, window, model, complete, device, preset)
-            if plan.fits:
-                return plan, None
-    return None, min(tried, key=lambda plan: (plan.peak_vram_bytes, plan.peak_ram_bytes), default=None)
+) -> Plan | None:
+    """The best plan that fits, or None."""
 
+    def fits(execution: Execution, *, words: bool) -> bool:
+        """Whether its text stage fits, or all others do; times are not asked for, which take longer than memory."""
+        items = memory.items_of(request, window, model, execution)
+        items = tuple(item for item in items if (item.stage == "text") == words)
+        return Plan(request, preset, device, model, execution, items, 0.0, 0.0, window).fits
 
-def _generation_fits(plan: Plan) -> bool:
-    """Whether denoising and decoding fit, the text encoder apart."""
-    return replace(plan, items=tuple(item for item in plan.items if item.stage != "text")).fits
-
-
-def refuse(
-    request: GenerationRequest,
-    window: int,
-    device: Device,
-    model: ModelShape,
-    fixed: dict[str, Any],
-    smallest: Plan | None,
-) -> PlanError:
-    """The error that says what is missing and what would fit instead, nearest first."""
-    choices = tuple(_choices(request, window, device, model, fixed))
-    size = f"{request.width}x{request.height} with window {window}"
-    if smallest is None:
-        return PlanError(f"{model.name} cannot run {size} on {device.name} with these settings.", choices)
-    if device.kind != "cuda" and fixed.get("device") == "cuda":
-        return PlanError("There is no CUDA card in this machine; leave the device out, or choose cpu.")
-    if device.kind == "cuda" and fixed.get("device", "cuda") == "cuda":
-        needed, has = smallest.needed_vram_bytes, device.vram_bytes
-        message = (
-            f"{size} of {model.name} needs at least {needed / GIB:.1f} GB of graphics memory, "
-            f"{device.name} has {has / GIB:.1f} GB (5 % is kept free)."
-        )
-        if needed <= 0.95 * has:
-            message = (
-                f"{size} of {model.name} needs {smallest.peak_ram_bytes / GIB:.1f} GB of RAM "
-                f"on {device.name}, more than there is."
-            )
-    else:
-        message = (
-            f"{size} of {model.name} needs {smallest.peak_ram_bytes / GIB:.1f} GB of RAM, more than there is."
-        )
-    return PlanError(message + (f" These would fit: {'; '.join(choices)}." if choices else ""), choices)
-
-
-def _choices(
-    request: GenerationRequest, window: int, device: Device, model: ModelShape, fixed: dict[str, Any]
-) -> Iterator[str]:
-    """Single changes that fit, then smaller sizes, then size and window together; at most five."""
-    found = 0
-
-    def fits(new_request: GenerationRequest, new_window: int, new_fixed: dict[str, Any]) -> bool:
-        try:
-            return best(new_request, new_window, device, model, new_fixed, "auto")[0] is not None
-        except InputError:
-            return False
-
-    for name in ("layers", "kv_dtype", "kv_place", "vae", "scheme", "t5", "t5_device", "mlp_slice", "device"):
-        if name in fixed:
-            freed = {key: value for key, value in fixed.items() if key != name}
-            plan = best(request, window, device, model, freed, "auto")[0] if name != "device" else None
-            if plan is not None:
-                yield f"{name} {getattr(plan.execution, name)} instead of {fixed[name]}"
-                found += 1
-    smaller_windows = [w for w in WINDOWS if w < window and request.steps % w == 0]
-    for smaller in smaller_windows:
-        if fits(request, smaller, fixed):
-            yield f"window {smaller}"
-            found += 1
-            break
-    for label, size_window in [("", window)] + [(f" with window {w}", w) for w in smaller_windows[-1:]]:
-        for width, height in _smaller_sizes(request):
-            if found < 5 and fits(replace(request, width=width, height=height), size_window, fixed):
-                yield f"{width}x{height}{label}"
-                found += 1
-                break
+    words: dict[tuple[Any, ...], tuple[str, str] | None] = {}  # the text stage knows nothing of the others
+    found: list[Execution] = []
+    for execution in candidates(device, model, fixed):
+        ways = text_encoders(execution, fixed)
+        key = (execution.device, *((way.t5_device, way.t5) for way in ways))
+        if key not in words:
+            words[key] = next(((way.t5_device, way.t5) for way in ways if fits(way, words=True)), None)
+        if words[key] is not None and fits(execution, words=False):
+            place, kind = words[key]
+            found.append(replace(execution, t5_device=place, t5=kind))
     if not found:
-        for width, height in _smaller_sizes(request):
-            if fits(replace(request, width=width, height=height), 1, {}):
-                yield f"{width}x{height} with window 1 and everything else automatic"
-                return
-
-
-def _smaller_sizes(request: GenerationRequest) -> Iterator[tuple[int, int]]:
-    """Sizes of about the same shape with a shorter short side, on the grid of 16."""
-    short = min(request.width, request.height)
-    for side in (1440, 1080, 960, *SMALLER_SIDES, 192, 128):
-        if side < short:
-            scale = side / short
-            yield tuple(max(32, round(edge * scale / 16) * 16) for edge in (request.width, request.height))
+        return None
+    chosen = min(found, key=lambda e: weighted_seconds(request, window, model, e, device))
+    return build(request, window, model, chosen, device, preset)

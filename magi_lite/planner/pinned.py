@@ -7,6 +7,7 @@ will be pinned, and the program what to pin.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 ALIGNMENT = 256
 """Bytes; every tensor of a packed module starts at a multiple, as kernels and CUDA's own allocator like it."""
@@ -48,6 +49,12 @@ class Blocks:
 
 def pinned_bytes(groups: Iterable[Sequence[int]]) -> int:
     """Bytes of all blocks when groups of buffers are cut, each group expected before its first buffer."""
+    return _pinned_bytes(tuple(map(tuple, groups)))
+
+
+@lru_cache(maxsize=4096)
+def _pinned_bytes(groups: tuple[tuple[int, ...], ...]) -> int:
+    """A plan compares hundreds of executions, which pin the same few sizes."""
     blocks, total = Blocks(), 0
     for sizes in groups:
         blocks.expect(sizes)

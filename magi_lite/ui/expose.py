@@ -18,8 +18,7 @@ Answer = dict[str, Any]
 def sentence(error: Exception) -> str:
     """What the user reads: our own errors' sentence; anything else is our mistake and goes to the console in full."""
     if isinstance(error, MagiLiteError):
-        choices = getattr(error, "choices", ())
-        return f"{error} What would work: {'; '.join(choices)}." if choices else str(error)
+        return str(error)
     log.error("An action failed", exc_info=error)
     return f"The program made a mistake ({type(error).__name__}: {error}); the console has the details."
 

@@ -203,24 +203,6 @@ def test_contradictions_with_the_weights_are_refused_in_one_sentence() -> None:
         planner.plan(request(overrides=Overrides(scheme="published")), "auto", card)
 
 
-def test_a_refusal_names_things_that_would_fit() -> None:
-    overrides = Overrides(scheme="bf16", layers="resident", vae="resident")
-    with pytest.raises(PlanError) as caught:
-        plan(12.0, 720, 720, 4, overrides=overrides)
-    assert "12.0 GB" in str(caught.value) and caught.value.choices
-    for choice in caught.value.choices:
-        words = choice.split()
-        if "instead" in words:
-            loosened = replace(overrides, **{words[0]: None})
-            assert getattr(plan(12.0, 720, 720, 4, overrides=loosened).execution, words[0]) == words[1]
-        elif words[0] == "window":
-            assert plan(12.0, 720, 720, int(words[1]), overrides=overrides).fits
-        else:
-            width, height = (int(edge) for edge in words[0].split("x"))
-            window = int(words[words.index("window") + 1]) if "window" in words else 4
-            assert plan(12.0, width, height, window, overrides=overrides).fits
-
-
 def test_nothing_at_all_fits_a_hopeless_card_and_a_free_window_is_taken_when_it_helps() -> None:
     with pytest.raises(PlanError):
         plan(0.3, 720, 720, 4)
