@@ -4,8 +4,8 @@ Needs torch, triton, transformers, safetensors, numpy, einops, psutil and this r
 network and no weights: the full-size 4.5B is built with random ones. Checks every fast path against the plain one
 (`gpu_checks.py`), times passes of the transformer at 720x720 in every scheme side by side, then at other sizes, each
 against the card's roofline and the plan's memory; measures how copies overlap computation, decodes, and generates three
-seconds. Ends within 9 minutes: what no longer fits is listed as skipped, and what hangs is
-cut off. The file is written after every section, so that whatever happens later, what was measured is there.
+seconds. Ends in less than 8 minutes: what no longer fits is listed as skipped, and what hangs is cut off. The file is
+written after every section, so that whatever happens later, what was measured is there.
 
 `--dry` runs every section with tiny models on the CPU, to keep this file honest where there is no card.
 """

@@ -15,9 +15,9 @@ from magi_lite import cards, devices, planner
 from magi_lite.config import DIT_4_5B, VAE_PUBLISHED, DiTConfig, Execution, GenerationRequest, VAEConfig
 from magi_lite.timeline import Timeline
 
-TIME_LIMIT = 450.0
+TIME_LIMIT = 400.0
 """Seconds after which nothing more is begun."""
-LAST_SECOND = 530.0
+LAST_SECOND = 475.0
 """Seconds after which the process ends, whatever it does."""
 TINY_DIT = DiTConfig(
     num_layers=4, hidden_size=128, ffn_hidden_size=256, num_attention_heads=8, num_query_groups=4, head_dim=16,
