@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from magi_lite.cards import GIB, Device, cpu_device, find_card, generic_card
 
@@ -193,37 +193,53 @@ def on_stream(stream: Any | None) -> Iterator[None]:
 
 # --- out of memory --------------------------------------------------------------------------------------------------
 
-_OUT_OF_MEMORY_WORDS = (
+_HOST_WORDS = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "defaultcpuallocator",
+    "paging file is too small",
+)
+_CARD_WORDS = (
     "out of memory",
     "cuda_error_out_of_memory",
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
     "cudaerrormemoryallocation",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
     "failed to allocate",
-    "defaultcpuallocator",
 )
+_NO_MEMORY, _NO_PAGING_FILE = 12, 1455
+"""What the system answers: ENOMEM, and Windows where even mapping a file needs memory that is not there."""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether `error`, or what caused it, says that device or host memory ran out.
+    """Whether `error`, or what caused it, says that device or host memory ran out."""
+    return ran_out(error) is not None
 
-    Recognises Python's MemoryError, torch's own class (looked up by name, so torch need not be loaded), ENOMEM, and
-    the sentences that CUDA, cuBLAS, cuDNN, bitsandbytes and the CPU allocator put into plain RuntimeErrors.
+
+def ran_out(error: BaseException | None) -> Literal["vram", "ram"] | None:
+    """Which memory ran out, by what `error` or its cause says; None: it is about something else.
+
+    Recognises Python's MemoryError, torch's own class (looked up by name, so torch need not be loaded), the system's
+    error numbers, and the sentences that CUDA, cuBLAS, cuDNN, bitsandbytes and the CPU allocator put into plain
+    RuntimeErrors.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         names = {cls.__name__ for cls in type(error).__mro__}
-        if isinstance(error, MemoryError) or names & {"OutOfMemoryError", "OutOfMemory"}:
-            return True
-        if isinstance(error, OSError) and error.errno == 12:
-            return True
-        if isinstance(error, RuntimeError):
+        if names & {"OutOfMemoryError", "OutOfMemory"}:
+            return "vram"
+        if isinstance(error, MemoryError):
+            return "ram"
+        if isinstance(error, OSError):
+            if error.errno == _NO_MEMORY or getattr(error, "winerror", None) == _NO_PAGING_FILE:
+                return "ram"
+        elif isinstance(error, RuntimeError):
             text = str(error).lower()
-            if any(words in text for words in _OUT_OF_MEMORY_WORDS):
-                return True
+            if any(words in text for words in _HOST_WORDS):
+                return "ram"
+            if any(words in text for words in _CARD_WORDS):
+                return "vram"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return False
+    return None

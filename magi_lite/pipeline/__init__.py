@@ -76,12 +76,13 @@ def _with_smaller_plans(run: Run) -> Iterator[Event]:
         yield from run.follow(plan)
         return
     except Exception as error:
-        if not devices.is_out_of_memory(error):
+        place = devices.ran_out(error)
+        if place is None:
             raise
-        reason = str(error)
+        reason = str(error) or type(error).__name__
     run.project.log(f"memory ran out: {reason}")
     devices.free_memory()
-    smaller = planner.next_smaller(plan, run.stage)
+    smaller = planner.next_smaller(plan, run.stage, place)
     how = "once more, with memory freed" if smaller is None else "with a smaller plan"
     yield Notice(f"Memory ran out; going on {how}. Finished seconds are kept.", "warning")
     try:
@@ -90,7 +91,7 @@ def _with_smaller_plans(run: Run) -> Iterator[Event]:
     except Exception as error:
         if not devices.is_out_of_memory(error):
             raise
-        reason = str(error)
+        reason = str(error) or type(error).__name__
     # Raised out here and not from `error`, whose frames would keep what the run held for as long as ours is kept.
     run.project.log(f"memory ran out again: {reason}")
     devices.free_memory()

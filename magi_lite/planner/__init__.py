@@ -6,13 +6,13 @@ Holds no tensors: any card can be planned on any machine, before a weight is loa
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from magi_lite import presets
-from magi_lite.cards import Device, cpu_device, with_memory
+from magi_lite.cards import PINNED_SHARE, Device, cpu_device, with_memory
 from magi_lite.config import Execution, GenerationRequest, Overrides
 from magi_lite.planner import choose, refusal
-from magi_lite.planner.plan import STAGES, Item, Plan, Stage, vram_limit
+from magi_lite.planner.plan import SPARE, STAGES, Item, Plan, Stage, vram_limit
 from magi_lite.planner.shapes import ModelShape, T5Shape, model_shape
 
 __all__ = [
@@ -88,7 +88,9 @@ def plan_execution(request: GenerationRequest, window: int, model: Any, executio
     return choose.build(request, window, model_shape(model), execution, device, "given")
 
 
-def next_smaller(plan: Plan, stage: Stage | None = None) -> Plan | None:
+def next_smaller(
+    plan: Plan, stage: Stage | None = None, place: Literal["vram", "ram"] = "vram"
+) -> Plan | None:
     """The next plan to try after memory ran out: the fastest one that needs clearly less.
 
     Everything may change that does not change the video's size, window or number of steps, the user's overrides
@@ -98,12 +100,13 @@ def next_smaller(plan: Plan, stage: Stage | None = None) -> Plan | None:
         plan: the one that failed.
         stage: where it failed; None: not known, so denoising and decoding shrink, and the text encoder too where it is
             among the largest.
+        place: which memory ran out: the card's or RAM. Without a card it is RAM.
 
     Returns:
-        A plan whose failed stages need at most 90 % of what they did, and the others no more than the largest did; or
-        None where nothing smaller exists.
+        A plan whose failed stages need at most 90 % of what they did of that memory, and the others no more than the
+        largest did, without asking for more of the other memory than there is; or None where nothing smaller exists.
     """
-    now = _stage_peaks(plan)
+    now = _stage_peaks(plan, place)
     execution = plan.execution
     if stage == "text" or (stage is None and now["text"] >= 0.9 * now["rest"]):
         execution = _smaller_text_encoder(plan)
@@ -118,9 +121,9 @@ def next_smaller(plan: Plan, stage: Stage | None = None) -> Plan | None:
     for candidate in choose.candidates(plan.device, plan.model, {**fixed, "device": plan.execution.device}):
         candidate = replace(candidate, t5=execution.t5, t5_device=execution.t5_device)
         built = choose.build(plan.request, plan.window, plan.model, candidate, plan.device, plan.preset)
-        then = _stage_peaks(built)
+        then = _stage_peaks(built, place)
         failed = "rest" if stage is None else stage
-        if then[failed] <= 0.9 * now[failed] and then["rest"] <= now["rest"]:
+        if then[failed] <= 0.9 * now[failed] and then["rest"] <= now["rest"] and _other_fits(built, plan, place):
             smaller.append(built)
     if not smaller:
         return None
@@ -138,9 +141,24 @@ def _finish(found: Plan, before: Plan) -> Plan:
     return replace(found, frees=before.frees, notes=notes)
 
 
-def _stage_peaks(plan: Plan) -> dict[str, int]:
-    """Bytes of what runs out, device memory or RAM: of each stage, and of the largest but `text` ("rest")."""
-    places = ("vram",) if plan.execution.device == "cuda" else ("ram", "pinned")
+def _other_fits(built: Plan, before: Plan, place: Literal["vram", "ram"]) -> bool:
+    """Whether a plan takes no more than there is, or than the one before did, of the memory that did not run out."""
+    device = built.device
+    if device.kind != "cuda":
+        return True
+    if place == "ram":
+        return built.needed_vram_bytes <= max(before.needed_vram_bytes, vram_limit(device))
+    if device.ram_bytes is None:
+        return True
+    ram, pinned = (1 - SPARE) * device.ram_bytes, PINNED_SHARE * device.ram_bytes
+    return built.peak_ram_bytes <= max(before.peak_ram_bytes, ram) and (
+        built.pinned_bytes <= max(before.pinned_bytes, pinned)
+    )
+
+
+def _stage_peaks(plan: Plan, place: Literal["vram", "ram"]) -> dict[str, int]:
+    """Bytes of what ran out: of each stage, and of the largest but `text` ("rest")."""
+    places = ("vram",) if plan.execution.device == "cuda" and place == "vram" else ("ram", "pinned")
     peaks = {stage: plan.stage_bytes(stage, *places) for stage in STAGES}
     return {**peaks, "rest": max(size for stage, size in peaks.items() if stage != "text")}
 

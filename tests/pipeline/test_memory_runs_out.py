@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,11 @@ SITES = {
     "a forward": "magi_lite.dit.model.DiT.forward",
     "keeping keys and values": "magi_lite.sampling.kv_store.KVRing.write",
     "decoding": "magi_lite.pipeline.engine.decode_chunk",
+    "placing the transformer": "magi_lite.weights.residency.Residency.place_dit",
+    "placing the autoencoder": "magi_lite.weights.residency.Residency.place_vae",
+    "making the store": "magi_lite.pipeline.engine.Engine.store",
+    "saving the state": "magi_lite.sampling.sampler.Sampler.state",
+    "writing frames": "magi_lite.project.project.Project.write_chunk",
 }
 ERRORS = {
     "device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -70,11 +76,16 @@ def test_a_smaller_plan_finishes_the_video(
 def test_the_smaller_plan_is_the_one_that_runs(
     request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    request = request_for("[0s-2s: a red ball]", seconds=2, window=1)
+    whole = run(request)[-1]
     monkeypatch.setattr(
-        planner, "next_smaller", lambda plan, _: replace(plan, execution=replace(plan.execution, mlp_slice=16))
+        planner, "next_smaller", lambda plan, *_: replace(plan, execution=replace(plan.execution, mlp_slice=16))
     )
-    fail_at(monkeypatch, SITES["a forward"], {2}, ERRORS["device"])
-    events = run(request_for("[0s-1s: a red ball]", seconds=1))
+    fail_at(monkeypatch, SITES["a forward"], {12}, ERRORS["device"])
+    events = run(request)
+    assert [event.chunk for event in events if isinstance(event, ChunkFinished)] == [0, 1], "none is made twice"
+    for one, other in zip(latents_of(whole.project), latents_of(events[-1].project), strict=True):
+        assert np.allclose(one, other, atol=1e-4), "slices change nothing but rounding"
     assert [event.plan.execution.mlp_slice for event in events if isinstance(event, PlanReady)][1] == 16
     assert any(isinstance(event, Notice) and "smaller plan" in event.message for event in events)
 
@@ -86,12 +97,15 @@ def test_the_smaller_plan_is_the_one_that_runs(
 def test_the_planner_is_told_where_memory_ran_out(
     site: str, stage: str, request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str | None] = []
+    told: list[tuple[str | None, str]] = []
     original = planner.next_smaller
-    monkeypatch.setattr(planner, "next_smaller", lambda plan, stage: (told.append(stage), original(plan, stage))[1])
-    fail_at(monkeypatch, SITES[site], {1}, ERRORS["device"])
-    assert isinstance(run(request_for("[0s-1s: a red ball]", seconds=1))[-1], Finished)
-    assert told == [stage]
+    monkeypatch.setattr(planner, "next_smaller", lambda plan, *what: (told.append(what), original(plan, *what))[1])
+    for error, place in ((ERRORS["device"], "vram"), (ERRORS["host"], "ram"), (ERRORS["allocator"], "ram")):
+        with monkeypatch.context() as patch:
+            fail_at(patch, SITES[site], {1}, error)
+            words = f"[0s-1s: a red ball, {place} {type(error).__name__}]"  # words that no cache knows
+            assert isinstance(run(request_for(words, seconds=1))[-1], Finished)
+        assert told.pop() == (stage, place)
 
 
 @pytest.mark.parametrize("kind", list(ERRORS))

@@ -63,6 +63,22 @@ def test_memory_running_out_is_recognised_however_it_is_said(error: BaseExceptio
 
 
 @pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (MemoryError(), "ram"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "vram"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "vram"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:115] DefaultCPUAllocator: not enough memory"), "ram"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "ram"),
+        (RuntimeError("The paging file is too small for this operation to complete. (os error 1455)"), "ram"),
+        (OSError(errno.ENOSPC, "disk full"), None),
+    ],
+)
+def test_which_memory_ran_out_is_told(error: BaseException, place: str | None) -> None:
+    assert devices.ran_out(error) == place
+
+
+@pytest.mark.parametrize(
     "error", [None, ValueError("out of memory"), RuntimeError("shape mismatch"), OSError(errno.ENOSPC, "disk full")]
 )
 def test_other_errors_are_not(error: BaseException | None) -> None:
