@@ -78,7 +78,7 @@ def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[
         while not isinstance(result, CleanChunk):  # like the pipeline, which holds the last step until the next is made
             result = next(steps)
         peaks["denoise"] = counter.peak["card"]
-        peaks["host"] = counter.live["host"]
+        peaks["host"] = counter.live["host"] - plan.window * caption_bytes(plan)  # words are the program's
         counter.reset_peak()
         if execution.vae != "cpu":
             with home.vae_at_work("decoder") as working:
@@ -86,6 +86,11 @@ def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[
         peaks["decode"] = counter.peak["card"]
         steps.close()
     return peaks, counter
+
+
+def caption_bytes(plan: planner.Plan) -> int:
+    """The words of one chunk in flight, as the host holds them: float32."""
+    return 4 * memory.caption_tokens(plan.request, plan.model) * plan.model.dit.caption_channels
 
 
 def steady_sampler(plan: planner.Plan, networks: Engine) -> Sampler:
