@@ -7,6 +7,7 @@ between devices and go through safetensors like any other. `as_params4bit` gives
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,8 @@ def bitsandbytes() -> ModuleType:
         import bitsandbytes as library
     except ImportError as error:
         raise QuantError("The nf4 scheme needs bitsandbytes: pip install bitsandbytes, or use int8.") from error
+    # On CPUs it looks for a kernel that nobody needs, and tells users to install a package for it.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     return library
 
 

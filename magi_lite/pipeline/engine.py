@@ -80,12 +80,17 @@ def plan_for(files: ModelFiles, request: GenerationRequest) -> Plan:
     Raises:
         PlanError, InputError, PresetError: it cannot be carried out here.
     """
-    stored = files.stored_scheme
-    if stored is not None and request.overrides.scheme is None:  # converted offline: the weights are what they are
-        request = replace(request, overrides=replace(request.overrides, scheme=stored))
+    request = as_stored(files, request)
     plan = planner.plan(request, request.preset, None, planning_shape(files))
     choose_attention(plan.execution.attention, plan.execution.device, DTYPES[plan.execution.dtype])
     return plan
+
+
+def as_stored(files: ModelFiles, request: GenerationRequest) -> GenerationRequest:
+    """The request with the scheme of weights that were converted offline: they are what they are."""
+    if files.stored_scheme is None or request.overrides.scheme is not None:
+        return request
+    return replace(request, overrides=replace(request.overrides, scheme=files.stored_scheme))
 
 
 def sampler_settings(files: ModelFiles, request: GenerationRequest, window: int) -> SamplerSettings:

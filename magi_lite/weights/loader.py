@@ -158,13 +158,16 @@ def _declare_quantized(model: DiT, checkpoint: Checkpoint, stored: str, may: Cal
 
 def _convert_layers(model: DiT, scheme: str, may: Callable[[str], bool], device: torch.device | str) -> None:
     """Quantize one layer after the other where it will live: never more than one of them twice in memory."""
-    from quant import convert_, scheme_named
+    from quant import QuantError, convert_, scheme_named
 
     for index, layer in enumerate(model.videodit_blocks.layers):
         path = f"videodit_blocks.layers.{index}."
         layer.to(device)
         if any(may(path + name) for name, _ in layer.named_modules()):
-            convert_(layer, scheme_named(scheme), lambda name, path=path: may(path + name))
+            try:
+                convert_(layer, scheme_named(scheme), lambda name, path=path: may(path + name))
+            except QuantError as error:
+                raise CheckpointError(f"Layer {index} of the transformer cannot be run as {scheme}: {error}") from error
     model.to(device)
 
 

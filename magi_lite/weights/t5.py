@@ -247,11 +247,14 @@ def _encoder_tensors(content: dict[str, torch.Tensor], dtype: torch.dtype) -> It
 
 def _quantize(model: nn.Module, scheme: str, device: torch.device | str, dtype: torch.dtype) -> None:
     """Convert the linears of one block after the other where they will run; the embedding stays as it is."""
-    from quant import convert_, scheme_named
+    from quant import QuantError, convert_, scheme_named
 
     for block in model.encoder.block:
         block.to(device)
-        convert_(block, scheme_named(scheme), lambda name: True)
+        try:
+            convert_(block, scheme_named(scheme), lambda name: True)
+        except QuantError as error:
+            raise CheckpointError(f"The text encoder cannot be run as {scheme}: {error}") from error
         block.layer[-1].DenseReluDense.wo = _WithoutWeight(block.layer[-1].DenseReluDense.wo)
     model.to(device, dtype)  # quantized numbers keep their type
 

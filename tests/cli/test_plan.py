@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from magi_lite.cli import main
+from magi_lite.weights.layout import DEMO_FOLDER, has_weights
+from quant import convert_folder, scheme_named
 
 
 def run(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:
@@ -75,3 +79,23 @@ def test_a_model_is_planned_with_the_steps_that_it_needs(
 ) -> None:
     assert main(["plan", "--model", model, "--gpu", "RTX 4090"]) == 0
     assert f"{steps} steps" in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.skipif(not has_weights(DEMO_FOLDER), reason="needs the demo model")
+@pytest.mark.parametrize("scheme", ["fp8", "int8"])
+def test_converted_weights_are_planned_as_they_are(
+    scheme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that was converted offline weighs what it holds; a card without FP8 changes nothing about that."""
+    shutil.copytree(DEMO_FOLDER, tmp_path / "model")
+    family = tmp_path / "model" / "ckpt" / "magi" / "demo"
+    convert_folder(family / "inference_weight.distill", family / "small", scheme_named(scheme))
+    layers = []
+    for flags in (("--model", str(family / "small")), ("--model", "demo", "--scheme", scheme)):
+        code, out, _ = run(capsys, *flags, "--gpu", "RTX 4090", "--size", "64x64", "--json")
+        assert code == 0
+        assert json.loads(out)["execution"]["scheme"] == scheme
+        layers += [item for item in json.loads(out)["items"] if item["name"] == "DiT layers"]
+    assert layers[0] == layers[1]
+    code, out, _ = run(capsys, "--model", str(family / "small"), "--gpu", "RTX 3090", "--size", "64x64")
+    assert code == 0 and f"weights {scheme}" in out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,22 @@ def test_a_model_knows_how_its_weights_are_stored(model_root: Path, tmp_path: Pa
     assert files.stored_scheme == "int8" and not files.quantized
     layers = [layer for layer in load_dit(files).modules() if isinstance(layer, QuantizedLinear)]
     assert len(layers) == 7 * (files.dit.num_layers - 2)
+
+
+def test_what_cannot_be_quantized_is_a_sentence_of_ours(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are not finite, or a library that is not there."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(CheckpointError, match=r"cannot be run as nf4: .*pip install bitsandbytes"):
+        load_dit_weights(weights, SMALL, Execution(scheme="nf4"))
+    bad = tmp_path / "bad"
+    shutil.copytree(weights, bad)
+    for file in bad.glob("*.safetensors"):
+        state = load_file(file)
+        for name in state:
+            if name.endswith("layers.1.mlp.linear_fc1.weight"):
+                state[name][0, 0] = float("nan")
+        save_file(state, file)
+    with pytest.raises(CheckpointError, match=r"Layer 1 .* cannot be run as int8: .*linear_fc1 holds NaN"):
+        load_dit_weights(bad, SMALL, Execution(scheme="int8"))
