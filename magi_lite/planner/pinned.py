@@ -11,8 +11,8 @@ from functools import lru_cache
 
 ALIGNMENT = 256
 """Bytes; every tensor of a packed module starts at a multiple, as kernels and CUDA's own allocator like it."""
-LARGEST_BLOCK = 1 << 32
-"""Bytes pinned at a time, at most."""
+LARGEST_BLOCK = 1 << 30
+"""Bytes pinned at a time, at most: while layers move into a block, they are in memory twice."""
 
 
 def aligned(size: int) -> int:

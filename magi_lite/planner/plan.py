@@ -117,7 +117,8 @@ class Plan:
             place = f"{self.needed_vram_bytes / GIB:.1f} of {self.device.vram_gb:.0f} GB graphics memory, {place}"
         return (
             f"{self.device.name}: {execution.scheme} weights {execution.layers}, window {self.window}, {place}. "
-            f"About {self.seconds_per_chunk:.3g} s per second of video, first after {self.time_to_first_chunk:.3g} s."
+            f"About {spoken(self.seconds_per_chunk)} per second of video, first after "
+            f"{spoken(self.time_to_first_chunk)}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -156,3 +157,15 @@ def vram_limit(device: Device) -> int:
     """Device bytes that a plan may need: 95 % of the card, and no more than is free where that was measured."""
     limit = int((1 - SPARE) * device.vram_bytes)
     return limit if device.free_bytes is None else min(limit, device.free_bytes)
+
+
+def spoken(seconds: float) -> str:
+    """A time as people say it: "0.4 s", "24 s", "2 min 8 s", "17 h 3 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    large, small, step, names = (whole, 60, 1, ("min", "s")) if whole < 3600 else (whole, 3600, 60, ("h", "min"))
+    rest = large % small // step
+    return f"{large // small} {names[0]}" + (f" {rest} {names[1]}" if rest else "")

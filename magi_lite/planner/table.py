@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from magi_lite.cards import GIB
-from magi_lite.planner.plan import Plan, vram_limit
+from magi_lite.planner.plan import Plan, spoken, vram_limit
 
 BAR_WIDTH = 48
+WORDS = (
+    "DiT: the network that makes the video, layer by layer; its shell is what lies around the layers. Keys and values:",
+    "what it keeps of finished seconds, so that the next ones follow from them. VAE: turns its numbers into frames and",
+    "back. Activations: what it works on. Pinned: RAM that the card reads directly. Window: seconds made together.",
+)
+"""What the table's words stand for."""
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def text(plan: Plan) -> str:
     """Heading, table of items, bars per stage, times and notes, as one block of text."""
-    return "\n".join([*heading(plan), "", *table(plan), "", *bars(plan), "", *times(plan), *notes(plan)])
+    return "\n".join([*heading(plan), "", *table(plan), "", *bars(plan), "", *times(plan), *notes(plan), "", *WORDS])
 
 
 def heading(plan: Plan) -> list[str]:
@@ -77,7 +83,8 @@ def times(plan: Plan) -> list[str]:
         f"peak {plan.peak_ram_bytes / GIB:.2f} GB of RAM, {plan.pinned_bytes / GIB:.2f} GB of it pinned"
     )
     lines.append(
-        f"about {plan.seconds_per_chunk:.1f} s per second of video, first second after {plan.time_to_first_chunk:.0f} s"
+        f"about {spoken(plan.seconds_per_chunk)} per second of video, first second after "
+        f"{spoken(plan.time_to_first_chunk)}"
     )
     return lines
 
