@@ -27,12 +27,12 @@ def bitsandbytes() -> ModuleType:
     Raises:
         QuantError: it is not installed.
     """
+    # On CPUs it looks for a kernel that nobody needs, and tells users to install a package for it.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import bitsandbytes as library
     except ImportError as error:
         raise QuantError("The nf4 scheme needs bitsandbytes: pip install bitsandbytes, or use int8.") from error
-    # On CPUs it looks for a kernel that nobody needs, and tells users to install a package for it.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     return library
 
 
