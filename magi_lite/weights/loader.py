@@ -90,6 +90,7 @@ def load_dit_weights(
     weights: Path, config: DiTConfig, execution: Execution, device: torch.device | str | None = None
 ) -> DiT:
     """As `load_dit`, from a weights folder and its configuration."""
+    converting = device or execution.device
     if device is None:
         device = "cpu" if execution.layers == "streamed" else execution.device
     checkpoint = Checkpoint.open(weights)
@@ -109,7 +110,7 @@ def load_dit_weights(
     what = f"this model ({weights.parent.name})"
     assign(model, checkpoint, dtype_of, "cpu" if convert_now else device, what, fixed=fixed)
     if convert_now:
-        _convert_layers(model, execution.scheme, may, device)
+        _convert_layers(model, execution.scheme, may, converting, device)
     model.mlp_slice, model.attention_slice = execution.mlp_slice, execution.attention_slice
     return model
 
@@ -156,19 +157,25 @@ def _declare_quantized(model: DiT, checkpoint: Checkpoint, stored: str, may: Cal
     )
 
 
-def _convert_layers(model: DiT, scheme: str, may: Callable[[str], bool], device: torch.device | str) -> None:
-    """Quantize one layer after the other where it will live: never more than one of them twice in memory."""
+def _convert_layers(
+    model: DiT, scheme: str, may: Callable[[str], bool], at: torch.device | str, home: torch.device | str
+) -> None:
+    """Quantize one layer after the other where it will compute, and bring it home: a card is faster at it by far.
+
+    Never more than one layer is in memory twice.
+    """
     from quant import QuantError, convert_, scheme_named
 
     for index, layer in enumerate(model.videodit_blocks.layers):
         path = f"videodit_blocks.layers.{index}."
-        layer.to(device)
         if any(may(path + name) for name, _ in layer.named_modules()):
+            layer.to(at)
             try:
                 convert_(layer, scheme_named(scheme), lambda name, path=path: may(path + name))
             except QuantError as error:
                 raise CheckpointError(f"Layer {index} of the transformer cannot be run as {scheme}: {error}") from error
-    model.to(device)
+        layer.to(home)
+    model.to(home)
 
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> ViTVAE:
