@@ -97,8 +97,7 @@ def make_plan(args: argparse.Namespace) -> planner.Plan:
         raise InputError(
             f"{request.steps} steps cannot be split over window {request.window}; use a multiple of {request.window}."
         )
-    request, model_shape = _shape(request)
-    return planner.plan(request, args.preset, device, model_shape, free_window=args.window is None)
+    return planner.plan(request, args.preset, device, _shape(request.model), free_window=args.window is None)
 
 
 def chosen_device(args: argparse.Namespace) -> Device:
@@ -116,14 +115,11 @@ def chosen_device(args: argparse.Namespace) -> Device:
     return device if args.ram_gb is None else replace(device, ram_bytes=int(args.ram_gb * GIB))
 
 
-def _shape(request: GenerationRequest) -> tuple[GenerationRequest, str | planner.ModelShape]:
-    """The request and its model's shape: a published name as it is; the demo or a folder through the loader, which
-    reads from disk what it is and how its weights lie there.
-    """
-    if request.model in MODELS:
-        return request, request.model
-    from magi_lite.pipeline.engine import as_stored, planning_shape
+def _shape(model: str) -> str | planner.ModelShape:
+    """A published name as it is; the demo or a folder through the loader, which reads from disk what it is."""
+    if model in MODELS:
+        return model
+    from magi_lite.pipeline.engine import planning_shape
     from magi_lite.weights.loader import open_model
 
-    files = open_model(request.model)
-    return as_stored(files, request), planning_shape(files)
+    return planning_shape(open_model(model))

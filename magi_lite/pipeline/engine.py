@@ -70,7 +70,7 @@ def planning_shape(files: ModelFiles) -> ModelShape:
             vocabulary=t5["vocab_size"],
         ),
         distilled=files.distilled,
-        quantized=files.quantized,
+        stored_scheme=files.stored_scheme,
     )
 
 
@@ -80,17 +80,9 @@ def plan_for(files: ModelFiles, request: GenerationRequest) -> Plan:
     Raises:
         PlanError, InputError, PresetError: it cannot be carried out here.
     """
-    request = as_stored(files, request)
     plan = planner.plan(request, request.preset, None, planning_shape(files))
     choose_attention(plan.execution.attention, plan.execution.device, DTYPES[plan.execution.dtype])
     return plan
-
-
-def as_stored(files: ModelFiles, request: GenerationRequest) -> GenerationRequest:
-    """The request with the scheme of weights that were converted offline: they are what they are."""
-    if files.stored_scheme is None or request.overrides.scheme is not None:
-        return request
-    return replace(request, overrides=replace(request.overrides, scheme=files.stored_scheme))
 
 
 def sampler_settings(files: ModelFiles, request: GenerationRequest, window: int) -> SamplerSettings:

@@ -65,13 +65,15 @@ def candidates(device: Device, model: ModelShape, fixed: dict[str, Any]) -> Iter
 
 
 def _schemes(device: Device, model: ModelShape, fixed: dict[str, Any], on_card: bool) -> tuple[str, ...]:
-    if model.quantized:
-        if fixed.get("scheme", "published") not in ("published", "fp8"):
+    stored = model.stored_scheme
+    if stored is not None:
+        wanted = fixed.get("scheme", stored)
+        if wanted != stored and (stored, wanted) != ("published", "fp8"):
             raise InputError(
-                f"The weights of {model.name} are already FP8 and cannot become {fixed['scheme']}; "
-                f'use scheme "published" or the unquantized model.'
+                f"The weights of {model.name} are already {'FP8' if stored == 'published' else stored.upper()} and "
+                f'cannot become {wanted}; use scheme "{stored}" or the unquantized model.'
             )
-        return ("published",)
+        return (stored,)
     if "scheme" in fixed:
         if fixed["scheme"] == "published":
             raise InputError(

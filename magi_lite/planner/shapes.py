@@ -52,8 +52,8 @@ class ModelShape:
     vae: VAEConfig
     t5: T5Shape
     distilled: bool
-    quantized: bool = False
-    """The checkpoint itself is the published FP8 one."""
+    stored_scheme: str | None = None
+    """How its linears lie in the files: published, fp8, int8 or nf4; None: unquantized."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def model_shape(model: Any) -> ModelShape:
 
     Args:
         model: a `ModelShape`; a name in `config.MODELS`; a `ModelFamily`; or any object with attributes `dit` and,
-            where they differ from the published ones, `vae`, `t5`, `distilled`, `quantized` and `name`.
+            where they differ from the published ones, `vae`, `t5`, `distilled`, `stored_scheme` and `name`.
 
     Raises:
         InputError: nothing is known of a model of that name.
@@ -87,7 +87,8 @@ def model_shape(model: Any) -> ModelShape:
             raise InputError(f'No model called "{model}" can be planned; choose one of {", ".join(MODELS)}.')
         model = MODELS[model]
     if isinstance(model, ModelFamily):
-        return ModelShape(model.name, model.dit, VAE_PUBLISHED, T5_XXL, model.distilled, model.quantized)
+        stored = "published" if model.quantized else None
+        return ModelShape(model.name, model.dit, VAE_PUBLISHED, T5_XXL, model.distilled, stored)
     dit = model.dit
     return ModelShape(
         name=str(getattr(model, "name", "model")),
@@ -95,7 +96,7 @@ def model_shape(model: Any) -> ModelShape:
         vae=getattr(model, "vae", None) or VAE_PUBLISHED,
         t5=_t5_of(getattr(model, "t5", None), dit),
         distilled=bool(getattr(model, "distilled", True)),
-        quantized=bool(getattr(model, "quantized", False)),
+        stored_scheme=getattr(model, "stored_scheme", None),
     )
 
 

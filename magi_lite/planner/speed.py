@@ -169,6 +169,6 @@ def _text_seconds(request: GenerationRequest, model: ModelShape, execution: Exec
 
 def _load_seconds(model: ModelShape, execution: Execution) -> float:
     """Reading the DiT and the VAE from disk; converting on the fly reads the bf16 checkpoint."""
-    scheme = "published" if model.quantized else "bf16"
-    dit = layer_bytes(model.dit, scheme, 2, edge=False) * model.dit.num_layers + 4 * shell_weights(model.dit)
+    layer = layer_bytes(model.dit, model.stored_scheme or "bf16", 2, edge=False)
+    dit = layer * model.dit.num_layers + 4 * shell_weights(model.dit)
     return (dit + 4 * sum(vae_weights(model.vae))) / (DISK_GBS * 1e9)

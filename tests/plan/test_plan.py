@@ -198,6 +198,10 @@ def test_contradictions_with_the_weights_are_refused_in_one_sentence() -> None:
     card = cards.known_card("RTX 4090")
     with pytest.raises(InputError, match="already FP8"):
         planner.plan(request(overrides=Overrides(scheme="nf4")), "auto", card, "4.5B-distill-fp8")
+    converted = replace(planner.model_shape("4.5B-distill"), stored_scheme="int8")
+    assert planner.plan(request(), "auto", card, converted).execution.scheme == "int8"
+    with pytest.raises(InputError, match='already INT8 and cannot become fp8; use scheme "int8"'):
+        planner.plan(request(overrides=Overrides(scheme="fp8")), "auto", card, converted)
     with pytest.raises(InputError, match='use "fp8"'):
         planner.plan(request(overrides=Overrides(scheme="published")), "auto", card)
 
