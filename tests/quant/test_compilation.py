@@ -94,13 +94,13 @@ def check(made: Any, tmp_path: Path, capability: int) -> None:
         assert set(re.findall(r"(?:STACK|LOCAL):(\d+)", report.stdout)) == {"0"}, "registers were spilled to memory"
 
 
-@pytest.mark.parametrize("capability", [AMPERE, ADA, HOPPER, BLACKWELL])
-@pytest.mark.parametrize("kind", OLDEST)
+@pytest.mark.parametrize(
+    ("kind", "capability"),
+    [(kind, card) for kind, oldest in OLDEST.items() for card in (AMPERE, ADA, HOPPER, BLACKWELL) if card >= oldest],
+)
 def test_quantization_by_row_compiles(
     kind: torch.dtype, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if capability < OLDEST[kind]:
-        pytest.skip("such a card is given plain arithmetic")
     for formula, features in WIDTHS if capability == HOPPER else WIDTHS[1:2]:
         operation = fusion.example(formula, features, torch.bfloat16, torch.device("cpu"))
         x = torch.zeros(2, features * (2 if formula == "gated_silu" else 1), dtype=torch.bfloat16)

@@ -16,7 +16,6 @@ from magi_lite.config import DIT_4_5B, DIT_24B, Execution
 from magi_lite.dit.model import DiT
 from magi_lite.errors import CheckpointError
 from magi_lite.weights.checkpoint import tensor_names
-from magi_lite.weights.layout import DEMO_FOLDER, has_weights
 from magi_lite.weights.loader import (
     load_dit,
     load_dit_weights,
@@ -200,7 +199,6 @@ def test_demo_falls_back_to_a_temporary_folder(tmp_path: Path, monkeypatch: pyte
     assert open_model("demo", tmp_path / "file").weights.is_relative_to(tmp_path / "temporary")
 
 
-@pytest.mark.skipif(not has_weights(DEMO_FOLDER / "ckpt/magi/demo/inference_weight.distill"), reason="not shipped yet")
 def test_the_shipped_demo_model_opens(tmp_path: Path) -> None:
     files = open_model("demo", tmp_path)
     assert files.trained and files.name == "demo"
