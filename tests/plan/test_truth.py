@@ -26,7 +26,7 @@ COMBINATIONS: list[tuple[str, tuple[int, int], int, dict[str, object]]] = [
     ("4.5B-distill", (720, 720), 4, {}),
     ("4.5B-distill", (720, 720), 4, {"scheme": "bf16", "vae": "swapped", "mlp_slice": 2048}),
     ("4.5B-distill", (1280, 720), 4, {"vae": "decoder"}),
-    ("4.5B-distill", (1440, 2560), 1, {"kv_place": "pinned"}),
+    ("4.5B-distill", (1440, 2560), 1, {"kv_place": "pinned", "scheme": "bf16"}),
     ("4.5B-distill", (720, 720), 1, {"layers": "streamed", "kv_dtype": "fp8"}),
     ("4.5B-distill", (720, 720), 1, {"attention_slice": None, "mlp_slice": None}),
     ("4.5B-distill", (480, 480), 4, {"layers": "streamed", "vae": "swapped"}),
