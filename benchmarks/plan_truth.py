@@ -1,6 +1,6 @@
 """How true the plan is: `python benchmarks/plan_truth.py [--out FILE]`.
 
-For every combination of `tests/plan/test_truth.py`, and one that is too slow for a test: the peaks that the planner
+For every combination of `tests/plan/test_truth.py`, and some that are too slow for a test: the peaks that the planner
 promises, beside those of the full-size models run without data, every live byte counted. Gigabytes are 10^9 bytes.
 """
 
@@ -20,13 +20,18 @@ from tests.plan.full_size import denoise_and_decode, encode, text
 from tests.plan.test_truth import COMBINATIONS, ENCODINGS, plan_of
 
 RESULT = Path(__file__).parent / "results" / "plan_truth.json"
-LARGEST = ("4.5B-distill", (1440, 2560), 1, {"kv_place": "pinned"})
+SLOW = [
+    ("4.5B-distill", (1280, 720), 4, {"vae": "decoder"}),
+    ("4.5B-distill", (1440, 2560), 1, {"kv_place": "pinned"}),
+    ("4.5B-distill", (960, 544), 2, {"kv_place": "pinned", "kv_dtype": "fp8"}),
+    ("4.5B-distill", (480, 480), 4, {"layers": "streamed", "vae": "swapped"}),
+]
 
 
 def rows() -> list[dict[str, Any]]:
     """One row per combination and stage."""
     found = []
-    for model, size, window, changes in [*COMBINATIONS, LARGEST]:
+    for model, size, window, changes in [*COMBINATIONS, *SLOW]:
         plan = plan_of(model, size, window, changes)
         tracked, _ = denoise_and_decode(plan)
         about = {"model": model, "size": f"{size[0]}x{size[1]}", "window": window, **changes}
