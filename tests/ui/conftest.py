@@ -234,14 +234,19 @@ def wait_done(page: Page, seconds: int) -> None:
     page.wait_for_function("n => magi.state.shown && magi.state.shown.done >= n", arg=seconds, timeout=PATIENCE)
 
 
-SHORT_PATHS = """document.querySelectorAll('code').forEach(code => {
-    code.textContent = code.textContent.replace(/^[/].*[/]/, ''); })"""
-"""Pictures for readers show a folder's name, not where the tests put it."""
+NO_MACHINE = r"""() => {
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+        const text = texts.currentNode, told = text.data;
+        const kept = told.replace(/[/]\S*[/](models|outputs)\b/g, '$1').replace(/(Linux [\d.]+)-[^,\s]*/, '$1');
+        if (kept !== told) text.data = kept;
+    } }"""
+"""Pictures for readers show a folder's name, not where the tests put it, and no system's own build."""
 
 
 def shoot(page: Page, name: str) -> None:
     """Keep a screenshot for the README."""
     SHOTS.mkdir(parents=True, exist_ok=True)
     whole = page.locator("dialog[open]").count() == 0
-    page.evaluate(SHORT_PATHS)
+    page.evaluate(NO_MACHINE)
     page.screenshot(path=SHOTS / f"{name}.jpg", type="jpeg", quality=80, full_page=whole)
