@@ -78,14 +78,15 @@ def make_plan(args: argparse.Namespace) -> planner.Plan:
         model = model or preset.model
     if args.size:
         settings["width"], settings["height"] = check_size(*parse_size(args.size))
-    steps = own_steps(model or "4.5B-distill") if args.steps is None else args.steps
+    model = model or "4.5B-distill"
+    steps = own_steps(model) if args.steps is None else args.steps
     if steps is not None:
         settings["steps"] = steps
     if args.window is not None:
         settings["window"] = args.window
     request = replace(
         GenerationRequest(timeline=Timeline()),
-        model=model or "4.5B-distill",
+        model=model,
         seconds=args.seconds,
         quality=args.quality,
         overrides=replace(Overrides(**overrides_given(args)), vram_gb=None),  # which is the device's here

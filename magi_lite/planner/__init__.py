@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from magi_lite import presets
-from magi_lite.cards import PINNED_SHARE, Device, cpu_device, with_memory
+from magi_lite.cards import Device, cpu_device, with_memory
 from magi_lite.config import Execution, GenerationRequest, Overrides
 from magi_lite.planner import choose, refusal
-from magi_lite.planner.plan import SPARE, STAGES, Item, Plan, Stage, vram_limit
+from magi_lite.planner.plan import STAGES, Item, Plan, Stage, ram_limits, vram_limit
 from magi_lite.planner.shapes import ModelShape, T5Shape, model_shape
 
 __all__ = [
@@ -150,7 +150,7 @@ def _other_fits(built: Plan, before: Plan, place: Literal["vram", "ram"]) -> boo
         return built.needed_vram_bytes <= max(before.needed_vram_bytes, vram_limit(device))
     if device.ram_bytes is None:
         return True
-    ram, pinned = (1 - SPARE) * device.ram_bytes, PINNED_SHARE * device.ram_bytes
+    ram, pinned = ram_limits(device.ram_bytes)
     return built.peak_ram_bytes <= max(before.peak_ram_bytes, ram) and (
         built.pinned_bytes <= max(before.pinned_bytes, pinned)
     )

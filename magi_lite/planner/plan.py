@@ -107,7 +107,10 @@ class Plan:
         if self.execution.device == "cuda" and self.needed_vram_bytes > vram_limit(self.device):
             return False
         ram = self.device.ram_bytes
-        return ram is None or (self.peak_ram_bytes <= (1 - SPARE) * ram and self.pinned_bytes <= PINNED_SHARE * ram)
+        if ram is None:
+            return True
+        most, most_pinned = ram_limits(ram)
+        return self.peak_ram_bytes <= most and self.pinned_bytes <= most_pinned
 
     def summary(self) -> str:
         """The plan in two sentences, for a status line; the whole table: `planner.table.text`."""
@@ -157,6 +160,11 @@ def vram_limit(device: Device) -> int:
     """Device bytes that a plan may need: 95 % of the card, and no more than is free where that was measured."""
     limit = int((1 - SPARE) * device.vram_bytes)
     return limit if device.free_bytes is None else min(limit, device.free_bytes)
+
+
+def ram_limits(ram_bytes: int) -> tuple[float, float]:
+    """Bytes of RAM that a plan may take, and how many of them may be pinned."""
+    return (1 - SPARE) * ram_bytes, PINNED_SHARE * ram_bytes
 
 
 def spoken(seconds: float) -> str:

@@ -14,7 +14,7 @@ from magi_lite.cards import GIB, PINNED_SHARE, Device, cpu_device
 from magi_lite.config import MODELS, GenerationRequest
 from magi_lite.errors import InputError, PlanError
 from magi_lite.planner import choose
-from magi_lite.planner.plan import SPARE, Plan, vram_limit
+from magi_lite.planner.plan import SPARE, Plan, ram_limits, vram_limit
 from magi_lite.planner.shapes import ModelShape, model_shape
 
 KEPT_FREE = f"{100 * SPARE:.0f} % is kept free"
@@ -61,10 +61,11 @@ def shortage(
             )
         plans = [plan for plan in plans if plan.needed_vram_bytes <= limit]
     has = device.ram_bytes or 0
+    most, most_pinned = ram_limits(has)
     nearest = min(plans, key=lambda plan: max(plan.peak_ram_bytes / (1 - SPARE), plan.pinned_bytes / PINNED_SHARE))
-    if nearest.peak_ram_bytes <= (1 - SPARE) * has:
+    if nearest.peak_ram_bytes <= most:
         return (
-            f"needs {nearest.pinned_bytes / GIB:.1f} GB of pinned RAM, of which {PINNED_SHARE * has / GIB:.1f} GB may "
+            f"needs {nearest.pinned_bytes / GIB:.1f} GB of pinned RAM, of which {most_pinned / GIB:.1f} GB may "
             "be taken here"
         )
     return f"needs at least {nearest.peak_ram_bytes / GIB:.1f} GB of RAM, there are {has / GIB:.1f} GB ({KEPT_FREE})"

@@ -11,24 +11,10 @@ import pytest
 
 from magi_lite import cards, planner, presets
 from magi_lite.cards import GIB
-from magi_lite.config import GenerationRequest
 from magi_lite.errors import PresetError
 from magi_lite.planner import picture, table
 from magi_lite.planner.plan import STAGES, spoken
-from magi_lite.timeline import Timeline
-
-MODEL = "4.5B-distill"
-
-
-def request(width: int = 720, height: int = 720, window: int = 4, **changes: object) -> GenerationRequest:
-    return replace(
-        GenerationRequest(Timeline(), width=width, height=height, window=window, model=MODEL), **changes
-    )
-
-
-def plan(card: str | float, *args: int, **changes: object) -> planner.Plan:
-    device = cards.known_card(card) if isinstance(card, str) else cards.generic_card(card)
-    return planner.plan(request(*args, **changes), "auto", device)
+from tests.plan.asked import plan, request
 
 
 def test_the_json_adds_up() -> None:

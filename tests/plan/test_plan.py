@@ -13,7 +13,7 @@ import torch
 
 from magi_lite import cards, planner, presets
 from magi_lite.cards import GIB
-from magi_lite.config import DIT_4_5B, DIT_24B, FPS, VAE_PUBLISHED, GenerationRequest, Overrides, SamplerSettings
+from magi_lite.config import DIT_4_5B, DIT_24B, FPS, VAE_PUBLISHED, Overrides, SamplerSettings
 from magi_lite.errors import InputError, PlanError
 from magi_lite.pipeline.prefix import REACH
 from magi_lite.planner import memory, shapes, table
@@ -21,21 +21,9 @@ from magi_lite.planner.plan import STAGES
 from magi_lite.sampling.schedule import Schedule
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.weights.streaming import PinnedMemory
+from tests.plan.asked import MODEL, plan, request
 
 KEYS = Path(__file__).parents[1] / "goldens" / "keys"
-MODEL = "4.5B-distill"
-
-
-def request(width: int = 720, height: int = 720, window: int = 4, **changes: object) -> GenerationRequest:
-    return replace(
-        GenerationRequest(Timeline(), width=width, height=height, window=window, model=MODEL), **changes
-    )
-
-
-def plan(card: str | float, *args: int, **changes: object) -> planner.Plan:
-    device = cards.known_card(card) if isinstance(card, str) else cards.generic_card(card)
-    return planner.plan(request(*args, **changes), "auto", device)
-
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
