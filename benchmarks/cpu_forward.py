@@ -28,8 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from magi_lite.config import DiTConfig
 from magi_lite.dit.model import DiT
+from magi_lite.models import DiTConfig
 
 RESULT = Path(__file__).parent / "results" / "cpu_forward.json"
 FLOOR_OPERATIONS = ("mm", "addmm", "bmm", "baddbmm", "linear", "scaled_dot_product")

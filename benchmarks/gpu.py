@@ -31,13 +31,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import gpu_checks
 from benchmarks.gpu_models import RANGES, key_chunks, stage_inputs
 from benchmarks.gpu_setup import LAST_SECOND, TIME_LIMIT, Setup, setup
-from magi_lite import devices
-from magi_lite.config import SamplerSettings
-from magi_lite.dit.attention import available, choose
+from magi_lite.attention import available, choose
+from magi_lite.machine import devices
 from magi_lite.planner.speed import forward_flops, tokens_per_chunk
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption, CleanChunk
 from magi_lite.sampling.sampler import Sampler
+from magi_lite.sampling.settings import SamplerSettings
 from magi_lite.vae.tiling import decode_tiled, to_uint8
 from magi_lite.weights.residency import Residency
 

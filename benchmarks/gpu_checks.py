@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.gpu_models import relative_error, stage_inputs
 from benchmarks.gpu_setup import Setup
-from magi_lite import devices
-from magi_lite.dit.attention import available, choose
+from magi_lite.attention import available, choose
+from magi_lite.machine import devices
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.weights.residency import Residency, move_except
 from quant import activations, fusion

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magi_lite import devices
-from magi_lite.config import CHUNK_LATENT_FRAMES, DiTConfig
 from magi_lite.dit.model import DiT, parameter_dtype
+from magi_lite.machine import devices
+from magi_lite.models import CHUNK_LATENT_FRAMES, DiTConfig
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.vae.model import ViTVAE
 from magi_lite.weights.loader import quantizable

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_models import random_dit, random_vae, timed
-from magi_lite import cards, devices, planner
-from magi_lite.config import DIT_4_5B, VAE_PUBLISHED, DiTConfig, Execution, GenerationRequest, VAEConfig
+from magi_lite import planner
+from magi_lite.machine import cards, devices
+from magi_lite.models import DIT_4_5B, VAE_PUBLISHED, DiTConfig, VAEConfig
+from magi_lite.planner.execution import Execution
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 
 TIME_LIMIT = 400.0

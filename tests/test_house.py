@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS: dict[int, tuple[str, ...]] = {
     0: (
         "magi_lite",
-        "magi_lite.config",
+        "magi_lite.models",
         "magi_lite.config_files",
         "magi_lite.errors",
         "magi_lite.events",
@@ -23,23 +23,26 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.control",
         "magi_lite.clock",
         "magi_lite.files",
-        "magi_lite.request_json",
+        "magi_lite.request",
+        "magi_lite.request.request",
+        "magi_lite.request.json",
+        "magi_lite.sampling",
+        "magi_lite.sampling.settings",
+        "magi_lite.planner.execution",
         "magi_lite.weights",
         "magi_lite.weights.layout",
         "quant.errors",
         "quant.schemes",
     ),
     1: (
-        "magi_lite.cards",
-        "magi_lite.devices",
+        "magi_lite.machine*",
         "magi_lite.planner*",
-        "magi_lite.disk_use",
-        "magi_lite.presets",
-        "magi_lite.request_checks",
+        "magi_lite.request.*",
         "magi_lite.sampling.schedule",
         "magi_lite.text.cleaning",
     ),
     2: (
+        "magi_lite.attention",
         "magi_lite.text*",
         "magi_lite.dit*",
         "magi_lite.vae*",
@@ -49,10 +52,10 @@ LEVELS: dict[int, tuple[str, ...]] = {
     3: ("magi_lite.weights.*", "quant*"),
     4: ("magi_lite.sampling*", "magi_lite.video*", "magi_lite.project*"),
     5: ("magi_lite.pipeline*",),
-    6: ("magi_lite.jobs*", "magi_lite.defaults"),
+    6: ("magi_lite.jobs*", "magi_lite.request.defaults"),
     7: (
         "magi_lite.ui*",
-        "magi_lite.training*",
+        "training*",
         "magi_lite.__main__",
         "magi_lite.cli*",
         "app",
@@ -65,7 +68,8 @@ ALLOWED_UP: set[tuple[str, str]] = set()
 
 def modules() -> dict[str, Path]:
     """Every module of ours by its dotted name."""
-    files = [ROOT / "app.py", *(f for top in ("magi_lite", "quant", "benchmarks") for f in (ROOT / top).rglob("*.py"))]
+    tops = ("magi_lite", "quant", "benchmarks", "training")
+    files = [ROOT / "app.py", *(f for top in tops for f in (ROOT / top).rglob("*.py"))]
     names = {
         ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files if f.exists()
     }

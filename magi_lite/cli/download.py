@@ -9,7 +9,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `download`."""
-    from magi_lite.config import MODELS
+    from magi_lite.models import MODELS
 
     parser.add_argument("model", nargs="?", default="4.5B-distill-fp8", choices=sorted(MODELS), help="which model")
     parser.add_argument("--models", type=Path, help="the folder to put it in (default: models)")

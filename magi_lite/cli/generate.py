@@ -21,9 +21,9 @@ from magi_lite.cli.reading import (
 )
 from magi_lite.cli.resume import changed_request
 from magi_lite.cli.show import show
-from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, OutputError
+from magi_lite.request.request import GenerationRequest, Overrides, SpecialTokens
 
 DEFAULT_SECONDS = 4
 SEED_LIMIT = 2**31
@@ -142,7 +142,7 @@ def build_request(arguments: argparse.Namespace) -> GenerationRequest:
     Raises:
         InputError: an option cannot be read, or options contradict each other.
     """
-    from magi_lite.defaults import with_defaults
+    from magi_lite.request.defaults import with_defaults
 
     if arguments.endless and arguments.seconds is not None:
         raise InputError("--endless and --seconds contradict each other; give one of them.")

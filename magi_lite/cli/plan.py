@@ -6,14 +6,17 @@ import argparse
 import json
 from dataclasses import replace
 
-from magi_lite import cards, devices, planner, presets
-from magi_lite.cards import GIB, Device
+from magi_lite import planner
 from magi_lite.cli.reading import overrides_given, parse_size
-from magi_lite.config import MODELS, GenerationRequest, Overrides
-from magi_lite.defaults import own_steps
 from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.machine import cards, devices
+from magi_lite.machine.cards import GIB, Device
+from magi_lite.models import MODELS
 from magi_lite.planner import table
-from magi_lite.request_checks import check_size
+from magi_lite.request import presets
+from magi_lite.request.checks import check_size
+from magi_lite.request.defaults import own_steps
+from magi_lite.request.request import GenerationRequest, Overrides
 from magi_lite.timeline import Timeline
 
 

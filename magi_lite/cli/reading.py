@@ -8,8 +8,8 @@ import re
 from dataclasses import fields, replace
 from pathlib import Path
 
-from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.errors import InputError
+from magi_lite.request.request import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.timeline import Timeline
 
 
@@ -81,7 +81,7 @@ def read_settings_file(path: Path) -> GenerationRequest:
     Raises:
         InputError: the file holds no settings.
     """
-    from magi_lite.request_json import request_from_json
+    from magi_lite.request.json import request_from_json
     from magi_lite.video.writer import read_settings
 
     if path.suffix.lower() == ".json":

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from magi_lite.cli.reading import newer_words, overrides_given, parse_size, tokens_given
-from magi_lite.config import GenerationRequest
 from magi_lite.errors import InputError
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.edit import splice
 
 

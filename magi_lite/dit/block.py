@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from magi_lite.config import DiTConfig
-from magi_lite.dit.attention import Backend, masked_sdpa
+from magi_lite.attention import Backend, masked_sdpa
 from magi_lite.dit.captions import CaptionContext, KeyValue
 from magi_lite.dit.layers import MLP, Modulation, SingleLinear, ZeroCentredLayerNorm, gated_residual, project_shared
 from magi_lite.dit.rope import rotate
 from magi_lite.dit.store import KVStore
+from magi_lite.models import DiTConfig
 
 MOST_CALLS = 8
 """Captions of different lengths are attended one by one up to this many rows, beyond that in one masked call."""

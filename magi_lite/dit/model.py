@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from magi_lite.config import DiTConfig
-from magi_lite.dit.attention import SDPA, Backend
+from magi_lite.attention import SDPA, Backend
 from magi_lite.dit.block import Pass, TransformerLayer, pieces
 from magi_lite.dit.captions import CaptionContext, CaptionEncoding, caption_lengths
 from magi_lite.dit.layers import (
@@ -27,6 +26,7 @@ from magi_lite.dit.layers import (
 from magi_lite.dit.rope import Rope
 from magi_lite.dit.store import KVStore
 from magi_lite.errors import InputError
+from magi_lite.models import DiTConfig
 
 SINGLE_PLACES = (
     "x_embedder.",

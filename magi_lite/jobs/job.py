@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from magi_lite.config import GenerationRequest
-from magi_lite.request_json import request_from_json, request_to_json
+from magi_lite.request.json import request_from_json, request_to_json
+from magi_lite.request.request import GenerationRequest
 
 State = Literal["waiting", "running", "paused", "finished", "stopped", "failed", "interrupted"]
 RESUMABLE: tuple[State, ...] = ("paused", "stopped", "interrupted", "failed")

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite import events
-from magi_lite.config import GenerationRequest
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.jobs.job import RESUMABLE, Job, State, from_row, to_row
 from magi_lite.jobs.live import Live
 from magi_lite.jobs.store import Store
-from magi_lite.request_checks import check_words
+from magi_lite.request.checks import check_words
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 
 log = logging.getLogger(__name__)

@@ -10,14 +10,15 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from magi_lite import devices, planner
-from magi_lite.config import GenerationRequest
+from magi_lite import planner
 from magi_lite.control import RunControl
 from magi_lite.errors import OutOfMemory, OutputError
 from magi_lite.events import Event, Notice, Opened, StageStarted
 from magi_lite.files import check_writable
+from magi_lite.machine import devices
 from magi_lite.pipeline.opening import open_project
 from magi_lite.pipeline.run import Run
+from magi_lite.request.request import GenerationRequest
 
 __all__ = ["DEFAULT_PROJECTS", "generate"]
 

@@ -12,18 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magi_lite import devices, planner
-from magi_lite.config import Execution, GenerationRequest, SamplerSettings
-from magi_lite.dit.attention import choose as choose_attention
+from magi_lite import planner
+from magi_lite.attention import choose as choose_attention
 from magi_lite.dit.model import DiT
 from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors
+from magi_lite.machine import devices
 from magi_lite.pipeline.decoding import decode_chunk, decode_preview, encode_pixels
 from magi_lite.pipeline.prompts import PromptBank
 from magi_lite.planner import ModelShape, Plan, T5Shape
+from magi_lite.planner.execution import Execution
 from magi_lite.planner.shapes import t5_bytes
+from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption
+from magi_lite.sampling.settings import SamplerSettings
 from magi_lite.text.cache import EmbeddingCache
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import null_caption

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from magi_lite.config import MODELS, GenerationRequest
-from magi_lite.disk_use import check_room
 from magi_lite.errors import InputError
+from magi_lite.models import MODELS
 from magi_lite.pipeline.engine import plan_for
 from magi_lite.pipeline.prefix import own_latents, prefix_pixels, save_prefix
+from magi_lite.planner.disk import check_room
 from magi_lite.project import Project
-from magi_lite.request_checks import check_words, validate_request
+from magi_lite.request.checks import check_words, validate_request
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.edit import splice
 from magi_lite.weights.loader import open_model
 

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from magi_lite.config import CHUNK_LATENT_FRAMES, FPS, FRAMES_PER_LATENT, GenerationRequest
 from magi_lite.errors import InputError, MediaError
+from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, FRAMES_PER_LATENT
 from magi_lite.project import PREFIX_NAME, Project
+from magi_lite.request.request import GenerationRequest
 from magi_lite.weights.tensor_files import write_tensors
 
 REACH = 4

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from magi_lite.clock import Clock
-from magi_lite.config import PIXELS_PER_LATENT, GenerationRequest
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError
 from magi_lite.events import (
@@ -31,6 +30,7 @@ from magi_lite.events import (
     StageStarted,
     Stopped,
 )
+from magi_lite.models import PIXELS_PER_LATENT
 from magi_lite.pipeline.delivery import Delivery
 from magi_lite.pipeline.engine import Engine, engine, plan_for, prompt_bank, recorded, sampler_settings
 from magi_lite.pipeline.prefix import prefix_pixels, read_prefix, save_prefix
@@ -38,7 +38,8 @@ from magi_lite.pipeline.prompts import PromptBank
 from magi_lite.pipeline.starting import Start, find_start
 from magi_lite.planner import Plan, Stage
 from magi_lite.project import Project
-from magi_lite.request_checks import check_words
+from magi_lite.request.checks import check_words
+from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.results import Caption, CleanChunk, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
 from magi_lite.timeline import Timeline

@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from magi_lite import presets
-from magi_lite.cards import Device, cpu_device, with_memory
-from magi_lite.config import Execution, GenerationRequest, Overrides
+from magi_lite.machine.cards import Device, cpu_device, with_memory
 from magi_lite.planner import choose, refusal
+from magi_lite.planner.execution import Execution
 from magi_lite.planner.plan import STAGES, Item, Plan, Stage, ram_limits, vram_limit
 from magi_lite.planner.shapes import ModelShape, T5Shape, model_shape
+from magi_lite.request import presets
+from magi_lite.request.request import GenerationRequest, Overrides
 
 __all__ = [
     "Item",
@@ -55,7 +56,7 @@ def plan(
         PresetError: no preset of that name.
     """
     if device is None:
-        from magi_lite.devices import detect
+        from magi_lite.machine.devices import detect
 
         device = detect()
     shape = model_shape(request.model if model is None else model)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from magi_lite.config import CHUNK_LATENT_FRAMES, FPS, DiTConfig, Execution, VAEConfig
+from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, DiTConfig, VAEConfig
+from magi_lite.planner.execution import Execution
 from magi_lite.planner.shapes import T5Shape
 
 FLOAT32 = 4

@@ -10,12 +10,13 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
-from magi_lite.cards import Device
-from magi_lite.config import Execution, GenerationRequest, Overrides
 from magi_lite.errors import InputError
+from magi_lite.machine.cards import Device
 from magi_lite.planner import memory, speed
+from magi_lite.planner.execution import Execution
 from magi_lite.planner.plan import Plan
 from magi_lite.planner.shapes import ModelShape
+from magi_lite.request.request import GenerationRequest, Overrides
 
 PENALTY = {
     ("scheme", "fp8"): 1.1,

@@ -8,7 +8,7 @@ peak.
 
 from __future__ import annotations
 
-from magi_lite.config import FPS, Execution, GenerationRequest
+from magi_lite.models import FPS
 from magi_lite.planner import shapes
 from magi_lite.planner.activations import (
     PassShape,
@@ -20,10 +20,12 @@ from magi_lite.planner.activations import (
     rotary_bytes,
     text_activation_bytes,
 )
+from magi_lite.planner.execution import Execution
 from magi_lite.planner.pinned import pinned_bytes
 from magi_lite.planner.plan import Item, Place, Stage
 from magi_lite.planner.shapes import ModelShape
 from magi_lite.planner.speed import kv_bytes_per_token, tokens_per_chunk
+from magi_lite.request.request import GenerationRequest
 
 PROCESS_BYTES = {"cuda": 1600 << 20, "cpu": 700 << 20}
 """RAM of the program itself with torch loaded (and, on a card, CUDA's host side)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from magi_lite.cards import GIB
+from magi_lite.machine.cards import GIB
 from magi_lite.planner.plan import Item, Plan
 
 WIDTH, BAR_HEIGHT, GAP, LEFT, RIGHT = 720, 30, 14, 82, 92

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from magi_lite.cards import GIB, PINNED_SHARE, Device
-from magi_lite.config import Execution, GenerationRequest
+from magi_lite.machine.cards import GIB, PINNED_SHARE, Device
+from magi_lite.planner.execution import Execution
 from magi_lite.planner.shapes import ModelShape
+from magi_lite.request.request import GenerationRequest
 
 Stage = Literal["text", "encode", "denoise", "decode"]
 Place = Literal["vram", "ram", "pinned"]

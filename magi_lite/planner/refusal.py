@@ -10,12 +10,13 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from magi_lite.cards import GIB, PINNED_SHARE, Device, cpu_device
-from magi_lite.config import MODELS, GenerationRequest
 from magi_lite.errors import InputError, PlanError
+from magi_lite.machine.cards import GIB, PINNED_SHARE, Device, cpu_device
+from magi_lite.models import MODELS
 from magi_lite.planner import choose
 from magi_lite.planner.plan import SPARE, Plan, ram_limits, vram_limit
 from magi_lite.planner.shapes import ModelShape, model_shape
+from magi_lite.request.request import GenerationRequest
 
 KEPT_FREE = f"{100 * SPARE:.0f} % is kept free"
 MOST_CHOICES = 5

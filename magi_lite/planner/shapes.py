@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from magi_lite.config import DIT_4_5B, MODELS, VAE_PUBLISHED, DiTConfig, ModelFamily, VAEConfig
 from magi_lite.errors import InputError
+from magi_lite.models import DIT_4_5B, MODELS, VAE_PUBLISHED, DiTConfig, ModelFamily, VAEConfig
 from quant.schemes import SCHEMES
 
 TIMESTEP_FEATURES = 256

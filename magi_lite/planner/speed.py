@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from magi_lite.cards import Device
-from magi_lite.config import DiTConfig, Execution, GenerationRequest
+from magi_lite.machine.cards import Device
+from magi_lite.models import DiTConfig
+from magi_lite.planner.execution import Execution
 from magi_lite.planner.shapes import (
     ModelShape,
     layer_bytes,
@@ -18,6 +19,7 @@ from magi_lite.planner.shapes import (
     t5_bytes,
     vae_weights,
 )
+from magi_lite.request.request import GenerationRequest
 
 LINEAR_EFFICIENCY = {"float32": 0.6, "bf16": 0.65, "fp8": 0.55, "published": 0.5, "int8": 0.35, "nf4": 0.45}
 """Share of the scheme's peak rate in the linears, quantizing the activations included."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from magi_lite.cards import GIB
+from magi_lite.machine.cards import GIB
 from magi_lite.planner.plan import Plan, spoken, vram_limit
 
 BAR_WIDTH = 48

@@ -19,11 +19,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from magi_lite.config import GenerationRequest
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.files import output_errors, write_atomic
 from magi_lite.project.lock import is_locked
-from magi_lite.request_json import request_from_json, request_to_json
+from magi_lite.request.json import request_from_json, request_to_json
+from magi_lite.request.request import GenerationRequest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -32,12 +32,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from magi_lite.config import FPS, GenerationRequest
 from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors, write_atomic
+from magi_lite.models import FPS
 from magi_lite.project.files import ProjectFiles, SavedState, Status, link, make_folder, now, read_json, write_json
 from magi_lite.project.lock import FolderLock
-from magi_lite.request_json import request_to_json
+from magi_lite.request.json import request_to_json
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
 

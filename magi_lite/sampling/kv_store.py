@@ -26,7 +26,7 @@ E4M3_MAX = 448.0
 
 
 class Streams(Protocol):
-    """What a pinned store needs to copy beside computation; `magi_lite.devices` is one."""
+    """What a pinned store needs to copy beside computation; `magi_lite.machine.devices` is one."""
 
     def new_stream(self, device: Any) -> Any | None: ...
     def current_stream(self, device: Any) -> Any | None: ...
@@ -118,7 +118,7 @@ class KVRing:
         dtype: in which numbers keys and values are stored; reads return the numbers that were written.
         place: "device", or "pinned" host memory with two layers' ranges at a time on the device.
         device: where reads must arrive.
-        streams: for "pinned" on a card: how to copy beside computation (`magi_lite.devices`).
+        streams: for "pinned" on a card: how to copy beside computation (`magi_lite.machine.devices`).
         chunk_tokens: tokens of a chunk; None: the first write is of one chunk and tells.
         host, layers: for "pinned" on a card: where its memory comes from, and for how many layers; None: each layer
             is pinned by itself, which torch rounds up to a power of two.

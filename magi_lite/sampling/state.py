@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magi_lite.config import SamplerSettings
 from magi_lite.errors import InputError
 from magi_lite.sampling.results import Caption, SamplerState
+from magi_lite.sampling.settings import SamplerSettings
 
 FORMAT = 1
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from magi_lite.config import GenerationRequest
 from magi_lite.errors import InputError
 from magi_lite.jobs import JobQueue
 from magi_lite.jobs.job import Job
 from magi_lite.project import Project
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import clip, splice
 from magi_lite.timeline.text import parse
@@ -103,7 +103,7 @@ class Actions:
 
     def submit(self, request: GenerationRequest) -> dict[str, Any]:
         """Put a request into the queue."""
-        from magi_lite.request_checks import validate_request
+        from magi_lite.request.checks import validate_request
 
         validate_request(request)
         return {"job": self._queue.add(request).id, "seed": request.seed}

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from magi_lite import presets
-from magi_lite.config import MODELS
+from magi_lite.models import MODELS
+from magi_lite.request import presets
 from magi_lite.text.special_tokens import STYLES
 from magi_lite.ui import form
 from magi_lite.ui.actions import Actions

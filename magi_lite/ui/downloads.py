@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magi_lite.config import MODELS
 from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.models import MODELS
 
 
 @dataclass

@@ -7,10 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-from magi_lite.config import GenerationRequest
-from magi_lite.defaults import with_defaults
 from magi_lite.errors import MagiLiteError
-from magi_lite.request_json import request_from_json
+from magi_lite.request.defaults import with_defaults
+from magi_lite.request.json import request_from_json
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 from magi_lite.ui import form
 from magi_lite.ui.actions import Actions

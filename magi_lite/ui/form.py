@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
-from magi_lite.defaults import with_defaults
 from magi_lite.errors import InputError
+from magi_lite.request.defaults import with_defaults
+from magi_lite.request.request import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.timeline import Timeline
 
 TEXT, IMAGE, VIDEO, LAST = "Text to video", "Start with image", "Continue video", "Continue last video"

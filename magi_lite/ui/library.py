@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from magi_lite.config import GenerationRequest
 from magi_lite.errors import InputError, MagiLiteError, OutputError
 from magi_lite.project import Project
+from magi_lite.request.request import GenerationRequest
 
 
 def file_url(path: Path) -> str:

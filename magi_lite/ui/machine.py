@@ -12,11 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from magi_lite import devices, planner
-from magi_lite.config import MODELS, GenerationRequest
-from magi_lite.defaults import choose_model, choose_preset, models_on_disk
+from magi_lite import planner
 from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.machine import devices
+from magi_lite.models import MODELS
 from magi_lite.planner.picture import svg
+from magi_lite.request.defaults import choose_model, choose_preset, models_on_disk
+from magi_lite.request.request import GenerationRequest
 from magi_lite.ui.downloads import Downloads
 from magi_lite.ui.expose import sentence
 

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from magi_lite.config import FPS
 from magi_lite.errors import MediaError
+from magi_lite.models import FPS
 
 LIMIT_BYTES = 500_000_000
 """Largest file taken."""

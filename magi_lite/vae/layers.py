@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magi_lite.dit.attention import fused
+from magi_lite.attention import fused
 
 NORM_EPSILON = 1e-5
 HEAD_NORM_EPSILON = 1e-5

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from magi_lite.config import VAEConfig
+from magi_lite.models import VAEConfig
 from magi_lite.vae.layers import NORM_EPSILON, Transformer
 
 

@@ -14,7 +14,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from magi_lite.config import FPS, FRAMES_PER_LATENT, PIXELS_PER_LATENT, SCALE_FACTOR
+from magi_lite.models import FPS, FRAMES_PER_LATENT, PIXELS_PER_LATENT, SCALE_FACTOR
 from magi_lite.vae.model import ViTVAE
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from magi_lite.config import FPS
 from magi_lite.errors import MediaError
 from magi_lite.files import check_source
+from magi_lite.models import FPS
 from magi_lite.video.images import Fit, fit_pixels
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from magi_lite.config import FPS
 from magi_lite.errors import MediaError, OutputError
 from magi_lite.files import check_source, output_error, output_errors, replacing, write_all
+from magi_lite.models import FPS
 from magi_lite.video import fragments
 
 

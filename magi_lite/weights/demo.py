@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from magi_lite.config import DiTConfig, VAEConfig
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.errors import MagiLiteError, OutputError
+from magi_lite.models import DiTConfig, VAEConfig
 from magi_lite.vae.model import ViTVAE
 from magi_lite.weights.layout import DEFAULT_MODELS_FOLDER, DEMO_FOLDER, ModelFiles, find_model, has_weights
 from magi_lite.weights.tensor_files import write_tensors

@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from magi_lite.config import MODELS, ModelFamily
 from magi_lite.errors import CheckpointError, DownloadError, InputError
+from magi_lite.models import MODELS, ModelFamily
 from magi_lite.text.special_tokens import SPECIAL_TOKENS_SHA256, sha256
 from magi_lite.weights.checkpoint import missing_files as missing_weights
 from magi_lite.weights.layout import (

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magi_lite.config import MODELS, DiTConfig, Guidance, ModelFamily, SamplerSettings
 from magi_lite.config_files import Part, read_json
 from magi_lite.errors import CheckpointError, InputError
+from magi_lite.models import MODELS, DiTConfig, ModelFamily
+from magi_lite.sampling.settings import Guidance, SamplerSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_MODELS_FOLDER = REPOSITORY / "models"

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from magi_lite.config import DiTConfig, Execution, VAEConfig
 from magi_lite.config_files import read_json
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.errors import CheckpointError
+from magi_lite.models import DiTConfig, VAEConfig
+from magi_lite.planner.execution import Execution
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import SpecialTokenTable
 from magi_lite.vae.model import ViTVAE

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from magi_lite import cards, devices
-from magi_lite.config import Execution
+from magi_lite.machine import cards, devices
+from magi_lite.planner.execution import Execution
 from magi_lite.weights.streaming import LayerStreamer, PinnedMemory, SwappedModule, packed_size
 
 Loaded = TypeVar("Loaded")

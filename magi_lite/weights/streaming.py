@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magi_lite import devices
+from magi_lite.machine import devices
 from magi_lite.planner.pinned import Blocks, aligned
 
 _log = logging.getLogger(__name__)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from magi_lite.config import GenerationRequest
 from magi_lite.errors import InputError, MediaError, OutputError
 from magi_lite.files import check_output
-from magi_lite.request_checks import validate_request
+from magi_lite.request.checks import validate_request
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.text import parse
 from magi_lite.video.clips import load_tail
 from magi_lite.video.images import load_image

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.errors import InputError, OutputError, PresetError, TimelineError
-from magi_lite.request_checks import LEGAL_STEPS, validate_request
-from magi_lite.request_json import request_from_json, request_to_json
+from magi_lite.request.checks import LEGAL_STEPS, validate_request
+from magi_lite.request.json import request_from_json, request_to_json
+from magi_lite.request.request import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.sampling.schedule import PUBLISHED_STEPS
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.text import parse

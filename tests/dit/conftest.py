@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from magi_lite.config import DiTConfig
 from magi_lite.dit.captions import CaptionContext
 from magi_lite.dit.model import DiT
+from magi_lite.models import DiTConfig
 
 SMALL = DiTConfig(
     num_layers=3,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magi_lite.dit.attention import SDPA, available, by_group, choose, masked_sdpa, reads_groups
+from magi_lite.attention import SDPA, available, by_group, choose, masked_sdpa, reads_groups
 from magi_lite.errors import InputError
 
 
@@ -105,7 +105,7 @@ def test_only_flash_reads_groups_on_a_card(
         def __init__(self) -> None:
             self.dtype = dtype
 
-    monkeypatch.setattr("magi_lite.devices.capability", lambda index: capability)
+    monkeypatch.setattr("magi_lite.machine.devices.capability", lambda index: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True, raising=False)
     assert reads_groups(OnCard(), torch.ones(1) if masked else None) is reads  # type: ignore[arg-type]
 
@@ -144,12 +144,12 @@ def test_other_errors_of_attention_are_told(error: Exception, monkeypatch: pytes
 
 
 def test_a_kernel_that_does_not_load_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("magi_lite.dit.attention.available", lambda device, dtype: ("flash", "sdpa"))
+    monkeypatch.setattr("magi_lite.attention.available", lambda device, dtype: ("flash", "sdpa"))
 
     def broken() -> None:
         raise ImportError("undefined symbol")
 
-    monkeypatch.setattr("magi_lite.dit.attention._flash", broken)
+    monkeypatch.setattr("magi_lite.attention._flash", broken)
     assert choose("auto", "cuda", torch.bfloat16).name == "sdpa"
     with pytest.raises(InputError, match=r"'flash' cannot be used here .cuda, bfloat16.; use sdpa"):
         choose("flash", "cuda", torch.bfloat16)

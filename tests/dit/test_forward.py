@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from magi_lite.config import DiTConfig
 from magi_lite.dit.model import DiT
 from magi_lite.errors import InputError
+from magi_lite.models import DiTConfig
 from tests.dit.conftest import CHUNK_FRAMES, LARGE_SWITCHES, SMALL, DictStore, Inputs, make_inputs, randomize
 from tests.dit.formula import Chunk, Formula
 

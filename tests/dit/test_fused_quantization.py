@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from magi_lite.config import DiTConfig
 from magi_lite.dit.model import DiT
+from magi_lite.models import DiTConfig
 from quant import NF4, Fp8, Int8, Scheme, activations, compiled, convert_
 from quant.fusion import Operation
 from quant.linear import QuantizedLinear

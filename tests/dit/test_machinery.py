@@ -107,7 +107,7 @@ def test_import_has_no_side_effects() -> None:
         "import sys, threading\n"
         "import torch\n"
         "before = (threading.active_count(), torch.random.initial_seed(), torch.get_num_threads())\n"
-        "import magi_lite.dit.model, magi_lite.dit.attention\n"
+        "import magi_lite.dit.model, magi_lite.attention\n"
         "assert before == (threading.active_count(), torch.random.initial_seed(), torch.get_num_threads())\n"
         "assert not torch.cuda.is_initialized()\n"
         "assert not any(m.split('.')[0] in ('flash_attn', 'sageattention', 'quant') for m in sys.modules)\n"

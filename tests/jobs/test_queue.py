@@ -14,12 +14,12 @@ import psutil
 import pytest
 
 from magi_lite import events
-from magi_lite.config import GenerationRequest
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, OutOfMemory, OutputError, TimelineError
 from magi_lite.jobs import JobQueue
 from magi_lite.jobs.job import Job
 from magi_lite.jobs.live import Live
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
 
 

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from magi_lite.config import DiTConfig
-from magi_lite.dit.attention import SDPA, Backend
+from magi_lite.attention import SDPA, Backend
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.dit.rope import rope_table
+from magi_lite.models import DiTConfig
 from magi_lite.weights.checkpoint import Checkpoint
 from tests.parity.dit_calls import Call, NotUnderstood, PlainStore, run_dispatch, run_forward
 from tests.parity.dit_recorder import Recorder

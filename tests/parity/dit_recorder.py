@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magi_lite.dit.attention import Backend
+from magi_lite.attention import Backend
 from magi_lite.dit.captions import CaptionContext
 from magi_lite.dit.model import DiT
 

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from magi_lite.config import DiTConfig
-from magi_lite.dit.attention import SDPA, Backend
+from magi_lite.attention import SDPA, Backend
 from magi_lite.dit.model import DiT, parameter_dtype
+from magi_lite.models import DiTConfig
 from quant import Published, QuantError, convert_
 from quant.activations import static
 from quant.convert import quantized_names

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magi_lite.config import DiTConfig, VAEConfig
 from magi_lite.dit.model import DiT
+from magi_lite.models import DiTConfig, VAEConfig
 from magi_lite.vae.model import ViTVAE
 from magi_lite.weights.loader import quantizable
 from quant import convert_

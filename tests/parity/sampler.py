@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from magi_lite.config import DiTConfig, SpecialTokens
+from magi_lite.models import DiTConfig
+from magi_lite.request.request import SpecialTokens
 from magi_lite.sampling.guidance import guidance_weights
 from magi_lite.sampling.results import Caption, CleanChunk, StepDone
 from magi_lite.sampling.sampler import Sampler

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from magi_lite.config import SpecialTokens
+from magi_lite.request.request import SpecialTokens
 from magi_lite.text.cleaning import clean_caption, clean_once
 from magi_lite.text.special_tokens import NEGATIVE_TOKENS, SpecialTokenTable, null_caption
 from tests.parity.report import CaseResult, compare, exact, unclaimed

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from magi_lite.config import VAEConfig
+from magi_lite.models import VAEConfig
 from magi_lite.vae.layers import normalize_heads, resize_positions
 from magi_lite.vae.model import ViTDecoder, ViTVAE
 from magi_lite.vae.tiling import Tiling, decode_tiled, encode_tiled, to_uint8

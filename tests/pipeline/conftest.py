@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from magi_lite.config import GenerationRequest, Overrides
 from magi_lite.events import Event
 from magi_lite.pipeline import generate
 from magi_lite.project import Project
+from magi_lite.request.request import GenerationRequest, Overrides
 from magi_lite.timeline.text import parse
 from magi_lite.weights.demo import make_untrained
 

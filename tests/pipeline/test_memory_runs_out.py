@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from magi_lite import planner
-from magi_lite.config import Execution, Overrides
 from magi_lite.errors import OutOfMemory
 from magi_lite.events import ChunkFinished, Finished, Notice, PlanReady
 from magi_lite.pipeline.engine import engine, with_room_for_words
+from magi_lite.planner.execution import Execution
 from magi_lite.project import Project
+from magi_lite.request.request import Overrides
 from magi_lite.weights.loader import open_model
 from tests.pipeline.conftest import latents_of, same_bits
 
@@ -156,7 +157,7 @@ def test_networks_are_gone_after_their_block_even_where_someone_holds_them(tiny_
 def test_words_are_read_on_the_cpu_where_the_card_is_full(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, planned = open_model(tiny_model), Execution(t5="bf16", t5_device="cuda")
     for free, place in ((1 << 20, "cpu"), (40 << 30, "cuda")):
-        monkeypatch.setattr("magi_lite.devices.memory_info", lambda free=free: (free, 48 << 30))
+        monkeypatch.setattr("magi_lite.machine.devices.memory_info", lambda free=free: (free, 48 << 30))
         assert with_room_for_words(files, planned).t5_device == place
 
 

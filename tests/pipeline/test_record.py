@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import quant.__main__ as convert
-from magi_lite.config import Overrides
 from magi_lite.errors import InputError, OutputError
 from magi_lite.events import Finished, PlanReady
 from magi_lite.pipeline import generate
 from magi_lite.project import Project
+from magi_lite.request.request import Overrides
 from tests.disk import small_files
 
 WEIGHTS = Path("ckpt/magi/demo/inference_weight.distill")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from magi_lite.config import Execution, SpecialTokens
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError
 from magi_lite.events import Notice, Progress
 from magi_lite.pipeline import generate
 from magi_lite.pipeline.engine import prompt_bank
 from magi_lite.pipeline.prompts import PromptBank
+from magi_lite.planner.execution import Execution
+from magi_lite.request.request import SpecialTokens
 from magi_lite.timeline import PromptMix
 from magi_lite.timeline.text import parse
 from magi_lite.weights.layout import find_model

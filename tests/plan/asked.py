@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from magi_lite import cards, planner
-from magi_lite.config import GenerationRequest
+from magi_lite import planner
+from magi_lite.machine import cards
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 
 MODEL = "4.5B-distill"

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from magi_lite import planner
-from magi_lite.config import CHUNK_LATENT_FRAMES, MODELS
 from magi_lite.dit.model import DiT
+from magi_lite.models import CHUNK_LATENT_FRAMES, MODELS
 from magi_lite.pipeline.engine import Engine
 from magi_lite.planner import memory
 from magi_lite.sampling.results import Caption, CleanChunk

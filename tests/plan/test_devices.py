@@ -7,8 +7,8 @@ import errno
 import pytest
 import torch
 
-from magi_lite import cards, devices
 from magi_lite.errors import InputError
+from magi_lite.machine import cards, devices
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from magi_lite import cards, planner, presets
-from magi_lite.cards import GIB
+from magi_lite import planner
 from magi_lite.errors import PresetError
+from magi_lite.machine import cards
+from magi_lite.machine.cards import GIB
 from magi_lite.planner import picture, table
 from magi_lite.planner.plan import STAGES, spoken
+from magi_lite.request import presets
 from tests.plan.asked import plan, request
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from magi_lite import cards, planner
-from magi_lite.cards import GIB, PINNED_SHARE
-from magi_lite.config import GenerationRequest
+from magi_lite import planner
+from magi_lite.machine import cards
+from magi_lite.machine.cards import GIB, PINNED_SHARE
 from magi_lite.planner.plan import vram_limit
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 
 

@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from magi_lite import cards, planner, presets
-from magi_lite.cards import GIB
-from magi_lite.config import DIT_4_5B, DIT_24B, FPS, VAE_PUBLISHED, Overrides, SamplerSettings
+from magi_lite import planner
 from magi_lite.errors import InputError, PlanError
+from magi_lite.machine import cards
+from magi_lite.machine.cards import GIB
+from magi_lite.models import DIT_4_5B, DIT_24B, FPS, VAE_PUBLISHED
 from magi_lite.pipeline.prefix import REACH
 from magi_lite.planner import memory, shapes, table
 from magi_lite.planner.plan import STAGES
+from magi_lite.request import presets
+from magi_lite.request.request import Overrides
 from magi_lite.sampling.schedule import Schedule
+from magi_lite.sampling.settings import SamplerSettings
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.weights.streaming import PinnedMemory
 from tests.plan.asked import MODEL, plan, request

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from magi_lite import cards, planner
-from magi_lite.cards import GIB, Device
-from magi_lite.config import GenerationRequest, Overrides
+from magi_lite import planner
 from magi_lite.errors import InputError, PlanError
+from magi_lite.machine import cards
+from magi_lite.machine.cards import GIB, Device
+from magi_lite.request.request import GenerationRequest, Overrides
 from magi_lite.timeline import Timeline
 
 FREE = 0.95

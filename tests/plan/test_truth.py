@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from magi_lite import planner
-from magi_lite.cards import known_card
-from magi_lite.config import Execution, GenerationRequest
+from magi_lite.machine.cards import known_card
 from magi_lite.planner import memory
+from magi_lite.planner.execution import Execution
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 from tests.plan.full_size import denoise_and_decode, encode, text
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from magi_lite.config import GenerationRequest
 from magi_lite.project import Project
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.text import parse
 
 SIZE = 32

@@ -147,7 +147,7 @@ KILLED = """
     import sys
     from pathlib import Path
     from magi_lite.project import Project
-    from magi_lite.request_json import request_from_json
+    from magi_lite.request.json import request_from_json
     from tests.project.conftest import run
     import json
     with Project.create(Path(sys.argv[1]), request_from_json(json.loads(sys.argv[2]))) as project:
@@ -160,7 +160,7 @@ def test_sigkill_in_the_middle(tmp_path, ask, request):
     """A real process, killed from outside at a moment nobody chose, three times in a row."""
     import json
 
-    from magi_lite.request_json import request_to_json
+    from magi_lite.request.json import request_to_json
 
     asked = ask("[0s-60s: a]", seconds=60)
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), json.dumps(request_to_json(asked))]

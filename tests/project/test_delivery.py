@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from magi_lite.config import GenerationRequest
-from magi_lite.disk_use import check_room, disk_use
 from magi_lite.errors import OutputError
 from magi_lite.pipeline.delivery import Delivery
+from magi_lite.planner.disk import check_room, disk_use
 from magi_lite.project import Project
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.text import parse
 from magi_lite.video import fragments
 from tests.disk import small_files

@@ -19,7 +19,7 @@ from PIL import Image
 from magi_lite.errors import InputError, OutputError
 from magi_lite.project import Project
 from magi_lite.project.listing import list_projects
-from magi_lite.request_json import request_from_json
+from magi_lite.request.json import request_from_json
 from magi_lite.timeline.text import parse
 from magi_lite.video.writer import read_settings
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from magi_lite import devices
-from magi_lite.config import DiTConfig, Execution, VAEConfig
 from magi_lite.dit.model import DiT
+from magi_lite.machine import devices
+from magi_lite.models import DiTConfig, VAEConfig
+from magi_lite.planner.execution import Execution
 from magi_lite.planner.pinned import ALIGNMENT
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.vae.model import ViTVAE

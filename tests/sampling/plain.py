@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from magi_lite.config import SamplerSettings
 from magi_lite.dit.captions import CaptionContext
 from magi_lite.dit.model import DiT
 from magi_lite.sampling.schedule import time_grid
+from magi_lite.sampling.settings import SamplerSettings
 
 WIDTH = 6
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magi_lite.config import DiTConfig
+from magi_lite.models import DiTConfig
 from magi_lite.text.special_tokens import SpecialTokenTable
 from magi_lite.weights.layout import sampler_settings
 from tests.parity import sampler, schedule

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from magi_lite.config import SpecialTokens
 from magi_lite.errors import CheckpointError, InputError
+from magi_lite.request.request import SpecialTokens
 from magi_lite.text.special_tokens import STYLES, SpecialTokenTable, null_caption, wanted_tokens
 from tests.parity import text as parity
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from magi_lite.config import DiTConfig, VAEConfig
-from magi_lite.training.latents import Pool
-from magi_lite.training.text_model import CAPTION_LENGTH, CHANNELS, vocabulary
+from magi_lite.models import DiTConfig, VAEConfig
+from training.latents import Pool
+from training.text_model import CAPTION_LENGTH, CHANNELS, vocabulary
 
 TINY_DIT = DiTConfig(
     num_layers=2,

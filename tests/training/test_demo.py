@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from magi_lite.pipeline.decoding import encode_pixels
-from magi_lite.training.measure import measure, psnr
-from magi_lite.training.studio import Studio
-from magi_lite.training.world import FRAMES, make_clip
 from magi_lite.weights.layout import DEMO_FOLDER
 from magi_lite.weights.loader import open_model
+from training.measure import measure, psnr
+from training.studio import Studio
+from training.world import FRAMES, make_clip
 
 
 @pytest.fixture(scope="module")

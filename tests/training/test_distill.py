@@ -5,10 +5,11 @@ import torch
 
 from magi_lite.errors import CheckpointError
 from magi_lite.sampling.schedule import time_grid
-from magi_lite.training import checkpoint
-from magi_lite.training.checkpoint import Budget
-from magi_lite.training.diffusion import CLEAN, draw_example, predict
-from magi_lite.training.distill import (
+from tests.training.conftest import TINY_DIT
+from training import checkpoint
+from training.checkpoint import Budget
+from training.diffusion import CLEAN, draw_example, predict
+from training.distill import (
     SHORTCUTS,
     advanced,
     distill,
@@ -18,9 +19,8 @@ from magi_lite.training.distill import (
     shortcut_target,
     two_steps,
 )
-from magi_lite.training.optim import Optimizer
-from magi_lite.training.train_dit import make_model
-from tests.training.conftest import TINY_DIT
+from training.optim import Optimizer
+from training.train_dit import make_model
 
 WIDTH = 6
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from magi_lite.training import evaluate as e
-from magi_lite.training import quality as q
-from magi_lite.training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZES, Look
-from magi_lite.training.measure import measure
-from magi_lite.training.world import CORE_MOTIONS, FRAMES, make_clip, make_collision
+from training import evaluate as e
+from training import quality as q
+from training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZES, Look
+from training.measure import measure
+from training.world import CORE_MOTIONS, FRAMES, make_clip, make_collision
 
 
 def read(words: str) -> tuple[Look, str]:
@@ -103,7 +103,7 @@ def test_results_grow_part_by_part(tmp_path: Path) -> None:
 
 def test_the_seeds_are_not_training_seeds() -> None:
     """Pools are made from seed * 1,000,000 + number; the autoencoder's clips from 100,000 on."""
-    from magi_lite.training.train_vae import HELD_OUT
+    from training.train_vae import HELD_OUT
 
     assert q.HELD_OUT >= HELD_OUT
 

@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from magi_lite.config import SCALE_FACTOR, DiTConfig, GenerationRequest, Overrides, VAEConfig
 from magi_lite.dit.model import DiT
 from magi_lite.errors import InputError
 from magi_lite.events import ChunkFinished, Finished
+from magi_lite.models import SCALE_FACTOR, DiTConfig, VAEConfig
 from magi_lite.pipeline import generate
+from magi_lite.request.request import GenerationRequest, Overrides
 from magi_lite.timeline.text import parse
-from magi_lite.training import export as e
-from magi_lite.training.studio import Studio
-from magi_lite.training.text_model import CHANNELS, make_encoder, make_tokenizer
 from magi_lite.vae.model import ViTVAE
 from magi_lite.weights.loader import load_dit, load_special_tokens, load_text_encoder, load_vae, open_model
+from training import export as e
+from training.studio import Studio
+from training.text_model import CHANNELS, make_encoder, make_tokenizer
 
 DIT = DiTConfig(
     num_layers=2,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from magi_lite.errors import InputError
-from magi_lite.training import measure as m
-from magi_lite.training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, Look
-from magi_lite.training.world import CORE_MOTIONS, FRAMES, Clip, make_clip, make_collision
+from training import measure as m
+from training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, Look
+from training.world import CORE_MOTIONS, FRAMES, Clip, make_clip, make_collision
 
 SEEDS = range(40_000, 40_200)
 ATTRIBUTES = ("colour", "shape", "size", "background", "motion")

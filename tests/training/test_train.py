@@ -5,18 +5,18 @@ from itertools import pairwise
 import pytest
 import torch
 
-from magi_lite.config import CHUNK_LATENT_FRAMES, SCALE_FACTOR
 from magi_lite.errors import CheckpointError
+from magi_lite.models import CHUNK_LATENT_FRAMES, SCALE_FACTOR
 from magi_lite.sampling.schedule import time_grid
-from magi_lite.training import checkpoint, diffusion, train_vae
-from magi_lite.training.checkpoint import Budget
-from magi_lite.training.diffusion import CLEAN, FULL_WINDOWS, WINDOWS, draw_example, flow_loss, grid_time, predict
-from magi_lite.training.latents import to_signed
-from magi_lite.training.optim import orthogonalize
-from magi_lite.training.text_model import CAPTION_LENGTH, make_tokenizer, vocabulary
-from magi_lite.training.train_dit import half_products, make_model, train_dit
-from magi_lite.training.world import make_clip
 from tests.training.conftest import TINY_DIT, TINY_VAE
+from training import checkpoint, diffusion, train_vae
+from training.checkpoint import Budget
+from training.diffusion import CLEAN, FULL_WINDOWS, WINDOWS, draw_example, flow_loss, grid_time, predict
+from training.latents import to_signed
+from training.optim import orthogonalize
+from training.text_model import CAPTION_LENGTH, make_tokenizer, vocabulary
+from training.train_dit import half_products, make_model, train_dit
+from training.world import make_clip
 
 WIDTH = CHUNK_LATENT_FRAMES
 

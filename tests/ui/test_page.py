@@ -13,8 +13,8 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Page
 
-from magi_lite.config import SpecialTokens
 from magi_lite.project import Project
+from magi_lite.request.request import SpecialTokens
 from tests.ui.conftest import ROOT, App, Watched, set_size, shoot, unfold
 
 TABS = ("Create", "Queue", "Gallery", "System")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magi_lite.config import VAE_PUBLISHED, VAEConfig
+from magi_lite.models import VAE_PUBLISHED, VAEConfig
 from magi_lite.vae.layers import resize_positions
 from magi_lite.vae.model import ViTVAE
 from magi_lite.vae.tiling import Tiling, decode_tiled, encode_tiled, to_signed, to_uint8

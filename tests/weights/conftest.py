@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from magi_lite.config import DiTConfig
 from magi_lite.dit.model import DiT
+from magi_lite.models import DiTConfig
 from magi_lite.weights.demo import make_untrained, random_weights
 
 SMALL = DiTConfig(

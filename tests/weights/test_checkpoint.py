@@ -13,8 +13,8 @@ import torch
 import zstandard
 from safetensors.torch import load_file, save_file
 
-from magi_lite.config import Execution
 from magi_lite.errors import CheckpointError, OutputError
+from magi_lite.planner.execution import Execution
 from magi_lite.weights.checkpoint import Checkpoint, tensor_names
 from magi_lite.weights.loader import load_dit_weights
 from tests.weights.conftest import SMALL

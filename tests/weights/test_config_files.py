@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from magi_lite.config import DIT_24B, DiTConfig, VAEConfig
 from magi_lite.errors import CheckpointError
+from magi_lite.models import DIT_24B, DiTConfig, VAEConfig
 from magi_lite.pipeline.engine import planning_shape
 from magi_lite.weights.layout import find_model
 from magi_lite.weights.loader import vae_config

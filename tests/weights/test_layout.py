@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from magi_lite.config import DIT_24B, MODELS, Guidance
 from magi_lite.errors import CheckpointError, InputError
+from magi_lite.models import DIT_24B, MODELS
+from magi_lite.sampling.settings import Guidance
 from magi_lite.weights.layout import find_model, sampler_settings
 
 FAMILY = MODELS["4.5B-base"]

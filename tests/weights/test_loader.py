@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magi_lite.config import DIT_4_5B, DIT_24B, Execution
 from magi_lite.dit.model import DiT
 from magi_lite.errors import CheckpointError
+from magi_lite.models import DIT_4_5B, DIT_24B
+from magi_lite.planner.execution import Execution
 from magi_lite.weights.checkpoint import tensor_names
 from magi_lite.weights.loader import (
     load_dit,

@@ -12,15 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from magi_lite.config import Overrides
 from magi_lite.errors import PresetError
+from magi_lite.request.request import Overrides
 
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-FOLDER = Path(__file__).resolve().parent.parent / "presets"
+FOLDER = Path(__file__).resolve().parents[2] / "presets"
 QUALITIES = ("draft", "balanced", "quality")
 DEFAULT_QUALITY = "balanced"
 LEGAL: dict[str, tuple[Any, ...]] = {

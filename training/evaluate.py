@@ -1,6 +1,6 @@
 """How well the demo model does what it is told, measured against the world's truth.
 
-    python -m magi_lite.training.evaluate PART ... --samples 64 [--model demo] [--out benchmarks/demo_quality.json]
+    python -m training.evaluate PART ... --samples 64 [--model demo] [--out benchmarks/demo_quality.json]
 
 Every part stands by itself and is added to the results, with a contact sheet beside them; every number comes with its
 standard error and its count. Real loader, real sampler, seeds never trained on.
@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from magi_lite.errors import MagiLiteError
-from magi_lite.training.quality import PARTS, Figures
-from magi_lite.training.sheets import contact_sheet
-from magi_lite.training.studio import Studio
 from magi_lite.weights.layout import REPOSITORY
+from training.quality import PARTS, Figures
+from training.sheets import contact_sheet
+from training.studio import Studio
 
 RESULTS = REPOSITORY / "benchmarks" / "demo_quality.json"
 SHEET_ROWS = 8
@@ -52,7 +52,7 @@ def evaluate(studio: Studio, parts: Iterable[str], samples: int, out: Path, labe
 def main() -> int:
     """Parse the command line and run parts; user's mistakes are one sentence."""
     parser = argparse.ArgumentParser(
-        prog="python -m magi_lite.training.evaluate",
+        prog="python -m training.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

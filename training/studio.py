@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magi_lite.config import PIXELS_PER_LATENT, Execution, SpecialTokens
+from magi_lite.models import PIXELS_PER_LATENT
 from magi_lite.pipeline.decoding import decode_chunk, encode_pixels
+from magi_lite.planner.execution import Execution
+from magi_lite.request.request import SpecialTokens
 from magi_lite.sampling.results import Caption, CleanChunk
 from magi_lite.sampling.sampler import Sampler
 from magi_lite.text.special_tokens import null_caption
-from magi_lite.training.looks import SIZE
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.loader import load_dit, load_special_tokens, load_text_encoder, load_vae
+from training.looks import SIZE
 
 
 class Studio:

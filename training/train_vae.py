@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magi_lite.config import SCALE_FACTOR, VAEConfig
-from magi_lite.training import checkpoint
-from magi_lite.training.checkpoint import Budget
-from magi_lite.training.latents import TILE, to_signed
-from magi_lite.training.looks import SIZE, background
-from magi_lite.training.optim import Optimizer, update_average, warm_cosine
-from magi_lite.training.world import make_clip, make_collision
+from magi_lite.models import SCALE_FACTOR, VAEConfig
 from magi_lite.vae.model import ViTVAE
+from training import checkpoint
+from training.checkpoint import Budget
+from training.latents import TILE, to_signed
+from training.looks import SIZE, background
+from training.optim import Optimizer, update_average, warm_cosine
+from training.world import make_clip, make_collision
 
 DEMO_VAE = VAEConfig(
     video_size=SIZE, video_length=TILE, embed_dim=192, depth=4, num_heads=4, z_chans=16, use_final_proj=True

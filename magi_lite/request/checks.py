@@ -11,10 +11,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from magi_lite import presets
-from magi_lite.config import MODELS, SIZE_STEP, STYLES, GenerationRequest, Overrides
 from magi_lite.errors import InputError, OutputError, PresetError
 from magi_lite.files import check_output, check_source
+from magi_lite.models import MODELS, SIZE_STEP
+from magi_lite.request import presets
+from magi_lite.request.request import STYLES, GenerationRequest, Overrides
 from magi_lite.text.cleaning import check_caption, clean_caption
 from magi_lite.timeline import MAX_SECONDS, Timeline
 

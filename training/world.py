@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from magi_lite.errors import InputError
-from magi_lite.training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, Look, background, coverage, paint
+from training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, Look, background, coverage, paint
 
 FRAMES = 24
 """Frames in a second (one chunk of the model)."""

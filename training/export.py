@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magi_lite.config import SCALE_FACTOR, DiTConfig, VAEConfig
 from magi_lite.dit.model import parameter_dtype
 from magi_lite.errors import InputError
-from magi_lite.training import checkpoint
+from magi_lite.models import SCALE_FACTOR, DiTConfig, VAEConfig
+from training import checkpoint
 
 WEIGHTS = Path("ckpt/magi/demo/inference_weight.distill")
 LEARNED_ROWS = (1, *range(7, 15))
@@ -149,9 +149,9 @@ def from_work(work: Path, distilled: bool = True) -> TrainedModel:
     Raises:
         CheckpointError: a stage of the training is missing.
     """
-    from magi_lite.training.text_model import make_tokenizer
-    from magi_lite.training.train_dit import DEMO_DIT, make_model
-    from magi_lite.training.train_vae import DEMO_VAE
+    from training.text_model import make_tokenizer
+    from training.train_dit import DEMO_DIT, make_model
+    from training.train_vae import DEMO_VAE
 
     final = work / "vae_final.safetensors"
     groups, _ = checkpoint.load(work / ("distilled.safetensors" if distilled else "dit.safetensors"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from magi_lite.training.checkpoint import Budget
-from magi_lite.training.distill import distill
-from magi_lite.training.train_dit import Ranks, train_dit
+from training.checkpoint import Budget
+from training.distill import distill
+from training.train_dit import Ranks, train_dit
 
 
 def train(arguments: argparse.Namespace, ranks: Ranks) -> None:

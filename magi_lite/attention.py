@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from magi_lite import devices
 from magi_lite.errors import InputError
+from magi_lite.machine import devices
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 HALF = (torch.bfloat16, torch.float16)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from magi_lite.cards import GIB, Device, cpu_device, find_card, generic_card
+from magi_lite.machine.cards import GIB, Device, cpu_device, find_card, generic_card
 
 _log = logging.getLogger(__name__)
 SEGMENT_BYTES = 1 << 26

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from magi_lite.config import CHUNK_LATENT_FRAMES
 from magi_lite.dit.captions import CaptionContext
 from magi_lite.dit.model import DiT
+from magi_lite.models import CHUNK_LATENT_FRAMES
 from magi_lite.sampling.schedule import kv_ranges
-from magi_lite.training.latents import BODY_WEIGHT, Pool
-from magi_lite.training.text_model import CAPTION_LENGTH, CHANNELS
+from training.latents import BODY_WEIGHT, Pool
+from training.text_model import CAPTION_LENGTH, CHANNELS
 
 RANGES = (5, 4, 3, 2)
 CLEAN = -1

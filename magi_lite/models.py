@@ -1,17 +1,15 @@
-"""Architectures, run settings and requests: frozen, validated once, free of torch.
+"""What is known of each model: shapes of the published transformers and autoencoders, free of torch.
 
-Architecture numbers have no defaults; the published sizes stand in the tables at the end of their section.
+Architecture numbers have no defaults; the published sizes stand in the tables at the end.
 Source of the numbers: MAGI-1 report (arXiv 2505.13211) and the published configuration files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from magi_lite.config_files import Part
-from magi_lite.timeline import Timeline
 
 FPS = 24
 """Frames per second of every video the model makes."""
@@ -27,9 +25,6 @@ ROTARY_PARTS = 8
 """A head's width is a multiple of this: three quarters of it are rotated, by three axes, in pairs."""
 SCALE_FACTOR = 0.18215
 """Latents are multiplied by this after encoding."""
-
-
-# --- architectures -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -188,138 +183,3 @@ MODELS: dict[str, ModelFamily] = {
         ModelFamily("24B-distill-fp8", "24B_distill_quant", "inference_weight.fp8.distill", DIT_24B, True, True),
     )
 }
-
-
-# --- how a run is sampled and executed -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Three-pass guidance of the base model: v = (1-p) v_uncond + (p-w) v_prev + w v_full, by the chunk's t."""
-
-    t_ranges: tuple[float, ...] = (0.0, 0.0217, 0.1, 0.3, 0.999)
-    prev_scales: tuple[float, ...] = (1.5, 1.5, 1.5, 1.0, 1.0)
-    text_scales: tuple[float, ...] = (7.5, 7.5, 7.5, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """How noise becomes video. Defaults are the published distilled schedule."""
-
-    steps: int = 8
-    window: int = 4
-    shortcut: Literal["8,16,16", "16,16,8"] = "8,16,16"
-    distilled: bool = True
-    guidance: Guidance | None = None
-    """Three-pass guidance; None: one pass (distilled models)."""
-    nearly_clean: bool = True
-    """Distilled models: blend in the oldest chunk seen alone once its t is above `nearly_clean_threshold`."""
-    nearly_clean_threshold: float = 0.3
-    nearly_clean_scale: float = 0.7
-    noise_to_clean_ranges: tuple[int, ...] = (5, 4, 3, 2)
-    clean_range: int = 1
-    clean_t: float = 0.9999
-    chunk_width: int = CHUNK_LATENT_FRAMES
-
-
-STYLES: dict[str, str] = {
-    "static": "the first frames stand still",
-    "dynamic": "the first frames move",
-    "borders": "black borders around the picture",
-    "3d": "3D model look",
-    "anime": "2D anime look",
-    "transition": "a cut or transition inside the clip",
-    "caption": "written captions in the picture",
-    "logo": "a logo in the picture",
-}
-"""Names allowed in `SpecialTokens.styles`, with what each stands for."""
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Learned tokens put in front of a caption. `styles` are names from `STYLES`."""
-
-    quality: bool = True
-    duration: bool = True
-    styles: tuple[str, ...] = ()
-
-
-Scheme = Literal["float32", "bf16", "fp8", "int8", "nf4", "published"]
-
-
-@dataclass(frozen=True)
-class Execution:
-    """Where everything lives and in which numbers it is computed: the part of a plan that loader and residency obey."""
-
-    device: Literal["cuda", "cpu"] = "cpu"
-    dtype: Literal["bfloat16", "float32"] = "float32"
-    scheme: Scheme = "float32"
-    layers: Literal["resident", "streamed"] = "resident"
-    kv_dtype: Literal["float32", "bf16", "fp8"] = "float32"
-    kv_place: Literal["device", "pinned"] = "device"
-    mlp_slice: int | None = None
-    """Tokens per slice of the MLP; None: all at once."""
-    attention_slice: int | None = None
-    """Query tokens per slice of self attention; None: all at once."""
-    vae: Literal["resident", "swapped", "decoder", "cpu"] = "resident"
-    vae_tile_batch: int = 1
-    t5: Literal["float32", "bf16", "int8", "nf4"] = "float32"
-    t5_device: Literal["cuda", "cpu"] = "cpu"
-    attention: str = "auto"
-    """Attention backend: auto, sdpa, flash, sage."""
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What the user fixed by hand; None leaves the choice to the planner. Names are those of `Execution`."""
-
-    device: str | None = None
-    scheme: str | None = None
-    layers: str | None = None
-    kv_dtype: str | None = None
-    kv_place: str | None = None
-    vae: str | None = None
-    t5: str | None = None
-    t5_device: str | None = None
-    attention: str | None = None
-    mlp_slice: int | None = None
-    vram_gb: float | None = None
-    """Plan as if the card had this much memory."""
-
-
-# --- requests ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """Everything that decides a video. Equal requests on one machine make equal bits.
-
-    At most one of `image` and `video` is set. `seconds` counts the NEW seconds; None means until stopped.
-    """
-
-    timeline: Timeline
-    seconds: int | None = 4
-    width: int = 720
-    height: int = 720
-    image: Path | None = None
-    video: Path | None = None
-    fit: Literal["crop", "pad", "stretch"] = "crop"
-    steps: int = 8
-    window: int = 4
-    shortcut: Literal["8,16,16", "16,16,8"] = "8,16,16"
-    nearly_clean: bool = True
-    seed: int = 0
-    tokens: SpecialTokens = field(default_factory=SpecialTokens)
-    image_prefix: Literal["exact", "published"] = "exact"
-    """exact: the first latent frame emitted is the image's own; published: prefix plus the last step's velocity."""
-    model: str = "demo"
-    """A name in `MODELS`, "demo", or a folder in the published layout."""
-    models_folder: Path | None = None
-    preset: str = "auto"
-    quality: Literal["draft", "balanced", "quality"] | None = None
-    overrides: Overrides = field(default_factory=Overrides)
-    out: Path | None = None
-    crf: int = 18
-    """H.264 quality: 1 best, 51 worst."""
-    embed_settings: bool = True
-    """Write the settings into the MP4's metadata."""

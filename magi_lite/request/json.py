@@ -10,8 +10,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from magi_lite.config import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.errors import InputError
+from magi_lite.request.request import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.timeline import Timeline
 
 VERSION = 1

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from magi_lite.training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZES, Look
-from magi_lite.training.world import CORE_MOTIONS, EXTRA_MOTIONS, collision_caption
+from training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZES, Look
+from training.world import CORE_MOTIONS, EXTRA_MOTIONS, collision_caption
 
 CHANNELS = 64
 """Width of a caption embedding."""

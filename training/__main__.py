@@ -1,4 +1,4 @@
-"""Train the demo model: `python -m magi_lite.training STAGE --work DIR --minutes N`.
+"""Train the demo model: `python -m training STAGE --work DIR --minutes N`.
 
 The recipe, each stage resumable (call it again; checkpoints and logs lie in DIR):
 
@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from magi_lite.errors import MagiLiteError
-from magi_lite.training import checkpoint
-from magi_lite.training.checkpoint import Budget
 from magi_lite.vae.model import ViTVAE
+from training import checkpoint
+from training.checkpoint import Budget
 
 STAGES = ("vae", "fold", "pool", "dit", "distill", "decoder", "export")
 FOLDED = "vae_folded.safetensors"
@@ -33,7 +33,7 @@ FINAL = "vae_final.safetensors"
 
 def load_folded(work: Path, name: str = FOLDED) -> ViTVAE:
     """The autoencoder whose latents have unit variance."""
-    from magi_lite.training.train_vae import make_vae
+    from training.train_vae import make_vae
 
     vae = make_vae()
     vae.load_state_dict(checkpoint.load(work / name)[0]["model"])
@@ -46,32 +46,32 @@ def run(arguments: argparse.Namespace) -> None:
     work.mkdir(parents=True, exist_ok=True)
     budget = Budget(minutes=arguments.minutes, steps=arguments.steps)
     if arguments.stage == "vae":
-        from magi_lite.training.train_vae import train_vae
+        from training.train_vae import train_vae
 
         train_vae(work, budget)
     elif arguments.stage == "fold":
         fold(work)
     elif arguments.stage == "pool":
-        from magi_lite.training.latents import make_pool
-        from magi_lite.training.text_model import make_tokenizer
+        from training.latents import make_pool
+        from training.text_model import make_tokenizer
 
         vae, tokenizer = load_folded(work), make_tokenizer()
         pool = make_pool(vae, tokenizer, arguments.clips, arguments.seconds, arguments.seed, extended=arguments.wider)
         pool.save(work / f"pool-{arguments.seconds}s-{arguments.seed}.safetensors")
     elif arguments.stage in ("dit", "distill"):
-        from magi_lite.training.stages import train
+        from training.stages import train
 
         stage = partial(train, arguments)
         if arguments.ranks > 1:
-            from magi_lite.training.train_dit import run_ranks
+            from training.train_dit import run_ranks
 
             run_ranks(stage, work / ".meeting", arguments.ranks)
         else:
-            from magi_lite.training.train_dit import ALONE
+            from training.train_dit import ALONE
 
             stage(ALONE)
     elif arguments.stage == "export":
-        from magi_lite.training.export import export, from_work
+        from training.export import export, from_work
 
         export(arguments.out or work / "demo", from_work(work, distilled=not arguments.undistilled))
     else:
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def fold(work: Path) -> None:
     """Write the autoencoder with unit-variance latents: DIR/vae_folded.safetensors."""
-    from magi_lite.training.train_vae import fold_normalization, make_vae
+    from training.train_vae import fold_normalization, make_vae
 
     vae = make_vae()
     groups, facts = checkpoint.load(work / "vae.safetensors")
@@ -91,7 +91,7 @@ def fold(work: Path) -> None:
 
 def refine_decoder(work: Path, budget: Budget) -> None:
     """Train the folded autoencoder's decoder alone, in DIR/decoder; the result is DIR/vae_final.safetensors."""
-    from magi_lite.training.train_vae import train_vae
+    from training.train_vae import train_vae
 
     inner = work / "decoder"
     if not (inner / "vae.safetensors").is_file():
@@ -106,7 +106,7 @@ def refine_decoder(work: Path, budget: Budget) -> None:
 def main() -> int:
     """Parse the command line and run a stage; user's mistakes are one sentence."""
     parser = argparse.ArgumentParser(
-        prog="python -m magi_lite.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints, pools and logs")

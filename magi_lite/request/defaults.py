@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from magi_lite import presets
-from magi_lite.cards import Device
-from magi_lite.config import MODELS, GenerationRequest
-from magi_lite.devices import detect
 from magi_lite.errors import CheckpointError, MagiLiteError
-from magi_lite.presets import Preset
+from magi_lite.machine.cards import Device
+from magi_lite.machine.devices import detect
+from magi_lite.models import MODELS
+from magi_lite.request import presets
+from magi_lite.request.presets import Preset
+from magi_lite.request.request import GenerationRequest
 from magi_lite.weights.layout import family_settings, find_model
 
 DEMO = "demo"

@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from magi_lite.config import DiTConfig
 from magi_lite.dit.model import DiT
-from magi_lite.training import checkpoint
-from magi_lite.training.checkpoint import Budget
-from magi_lite.training.diffusion import (
+from magi_lite.models import DiTConfig
+from training import checkpoint
+from training.checkpoint import Budget
+from training.diffusion import (
     FULL_WINDOWS,
     SINGLE,
     STEP_NUMBERS,
@@ -31,9 +31,9 @@ from magi_lite.training.diffusion import (
     draw_pattern,
     flow_loss,
 )
-from magi_lite.training.latents import Pool
-from magi_lite.training.optim import Optimizer, update_average, warm_cosine
-from magi_lite.training.text_model import CAPTION_LENGTH, CHANNELS, make_encoder
+from training.latents import Pool
+from training.optim import Optimizer, update_average, warm_cosine
+from training.text_model import CAPTION_LENGTH, CHANNELS, make_encoder
 
 DEMO_DIT = DiTConfig(
     num_layers=8,

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magi_lite.config import DiTConfig
+from magi_lite.models import DiTConfig
 from magi_lite.sampling.schedule import step_size_number
-from magi_lite.training import checkpoint
-from magi_lite.training.checkpoint import Budget
-from magi_lite.training.diffusion import (
+from training import checkpoint
+from training.checkpoint import Budget
+from training.diffusion import (
     ANY,
     CLEAN,
     WINDOWS,
@@ -30,9 +30,9 @@ from magi_lite.training.diffusion import (
     predict,
     weighted_error,
 )
-from magi_lite.training.latents import Pool
-from magi_lite.training.optim import Optimizer, update_average, warm_cosine
-from magi_lite.training.train_dit import ALONE, DEMO_DIT, Ranks, half_products, load_pools, make_model
+from training.latents import Pool
+from training.optim import Optimizer, update_average, warm_cosine
+from training.train_dit import ALONE, DEMO_DIT, Ranks, half_products, load_pools, make_model
 
 SHORTEST = 64
 """Steps of the schedule that the undistilled model is sampled with."""

@@ -1,0 +1,30 @@
+"""How a run is executed: the part of a plan that loader and residency obey."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Scheme = Literal["float32", "bf16", "fp8", "int8", "nf4", "published"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where everything lives and in which numbers it is computed: the part of a plan that loader and residency obey."""
+
+    device: Literal["cuda", "cpu"] = "cpu"
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    scheme: Scheme = "float32"
+    layers: Literal["resident", "streamed"] = "resident"
+    kv_dtype: Literal["float32", "bf16", "fp8"] = "float32"
+    kv_place: Literal["device", "pinned"] = "device"
+    mlp_slice: int | None = None
+    """Tokens per slice of the MLP; None: all at once."""
+    attention_slice: int | None = None
+    """Query tokens per slice of self attention; None: all at once."""
+    vae: Literal["resident", "swapped", "decoder", "cpu"] = "resident"
+    vae_tile_batch: int = 1
+    t5: Literal["float32", "bf16", "int8", "nf4"] = "float32"
+    t5_device: Literal["cuda", "cpu"] = "cpu"
+    attention: str = "auto"
+    """Attention backend: auto, sdpa, flash, sage."""
