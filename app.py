@@ -1,106 +1,10 @@
-"""MAGI Lite's desktop app: `python app.py`, then open http://127.0.0.1:7860."""
+"""MAGI Lite's desktop app: `python app.py`, then open http://127.0.0.1:7860. The same as `magi-lite app`."""
 
 from __future__ import annotations
 
-import argparse
-import logging
-import os
 import sys
-from pathlib import Path
 
-# Gradio reads these when it is imported: no analytics, no look-ups, nothing leaves this computer.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-ROOT = Path(__file__).resolve().parent
-
-
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The app's options."""
-    parser = argparse.ArgumentParser(description="MAGI Lite: video generation, second by second, in the browser.")
-    parser.add_argument("--server", default="127.0.0.1", help="address to listen on (default: this computer only)")
-    parser.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
-    parser.add_argument("--share", action="store_true", help="make a public link through Gradio's servers")
-    parser.add_argument("--inbrowser", action="store_true", help="open the browser")
-    parser.add_argument("--preset", default="auto", help="machine profile of presets/ (default: the one that fits)")
-    parser.add_argument("--projects", type=Path, default=ROOT / "outputs", help="where runs are kept")
-    parser.add_argument("--models", type=Path, default=ROOT / "models", help="where weights are (default: models)")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Serve the app until Ctrl-C."""
-    arguments = parse_arguments(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    from magi_lite.errors import MagiLiteError
-
-    try:
-        return serve(arguments)
-    except MagiLiteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-
-
-def serve(arguments: argparse.Namespace) -> int:
-    """Build everything and listen."""
-    from magi_lite import pipeline
-    from magi_lite.errors import InputError
-    from magi_lite.jobs import JobQueue
-    from magi_lite.jobs.job import Job
-    from magi_lite.ui import page, uploads
-    from magi_lite.ui.actions import Actions
-    from magi_lite.ui.library import Library
-    from magi_lite.ui.machine import Machine
-    from magi_lite.ui.saved import Saved
-
-    projects = arguments.projects.resolve()
-
-    def run(job: Job, control):
-        return pipeline.generate(
-            job.request, control=control, projects_folder=projects, resume=job.source, from_chunk=job.from_chunk
-        )
-
-    machine = Machine(arguments.models.resolve(), arguments.preset)
-    queue = JobQueue(projects / ".queue", run)
-    library = Library(projects)
-    actions = Actions(queue, library, machine)
-    used = {path for job in queue.jobs() for path in (job.request.image, job.request.video) if path}
-    uploads.clean(actions.uploads_folder, used)
-    demo = page.build(actions, library, machine, Saved(queue)).queue(default_concurrency_limit=8)
-    warm_up()
-    queue.start()
-    try:
-        demo.launch(
-            server_name=arguments.server,
-            server_port=arguments.port,
-            share=arguments.share,
-            inbrowser=arguments.inbrowser,
-            allowed_paths=[str(projects)],
-            blocked_paths=[str(projects / ".queue")],
-            max_file_size=uploads.LIMIT_BYTES,
-            show_error=True,
-            footer_links=[],
-            ssr_mode=False,
-            run_history=False,
-            prevent_thread_lock=True,
-            _frontend=False,  # else a busy machine is taken for one without localhost
-            **page.look(),
-        )
-        demo.block_thread()
-    except OSError as error:
-        raise InputError(f"Port {arguments.port} cannot be used ({error}); choose another one with --port.") from None
-    finally:
-        queue.close()
-    return 0
-
-
-def warm_up() -> None:
-    """Import what the first video needs before the page is served, so that neither the page nor the video waits."""
-    import transformers
-
-    _ = transformers.T5EncoderModel, transformers.AutoTokenizer  # lazy: asking for them is what loads them
-
+from magi_lite.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["app", *sys.argv[1:]]))

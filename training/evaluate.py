@@ -15,12 +15,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from magi_lite.errors import MagiLiteError
-from magi_lite.weights.layout import REPOSITORY
 from training.quality import PARTS, Figures
 from training.sheets import contact_sheet
 from training.studio import Studio
 
-RESULTS = REPOSITORY / "benchmarks" / "demo_quality.json"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "demo_quality.json"
 SHEET_ROWS = 8
 """Clips on a contact sheet."""
 

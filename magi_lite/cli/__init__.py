@@ -12,6 +12,7 @@ from magi_lite.cli.show import INTERRUPTED
 from magi_lite.errors import MagiLiteError
 
 KEPT = {
+    "app": "every finished second is kept, and the queue goes on at the next start",
     "generate": "every finished second is kept",
     "download": "what has come is kept, and the same command goes on from there",
 }
@@ -20,7 +21,7 @@ KEPT = {
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options; the modules behind them are imported only when run."""
-    from magi_lite.cli import download, generate, info, plan
+    from magi_lite.cli import app, download, generate, info, plan
 
     parser = argparse.ArgumentParser(
         prog="python -m magi_lite", description="MAGI-1 video, second by second, on one graphics card."
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"magi_lite {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module, summary in (
+        ("app", app, "serve the desktop app"),
         ("generate", generate, "make a video"),
         ("plan", plan, "show what a video would need in memory and time, on any card"),
         ("info", info, "show the settings inside a video"),

@@ -14,13 +14,14 @@ from typing import Any
 
 from magi_lite.errors import PresetError
 from magi_lite.request.request import Overrides
+from magi_lite.resources import presets_folder
 
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-FOLDER = Path(__file__).resolve().parents[2] / "presets"
+FOLDER = presets_folder()
 QUALITIES = ("draft", "balanced", "quality")
 DEFAULT_QUALITY = "balanced"
 LEGAL: dict[str, tuple[Any, ...]] = {

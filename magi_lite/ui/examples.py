@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magi_lite.errors import TimelineError
+from magi_lite.resources import presets_folder
 from magi_lite.timeline import Timeline
 
-FOLDER = Path(__file__).resolve().parents[2] / "presets" / "timelines"
+FOLDER = presets_folder() / "timelines"
 
 
 @dataclass(frozen=True)

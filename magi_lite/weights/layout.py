@@ -18,12 +18,12 @@ from typing import Any
 from magi_lite.config_files import Part, read_json
 from magi_lite.errors import CheckpointError, InputError
 from magi_lite.models import MODELS, DiTConfig, ModelFamily
+from magi_lite.resources import home_folder, presets_folder
 from magi_lite.sampling.settings import Guidance, SamplerSettings
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-DEFAULT_MODELS_FOLDER = REPOSITORY / "models"
+DEFAULT_MODELS_FOLDER = home_folder() / "models"
 """Where weights are looked for and downloaded to when no folder is named."""
-DEMO_FOLDER = REPOSITORY / "presets" / "demo"
+DEMO_FOLDER = presets_folder() / "demo"
 """The small model that is shipped with the program."""
 SPECIAL_TOKEN_FILES = ("special_tokens.npz", "special_tokens.safetensors")
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.zst", "*.safetensors.index.json")

@@ -11,7 +11,8 @@ from magi_lite.cli import main
 from magi_lite.cli.generate import build_request
 from magi_lite.cli.reading import parse_size, read_timeline
 from magi_lite.errors import InputError
-from magi_lite.weights.layout import REPOSITORY
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:

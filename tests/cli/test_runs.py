@@ -13,8 +13,9 @@ import pytest
 from magi_lite.cli import main
 from magi_lite.cli.reading import read_settings_file
 from magi_lite.project import Project
-from magi_lite.weights.layout import REPOSITORY
 from tests.cli.test_cli import parsed, sentence
+
+REPOSITORY = Path(__file__).parents[2]
 
 SMALL = ("--preset", "demo", "--size", "32x32", "--window", "1", "--prompt", "a red ball moves right")
 

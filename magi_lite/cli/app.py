@@ -1,0 +1,95 @@
+"""Serve the desktop app in the browser."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magi_lite.resources import home_folder
+
+if TYPE_CHECKING:
+    from magi_lite.jobs.job import Job
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The app's options."""
+    home = home_folder()
+    parser.add_argument("--server", default="127.0.0.1", help="address to listen on (default: this computer only)")
+    parser.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
+    parser.add_argument("--share", action="store_true", help="make a public link through Gradio's servers")
+    parser.add_argument("--inbrowser", action="store_true", help="open the browser")
+    parser.add_argument("--preset", default="auto", help="machine profile of presets/ (default: the one that fits)")
+    parser.add_argument("--projects", type=Path, default=home / "outputs", help="where runs are kept")
+    parser.add_argument("--models", type=Path, default=home / "models", help="where weights are (default: models)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve the app until Ctrl-C."""
+    # Gradio reads these when it is imported: no analytics, no look-ups, nothing leaves this computer.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return serve(arguments)
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Build everything and listen."""
+    from magi_lite import pipeline
+    from magi_lite.errors import InputError
+    from magi_lite.jobs import JobQueue
+    from magi_lite.ui import page, uploads
+    from magi_lite.ui.actions import Actions
+    from magi_lite.ui.library import Library
+    from magi_lite.ui.machine import Machine
+    from magi_lite.ui.saved import Saved
+
+    projects = arguments.projects.resolve()
+
+    def run(job: Job, control):
+        return pipeline.generate(
+            job.request, control=control, projects_folder=projects, resume=job.source, from_chunk=job.from_chunk
+        )
+
+    machine = Machine(arguments.models.resolve(), arguments.preset)
+    queue = JobQueue(projects / ".queue", run)
+    library = Library(projects)
+    actions = Actions(queue, library, machine)
+    used = {path for job in queue.jobs() for path in (job.request.image, job.request.video) if path}
+    uploads.clean(actions.uploads_folder, used)
+    demo = page.build(actions, library, machine, Saved(queue)).queue(default_concurrency_limit=8)
+    warm_up()
+    queue.start()
+    try:
+        demo.launch(
+            server_name=arguments.server,
+            server_port=arguments.port,
+            share=arguments.share,
+            inbrowser=arguments.inbrowser,
+            allowed_paths=[str(projects)],
+            blocked_paths=[str(projects / ".queue")],
+            max_file_size=uploads.LIMIT_BYTES,
+            show_error=True,
+            footer_links=[],
+            ssr_mode=False,
+            run_history=False,
+            prevent_thread_lock=True,
+            _frontend=False,  # else a busy machine is taken for one without localhost
+            **page.look(),
+        )
+        demo.block_thread()
+    except OSError as error:
+        raise InputError(f"Port {arguments.port} cannot be used ({error}); choose another one with --port.") from None
+    finally:
+        queue.close()
+    return 0
+
+
+def warm_up() -> None:
+    """Import what the first video needs before the page is served, so that neither the page nor the video waits."""
+    import transformers
+
+    _ = transformers.T5EncoderModel, transformers.AutoTokenizer  # lazy: asking for them is what loads them
