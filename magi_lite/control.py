@@ -1,6 +1,6 @@
-"""The reins of a running generation, safe to pull from another thread.
+"""Stop, pause and redirect a running generation from another thread.
 
-The pipeline asks between denoising steps; nothing here blocks it. A new timeline is obeyed by every second that has not
+The pipeline polls between denoising steps; nothing here blocks it. A new timeline applies to every second that has not
 yet entered the denoising window.
 """
 
@@ -12,7 +12,7 @@ from magi_lite.timeline import Timeline
 
 
 class RunControl:
-    """Stop, pause and re-direct one run."""
+    """What has been asked of one run since it began."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()

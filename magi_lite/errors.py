@@ -1,6 +1,6 @@
 """What can go wrong for a user: one class per cause, one sentence per message.
 
-Every message says what was wrong and what would work. Faces print `str(error)` and exit with `exit_code`;
+Every message says what was wrong and what would work. Front ends print `str(error)` and exit with `exit_code`;
 anything that is not a `MagiLiteError` is our own mistake and keeps its traceback.
 """
 

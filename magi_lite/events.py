@@ -1,7 +1,7 @@
-"""What a running generation tells its face: an ordered stream of frozen events.
+"""Events of a running generation: an ordered stream of frozen dataclasses.
 
-`pipeline.generate` yields them; the command line, the job worker and the UI read them. Arrays are numpy, so that no
-face needs torch. Times are seconds.
+`pipeline.generate` yields them; the command line, the job worker and the app read them. Arrays are numpy, so that no
+front end needs torch. Times are seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-StageName = Literal["check", "text", "load", "prefix", "denoise", "decode", "finish"]
+PhaseName = Literal["check", "text", "load", "encode", "denoise", "decode", "finish"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class StageStarted:
-    """A stage of the run began; `detail` is a short sentence for the status line."""
+class PhaseStarted:
+    """A phase of the run began; `detail` is a short sentence for the status line."""
 
-    stage: StageName
+    phase: PhaseName
     detail: str = ""
 
 
@@ -81,7 +81,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Redirected:
-    """Other words than before hold from new second `second` (0-based) on."""
+    """A new timeline applies from new second `second` (0-based) on."""
 
     second: int
 
@@ -107,5 +107,5 @@ class Stopped:
 
 
 Event = (
-    PlanReady | Opened | StageStarted | Progress | Preview | ChunkFinished | Notice | Redirected | Finished | Stopped
+    PlanReady | Opened | PhaseStarted | Progress | Preview | ChunkFinished | Notice | Redirected | Finished | Stopped
 )

@@ -68,7 +68,7 @@ def _refuse_changes(arguments: argparse.Namespace, request: GenerationRequest) -
     """Refuse options that a run which goes on would not obey; those that say what holds anyway are welcome."""
     if arguments.endless and arguments.seconds is not None:
         raise InputError("--endless and --seconds contradict each other; give one of them.")
-    from magi_lite.pipeline.opening import absolute_model
+    from magi_lite.pipeline.prepare import absolute_model
 
     given = {
         "size": (parse_size(arguments.size) if arguments.size else None, (request.width, request.height)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from magi_lite.events import ChunkFinished, Event, Finished, Notice, PlanReady, Progress, StageStarted, Stopped
+from magi_lite.events import ChunkFinished, Event, Finished, Notice, PhaseStarted, PlanReady, Progress, Stopped
 from magi_lite.planner import Plan
 
 INTERRUPTED = 130
@@ -26,7 +26,7 @@ def show(events: Iterator[Event]) -> int:
                 case PlanReady(plan=plan):
                     endless = plan.request.seconds is None
                     print(_plan_sentence(plan), file=sys.stderr)
-                case StageStarted(detail=detail) if detail:
+                case PhaseStarted(detail=detail) if detail:
                     print(detail, file=sys.stderr)
                 case Notice(message=message, level=level):
                     print(f"{level}: {message}", file=sys.stderr)

@@ -48,7 +48,7 @@ class Live:
         self._notices: list[dict[str, str]] = []
         self._progress: events.Progress | None = None
         self._redirected: dict[str, int] | None = None
-        self._stage = "check"
+        self._phase = "check"
         self._detail = "Getting ready"
         self._began = time.monotonic()
         self.done = done
@@ -56,9 +56,9 @@ class Live:
     def take(self, event: events.Event) -> None:
         """Note one event of the run."""
         match event:
-            case events.StageStarted(stage, detail):
+            case events.PhaseStarted(phase, detail):
                 with self._lock:
-                    self._stage, self._detail = stage, detail or self._detail
+                    self._phase, self._detail = phase, detail or self._detail
             case events.Progress():
                 with self._lock:
                     self._stages += event.step == 1
@@ -102,7 +102,7 @@ class Live:
         with self._lock:
             progress = self._progress
             return {
-                "stage": self._stage,
+                "phase": self._phase,
                 "detail": self._detail,
                 "done": self.done,
                 "locked": self.locked,

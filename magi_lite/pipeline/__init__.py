@@ -1,4 +1,4 @@
-"""From a request to a growing video: `generate` is the one way through, told as a stream of events.
+"""From a request to a growing video: `generate` yields the whole run as a stream of events.
 
 Every finished second and the sampler's state at every stage boundary are on disk before the run goes on, so a run that
 dies at any moment continues to the same bits.
@@ -13,10 +13,10 @@ from pathlib import Path
 from magi_lite import planner
 from magi_lite.control import RunControl
 from magi_lite.errors import OutOfMemory, OutputError
-from magi_lite.events import Event, Notice, Opened, StageStarted
+from magi_lite.events import Event, Notice, Opened, PhaseStarted
 from magi_lite.files import check_writable
 from magi_lite.machine import devices
-from magi_lite.pipeline.opening import open_project
+from magi_lite.pipeline.prepare import prepare_project
 from magi_lite.pipeline.run import Run
 from magi_lite.request.request import GenerationRequest
 
@@ -38,8 +38,8 @@ def generate(
 
     Args:
         request: what to make. With `resume` it may be None (go on as asked for then), or a changed one: more seconds,
-            other words for seconds that have not begun, or another `out`.
-        control: to stop, pause and re-direct from another thread.
+            other prompts for seconds not started, or another `out`.
+        control: to stop, pause and redirect from another thread.
         projects_folder: where a new run's folder is made.
         resume: the folder of an earlier run, to go on with.
         from_chunk: with `resume`: keep the seconds before this one and make the rest again, in a new project.
@@ -52,13 +52,13 @@ def generate(
         MagiLiteError: the request, the weights, the memory or the disk do not allow it. Finished seconds are kept.
     """
     control = control or RunControl()
-    yield StageStarted("check", "")
+    yield PhaseStarted("check", "")
     if record is not None:
         check_writable(record)
-    with open_project(request, projects_folder or DEFAULT_PROJECTS, resume, from_chunk) as project:
+    with prepare_project(request, projects_folder or DEFAULT_PROJECTS, resume, from_chunk) as project:
         yield Opened(project.folder, project.video)
         if resume is not None and project.history[-1]["what"] == "moved" and project.chunks:
-            yield Notice("It goes on in other numbers or another place than it began; a seam may show.", "info")
+            yield Notice("Precision or placement differ from those the run began with; a seam may be visible.")
         try:
             project.set_status("running")
             yield from _with_smaller_plans(Run(project, control, record))
@@ -74,7 +74,7 @@ def _with_smaller_plans(run: Run) -> Iterator[Event]:
     """Run; where memory runs out, free it and try the next smaller plan once, from the last stage boundary."""
     plan = run.make_plan()
     try:
-        yield from run.follow(plan)
+        yield from run.execute(plan)
         return
     except Exception as error:
         place = devices.ran_out(error)
@@ -83,11 +83,11 @@ def _with_smaller_plans(run: Run) -> Iterator[Event]:
         reason = str(error) or type(error).__name__
     run.project.log(f"memory ran out: {reason}")
     devices.free_memory()
-    smaller = planner.next_smaller(plan, run.stage, place)
+    smaller = planner.next_smaller(plan, run.phase, place)
     how = "once more, with memory freed" if smaller is None else "with a smaller plan"
     yield Notice(f"Memory ran out; going on {how}. Finished seconds are kept.", "warning")
     try:
-        yield from run.follow(smaller or plan)
+        yield from run.execute(smaller or plan)
         return
     except Exception as error:
         if not devices.is_out_of_memory(error):

@@ -100,7 +100,7 @@ def prompt_bank(files: ModelFiles, execution: Execution) -> PromptBank:
     """Captions for a run."""
 
     def encode(prompts: Sequence[str]) -> list[Tensor]:
-        where = with_room_for_words(files, execution)
+        where = text_execution(files, execution)
 
         def load() -> PromptEncoder:
             return load_text_encoder(files, where)
@@ -118,10 +118,10 @@ def prompt_bank(files: ModelFiles, execution: Execution) -> PromptBank:
     )
 
 
-def with_room_for_words(files: ModelFiles, execution: Execution) -> Execution:
+def text_execution(files: ModelFiles, execution: Execution) -> Execution:
     """The execution, with the text encoder on the CPU where the card has no room for it now.
 
-    The plan gives the encoder the whole card; but new words of a running video come while the transformer is there.
+    The plan gives the encoder the whole card, but a redirect brings prompts while the transformer is loaded.
     """
     if execution.t5_device != "cuda":
         return execution
@@ -148,7 +148,7 @@ class Engine:
         return self.home.device
 
     def null_caption(self) -> Caption:
-        """The words of clean chunks: the model's own learned ones."""
+        """The caption of clean passes: the model's learned null caption."""
         return Caption(null_caption(self.dit.y_embedder.null_caption_embedding))
 
     def store(self, slots: int) -> KVRing:

@@ -1,4 +1,4 @@
-"""What comes before the first new second: a picture, the tail of a clip, or the latents of a video of ours.
+"""The prefix of a run: latents of a picture, of the tail of a clip, or of an earlier run.
 
 Once encoded, a prefix is kept in the project, so that a run that starts again begins with the very same bits.
 """
@@ -25,14 +25,14 @@ REACH = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Before:
+class PrefixSource:
     """What a video starts from: `pixels` (T, H, W, 3) uint8, and what the user should know of it, if anything."""
 
     pixels: np.ndarray
     notice: str = ""
 
 
-def prefix_pixels(request: GenerationRequest) -> Before | None:
+def prefix_pixels(request: GenerationRequest) -> PrefixSource | None:
     """The picture (1 frame) or the tail of the clip (whole seconds) that a request starts from, or None.
 
     A clip is read from its end, as many whole seconds as it has and the model can see. One shorter than a second is
@@ -46,7 +46,7 @@ def prefix_pixels(request: GenerationRequest) -> Before | None:
     if request.image is not None:
         from magi_lite.video.images import load_image
 
-        return Before(load_image(Path(request.image), size, request.fit)[None])
+        return PrefixSource(load_image(Path(request.image), size, request.fit)[None])
     if request.video is None:
         return None
     from magi_lite.video.clips import load_tail
@@ -57,12 +57,12 @@ def prefix_pixels(request: GenerationRequest) -> Before | None:
     missing = FPS - len(frames)
     if missing > 0:
         held = np.concatenate([np.repeat(frames[:1], missing, axis=0), frames])
-        return Before(held, f"{name} is shorter than a second; its first frame is held to fill one.")
-    return Before(frames[len(frames) % FPS :])
+        return PrefixSource(held, f"{name} is shorter than a second; its first frame is held to fill one.")
+    return PrefixSource(frames[len(frames) % FPS :])
 
 
-def own_latents(request: GenerationRequest) -> Tensor | None:
-    """Latents to continue from, where the clip is a project's own video: no trip through pixels and back.
+def prefix_latents(request: GenerationRequest) -> Tensor | None:
+    """Latents to continue from where the clip is the video of a run, so that nothing is decoded and encoded again.
 
     Any other file that lies in a project's folder is a clip like all others.
     """

@@ -1,6 +1,6 @@
 """One run of a project, from its plan to its last second.
 
-plan -> words -> weights -> what comes before -> second after second -> done
+plan -> captions -> weights -> prefix -> chunk after chunk -> done
 
 `Run` holds what the steps share; each step yields its events.
 """
@@ -23,11 +23,11 @@ from magi_lite.events import (
     Event,
     Finished,
     Notice,
+    PhaseStarted,
     PlanReady,
     Preview,
     Progress,
     Redirected,
-    StageStarted,
     Stopped,
 )
 from magi_lite.models import PIXELS_PER_LATENT
@@ -35,8 +35,9 @@ from magi_lite.pipeline.delivery import Delivery
 from magi_lite.pipeline.engine import Engine, engine, plan_for, prompt_bank, recorded, sampler_settings
 from magi_lite.pipeline.prefix import prefix_pixels, read_prefix, save_prefix
 from magi_lite.pipeline.prompts import PromptBank
-from magi_lite.pipeline.starting import Start, find_start
-from magi_lite.planner import Plan, Stage
+from magi_lite.pipeline.resume import ResumePoint, find_resume_point
+from magi_lite.planner import Plan
+from magi_lite.planner import Stage as Phase
 from magi_lite.project import Project
 from magi_lite.request.checks import check_words
 from magi_lite.request.request import GenerationRequest
@@ -62,17 +63,17 @@ class Run:
         self.timeline: Timeline = self.request.timeline
         self.delivery = Delivery(project, self.request.out)
         self.clock = Clock()
-        self.said: set[str] = set()
-        """Notices about words, so that each is given once."""
-        self.stage: Stage | None = None
+        self.noted: set[str] = set()
+        """Notices about prompts that were given, so that each is given once."""
+        self.phase: Phase | None = None
         """What takes memory now; where it runs out, the smaller plan must be smaller here."""
 
     @contextlib.contextmanager
-    def at(self, stage: Stage) -> Iterator[None]:
-        """The block is of `stage`; an error leaves it as that."""
-        before, self.stage = self.stage, stage
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Mark the block as `phase`; an error leaves the mark, so that the handler knows where memory ran out."""
+        outer, self.phase = self.phase, phase
         yield
-        self.stage = before
+        self.phase = outer
 
     @property
     def request(self) -> GenerationRequest:
@@ -82,8 +83,8 @@ class Run:
         """Memory and time of the run on this machine."""
         return plan_for(self.files, self.request)
 
-    def follow(self, plan: Plan) -> Iterator[Event]:
-        """The story itself."""
+    def execute(self, plan: Plan) -> Iterator[Event]:
+        """The whole run, from its plan to its last second."""
         if self.complete:
             yield self.finished()
             return
@@ -92,48 +93,48 @@ class Run:
             yield Notice(
                 "The demo model in use is untrained: its pictures are noise that shows the app at work.", "warning"
             )
-        start = find_start(self.project)
+        start = find_resume_point(self.project)
         prefix = None if start.state else read_prefix(self.project)
-        before = None if start.state or prefix is not None else prefix_pixels(self.request)
-        for notice in (start.notice, before.notice if before else ""):
+        source = None if start.state or prefix is not None else prefix_pixels(self.request)
+        for notice in (start.notice, source.notice if source else ""):
             if notice:
                 yield Notice(notice)
 
         bank = prompt_bank(self.files, plan.execution)
-        yield from self.read_words(bank)
+        yield from self.encode_prompts(bank)
         if not self.leaving:
-            yield StageStarted("load", f"Loading {self.files.name}")
+            yield PhaseStarted("load", f"Loading {self.files.name}")
         if self.leaving:
             yield self.stopped()
             return
-        with self.at("denoise"), engine(self.files, plan.execution) as networks:
-            if before is not None:
-                yield StageStarted("prefix", "Looking at the picture" if self.request.image else "Watching the clip")
-                with self.at("encode"):
-                    prefix = networks.encode(before.pixels)
+        with self.during("denoise"), engine(self.files, plan.execution) as networks:
+            if source is not None:
+                yield PhaseStarted("encode", f"Encoding the {'picture' if self.request.image else 'clip'}")
+                with self.during("encode"):
+                    prefix = networks.encode(source.pixels)
                 save_prefix(self.project, prefix)
             if self.leaving:
                 yield self.stopped()
                 return
             sampler = self.make_sampler(networks, plan, bank, start, prefix)
-            yield StageStarted("denoise", f"Making the {'next' if self.project.chunks else 'first'} second")
+            yield PhaseStarted("denoise", f"Making the {'next' if self.project.chunks else 'first'} second")
             self.clock = Clock(sampler.steps_done)
             with recorded(networks, self.record):
                 yield from self.denoise(sampler, networks, bank)
 
     # --- what the sampler needs ------------------------------------------------------------------------------------
 
-    def read_words(self, bank: PromptBank) -> Iterator[Event]:
-        """Encode what is not known yet, all at once: the text encoder is loaded for it and let go."""
+    def encode_prompts(self, bank: PromptBank) -> Iterator[Event]:
+        """Encode the prompts that are not cached, all at once: the text encoder is loaded for them and freed."""
         prompts = self.upcoming_prompts(self.timeline)
         missing = bank.missing(prompts)
         if missing and not self.leaving:
-            yield StageStarted("text", f"Reading {len(missing)} prompt{'s' * (len(missing) > 1)}")
-            with self.at("text"):
+            yield PhaseStarted("text", f"Encoding {len(missing)} prompt{'s' * (len(missing) > 1)}")
+            with self.during("text"):
                 bank.prepare(prompts)
         for message in bank.losses(prompts, self.request.tokens, self.timeline.global_prompt):
-            if message not in self.said:
-                self.said.add(message)
+            if message not in self.noted:
+                self.noted.add(message)
                 yield Notice(message, "warning")
 
     def upcoming_prompts(self, timeline: Timeline) -> list[str]:
@@ -141,13 +142,13 @@ class Run:
         return list(timeline.prompts_from(self.project.chunks, self.request.seconds))
 
     def make_sampler(
-        self, networks: Engine, plan: Plan, bank: PromptBank, start: Start, prefix: Tensor | None
+        self, networks: Engine, plan: Plan, bank: PromptBank, start: ResumePoint, prefix: Tensor | None
     ) -> Sampler:
-        """The sampler, where it goes on."""
+        """The sampler, placed where the run goes on."""
         request = self.request
 
         def caption(chunk: int, remaining: int | None) -> Caption:
-            """The words that hold when a chunk enters the window."""
+            """The caption of a chunk that enters the window."""
             mix = self.timeline.prompt_for(chunk - sampler.origin, self.request.seconds)
             return bank.caption(mix, self.request.tokens, remaining)
 
@@ -172,7 +173,7 @@ class Run:
     # --- second after second ---------------------------------------------------------------------------------------
 
     def denoise(self, sampler: Sampler, networks: Engine, bank: PromptBank) -> Iterator[Event]:
-        """Drive the sampler; write what is finished; obey the control between steps."""
+        """Drive the sampler, write finished chunks, and follow the control between steps."""
         last_preview = self.clock.elapsed
         steps = sampler.run()
         while True:
@@ -206,20 +207,20 @@ class Run:
         """Decode a clean chunk and put it on disk, unless an earlier run did."""
         if clean.index < self.project.chunks:
             return
-        with self.at("decode"):
+        with self.during("decode"):
             frames = networks.decode(clean.latents)
         self.project.write_chunk(clean.index, clean.latents, frames)
         self.delivery.update()
         yield ChunkFinished(clean.index, frames, self.clock.lap())
 
     def preview(self, step: StepDone, networks: Engine) -> Iterator[Event]:
-        """What the second in the making looks like so far."""
+        """What the unfinished second looks like so far."""
         image = networks.preview(step.preview)
         if image is not None:
             yield Preview(step.oldest_chunk, image)
 
     def progress(self, step: StepDone) -> Progress:
-        """Where the run is, with the time that is left."""
+        """How far the run is, with the time that is left."""
         seconds, window = self.request.seconds, max(1, self.request.window)
         per_chunk = self.request.steps // window
         left = per_chunk - step.step - 1 if step.steps_total is None else step.steps_total - step.steps_done
@@ -235,30 +236,30 @@ class Run:
         )
 
     def redirect(self, first: int, bank: PromptBank) -> Iterator[Event]:
-        """Take over a new timeline for the seconds that have not begun: `first` and later."""
+        """Apply a new timeline to the seconds that have not started: `first` and later."""
         newer = self.control.take_timeline()
         if newer is None:
             return
         if self.request.seconds is not None and first >= self.request.seconds:
-            yield Notice("The new words come too late: every second of this video has begun.", "warning")
+            yield Notice("The new prompts were not applied: every second of this video has started.", "warning")
             return
         try:
-            words = splice(self.timeline, first, newer)
-            check_words(replace(self.request, timeline=words))
+            edited = splice(self.timeline, first, newer)
+            check_words(replace(self.request, timeline=edited))
         except InputError as error:
-            yield Notice(f"The new words are not taken, the old ones go on: {error}", "warning")
+            yield Notice(f"The new prompts were not applied: {error}", "warning")
             return
         self.project.edit_timeline(newer, first)
         self.timeline = self.request.timeline
         yield Redirected(first)
-        yield from self.read_words(bank)
-        yield StageStarted("denoise", "Going on with the new words")
+        yield from self.encode_prompts(bank)
+        yield PhaseStarted("denoise", f"Applied from second {first}")
 
     # --- endings -----------------------------------------------------------------------------------------------------
 
     @property
     def leaving(self) -> bool:
-        """Whether the user wants the run to end."""
+        """Whether a stop or a pause was asked for."""
         return self.control.stop_requested or self.control.pause_requested
 
     @property
@@ -267,13 +268,13 @@ class Run:
         return self.request.seconds is not None and self.project.chunks >= self.request.seconds
 
     def finished(self) -> Finished:
-        """The run ends here: all is made."""
+        """Record that the run is complete."""
         self.project.set_status("finished")
         self.delivery.finish()
         return Finished(self.delivery.video, self.project.folder, self.project.chunks, self.clock.elapsed)
 
     def stopped(self) -> Stopped:
-        """The run ends here by the user's wish; what is finished is a whole video."""
+        """Record that the run was stopped or paused; its finished seconds are a whole video."""
         reason = "stopped" if self.control.stop_requested else "paused"
         self.project.set_status(reason)
         self.delivery.finish()

@@ -10,7 +10,7 @@ import pytest
 from magi_lite import pipeline
 from magi_lite.cli import generate
 from magi_lite.errors import InputError
-from magi_lite.pipeline.opening import open_project
+from magi_lite.pipeline.prepare import prepare_project
 from magi_lite.project import Project
 from tests.cli.test_cli import parsed
 
@@ -75,7 +75,7 @@ def test_a_run_that_goes_on_may_run_elsewhere(tmp_path: Path) -> None:
         folder = project.folder
     request = changed(folder, "--scheme", "int8", "--vae", "cpu", "--vram-gb", "8", "--models", str(tmp_path))
     assert (request.overrides.scheme, request.overrides.vae, request.overrides.vram_gb) == ("int8", "cpu", 8)
-    open_project(request, tmp_path, folder, None).close()
+    prepare_project(request, tmp_path, folder, None).close()
     with Project.open(folder) as project:
         assert project.request == request
 

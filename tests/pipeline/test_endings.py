@@ -12,7 +12,7 @@ from PIL import Image
 
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, OutputError
-from magi_lite.events import ChunkFinished, Event, Finished, Notice, Opened, Progress, StageStarted, Stopped
+from magi_lite.events import ChunkFinished, Event, Finished, Notice, Opened, PhaseStarted, Progress, Stopped
 from magi_lite.pipeline import generate
 from magi_lite.project import Project
 from magi_lite.timeline.text import parse
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("run")  # keeps embeddings of these words i
 
 
 def stages(events: list[Event]) -> list[str]:
-    return [event.stage for event in events if isinstance(event, StageStarted)]
+    return [event.phase for event in events if isinstance(event, PhaseStarted)]
 
 
 def words_of(folder: Path, seconds: int) -> list[str]:
@@ -32,7 +32,7 @@ def words_of(folder: Path, seconds: int) -> list[str]:
 
 
 @pytest.mark.parametrize("wish", ["stop", "pause"])
-@pytest.mark.parametrize("when", ["check", "text", "load", "prefix"])
+@pytest.mark.parametrize("when", ["check", "text", "load", "encode"])
 def test_a_wish_to_end_before_the_first_step_is_granted_before_it(
     wish: str, when: str, request_for: Callable, run: Callable, tmp_path: Path
 ) -> None:
@@ -41,7 +41,7 @@ def test_a_wish_to_end_before_the_first_step_is_granted_before_it(
     control, events = RunControl(), []
     for event in generate(request, control=control, projects_folder=tmp_path / "projects"):
         events.append(event)
-        if isinstance(event, StageStarted) and event.stage == when:
+        if isinstance(event, PhaseStarted) and event.phase == when:
             getattr(control, wish)()
     assert isinstance(events[-1], Stopped)
     assert events[-1].reason == {"stop": "stopped", "pause": "paused"}[wish]
@@ -106,7 +106,7 @@ def test_a_resumed_run_is_running_from_its_first_moment(request_for: Callable, t
     control.stop()
     folder = [*generate(request_for(), control=control, projects_folder=tmp_path / "projects")][-1].project
     events = generate(None, resume=folder)
-    assert [event.stage for event in (next(events), next(events), next(events)) if isinstance(event, StageStarted)]
+    assert [event.phase for event in (next(events), next(events), next(events)) if isinstance(event, PhaseStarted)]
     with Project.open(folder) as project:
         assert project.status == "running"
     events.close()
@@ -235,8 +235,8 @@ def test_all_new_words_are_read_at_once(request_for: Callable, tmp_path: Path) -
         events.append(event)
         if isinstance(event, Progress) and event.chunk == 0 and event.step == 1:
             control.redirect(parse("[0s-2s: a green tree] [2s-3s: a blue box] [3s-4s: a black car]"))
-    details = [event.detail for event in events if isinstance(event, StageStarted) and event.stage == "text"]
-    assert details[1:] == ["Reading 3 prompts"]
+    details = [event.detail for event in events if isinstance(event, PhaseStarted) and event.phase == "text"]
+    assert details[1:] == ["Encoding 3 prompts"]
     assert words_of(event.project, 4) == ["a red ball", "a green tree", "a blue box", "a black car"]
 
 
@@ -247,7 +247,7 @@ def test_the_time_left_of_a_resumed_run_counts_its_own_steps(request_for: Callab
             control.pause()
     began = 0.0
     for event in generate(None, resume=last.project):
-        if isinstance(event, StageStarted) and event.stage == "denoise":
+        if isinstance(event, PhaseStarted) and event.phase == "denoise":
             began = time.monotonic()
         if isinstance(event, Progress):
             taken = time.monotonic() - began

@@ -13,7 +13,7 @@ from PIL import Image
 
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError
-from magi_lite.events import ChunkFinished, Finished, Notice, Opened, PlanReady, Progress, StageStarted, Stopped
+from magi_lite.events import ChunkFinished, Finished, Notice, Opened, PhaseStarted, PlanReady, Progress, Stopped
 from magi_lite.pipeline import generate
 from magi_lite.project import Project
 from magi_lite.timeline.text import parse
@@ -32,7 +32,7 @@ def test_events_tell_the_story_in_order(request_for: Callable, run: Callable, tm
     events = run(request_for(out=tmp_path / "ball.mp4"))
     kinds = [type(event) for event in events]
     assert kinds.index(Opened) < kinds.index(PlanReady) < kinds.index(Progress) < kinds.index(ChunkFinished)
-    assert [event.stage for event in events if isinstance(event, StageStarted)] == ["check", "text", "load", "denoise"]
+    assert [event.phase for event in events if isinstance(event, PhaseStarted)] == ["check", "text", "load", "denoise"]
     assert [event.chunk for event in events if isinstance(event, ChunkFinished)] == [0, 1, 2]
     fractions = [event.fraction for event in events if isinstance(event, Progress)]
     assert fractions == sorted(fractions)
@@ -160,7 +160,7 @@ def test_an_image_is_the_first_frame_and_stays_in_the_project(
 ) -> None:
     Image.effect_noise((50, 40), 64).convert("RGB").save(tmp_path / "start.png")
     events = run(request_for(image=tmp_path / "start.png", seconds=1, timeline="[0s-1s: a red ball]"))
-    assert "prefix" in [event.stage for event in events if isinstance(event, StageStarted)]
+    assert "encode" in [event.phase for event in events if isinstance(event, PhaseStarted)]
     assert frames_in(events[-1].video) == 24
     (tmp_path / "start.png").unlink()
     again = run(None, resume=events[-1].project, from_chunk=0)[-1]
@@ -170,7 +170,7 @@ def test_an_image_is_the_first_frame_and_stays_in_the_project(
 def test_a_video_of_ours_is_continued_from_its_latents(request_for: Callable, run: Callable, tmp_path: Path) -> None:
     first = run(request_for())[-1]
     events = run(request_for(video=first.video, seconds=2, timeline="[0s-2s: it jumps]"))
-    assert not [event for event in events if isinstance(event, StageStarted) and event.stage == "prefix"]
+    assert not [event for event in events if isinstance(event, PhaseStarted) and event.phase == "encode"]
     assert len(latents_of(events[-1].project)) == 2
     assert frames_in(events[-1].video) == 48
 
@@ -181,7 +181,7 @@ def test_a_video_whose_project_is_damaged_is_continued_as_any_clip(
     first = run(request_for("[0s-1s: a red ball]", seconds=1))[-1]
     (first.project / "chunks" / "00000.safetensors").write_bytes(b"no latents")
     events = run(request_for("[0s-1s: it jumps]", seconds=1, video=first.video))
-    assert [event for event in events if isinstance(event, StageStarted) and event.stage == "prefix"]
+    assert [event for event in events if isinstance(event, PhaseStarted) and event.phase == "encode"]
     assert isinstance(events[-1], Finished)
 
 

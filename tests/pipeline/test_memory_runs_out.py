@@ -14,7 +14,7 @@ import torch
 from magi_lite import planner
 from magi_lite.errors import OutOfMemory
 from magi_lite.events import ChunkFinished, Finished, Notice, PlanReady
-from magi_lite.pipeline.engine import engine, with_room_for_words
+from magi_lite.pipeline.engine import engine, text_execution
 from magi_lite.planner.execution import Execution
 from magi_lite.project import Project
 from magi_lite.request.request import Overrides
@@ -158,7 +158,7 @@ def test_words_are_read_on_the_cpu_where_the_card_is_full(tiny_model: Path, monk
     files, planned = open_model(tiny_model), Execution(t5="bf16", t5_device="cuda")
     for free, place in ((1 << 20, "cpu"), (40 << 30, "cuda")):
         monkeypatch.setattr("magi_lite.machine.devices.memory_info", lambda free=free: (free, 48 << 30))
-        assert with_room_for_words(files, planned).t5_device == place
+        assert text_execution(files, planned).t5_device == place
 
 
 @pytest.mark.parametrize("vae", ["cpu", "swapped", "resident"])

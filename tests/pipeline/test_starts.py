@@ -14,7 +14,7 @@ from PIL import Image
 
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, OutputError
-from magi_lite.events import ChunkFinished, Event, Notice, StageStarted, Stopped
+from magi_lite.events import ChunkFinished, Event, Notice, PhaseStarted, Stopped
 from magi_lite.pipeline import generate
 from magi_lite.pipeline.prefix import prefix_pixels
 from magi_lite.project import Project
@@ -37,7 +37,7 @@ def notices(events: list[Event]) -> str:
 
 
 def watched(events: list[Event]) -> bool:
-    return any(isinstance(event, StageStarted) and event.stage == "prefix" for event in events)
+    return any(isinstance(event, PhaseStarted) and event.phase == "encode" for event in events)
 
 
 def remove_states(folder: Path, keep: Callable[[int], bool] = lambda stage: False) -> None:

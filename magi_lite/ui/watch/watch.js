@@ -47,7 +47,7 @@ function statusParts() {
     const made = job.done ? `${job.done} second${job.done === 1 ? "" : "s"} made` : null;
     return [STATES[job.state], made, job.state === "finished" && job.took ? `took ${magi.duration(job.took)}` : null];
   }
-  if (!p) return [job.detail || job.stage, magi.duration(job.elapsed)];
+  if (!p) return [job.detail || job.phase, magi.duration(job.elapsed)];
   const total = p.chunks === null ? "" : ` of ${p.chunks}`;
   const speed = p.seconds_per_chunk ? `${(1 / p.seconds_per_chunk).toFixed(p.seconds_per_chunk > 10 ? 3 : 2)}× real time` : null;
   return [`Second ${Math.min(p.chunk + 1, p.chunks || Infinity)}${total}`, `step ${p.step} of ${p.steps}`, p.eta === null ? null : p.chunks === null ? `next second in ${magi.duration(p.eta)}` : `${magi.duration(p.eta)} left`, speed];

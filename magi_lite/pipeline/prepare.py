@@ -1,4 +1,4 @@
-"""Which project a run writes into, and what a request changes in one that goes on."""
+"""The project that a run writes into, and what a request changes in one that goes on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from magi_lite.errors import InputError
 from magi_lite.models import MODELS
 from magi_lite.pipeline.engine import plan_for
-from magi_lite.pipeline.prefix import own_latents, prefix_pixels, save_prefix
+from magi_lite.pipeline.prefix import prefix_latents, prefix_pixels, save_prefix
 from magi_lite.planner.disk import check_room
 from magi_lite.project import Project
 from magi_lite.request.checks import check_words, validate_request
@@ -19,7 +19,7 @@ from magi_lite.timeline.edit import splice
 from magi_lite.weights.loader import open_model
 
 
-def open_project(
+def prepare_project(
     request: GenerationRequest | None, root: Path, resume: Path | None, from_chunk: int | None
 ) -> Project:
     """The locked project of a run: a new one under `root`, the one to go on with, or a branch of it.
@@ -39,7 +39,7 @@ def open_project(
         if request is None:
             raise InputError("There is nothing to make; give a prompt, or a project to resume.")
         check_room(request, root)
-        latents = own_latents(request)
+        latents = prefix_latents(request)
         plan_for(open_model(request.model, request.models_folder), request)
         if latents is None:
             prefix_pixels(request)
@@ -86,9 +86,9 @@ def _closed_on_error(project: Project) -> Iterator[None]:
 
 
 def _take_over(project: Project, request: GenerationRequest) -> None:
-    """Make of a project's request what `request` changes: length, words of seconds not begun, how and where it runs."""
-    other_words = request.timeline != project.request.timeline
-    if other_words and (request.seconds is None or project.chunks < request.seconds):
+    """Apply what `request` changes in a project: length, prompts of seconds not started, precision and placement."""
+    other_prompts = request.timeline != project.request.timeline
+    if other_prompts and (request.seconds is None or project.chunks < request.seconds):
         check_words(replace(request, timeline=splice(project.request.timeline, project.chunks, request.timeline)))
     old, new = project.request.seconds, request.seconds
     if new is None and old is not None:
@@ -97,6 +97,6 @@ def _take_over(project: Project, request: GenerationRequest) -> None:
         project.extend(new - (project.chunks if old is None else old))
     state = project.latest_state()  # after the change of length, which drops states
     entered = project.chunks if state is None else state.stage + 1
-    if other_words and (request.seconds is None or entered < request.seconds):  # else all seconds have begun: too late
+    if other_prompts and (request.seconds is None or entered < request.seconds):
         project.edit_timeline(request.timeline, entered)
     project.run_as(request)

@@ -1,9 +1,9 @@
-"""Where a run of a project goes on: at a saved state, at the beginning, or behind its finished seconds.
+"""Where a run goes on: at a saved state, at the beginning, or behind its finished seconds.
 
 A state gives the same bits as an unbroken run. Where none fits (an endless run forgets its oldest ones, files can be
 lost) and the finished seconds are few and were asked for as they would be now, all is made again, to the same bits.
-Else the finished seconds are taken as what comes before, as a clip's would be. The road not taken, beginning anew with
-whatever is asked for now, would go on from seconds that nobody kept.
+Otherwise the finished seconds are the prefix, as a clip's would be. Starting over with the present request instead
+would continue from seconds that were never kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from magi_lite.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class ResumePoint:
     """`state` to restore, or `behind` finished seconds to follow, or (None and 0) the beginning."""
 
     state: SavedState | None = None
@@ -46,11 +46,11 @@ class Start:
             sampler.follow(self.behind, [project.read_latents(second) for second in last])
 
 
-def find_start(project: Project) -> Start:
+def find_resume_point(project: Project) -> ResumePoint:
     """The newest state that fits; for a video made longer, the last one before its old end."""
     state = project.latest_state()
     if state is not None:
         made_for, wanted = state.seconds, project.request.seconds
         if made_for is not None and state.stage >= made_for and (wanted is None or wanted > made_for):
             state = project.state_before(made_for)
-    return Start(state, 0 if state is not None or project.restarts else project.chunks)
+    return ResumePoint(state, 0 if state is not None or project.restarts else project.chunks)
