@@ -6,11 +6,14 @@ import argparse
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from magi_lite import __version__
 from magi_lite.cli.show import INTERRUPTED
 from magi_lite.errors import MagiLiteError
 
+PROGRAM = "magi-lite" if Path(sys.argv[0]).stem == "magi-lite" else "python -m magi_lite"
+"""How this command line was called, for its help."""
 KEPT = {
     "app": "every finished second is kept, and the queue goes on at the next start",
     "generate": "every finished second is kept",
@@ -24,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     from magi_lite.cli import app, download, generate, info, plan
 
     parser = argparse.ArgumentParser(
-        prog="python -m magi_lite", description="MAGI-1 video, second by second, on one graphics card."
+        prog=PROGRAM, description="MAGI-1 video, second by second, on one graphics card."
     )
     parser.add_argument("--version", action="version", version=f"magi_lite {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -42,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 2 bad input, 3 weights, 4 output, 5 memory, 130 interrupted)."""
     parsed = build_parser().parse_args(arguments)
     try:
