@@ -1,10 +1,11 @@
 """One chunk, one MP4 fragment: the pieces that a crash-safe, growing video is made of.
 
-A video is an init segment (`ftyp`, `moov`: codec, size, settings in the `comment` tag) followed by a fragment
-(`moof`, `mdat`) per chunk. Every chunk is encoded by an encoder of its own, so it is a closed group of pictures that
-needs no other chunk, and the same frames give the same bytes whatever came before. Fragments are therefore the unit
-of everything: appending, cutting off, branching and rebuilding are copies of bytes, never a second encoding. The road
-not taken, one encoder for the whole file, keeps the last chunk inside the muxer until the next one starts.
+A video is an init segment (`ftyp`, `moov`: codec, size, settings in the `comment` tag; `uuid`: that a model made it)
+followed by a fragment (`moof`, `mdat`) per chunk. Every chunk is encoded by an encoder of its own, so it is a closed
+group of pictures that needs no other chunk, and the same frames give the same bytes whatever came before. Fragments
+are therefore the unit of everything: appending, cutting off, branching and rebuilding are copies of bytes, never a
+second encoding. The road not taken, one encoder for the whole file, keeps the last chunk inside the muxer until the
+next one starts.
 
 Box layout: ISO/IEC 14496-12; the `avc1` codec string: RFC 6381, section 3.3.
 """
@@ -12,7 +13,6 @@ Box layout: ISO/IEC 14496-12; the `avc1` codec string: RFC 6381, section 3.3.
 from __future__ import annotations
 
 import io
-import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from magi_lite import __version__
+from magi_lite.video import labels
 
 TICKS_PER_FRAME = 1000
 """Units of the track's clock per frame."""
@@ -48,11 +48,14 @@ class Scan:
 
 
 def encode_init(size: tuple[int, int], fps: int, crf: int, settings: dict[str, Any] | None) -> bytes:
-    """The init segment of a video of `size` (width, height), with `settings` in its `comment` tag."""
+    """The init segment of a video of `size` (width, height), with `settings` in its `comment` tag.
+
+    That a model made it stands in it in any case (see `labels`).
+    """
     buffer = io.BytesIO()
     container, _ = _open(buffer, size, fps, crf, settings)
     container.start_encoding()
-    init = buffer.getvalue()
+    init = buffer.getvalue() + labels.mp4_box(labels.xmp())
     container.close()
     padding = -(len(init) + 8) % INIT_STEP
     return init + struct.pack(">I4s", padding + 8, b"free") + bytes(padding)
@@ -125,7 +128,7 @@ def scan(path: Path) -> Scan:
     init, fragments, end, frames, moof_start = b"", [], 0, 0, 0
     with path.open("rb") as file:
         for kind, start, size in _headers(file):
-            if kind in (b"ftyp", b"moov", b"free") and not fragments:
+            if kind in (b"ftyp", b"moov", b"uuid", b"free") and not fragments:
                 init += _read(file, start, size)
                 end = start + size
             elif kind == b"moof":
@@ -190,7 +193,7 @@ def _open(buffer: io.BytesIO, size: tuple[int, int], fps: int, crf: int, setting
     options = {"movflags": flags, "video_track_timescale": str(fps * TICKS_PER_FRAME)}
     container = av.open(buffer, "w", format="mp4", options=options)
     if settings is not None:
-        container.metadata["comment"] = json.dumps({"magi_lite": __version__, "settings": settings})
+        container.metadata["comment"] = labels.comment(settings)
     encoder = {
         "crf": str(crf),
         "preset": "medium",

@@ -11,7 +11,10 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
+import imageio.v3 as iio
 import numpy as np
+from imageio.core.request import InitializationError
+from imageio.plugins.pillow import PillowPlugin
 from PIL import Image, ImageCms, ImageOps
 
 from magi_lite.errors import MediaError
@@ -22,7 +25,7 @@ MAX_PIXELS = 120_000_000
 """Largest picture that is decoded: more than any camera makes, 360 MB in memory."""
 BACKGROUND = (255, 255, 255)
 """What shows through transparent parts, as in a browser; `pad` bars are black."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM", "TGA", "ICO", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM", "TGA", "ICO", "JPEG2000", "MPO")
 """Formats that are read; others of Pillow's would start outside programs."""
 
 
@@ -47,18 +50,19 @@ def load_image(
     path = Path(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # large or oddly tagged pictures are judged below
-        image = _open(path)
-        pixels = image.width * image.height
-        if pixels > MAX_PIXELS:
-            raise MediaError(
-                f"{path.name} has {pixels / 1e6:.0f} megapixels; make it smaller than {MAX_PIXELS // 10**6} first."
-            )
-        try:
-            image.draft("RGB", (2 * max(size), 2 * max(size)))  # a JPEG far too large is decoded at a fraction
-            image.load()
-            image = _opaque(_to_srgb(_upright(image)), background)
-        except Exception as error:  # decoders of foreign files raise anything
-            raise _damaged(path, error) from None
+        with _open(path) as picture:
+            image = picture.image
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise MediaError(
+                    f"{path.name} has {pixels / 1e6:.0f} megapixels; make it smaller than {MAX_PIXELS // 10**6} first."
+                )
+            try:
+                image.draft("RGB", (2 * max(size), 2 * max(size)))  # a JPEG far too large is decoded at a fraction
+                image.load()
+                image = _opaque(_to_srgb(_upright(image)), background)
+            except Exception as error:  # decoders of foreign files raise anything
+                raise _damaged(path, error) from None
     return fit_pixels(image, size, fit)
 
 
@@ -85,18 +89,34 @@ def fit_pixels(image: Image.Image, size: tuple[int, int], fit: Fit, pixel_aspect
     return np.array(canvas)
 
 
-def _open(path: Path) -> Image.Image:
-    """The picture with its header read only."""
+class Picture(PillowPlugin):
+    """imageio's Pillow plugin, which hands out the picture itself: its header is read, its pixels are not yet.
+
+    imageio's own `read` decodes at full size and knows neither `draft` nor colour profiles.
+    """
+
+    @property
+    def image(self) -> Image.Image:
+        return self._image
+
+
+def _open(path: Path) -> Picture:
+    """The picture with its header read only; close it."""
     check_source(path, "an image")
     try:
-        return Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError:
-        limit = MAX_PIXELS // 10**6
-        raise MediaError(f"{path.name} has more than {limit} megapixels; make it smaller first.") from None
-    except Image.UnidentifiedImageError:
-        raise MediaError(f"{path.name} is not an image that can be read; use PNG, JPEG or WebP.") from None
-    except Exception as error:
-        raise _damaged(path, error) from None
+        picture = iio.imopen(path.absolute(), "r", plugin=Picture)
+    except Exception as error:  # imageio wraps what a decoder raises
+        cause = error.__cause__
+        if isinstance(cause, Image.DecompressionBombError):
+            limit = MAX_PIXELS // 10**6
+            raise MediaError(f"{path.name} has more than {limit} megapixels; make it smaller first.") from None
+        if cause is None or isinstance(cause, InitializationError):
+            raise MediaError(f"{path.name} is not an image that can be read; use PNG, JPEG or WebP.") from None
+        raise _damaged(path, cause) from None
+    if picture.image.format not in FORMATS:
+        picture.close()
+        raise MediaError(f"{path.name} is not an image that can be read; use PNG, JPEG or WebP.")
+    return picture
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,11 +31,21 @@ def strip(frames: np.ndarray, count: int = 4, height: int = 72) -> np.ndarray:
 
 def to_jpeg(image: np.ndarray, quality: int = 85) -> bytes:
     """JPEG bytes of an image (H, W, 3) uint8."""
-    from PIL import Image
+    import imageio.v3 as iio
 
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+    from magi_lite.video import labels
+
+    return iio.imwrite("<bytes>", image, plugin="pillow", extension=".jpg", quality=quality, xmp=labels.xmp())
+
+
+def to_png(image: np.ndarray, settings: dict[str, Any] | None = None) -> bytes:
+    """PNG bytes of an image (H, W, 3) uint8, labelled as made by a model and with `settings` if given."""
+    import imageio.v3 as iio
+
+    from magi_lite.video import labels
+
+    png = iio.imwrite("<bytes>", image, plugin="pillow", extension=".png")
+    return labels.label_png(png, labels.xmp(settings))
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
@@ -44,11 +54,7 @@ def save_image(path: Path, image: np.ndarray) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    from PIL import Image
-
     if path.suffix.lower() in (".jpg", ".jpeg"):
         write_atomic(path, to_jpeg(image))
-        return
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    write_atomic(path, buffer.getvalue())
+    else:
+        write_atomic(path, to_png(image))

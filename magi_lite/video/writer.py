@@ -17,7 +17,7 @@ import numpy as np
 from magi_lite.errors import MediaError, OutputError
 from magi_lite.files import check_source, output_error, output_errors, replacing, write_all
 from magi_lite.models import FPS
-from magi_lite.video import fragments
+from magi_lite.video import fragments, labels
 
 
 class VideoWriter:
@@ -197,6 +197,8 @@ def finalize(path: Path | str, target: Path | str | None = None) -> Path:
         with output_errors(target), replacing(target) as temporary:
             temporary.touch()  # so that a folder that refuses says so itself
             _remux(path, temporary)
+            with temporary.open("ab") as file:
+                file.write(labels.mp4_box(labels.xmp()))
     except av.InvalidDataError:
         raise MediaError(f"{path.name} cannot be read as a video; give an MP4 file.") from None
     return target
