@@ -1,0 +1,266 @@
+"""Who may talk to the app: one ASGI layer around everything that it serves.
+
+The app listens on this computer, and so does every web page that this computer's browser shows. A page elsewhere can
+send requests here (cross-site requests), and can make its own name point here (DNS rebinding). So:
+
+- Requests must name a host that the app was started for.
+- Only the app's own pages, and programs that are no browser, may ask for anything; another site may only link to it.
+- Requests that change something carry JSON, or are uploads; a plain form, which any page may send, is neither.
+- Nothing is ever looked up or fetched for a request, and files come from the folders given alone, links resolved.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import socket
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+JSON_LIMIT_BYTES = 4_000_000
+"""Of a request that is no upload: the longest timeline has a tenth of it."""
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+ANYWHERE = frozenset({"0.0.0.0", "::", ""})
+"""Addresses to listen on that mean: on every network."""
+READING = frozenset({"GET", "HEAD"})
+API = "/gradio_api/"
+CLOSED = re.compile(r"/gradio_api/(proxy=|process_recording|vibe-|undo-vibe-|dev/|mcp)")
+"""Gradio's endpoints that fetch for others, run programs or edit apps; this app has no use for them."""
+_REMOTE = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?[/\\]{2}", re.IGNORECASE)
+"""A path that leads to another computer: a URL, or a Windows share."""
+_LARGEST = 2**64
+ADDED_HEADERS = (
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"SAMEORIGIN"),
+)
+
+
+class Hosts:
+    """Names under which the app may be asked for.
+
+    Args:
+        server: what it listens on. A loopback address is asked for by loopback names alone. Elsewhere any address in
+            numbers will do, which a page cannot make its own, besides this computer's name and `server` itself.
+    """
+
+    def __init__(self, server: str) -> None:
+        server = server.strip("[]").lower()
+        self._loopback = server in LOOPBACK or _is_loopback(server)
+        self._names = set(LOOPBACK)
+        if not self._loopback:
+            own = socket.gethostname().lower()
+            self._names |= {server, own, f"{own.partition('.')[0]}.local"} - ANYWHERE
+        self.public: set[str] = set()
+        """Names that lead here from outside, such as a share link's."""
+
+    def know(self, name: str) -> bool:
+        """Whether the app may be asked for under this host name (no port)."""
+        return name in self._names or name in self.public or _is_address(name) and not self._loopback
+
+
+class Refused(Exception):
+    """The request is not answered; `status` and one sentence why."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Guard:
+    """The layer; see the module.
+
+    Args:
+        app: what is guarded.
+        hosts: names that the app goes by.
+        folders: where served files and files named in requests may lie.
+    """
+
+    def __init__(self, app: App, hosts: Hosts, folders: Iterable[Path]) -> None:
+        self._app, self._hosts = app, hosts
+        self._folders = tuple(Path(folder).resolve() for folder in folders)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            headers = _headers(scope)
+            self._check_sender(scope, headers)
+            if scope["type"] == "http":
+                self._check_path(scope["path"])
+                if scope["method"] not in READING | {"OPTIONS"}:
+                    receive = await self._checked_body(scope["path"], headers, receive)
+        except Refused as refused:
+            await _refuse(scope, send, refused)
+            return
+        await self._app(scope, receive, _with_headers(send, scope["path"]))
+
+    def _check_sender(self, scope: MutableMapping[str, Any], headers: dict[str, str]) -> None:
+        host = headers.get("host", "")
+        if not self._hosts.know(_host_name(host)):
+            raise Refused(
+                403, "This is not an address that the app was started for; open the one that its terminal shows."
+            )
+        origin = headers.get("origin")
+        if origin is not None and not self._own_origin(origin, host):
+            raise Refused(403, "Only the app's own pages may ask for this, not those of another site.")
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            links = scope["type"] == "http" and scope["method"] in READING and not scope["path"].startswith(API)
+            if not (links and headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"):
+                raise Refused(403, "Only the app's own pages may ask for this, not those of another site.")
+
+    def _own_origin(self, origin: str, host: str) -> bool:
+        try:
+            parts = urlsplit(origin)
+            name = parts.hostname or ""
+        except ValueError:
+            return False
+        if parts.scheme not in ("http", "https"):
+            return False
+        usual = ":80" if parts.scheme == "http" else ":443"
+        same = parts.netloc.lower().removesuffix(usual) == host.lower().removesuffix(usual)
+        return same or name in self._hosts.public
+
+    def _check_path(self, path: str) -> None:
+        if CLOSED.match(path):
+            raise Refused(404, "There is nothing here.")
+        for door in ("file=", "file/"):
+            if path.startswith(API + door) and not self._may_serve(path.removeprefix(API + door)):
+                raise Refused(403, "This file is not one of the app's.")
+
+    def _may_serve(self, path: str) -> bool:
+        """Whether a path, links resolved, lies in one of the folders; whether it exists is not looked at."""
+        if _REMOTE.match(path) or "\0" in path:
+            return False
+        try:
+            found = Path(os.path.realpath(path))
+        except (OSError, ValueError):
+            return False
+        return any(found.is_relative_to(folder) for folder in self._folders)
+
+    async def _checked_body(self, path: str, headers: dict[str, str], receive: Receive) -> Receive:
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if path.rstrip("/") == f"{API}upload":
+            if kind != "multipart/form-data":
+                raise Refused(415, "An upload is sent as multipart/form-data.")
+            return receive
+        if kind != "application/json":
+            raise Refused(415, "This is asked for with JSON (Content-Type: application/json).")
+        body = await _read(receive, headers)
+        try:
+            asked = json.loads(body) if body.strip() else None
+            self._check_values(asked)
+        except (ValueError, RecursionError):
+            raise Refused(400, "This is no JSON that can be read.") from None
+        return _replaying(body, receive)
+
+    def _check_values(self, value: Any) -> None:
+        """Refuse what would be fetched, files from elsewhere, and what no answer could be written from."""
+        if isinstance(value, dict):
+            path = value.get("path")
+            if isinstance(path, str):
+                uploaded = isinstance(value.get("meta"), dict)
+                if _REMOTE.match(path) or (uploaded and not self._may_serve(path)):
+                    raise Refused(403, "Files are uploaded to the app; it fetches none from elsewhere.")
+            for key, part in value.items():
+                self._check_values(key)
+                self._check_values(part)
+        elif isinstance(value, list):
+            for part in value:
+                self._check_values(part)
+        elif isinstance(value, str):
+            value.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
+        elif isinstance(value, int) and abs(value) >= _LARGEST:
+            raise ValueError("a number that no answer can repeat")
+
+
+def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
+    """Headers by name; one that decides is never sent twice."""
+    found: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1").lower()
+        if key in found and key in ("host", "origin", "content-type", "content-length", "sec-fetch-site"):
+            raise Refused(400, f"The request has two headers named {key}.")
+        found[key] = value.decode("latin-1")
+    return found
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets; empty if it is none."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:/\\@\s]+))(?::\d{1,5})?", host)
+    return (match[1] or match[2]).lower() if match else ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(name: str) -> bool:
+    return _is_address(name) and ipaddress.ip_address(name).is_loopback
+
+
+async def _read(receive: Receive, headers: dict[str, str]) -> bytes:
+    """A request's body, which must be small."""
+    length = headers.get("content-length", "0")
+    body, announced, more = bytearray(), int(length) if length.isdigit() else 0, True
+    while more and max(announced, len(body)) <= JSON_LIMIT_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "The request broke off.")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    if more or len(body) > JSON_LIMIT_BYTES:
+        raise Refused(413, f"A request may have {JSON_LIMIT_BYTES / 1e6:.0f} MB; this one has more.")
+    return bytes(body)
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """What `receive` gave, once more."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _with_headers(send: Send, path: str) -> Send:
+    """Answers that other sites cannot embed, and files that run nothing when they are opened by themselves."""
+    added = list(ADDED_HEADERS)
+    if path.startswith((f"{API}file=", f"{API}file/")):
+        added.append((b"content-security-policy", b"sandbox; default-src 'none'; media-src 'self'; img-src 'self'"))
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *added]
+        await send(message)
+
+    return sending
+
+
+async def _refuse(scope: MutableMapping[str, Any], send: Send, refused: Refused) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    body = json.dumps({"detail": str(refused), "error": str(refused)}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers + list(ADDED_HEADERS)})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
