@@ -7,11 +7,15 @@ import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from magi_lite.resources import home_folder
 
 if TYPE_CHECKING:
     from magi_lite.jobs.job import Job
+
+SESSIONS = 64
+"""Pages whose state Gradio keeps, about a quarter of a megabyte each; the one unused for longest is forgotten."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +45,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from magi_lite import pipeline
     from magi_lite.errors import InputError
     from magi_lite.jobs import JobQueue
-    from magi_lite.ui import page, uploads
+    from magi_lite.ui import guard, page, uploads
     from magi_lite.ui.actions import Actions
     from magi_lite.ui.library import Library
     from magi_lite.ui.machine import Machine
@@ -61,6 +65,7 @@ def serve(arguments: argparse.Namespace) -> int:
     used = {path for job in queue.jobs() for path in (job.request.image, job.request.video) if path}
     uploads.clean(actions.uploads_folder, used)
     demo = page.build(actions, library, machine, Saved(queue)).queue(default_concurrency_limit=8)
+    hosts = guard.Hosts(arguments.server)
     warm_up()
     queue.start()
     try:
@@ -71,6 +76,8 @@ def serve(arguments: argparse.Namespace) -> int:
             inbrowser=arguments.inbrowser,
             allowed_paths=[str(projects)],
             blocked_paths=[str(projects / ".queue")],
+            app_kwargs={"lifespan": guard.around(hosts, (projects, uploads.received_folder()))},
+            state_session_capacity=SESSIONS,
             max_file_size=uploads.LIMIT_BYTES,
             show_error=True,
             footer_links=[],
@@ -80,6 +87,8 @@ def serve(arguments: argparse.Namespace) -> int:
             _frontend=False,  # else a busy machine is taken for one without localhost
             **page.look(),
         )
+        if demo.share_url:
+            hosts.public.add(urlsplit(demo.share_url).hostname or "")
         demo.block_thread()
     except OSError as error:
         raise InputError(f"Port {arguments.port} cannot be used ({error}); choose another one with --port.") from None

@@ -274,6 +274,10 @@ class Actions:
         kept = uploads.keep(uploaded, name, self.uploads_folder)
         return {"source": {**found, "path": str(kept), "url": file_url(kept)}}
 
+    def reachable(self, path: str) -> bool:
+        """Whether a page may name this file: only what was uploaded, and what runs made."""
+        return self._library.holds(path)
+
     def download(self, model: str) -> dict[str, Any]:
         """Fetch a model in the background, or go on with a download; `system` tells its progress."""
         self._machine.downloads.start(model)
@@ -323,9 +327,9 @@ class Actions:
         if isinstance(file, dict):
             source = self.look_at(file)["source"]
         else:
-            found = Path(file).resolve()
-            if not found.is_relative_to(self._library.folder.resolve()) or not found.is_file():
+            if not self._library.holds(file) or not Path(file).is_file():
                 raise InputError(f"{file} is no file of the projects folder; upload yours with handle_file.")
+            found = Path(file).resolve()
             source = {**uploads.look_at(found, found.name), "path": str(found)}
         if source["kind"] != kind:
             raise InputError(f"{source['name']} is no {kind}; give it as {source['kind']}.")

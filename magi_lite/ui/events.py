@@ -51,7 +51,7 @@ class Handlers:
 
     def _source_of(self, request: GenerationRequest) -> dict[str, Any] | None:
         path = request.image or request.video
-        if path is None or not path.is_file() or not path.is_relative_to(self.library.folder):
+        if path is None or not self.library.holds(path) or not path.is_file():
             return None
         from magi_lite.ui import uploads
         from magi_lite.ui.library import file_url
@@ -152,6 +152,8 @@ class Handlers:
         """A quality brings its size, and leaves steps and window to it."""
         base = GenerationRequest(Timeline(), preset=preset or "auto", quality=quality.lower())
         chosen = {} if model in (form.AUTO, None) else {"model": model}
+        if chosen:
+            form.check_model(model, self.machine.models_folder)
         base = with_defaults(replace(base, models_folder=self.machine.models_folder), chosen)
         return base.width, base.height, form.AUTO, form.AUTO
 

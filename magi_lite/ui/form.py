@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import InputError
-from magi_lite.request.defaults import with_defaults
+from magi_lite.models import MODELS
+from magi_lite.request.defaults import DEMO, with_defaults
 from magi_lite.request.request import GenerationRequest, Overrides, SpecialTokens
 from magi_lite.timeline import Timeline
+from magi_lite.weights.layout import DEFAULT_MODELS_FOLDER
 
 TEXT, IMAGE, VIDEO, LAST = "Text to video", "Start with image", "Continue video", "Continue last video"
 MODES = (TEXT, IMAGE, VIDEO, LAST)
@@ -80,6 +84,8 @@ def to_request(
         embed_settings=bool(values["embed_settings"]),
     )
     chosen = {name: None if values[name] in (AUTO, None, "") else values[name] for name in ("steps", "window", "model")}
+    if chosen["model"] is not None:
+        check_model(chosen["model"], models_folder)
     chosen |= {name: _size(values[name], name) for name in ("width", "height")}
     chosen = {
         name: _whole(value, name, 1, 1000) if name in ("steps", "window") else value
@@ -121,6 +127,23 @@ def from_request(request: GenerationRequest, *, source: dict[str, Any] | None = 
         "embed_settings": request.embed_settings,
         **overrides,
     }
+
+
+def check_model(model: Any, models_folder: Path | None) -> None:
+    """Refuse a model that is neither a published one nor a folder of the models folder; nothing else is looked at.
+
+    Raises:
+        InputError: it is another; links inside the models folder may lead anywhere.
+    """
+    if model == DEMO or model in MODELS:
+        return
+    with contextlib.suppress(TypeError, ValueError):
+        folder, named = (os.path.normpath(Path(p).absolute()) for p in (models_folder or DEFAULT_MODELS_FOLDER, model))
+        if Path(named).is_relative_to(folder):
+            return
+    raise InputError(
+        f"There is no model {str(model)[:80]!r} here; choose one of the list, or a folder inside the models folder."
+    )
 
 
 def legal_size(value: float) -> int:

@@ -16,7 +16,8 @@ import json
 import os
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,7 +66,18 @@ class Hosts:
 
     def know(self, name: str) -> bool:
         """Whether the app may be asked for under this host name (no port)."""
-        return name in self._names or name in self.public or _is_address(name) and not self._loopback
+        return name in self._names or name in self.public or (not self._loopback and _is_address(name))
+
+
+def around(hosts: Hosts, folders: Iterable[Path]) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    """A lifespan for a Starlette app that puts the guard around all of it before the first request is answered."""
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        app.middleware_stack = Guard(app.middleware_stack, hosts, folders)
+        yield
+
+    return lifespan
 
 
 class Refused(Exception):
@@ -115,8 +127,9 @@ class Guard:
         if origin is not None and not self._own_origin(origin, host):
             raise Refused(403, "Only the app's own pages may ask for this, not those of another site.")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            links = scope["type"] == "http" and scope["method"] in READING and not scope["path"].startswith(API)
-            if not (links and headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"):
+            of_page = scope["type"] == "http" and scope["method"] in READING and not scope["path"].startswith(API)
+            link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+            if not (of_page and link):
                 raise Refused(403, "Only the app's own pages may ask for this, not those of another site.")
 
     def _own_origin(self, origin: str, host: str) -> bool:
@@ -215,8 +228,8 @@ def _is_loopback(name: str) -> bool:
 
 async def _read(receive: Receive, headers: dict[str, str]) -> bytes:
     """A request's body, which must be small."""
-    length = headers.get("content-length", "0")
-    body, announced, more = bytearray(), int(length) if length.isdigit() else 0, True
+    length = headers.get("content-length", "")
+    body, announced, more = bytearray(), int(length) if re.fullmatch("[0-9]{1,18}", length) else 0, True
     while more and max(announced, len(body)) <= JSON_LIMIT_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":

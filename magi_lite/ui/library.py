@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,13 @@ class Library:
         if not name or name != path.name or name.startswith(".") or not (path / "project.json").is_file():
             raise InputError(f"There is no video {name!r} in the gallery; it may have been deleted.")
         return path
+
+    def holds(self, path: Path | str) -> bool:
+        """Whether a path, links resolved, lies in the folder; whether it exists is not looked at."""
+        try:
+            return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder))
+        except (OSError, ValueError, TypeError):
+            return False
 
     def open(self, name: str) -> Project:
         """A project by its name, for reading.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import gradio as gr
+
 from magi_lite.ui.actions import Actions
 from magi_lite.ui.assets import Panel
 from magi_lite.ui.expose import for_page
@@ -14,6 +16,7 @@ __all__ = [
     "Fold", "GalleryPanel", "QueuePanel", "SourcePanel", "SteerPanel", "SystemPanel", "TimelineEditor", "TopBar",
     "WatchPanel",
 ]  # fmt: skip
+NOT_UPLOADED = "This file was not uploaded through the page; drop it into the box."
 STYLED = ("topbar", "fold", "source", "steer", "watch", "timeline", "queue", "gallery", "system")
 """Folders whose style sheet the page loads."""
 
@@ -49,6 +52,13 @@ class SourcePanel(Panel):
     def __init__(self, actions: Actions, **options: Any) -> None:
         functions = doors(actions, "look_at")
         super().__init__(None, server_functions=functions, limit=LIMIT_BYTES, elem_id="mg-source", **options)
+        self._reachable = actions.reachable
+
+    def preprocess(self, payload: Any) -> Any:
+        """The value, as a page sends it, if it names a file that pages may name; else `gr.Error`."""
+        if payload is None or (isinstance(payload, dict) and self._reachable(payload.get("path", ""))):
+            return payload
+        raise gr.Error(NOT_UPLOADED, print_exception=False, title="Not yet")
 
 
 class SteerPanel(Panel):

@@ -36,6 +36,13 @@ def look_at(path: Path, name: str) -> dict[str, Any]:
     raise MediaError(f"{name} is neither an image nor a video; drop a PNG, JPEG or WebP, or an MP4, MOV, MKV or WebM.")
 
 
+def received_folder() -> Path:
+    """Where Gradio puts what pages send."""
+    from gradio.utils import get_upload_folder
+
+    return Path(get_upload_folder())
+
+
 def keep(path: Path, name: str, folder: Path) -> Path:
     """Copy a file into `folder` under a name made of its contents, so that a queued job finds it after a restart."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:20]

@@ -44,6 +44,11 @@ class App:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(self.folder / "uploads")}
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
         log.close()
+        return self.wait()
+
+    def wait(self) -> App:
+        """Until the page is served."""
+        assert self.process
         until = time.monotonic() + PATIENCE / 1000
         while time.monotonic() < until:
             if self.process.poll() is not None:

@@ -1,0 +1,480 @@
+"""Attacks on the running app: other sites in a real browser, other names, forged requests, files from elsewhere."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
+from playwright.sync_api import Browser, Playwright
+
+from magi_lite.ui.guard import Hosts
+from tests.conftest import ARGUMENTS
+from tests.ui.conftest import ROOT, App
+
+JSON = {"Content-Type": "application/json"}
+
+
+def ask(app: App, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+    """Status and text of one raw request; headers as given, nothing added but a length."""
+    connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=60)
+    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    named = {"Host": f"127.0.0.1:{app.port}"} | {key.replace("_", "-"): value for key, value in headers.items()}
+    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+    for key, value in named.items():
+        if value:
+            connection.putheader(key, value)
+    if data is not None:
+        connection.putheader("Content-Length", str(len(data)))
+    connection.endheaders(data)
+    answer = connection.getresponse()
+    text = answer.read().decode(errors="replace")
+    connection.close()
+    return answer.status, text
+
+
+def panel_call(app: App, name: str) -> dict[str, Any]:
+    """The body with which a panel's script calls one of its actions."""
+    with urllib.request.urlopen(app.url + "config", timeout=30) as answer:
+        config = json.load(answer)
+    for component in config["components"]:
+        functions = component["props"].get("server_fns") or component["props"].get("server_functions") or []
+        if name in functions:
+            return {"component_id": component["id"], "fn_name": name, "session_hash": "s", "data": None}
+    raise AssertionError(f"no panel has {name}")
+
+
+def held(app: App) -> bool:
+    return Client(app.url, verbose=False).predict(api_name="/queue")["held"]
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example", "localhost.", "", "a@127.0.0.1"]
+)
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/"), ("GET", "/config"), ("OPTIONS", "/"), ("POST", "/gradio_api/queue/join")]
+)
+def test_other_names_are_not_answered(app: App, host: str, method: str, path: str) -> None:
+    status, text = ask(app, method, path, {} if method == "POST" else None, Host=host.format(port=app.port), **JSON)
+    assert status in (400, 403) and "components" not in text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "LOCALHOST"])
+def test_names_of_this_computer_are(app: App, host: str) -> None:
+    assert ask(app, "GET", "/config", Host=host.format(port=app.port))[0] == 200
+
+
+def test_two_hosts_are_none(app: App) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", app.port)
+    connection.putrequest("GET", "/config", skip_host=True)
+    connection.putheader("Host", f"127.0.0.1:{app.port}")
+    connection.putheader("Host", "evil.example")
+    connection.endheaders()
+    assert connection.getresponse().status == 400
+
+
+def test_which_names_an_address_to_listen_on_gives() -> None:
+    everywhere, one, name = Hosts("0.0.0.0"), Hosts("127.0.0.1"), Hosts("studio.lan")
+    assert everywhere.know("192.168.1.7") and everywhere.know("localhost") and not everywhere.know("evil.example")
+    assert not one.know("192.168.1.7") and one.know("::1")
+    assert name.know("studio.lan") and not name.know("studio.lan.evil.example")
+    one.public.add("abc.gradio.live")
+    assert one.know("abc.gradio.live") and not one.know("xyz.gradio.live")
+
+
+FOREIGN: list[dict[str, str]] = [
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:1"},
+    {"Origin": "http://127.0.0.1.evil.example:{port}"},
+    {"Origin": "file://"},
+    {"Sec_Fetch_Site": "cross-site"},
+    {"Sec_Fetch_Site": "same-site"},
+    {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+@pytest.mark.parametrize(
+    "path", ["component_server", "queue/join", "run/hold", "call/hold", "api/hold", "upload", "cancel"]
+)
+def test_other_sites_change_nothing(app: App, headers: dict[str, str], path: str) -> None:
+    headers = {key: value.format(port=app.port) for key, value in headers.items()}
+    kinds = ("application/json", "text/plain", "multipart/form-data; boundary=x")
+    for kind in kinds:
+        body = {**panel_call(app, "hold"), "data": {"held": True}} if path == "component_server" else {"data": [True]}
+        status, _ = ask(app, "POST", f"/gradio_api/{path}", body, **headers, Content_Type=kind)
+        assert status == 403
+    assert held(app) is False
+
+
+@pytest.mark.parametrize(
+    "kind", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
+@pytest.mark.parametrize("path", ["component_server", "component_server/", "run/hold", "call/hold", "queue/join"])
+def test_what_a_form_could_send_is_refused(app: App, kind: str, path: str) -> None:
+    body = {**panel_call(app, "hold"), "data": {"held": True}} if "component" in path else {"data": [True]}
+    assert ask(app, "POST", f"/gradio_api/{path}", body, Content_Type=kind)[0] == 415
+    assert held(app) is False
+
+
+def test_the_same_call_in_json_is_obeyed(app: App) -> None:
+    for value in (True, False):
+        body = {**panel_call(app, "hold"), "data": {"held": value}}
+        assert ask(app, "POST", "/gradio_api/component_server", body, Content_Type="application/json")[0] == 200
+        assert held(app) is value
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b'"\\ud800"', b"1" + b"0" * 30, b'{"a": ' + b"9" * 5000 + b"}"])
+def test_json_that_is_none_is_one_sentence(app: App, body: bytes) -> None:
+    status, text = ask(app, "POST", "/gradio_api/run/status", body, Content_Type="application/json")
+    assert status == 400 and "no JSON that can be read" in text
+
+
+def test_a_request_of_30_mb_is_not_read(app: App) -> None:
+    began = time.monotonic()
+    body = json.dumps({"data": ["a" * 30_000_000]}).encode()
+    try:
+        status, text = ask(app, "POST", "/gradio_api/run/generate", body, Content_Type="application/json")
+    except (BrokenPipeError, ConnectionResetError):  # it was told before it had sent all
+        status, text = 413, "4 MB"
+    assert status == 413 and "4 MB" in text
+    assert Client(app.url, verbose=False).predict(api_name="/queue")["jobs"] is not None
+    assert time.monotonic() - began < 60
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(app: App) -> Iterator[Callable[[str], str]]:
+    """Serves a page of another site: takes its script, answers its address (host and port differ from the app's)."""
+    pages: dict[str, bytes] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(pages.get(self.path, b""))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def publish(script: str) -> str:
+        path = f"/{len(pages)}.html"
+        pages[path] = f"<body><script>{script}</script>".encode()
+        return f"http://127.0.0.1:{server.server_port}{path}"
+
+    yield publish
+    server.shutdown()
+
+
+STEER = """
+window.results = (async () => {
+  const app = APP, call = CALL, out = [];
+  const tries = [
+    ['component_server', JSON.stringify(call), 'text/plain'],
+    ['component_server', new Blob([JSON.stringify(call)]), null],
+    ['component_server', JSON.stringify(call), 'application/json'],
+    ['run/hold', JSON.stringify({data: [true]}), 'application/json'],
+    ['upload', (() => { const f = new FormData(); f.append('files', new Blob(['x']), 'x.png'); return f; })(), null],
+  ];
+  for (const mode of ['no-cors', 'cors']) for (const [path, body, type] of tries) {
+    try {
+      const headers = type ? {'Content-Type': type} : {};
+      const answer = await fetch(app + 'gradio_api/' + path, {method: 'POST', mode, body, headers});
+      out.push([mode, path, answer.type, answer.status]);
+    } catch (error) { out.push([mode, path, 'blocked', 0]); }
+  }
+  const image = await new Promise((done) => {
+    const i = new Image();
+    i.onload = () => done('seen'); i.onerror = () => done('blocked'); i.src = app + 'static/img/logo.svg';
+  });
+  out.push(['image', '', image, 0]);
+  return out;
+})();
+"""
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_a_page_of_another_site_steers_nothing(
+    app: App, browser: Browser, elsewhere: Callable[[str], str], name: str
+) -> None:
+    call = {**panel_call(app, "hold"), "data": {"held": True}}
+    before = sorted((app.folder / "uploads").rglob("*"))
+    script = STEER.replace("APP", json.dumps(f"http://{name}:{app.port}/")).replace("CALL", json.dumps(call))
+    page = browser.new_page()
+    page.goto(elsewhere(script))
+    results = page.evaluate("results")
+    page.close()
+    assert len(results) == 11 and all(kind in ("opaque", "blocked") for _, _, kind, _ in results), results
+    assert held(app) is False
+    assert sorted((app.folder / "uploads").rglob("*")) == before
+
+
+def test_a_link_from_another_site_opens_the_app(app: App, browser: Browser, elsewhere: Callable[[str], str]) -> None:
+    page = browser.new_page()
+    page.goto(elsewhere(f"document.write('<a href=\"{app.url}\">the app</a>')"))
+    page.click("a")
+    page.wait_for_selector("#mg-generate")
+    page.close()
+
+
+def test_the_app_is_not_framed(app: App, browser: Browser, elsewhere: Callable[[str], str]) -> None:
+    page = browser.new_page()
+    page.goto(elsewhere(f"document.write('<iframe src=\"{app.url}\"></iframe>')"))
+    page.wait_for_timeout(1500)
+    assert not any(frame.query_selector("#mg-generate") for frame in page.frames)
+    page.close()
+
+
+def test_a_name_made_to_point_here_reads_nothing(app: App, playwright_: Playwright) -> None:
+    """DNS rebinding: the attacker's name resolves to this computer, so the browser takes the app for the attacker's."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    mapped = [*ARGUMENTS, "--host-resolver-rules=MAP evil.example 127.0.0.1"]
+    browser = playwright_.chromium.launch(executable_path=path, args=mapped)
+    page = browser.new_page()
+    answer = page.goto(f"http://evil.example:{app.port}/config")
+    assert answer is not None and answer.status == 403
+    call = json.dumps({**panel_call(app, "gallery"), "data": {}})
+    found = page.evaluate(
+        """async ([call]) => { const answers = [];
+          for (const [path, options] of [['/config', {}], ['/gradio_api/component_server', {method: 'POST', body: call,
+              headers: {'Content-Type': 'application/json'}}], ['/gradio_api/info', {}]]) {
+            const answer = await fetch(path, options); answers.push([answer.status, await answer.text()]); }
+          return answers; }""",
+        [call],
+    )
+    browser.close()
+    assert [status for status, _ in found] == [403] * 3
+    assert not any("videos" in text or "components" in text for _, text in found)
+
+
+@pytest.fixture
+def playwright_(browser: Browser) -> Playwright:
+    """Playwright, which runs already for the shared browser."""
+    import gc
+
+    return next(one for one in gc.get_objects() if isinstance(one, Playwright))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def source(path: object) -> dict[str, Any]:
+    return {"kind": "image", "path": str(path), "name": "a.png", "width": 32, "height": 32, "url": "", "info": ""}
+
+
+def generate_from_form(app: App, at: str, value: object) -> str:
+    """Press Generate as a page would, with one field's value forged; what the queue answers."""
+    with urllib.request.urlopen(app.url + "config", timeout=30) as answer:
+        config = json.load(answer)
+    ids = {c["id"]: c["props"] for c in config["components"]}
+    index, fn = next((i, d) for i, d in enumerate(config["dependencies"]) if d["api_name"] == "generate_from_form")
+    data = [ids[i].get("value") for i in fn["inputs"]]
+    names = [ids[i].get("elem_id") for i in fn["inputs"]]
+    data[names.index("mg-prompt")] = "a ball"
+    data[names.index("mg-mode")] = "Start with image" if at == "mg-source" else "Text to video"
+    data[names.index(at)] = value
+    session = f"{random.getrandbits(64):x}"
+    body = {"data": data, "fn_index": fn.get("id", index), "session_hash": session}
+    status, text = ask(app, "POST", "/gradio_api/queue/join", body, Content_Type="application/json")
+    if status != 200:
+        return text
+    stream = urllib.request.urlopen(f"{app.url}gradio_api/queue/data?session_hash={session}", timeout=60)
+    for line in stream:
+        if b"process_completed" in line:
+            return line.decode()
+    return ""
+
+
+@pytest.fixture
+def secret(tmp_path: Path, app: App) -> Iterator[Path]:
+    """A picture that nobody uploaded, and a link to it from inside the projects folder."""
+    path = tmp_path / "secret.png"
+    Image.new("RGB", (48, 48), "red").save(path)
+    link = app.projects / "link.png"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path)
+    yield path
+    link.unlink()
+
+
+def test_a_path_from_elsewhere_is_refused_and_says_not_whether_it_exists(app: App, secret: Path) -> None:
+    jobs = len(Client(app.url, verbose=False).predict(api_name="/queue")["jobs"])
+    traversal = f"{app.projects}/../../../../../../../../{secret}"
+    for forged in (secret, app.projects / "link.png", traversal, "/etc/passwd", f"{secret}\0.png", 7, None):
+        missing = str(forged).replace("secret", "nothing").replace("link", "nothing").replace("passwd", "nothing")
+        there, gone = (generate_from_form(app, "mg-source", source(one)) for one in (forged, missing))
+        assert "not uploaded" in there, forged
+        if "link" not in str(forged):
+            assert "not uploaded" in gone
+    assert len(Client(app.url, verbose=False).predict(api_name="/queue")["jobs"]) == jobs
+
+
+def test_the_api_takes_no_path_from_elsewhere(app: App, secret: Path) -> None:
+    client = Client(app.url, verbose=False)
+    answers = set()
+    for forged in (secret, secret.with_name("nothing.png"), app.projects / "link.png"):
+        with pytest.raises(Exception, match="no file of the projects folder") as caught:
+            client.predict("a ball", 1, image=str(forged), api_name="/generate")
+        answers.add(re.sub(r"\S*/\S*", "PATH", str(caught.value)))
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{secret}",
+        "{projects}/link.png",
+        "{projects}/../{up}{secret}",
+        "/etc/passwd",
+        "/etc/nothing",
+        "{projects}/.queue/queue.sqlite",
+        "http://127.0.0.1:1/x",
+        "https://example.com/",
+        "HTTP://example.com/",
+        "//host/share/x",
+        "\\\\host\\share",
+    ],
+)
+def test_files_elsewhere_are_not_served(app: App, secret: Path, path: str) -> None:
+    asked = path.format(secret=secret, projects=app.projects, up="../" * 12)
+    for door in ("file=", "file/"):
+        assert ask(app, "GET", f"/gradio_api/{door}{urllib.request.quote(asked)}")[0] == 403
+    assert ask(app, "GET", f"/gradio_api/proxy={urllib.request.quote(asked)}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "http://127.0.0.1:1/a.png",
+        "https://example.com/a.png",
+        "HtTp://example.com/a.png",
+        " http://e.example/",
+        "//host/a.png",
+        "\\\\host\\share\\a.png",
+        "file:///etc/passwd",
+        "/etc/passwd",
+    ],
+)
+def test_no_file_is_fetched_for_anyone(app: App, where: str) -> None:
+    data = {"path": where, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}
+    for path, body in (
+        ("run/generate", {"data": ["a ball", 1, "", data]}),
+        ("call/generate", {"data": ["a ball", 1, "", [{"deep": data}]]}),
+        ("queue/join", {"data": [data], "fn_index": 0, "session_hash": "x"}),
+    ):
+        status, text = ask(app, "POST", f"/gradio_api/{path}", body, Content_Type="application/json")
+        assert status == 403 and "uploaded" in text
+
+
+@pytest.mark.parametrize("model", ["/etc", "/nothing", "../../etc", "{models}/../outputs", "~", "\0", "//host/share"])
+def test_a_model_outside_the_models_folder_is_not_looked_at(app: App, model: str) -> None:
+    named = model.format(models=app.folder / "models")
+    with pytest.raises(Exception, match="There is no model"):
+        Client(app.url, verbose=False).predict("a ball", 1, model=named, api_name="/generate")
+    assert "There is no model" in generate_from_form(app, "mg-model", named)
+
+
+def test_a_program_on_this_computer_still_works(app: App, tmp_path: Path) -> None:
+    Image.new("RGB", (48, 48), "teal").save(tmp_path / "photo.jpg")
+    client = Client(app.url, verbose=False)
+    job = client.predict(
+        "a ball", 1, image=handle_file(tmp_path / "photo.jpg"), width=32, height=32, api_name="/generate"
+    )["job"]
+    client.predict(job, api_name="/stop")
+
+
+# --- what goes out, and what is kept ---------------------------------------------------------------------------------
+
+WATCHED_APP = """
+import socket, sys
+out = open(sys.argv[1], "a", buffering=1)
+def watch(name):
+    real = getattr(socket.socket, name)
+    def connecting(self, address, *rest):
+        if self.family != socket.AF_UNIX and not str(address[0]).startswith(("127.", "::1", "localhost")):
+            print(name, address, file=out)
+        return real(self, address, *rest)
+    setattr(socket.socket, name, connecting)
+for name in ("connect", "connect_ex", "sendto"):
+    watch(name)
+looked_up = socket.getaddrinfo
+def lookup(host, *rest, **more):
+    if host not in (None, "localhost", b"localhost") and not str(host).startswith(("127.", "::1", "b'127.")):
+        print("lookup", host, file=out)
+    return looked_up(host, *rest, **more)
+socket.getaddrinfo = lookup
+from magi_lite.cli import main
+print("watching", file=out)
+sys.exit(main(["app", *sys.argv[2:]]))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[App]:
+    server = App(tmp_path)
+    yield server
+    server.stop()
+
+
+def test_nothing_goes_out_at_start_or_in_use(own: App, browser: Browser, tmp_path: Path) -> None:
+    seen = tmp_path / "connections.txt"
+    options = ["--port", str(own.port), "--projects", str(own.projects), "--models", str(own.folder / "models")]
+    log = (own.folder / "app.log").open("ab")
+    own.process = subprocess.Popen(
+        [sys.executable, "-c", WATCHED_APP, str(seen), *options], cwd=ROOT, stdout=log, stderr=log,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(own.folder / "uploads")},
+    )  # fmt: skip
+    own.wait()
+    page = browser.new_page()
+    page.goto(own.url)
+    page.wait_for_function("window.magi && magi.state")
+    client = Client(own.url, verbose=False)
+    job = client.predict("a red ball", 1, width=32, height=32, quality="draft", api_name="/generate")["job"]
+    while client.predict(job, api_name="/status")["shown"]["state"] in ("waiting", "running"):
+        time.sleep(0.3)
+    for where in ("http://example.com/a.png", "https://192.0.2.1/"):
+        ask(own, "GET", f"/gradio_api/file={where}")
+        data = {"path": where, "meta": {"_type": "gradio.FileData"}}
+        ask(own, "POST", "/gradio_api/run/generate", {"data": ["x", 1, "", data]}, Content_Type="application/json")
+    page.close()
+    assert client.predict(job, api_name="/status")["shown"]["state"] == "finished"
+    assert seen.read_text().splitlines() == ["watching"]
+
+
+def test_sessions_are_bounded(app: App) -> None:
+    assert app.process
+    process = psutil.Process(app.process.pid)
+    call = panel_call(app, "status")
+
+    def visit(count: int) -> None:
+        for _ in range(count):
+            body = {**call, "session_hash": f"{random.getrandbits(64):x}", "data": {}}
+            assert ask(app, "POST", "/gradio_api/component_server", body, Content_Type="application/json")[0] == 200
+
+    visit(200)
+    before = process.memory_info().rss
+    visit(1500)
+    assert process.memory_info().rss - before < 40e6
