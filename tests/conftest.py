@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+
+from tests import browsers
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,12 +19,19 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests in a browser are marked `alone`: browser, app and worker keep two processor cores busy by themselves."""
+    for item in items:
+        if {"browser", "app"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("alone")
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium; a machine without one fails the tests instead of passing them unseen."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    path = next(filter(None, map(shutil.which, names)), None)
-    assert path, "No Chromium was found on PATH; install it (apt-get install chromium) to test the app."
+    path = browsers.find()
+    assert path, "No Chromium was found; install it, or run `python -m tests`, which does."
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield chromium

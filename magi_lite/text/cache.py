@@ -83,8 +83,8 @@ class EmbeddingCache:
             path.unlink(missing_ok=True)
             total -= size
 
-    def _entries(self) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, file) of everything kept; files that vanish meanwhile are left out."""
+    def _entries(self) -> list[tuple[int, int, Path]]:
+        """(last use in ns, bytes, file) of everything kept; files that vanish meanwhile are left out."""
         entries = []
         for path in self.folder.glob("*.safetensors"):
             with contextlib.suppress(OSError):

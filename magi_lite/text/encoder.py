@@ -47,7 +47,8 @@ class PromptEncoder:
 
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids of a prompt, cleaned, ending with the end token, at most `max_length`."""
-        return self.tokenizer(clean_caption(prompt), truncation=True, max_length=self.max_length)["input_ids"]
+        ids: list[int] = self.tokenizer(clean_caption(prompt), truncation=True, max_length=self.max_length)["input_ids"]
+        return ids
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """Embeddings of prompts in the order given: (L, C) float32 each, valid tokens only, on the encoder's device."""
