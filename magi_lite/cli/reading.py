@@ -1,96 +1,74 @@
-"""What the options' words mean: sizes, timelines, settings."""
+"""The options of the command line: made of the request's table, and read back as keywords for the builder."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
-from dataclasses import fields, replace
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from magi_lite.errors import InputError
-from magi_lite.request.request import GenerationRequest, Overrides, SpecialTokens
+from magi_lite.library import read_timeline
+from magi_lite.request.options import Option
+from magi_lite.request.request import OPTIONS
 from magi_lite.timeline import Timeline
+from magi_lite.timeline.text import parse
 
 
-def read_timeline(source: str | None, prompt: str, blend: int | None) -> Timeline:
-    """A timeline from a file or from shorthand, with `prompt` in front of all its segments."""
-    from magi_lite.timeline.text import parse
-
-    timeline = Timeline()
-    if source is not None:
-        text = _file_text(source)
-        if text is None and "[" not in source and "\n" not in source:
-            raise InputError(f'There is no timeline file "{source}"; write shorthand as "[0s-2s: a cat walks]".')
-        timeline = parse(source if text is None else text)
-    if prompt:
-        timeline = replace(timeline, global_prompt=prompt)
-    return timeline if blend is None else replace(timeline, blend=blend)
-
-
-def _file_text(source: str) -> str | None:
-    """What a timeline file says; None where `source` is no file, as shorthand of any length is none."""
-    path = Path(source)
-    try:
-        if not path.is_file():
-            return None
-    except (OSError, ValueError):  # longer than a name can be, or with characters that none has
-        return None
-    try:
-        return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"The timeline file {path} cannot be read; save it as UTF-8 text.") from None
+def add_options(parser: argparse._ActionsContainer, options: Iterable[Option]) -> None:
+    """Add options as flags. None is what a flag that was not given leaves; values are text until the builder reads."""
+    for option in options:
+        if not option.option_string:
+            continue
+        about: dict[str, Any] = {"dest": option.name, "default": None}
+        about["help"] = argparse.SUPPRESS if option.hidden else option.help
+        if option.kind == "switch":
+            about |= {"action": "store_const", "const": not option.inverse}
+        elif option.kind == "names":
+            about |= {"action": "append", "metavar": option.metavar or "NAME"}
+        else:
+            names = "{" + ",".join(map(str, option.choices)) + "}" if option.kind == "choice" else None
+            usual = {"path": "PATH", "whole": "N", "number": "N"}.get(option.kind)
+            about["metavar"] = option.metavar or names or usual
+        parser.add_argument(option.option_string, **about)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """ "720x480" to (720, 480)."""
-    found = re.fullmatch(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*", text.lower(), re.ASCII)
-    if found is None:
-        raise InputError(f'The size "{text[:40]}" cannot be read; write WIDTHxHEIGHT, such as 720x720.')
-    return int(found[1]), int(found[2])
-
-
-def newer_words(arguments: argparse.Namespace, old: Timeline) -> Timeline:
-    """What is said from now on: a timeline's words, or a prompt alone, or as before."""
-    if arguments.timeline:
-        return read_timeline(arguments.timeline, arguments.prompt or old.global_prompt, arguments.blend)
-    newer = old if arguments.blend is None else replace(old, blend=arguments.blend)
-    if arguments.prompt and arguments.prompt != old.global_prompt:
-        newer = replace(newer, segments=(), global_prompt=arguments.prompt)
-    return newer
-
-
-def overrides_given(arguments: argparse.Namespace) -> dict[str, str | float]:
-    """The placement and precision that options fix, by the names of `Overrides`."""
-    given = {field.name: getattr(arguments, field.name, None) for field in fields(Overrides)}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def tokens_given(arguments: argparse.Namespace, held: SpecialTokens) -> SpecialTokens:
-    """The special tokens that options leave of `held`; styles that are given take the place of its own."""
-    return SpecialTokens(
-        held.quality and not arguments.no_quality_token,
-        held.duration and not arguments.no_duration_token,
-        tuple(arguments.style) or held.styles,
-    )
-
-
-def read_settings_file(path: Path) -> GenerationRequest:
-    """The request inside a video of ours, or in JSON as `info` prints it.
+def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, as keywords for `request.build`.
 
     Raises:
-        InputError: the file holds no settings.
+        InputError: the timeline's file cannot be read.
     """
-    from magi_lite.request.json import request_from_json
-    from magi_lite.video.writer import read_settings
+    given = {name: getattr(arguments, name, None) for name in OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("timeline"):
+        given["timeline"] = timeline_of(given["timeline"])
+    return given
 
-    if path.suffix.lower() == ".json":
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError):
-            raise InputError(f"{path} cannot be read as settings; write it with `info VIDEO > {path.name}`.") from None
-    else:
-        settings = read_settings(path)
-    if settings is None:
-        raise InputError(f"{path} carries no settings; only videos made by magi_lite with metadata on do.")
-    return request_from_json(settings)
+
+def timeline_of(source: str) -> Timeline:
+    """The timeline in a file of that name, or in shorthand."""
+    if _is_file(source):
+        return read_timeline(Path(source))
+    if "[" not in source and "\n" not in source:
+        raise InputError(f'There is no timeline file "{source[:200]}"; write shorthand as "[0s-2s: a cat walks]".')
+    return parse(source)
+
+
+def _is_file(source: str) -> bool:
+    """Whether there is a file of that name; shorthand may be longer than a name can be, or have other characters."""
+    try:
+        return Path(source).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def check_paths(arguments: argparse.Namespace) -> None:
+    """Refuse a path that no file system can name.
+
+    Raises:
+        InputError: names the flag.
+    """
+    for name, value in vars(arguments).items():
+        if isinstance(value, Path):
+            Option(kind="path", name=f"--{name.replace('_', '-')}").check(value)

@@ -23,7 +23,7 @@ from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.jobs.job import RESUMABLE, Job, State, from_row, to_row
 from magi_lite.jobs.live import Live
 from magi_lite.jobs.store import Store
-from magi_lite.request.checks import check_words
+from magi_lite.request.checks import check_prompts
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 
@@ -296,7 +296,7 @@ class JobQueue:
         """
         with self._lock:
             job = self.get(identity)
-            check_words(replace(job.request, timeline=timeline))
+            check_prompts(replace(job.request, timeline=timeline))
             self._running_control(identity).redirect(timeline)
             self._put(replace(job, request=replace(job.request, timeline=timeline)))
 

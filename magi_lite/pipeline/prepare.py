@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from magi_lite.errors import InputError
-from magi_lite.models import MODELS
 from magi_lite.pipeline.engine import plan_for
 from magi_lite.pipeline.prefix import prefix_latents, prefix_pixels, save_prefix
 from magi_lite.planner.disk import check_room
 from magi_lite.project import Project
-from magi_lite.request.checks import check_words, validate_request
+from magi_lite.request.build import absolute_model
+from magi_lite.request.checks import check, check_prompts, content_hash
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.edit import splice
 from magi_lite.weights.loader import open_model
@@ -31,7 +31,7 @@ def prepare_project(
         MagiLiteError: the request cannot be carried out, or the project cannot be opened or written.
     """
     if request is not None:
-        validate_request(request)
+        check(request)
         request = _anchored(request)
     if resume is None:
         if from_chunk is not None:
@@ -61,18 +61,16 @@ def prepare_project(
 
 
 def _anchored(request: GenerationRequest) -> GenerationRequest:
-    """The request with paths that mean the same from any working folder: a run may go on from another."""
+    """The request with paths that mean the same from any working folder, and with what is in its picture or clip."""
+    source = request.image or request.video
+    known = request.source_sha256 or (None if source is None else content_hash(source))
     return replace(
         request,
         out=None if request.out is None else Path(request.out).absolute(),
         models_folder=None if request.models_folder is None else Path(request.models_folder).absolute(),
         model=absolute_model(request.model),
+        source_sha256=known,
     )
-
-
-def absolute_model(model: str) -> str:
-    """A model's name as it is; a folder with its absolute path."""
-    return str(Path(model).absolute()) if model not in MODELS and Path(model).is_dir() else model
 
 
 @contextlib.contextmanager
@@ -89,7 +87,7 @@ def _take_over(project: Project, request: GenerationRequest) -> None:
     """Apply what `request` changes in a project: length, prompts of seconds not started, precision and placement."""
     other_prompts = request.timeline != project.request.timeline
     if other_prompts and (request.seconds is None or project.chunks < request.seconds):
-        check_words(replace(request, timeline=splice(project.request.timeline, project.chunks, request.timeline)))
+        check_prompts(replace(request, timeline=splice(project.request.timeline, project.chunks, request.timeline)))
     old, new = project.request.seconds, request.seconds
     if new is None and old is not None:
         project.extend(None)

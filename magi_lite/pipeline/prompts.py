@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magi_lite.request.checks import shortened
 from magi_lite.request.request import SpecialTokens
+from magi_lite.request.sentences import shortened
 from magi_lite.sampling.results import Caption
 from magi_lite.text.cache import EmbeddingCache
 from magi_lite.text.cleaning import clean_caption

@@ -39,7 +39,7 @@ from magi_lite.pipeline.resume import ResumePoint, find_resume_point
 from magi_lite.planner import Plan
 from magi_lite.planner import Stage as Phase
 from magi_lite.project import Project
-from magi_lite.request.checks import check_words
+from magi_lite.request.checks import check_prompts
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.results import Caption, CleanChunk, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
@@ -245,7 +245,7 @@ class Run:
             return
         try:
             edited = splice(self.timeline, first, newer)
-            check_words(replace(self.request, timeline=edited))
+            check_prompts(replace(self.request, timeline=edited))
         except InputError as error:
             yield Notice(f"The new prompts were not applied: {error}", "warning")
             return

@@ -1,42 +1,36 @@
-"""The one place where a request is refused: whatever cannot work is said before a weight is loaded.
+"""One `check` of a request: what cannot work is refused before a weight is loaded.
 
-Faces only offer what is legal; this is for command lines, files and programs. Each check says what was wrong and what
-would work. Whether the machine can carry the request is the planner's affair.
+Whatever front end a request comes from, the same sentences say what was wrong and what would work. Each value alone is
+checked by its option (see `request`); here are the rules between values, and those that look at files. Whether the
+machine can carry the request is the planner's affair.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
+import hashlib
+import re
 from pathlib import Path
-from typing import Any
 
-from magi_lite.errors import InputError, OutputError, PresetError
+from magi_lite.errors import InputError, MediaError, OutputError
 from magi_lite.files import check_output, check_source
-from magi_lite.models import MODELS, SIZE_STEP
+from magi_lite.models import MODELS
 from magi_lite.request import presets
-from magi_lite.request.request import STYLES, GenerationRequest, Overrides
+from magi_lite.request.request import OPTIONS, PARTS, STYLES, GenerationRequest, windows_of
+from magi_lite.request.sentences import did_you_mean, either, shortened, shown
 from magi_lite.text.cleaning import check_caption, clean_caption
-from magi_lite.timeline import MAX_SECONDS, Timeline
+from magi_lite.timeline import Timeline
 
-LEGAL_STEPS = (4, 8, 12, 16, 32, 64)
-"""The published schedules, and 4 for a quick look."""
-MIN_SIDE, MAX_SIDE = 32, 4096
-"""Pixels: two patches of the transformer, and more than any card carries."""
-MAX_SEED = 2**53 - 1
-"""The largest whole number that every reader of JSON keeps exactly."""
 MAX_PROMPT = 10_000
 """Characters; the text encoder reads the first 800 tokens at most, which a run says of prompts that have more."""
-_WORDS = {
-    "fit": ("crop", "pad", "stretch"),
-    "shortcut": ("8,16,16", "16,16,8"),
-    "image_prefix": ("exact", "published"),
-    "quality": (None, "draft", "balanced", "quality"),
-}
+_WEIGHT = re.compile(r"\(([^()]{1,80}):\s*\d+(?:\.\d+)?\s*\)")
 
 
-def validate_request(request: GenerationRequest) -> None:
+def check(request: GenerationRequest, *, prompts: bool = True, files: bool = True) -> None:
     """Refuse a request that contradicts itself or asks for what does not exist.
+
+    Args:
+        prompts: False: there may be none yet, as when memory and time are planned.
+        files: False: image, clip and output are not looked at.
 
     Raises:
         InputError: sizes, steps, window, seed, length, names, image and clip together; one sentence.
@@ -45,61 +39,90 @@ def validate_request(request: GenerationRequest) -> None:
         PresetError: no such preset.
         OutputError: the video could not be written in the end.
     """
-    _check_numbers(request)
-    check_size(request.width, request.height)
-    _check_steps(request.steps, request.window)
-    for name, legal in _WORDS.items():
-        if getattr(request, name) not in legal:
-            raise InputError(f"{name} cannot be {getattr(request, name)!r}; use {_either(legal)}.")
-    _check_source(request)
-    check_words(request)
+    check_values(request)
+    if request.image is not None and request.video is not None:
+        raise InputError("An image and a clip cannot both be the start; give one of them.")
+    if files:
+        _check_source(request)
+    if prompts:
+        check_prompts(request)
+    elif isinstance(request.timeline, Timeline):
+        request.timeline.check(request.seconds)
     _check_names(request)
-    _check_overrides(request.overrides)
-    if request.out is not None:
+    if files and request.out is not None:
         check_output(Path(request.out))
         _check_kept(Path(request.out), request.image or request.video)
 
 
-def _check_numbers(request: GenerationRequest) -> None:
-    for name in ("seconds", "width", "height", "steps", "window", "seed", "crf"):
-        value = getattr(request, name)
-        if (isinstance(value, bool) or not isinstance(value, int)) and not (name == "seconds" and value is None):
-            raise InputError(f"{name} must be a whole number, not {value!r}.")
-    if request.seconds is not None and not 1 <= request.seconds <= MAX_SECONDS:
+def check_values(request: GenerationRequest) -> None:
+    """Refuse a value that is of the wrong kind or not legal, whatever the others are, and steps and window together.
+
+    Raises:
+        InputError: (or PresetError) one sentence.
+    """
+    for part, cls in PARTS.items():
+        if not isinstance(getattr(request, part), cls):
+            raise InputError(f"{part} must be {cls.__name__}, not {shown(getattr(request, part))}.")
+    for option in OPTIONS.values():
+        if option.field and option.kind != "timeline":
+            option.check(option.of(request))
+    windows = windows_of(request.steps)
+    if request.window not in windows:
         raise InputError(
-            f"A video cannot have {request.seconds} seconds; ask for 1 to {MAX_SECONDS}, or for an endless one."
+            f"A window of {shown(request.window)} does not divide {request.steps} steps; use {either(windows)}."
         )
-    if not 0 <= request.seed <= MAX_SEED:
-        raise InputError(f"The seed {request.seed} is out of range; use 0 to {MAX_SEED}.")
-    if not 1 <= request.crf <= 51:
-        raise InputError(f"The quality (crf) {request.crf} is out of range; use 1 (best) to 51 (smallest file).")
-
-
-def check_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height of a video, both multiples of 16; an InputError names the nearest that are."""
-    for name, side in (("width", width), ("height", height)):
-        nearest = min(max(MIN_SIDE, round(side / SIZE_STEP) * SIZE_STEP), MAX_SIDE)
-        if side % SIZE_STEP:
-            raise InputError(f"A {name} of {side} is not a multiple of {SIZE_STEP}; use {nearest}.")
-        if not MIN_SIDE <= side <= MAX_SIDE:
-            raise InputError(f"A {name} of {side} is out of range; use {MIN_SIDE} to {MAX_SIDE}.")
-    return width, height
-
-
-def _check_steps(steps: int, window: int) -> None:
-    if steps not in LEGAL_STEPS:
-        raise InputError(f"There is no schedule of {steps} steps; use {_either(LEGAL_STEPS)}.")
-    if window < 1 or steps % window:
-        windows = [w for w in range(1, steps + 1) if steps % w == 0]
-        raise InputError(f"A window of {window} does not divide {steps} steps; use {_either(windows)}.")
 
 
 def _check_source(request: GenerationRequest) -> None:
-    if request.image is not None and request.video is not None:
-        raise InputError("An image and a clip cannot both be the start; give one of them.")
-    for kind, given in (("an image", request.image), ("a video", request.video)):
-        if given is not None:
-            check_source(Path(given), kind)
+    for what, other, given in (("an image", "video", request.image), ("a video", "image", request.video)):
+        if given is None:
+            continue
+        check_source(Path(given), what)
+        if kind_of_file(Path(given)) == other:
+            raise MediaError(
+                f"{given.name} is {'a video' if other == 'video' else 'a picture'}, not {what}; "
+                f"give it with {OPTIONS[other].called}."
+            )
+        if request.source_sha256 is not None and request.source_sha256 != content_hash(Path(given)):
+            name, option = given.name, OPTIONS["video" if other == "image" else "image"]
+            raise MediaError(
+                f"{name} is not the file of that name that these settings were made with; "
+                f"give that one with {option.called}."
+            )
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read ({error.strerror or error}); use another copy.") from None
+    return found.hexdigest()
+
+
+def kind_of_file(path: Path) -> str:
+    """ "image" for what is a still picture for sure, "video" for what is a clip for sure, "" for anything else.
+
+    GIF, WebP, AVIF and PNG may hold either; the bytes decide, not the ending.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except (OSError, ValueError):
+        return ""
+    if head.startswith((b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")) or head[4:12] in (b"ftypheic", b"ftypheix"):
+        return "image"
+    if head[4:8] == b"ftyp":
+        return "" if head[8:12] in (b"avif", b"avis", b"mif1", b"msf1", b"hevc") else "video"
+    riff = head.startswith(b"RIFF") and head[8:12] == b"AVI "
+    return "video" if riff or head.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"OggS")) else ""
 
 
 def _check_kept(out: Path, source: Path | None) -> None:
@@ -107,8 +130,8 @@ def _check_kept(out: Path, source: Path | None) -> None:
         raise OutputError(f"The video would overwrite {source}, which it starts from; choose another name.")
 
 
-def check_words(request: GenerationRequest) -> None:
-    """Refuse words that cannot be read, say nothing at all, or do not fit the length.
+def check_prompts(request: GenerationRequest) -> None:
+    """Refuse prompts that cannot be read, are empty where they are needed, or do not fit the length.
 
     Raises:
         InputError, TimelineError: one sentence.
@@ -138,50 +161,34 @@ def _check_something_is_left(prompts: list[str]) -> None:
         )
 
 
+def notices(request: GenerationRequest) -> tuple[str, ...]:
+    """What works otherwise than its writer may think, a sentence each."""
+    prompts = [request.timeline.global_prompt, *(segment.prompt for segment in request.timeline.segments)]
+    weighted = next((found for found in map(_WEIGHT.search, prompts) if found), None)
+    if weighted is None:
+        return ()
+    return (
+        f'{shortened(weighted[0])} is read as plain text: the model knows no weights; write "{weighted[1].strip()}".',
+    )
+
+
 def _check_names(request: GenerationRequest) -> None:
     for style in request.tokens.styles:
         if style not in STYLES:
-            raise InputError(f"There is no style {style!r}{_meant(style, STYLES)}; use {_either(STYLES)}.")
+            raise InputError(f"There is no style {shown(style)}{did_you_mean(style, STYLES)}; use {either(STYLES)}.")
     models = ("demo", *MODELS)
-    if request.model not in models and not Path(request.model).is_dir():
+    if request.model not in models and not is_folder(request.model):
         raise InputError(
-            f"There is no model {request.model!r}{_meant(request.model, models)}; use {_either(models)}, or a folder."
+            f"There is no model {shown(request.model)}{did_you_mean(request.model, models)}; "
+            f"use {either(models)}, or a folder."
         )
     if request.preset != "auto":
-        if not isinstance(request.preset, str):
-            raise PresetError(f"A preset has a name, not {request.preset!r}; use auto.")
         presets.load(request.preset)
 
 
-def _check_overrides(overrides: Overrides) -> None:
-    for name, legal in presets.LEGAL.items():
-        value = getattr(overrides, name)
-        if value is not None and value not in legal:
-            raise InputError(f"{name} cannot be {value!r}; use {_either(legal)}.")
-    slices, memory = overrides.mlp_slice, overrides.vram_gb
-    if slices is not None and (isinstance(slices, bool) or not isinstance(slices, int) or slices < 1):
-        raise InputError(f"mlp_slice cannot be {slices!r}; give a number of tokens, such as 4096.")
-    if memory is not None and not _sensible(memory):
-        raise InputError(f"A card with {memory!r} GB of memory cannot be planned; give a number such as 12.")
-
-
-def _sensible(memory: Any) -> bool:
-    number = isinstance(memory, int | float) and not isinstance(memory, bool)
-    return number and math.isfinite(memory) and 0 < memory < 10_000
-
-
-def _either(choices: Any) -> str:
-    """ "a, b or c"."""
-    words = [str(choice) for choice in choices if choice is not None]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def shortened(prompt: str, length: int = 40) -> str:
-    """The prompt in quotes, cut where it is long."""
-    text = " ".join(prompt.split())
-    return f'"{text if len(text) <= length else text[: length - 1] + "…"}"'
-
-
-def _meant(name: str, choices: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(str(name), choices, 1)
-    return f" (did you mean {near[0]}?)" if near else ""
+def is_folder(name: str) -> bool:
+    """Whether a name is that of a folder; False for what no file system can name."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False

@@ -6,15 +6,18 @@ size and fixed choices. Format: see `presets/24gb.toml`.
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from magi_lite.errors import PresetError
-from magi_lite.request.request import Overrides
+from magi_lite.errors import InputError, PresetError
+from magi_lite.request.request import OPTIONS, QUALITIES, WINDOWS, Overrides, windows_of
+from magi_lite.request.sentences import either, shown
 from magi_lite.resources import presets_folder
+from magi_lite.text_files import read_text
 
 try:
     import tomllib
@@ -22,20 +25,10 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 FOLDER = presets_folder()
-QUALITIES = ("draft", "balanced", "quality")
+_LONGEST_NAME = 200
 DEFAULT_QUALITY = "balanced"
-LEGAL: dict[str, tuple[Any, ...]] = {
-    "device": ("cuda", "cpu"),
-    "scheme": ("float32", "bf16", "fp8", "int8", "nf4", "published"),
-    "layers": ("resident", "streamed"),
-    "kv_dtype": ("float32", "bf16", "fp8"),
-    "kv_place": ("device", "pinned"),
-    "vae": ("resident", "swapped", "decoder", "cpu"),
-    "t5": ("float32", "bf16", "int8", "nf4"),
-    "t5_device": ("cuda", "cpu"),
-    "attention": ("auto", "sdpa", "flash", "sage"),
-}
-"""Legal values of the choices that are words."""
+SETTINGS = ("width", "height", "steps", "window")
+"""Fields of the request that a preset fills in."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Quality:
 
     def settings(self) -> dict[str, int]:
         """The request's fields that this quality sets, for `dataclasses.replace`."""
-        return {"width": self.width, "height": self.height, "steps": self.steps, "window": self.window}
+        return {name: getattr(self, name) for name in SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ class Preset:
         for quality in self.qualities:
             if quality.name == (name or DEFAULT_QUALITY):
                 return quality
-        raise PresetError(f'Preset "{self.name}" has no quality "{name}"; choose draft, balanced or quality.')
+        raise PresetError(f'Preset "{self.name}" has no quality {shown(name)}; choose {either(QUALITIES)}.')
 
 
 def names(folder: Path | None = None) -> tuple[str, ...]:
@@ -103,8 +96,8 @@ def for_memory(vram_gb: float) -> Preset:
 def _plain(name: str) -> str:
     """A name as a file's stem: "12 GB" and "12GB" are "12gb"."""
     plain = re.sub(r"[^a-z0-9_-]", "", name.lower())
-    if not plain:
-        raise PresetError(f'"{name}" is not the name of a preset; choose one of {_known()}.')
+    if not plain or len(plain) > _LONGEST_NAME:
+        raise PresetError(f'"{name[:60]}" is not the name of a preset; choose one of {_known()}.')
     return plain
 
 
@@ -117,46 +110,54 @@ def _read(path: Path, name: str) -> Preset:
     if not path.is_file():
         raise PresetError(f'No preset is called "{name}"; choose auto or one of {_known()}.')
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PresetError(
-            f"The preset file {path.name} is not valid TOML ({error}); correct or remove it."
-        ) from error
+        table = tomllib.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise PresetError(f"The preset file {path.name} is not valid TOML ({reason}); correct or remove it.") from error
+    for part in ("all", *QUALITIES):
+        if not isinstance(table.get(part, {}), dict):
+            raise PresetError(f"{path.name}: {part} must be a table of settings such as [{part}], not a value.")
+    vram_gb = table.get("vram_gb")
+    if isinstance(vram_gb, bool) or not isinstance(vram_gb, int | float) or not 0 <= vram_gb < math.inf:
+        raise PresetError(f"{path.name}: vram_gb must be a number from 0 up, not {shown(vram_gb)}.")
     shared = table.get("all", {})
     return Preset(
         name=path.stem,
         title=str(table.get("title", path.stem)),
         description=str(table.get("description", "")),
-        vram_gb=_number(table, "vram_gb", path),
+        vram_gb=vram_gb,
         model=str(table.get("model", "4.5B-distill")),
         qualities=tuple(_quality(quality, {**shared, **table.get(quality, {})}, path) for quality in QUALITIES),
     )
 
 
 def _quality(name: str, table: dict[str, Any], path: Path) -> Quality:
-    settings = {"width", "height", "steps", "window"}
-    choices = {f.name for f in fields(Overrides)}
+    """One quality of a preset; its values are checked as those of a request are."""
+    choices = {option.name: option for option in OPTIONS.values() if option.part == "overrides"}
+    allowed = {key: OPTIONS[key] for key in SETTINGS} | choices
     for key, value in table.items():
-        if key not in settings | choices:
-            raise PresetError(
-                f'{path.name}: "{key}" is not a setting; use {", ".join(sorted(settings | choices))}.'
-            )
-        if key in LEGAL and value not in LEGAL[key]:
-            raise PresetError(
-                f'{path.name}: {key} = "{value}" is not legal; use one of {", ".join(LEGAL[key])}.'
-            )
-    numbers = {key: int(_number(table, key, path)) for key in sorted(settings)}
-    if numbers["window"] not in (1, 2, 4) or numbers["steps"] % numbers["window"]:
+        if key not in allowed:
+            raise PresetError(f"{path.name}: {shown(key)} is not a setting; use {', '.join(sorted(allowed))}.")
+        option = allowed[key]
+        if option.kind == "choice" and value not in option.choices:
+            raise PresetError(f"{path.name}: {key} = {shown(value)} is not legal; use {either(option.choices)}.")
+        if option.kind == "whole" and (isinstance(value, bool) or not isinstance(value, int)):
+            raise PresetError(f"{path.name}: {key} must be a number, not {shown(value)}.")
+    for key in SETTINGS:
+        if key not in table:
+            raise PresetError(f"{path.name}: {name} has no {key}; write it there or under [all].")
+    if table["window"] not in WINDOWS or table["window"] not in windows_of(table["steps"]):
         raise PresetError(
-            f"{path.name}: window must be 1, 2 or 4 and divide the {numbers['steps']} steps of {name}."
+            f"{path.name}: window must be {either(WINDOWS)} and divide the {table['steps']} steps of {name}."
         )
-    if numbers["width"] % 16 or numbers["height"] % 16 or min(numbers["width"], numbers["height"]) < 32:
-        raise PresetError(f"{path.name}: width and height of {name} must be multiples of 16 from 32 up.")
-    return Quality(name, **numbers, overrides=Overrides(**{key: table[key] for key in choices & table.keys()}))
-
-
-def _number(table: dict[str, Any], key: str, path: Path) -> float:
-    value = table.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise PresetError(f"{path.name}: {key} must be a number from 0 up, not {value!r}.")
-    return value
+    for key, value in table.items():
+        try:
+            allowed[key].check(value)
+        except InputError as error:
+            beyond = "; width and height are multiples of 16" if key in ("width", "height") else ""
+            raise PresetError(f"{path.name}: {str(error).rstrip('.')}{beyond}.") from None
+    return Quality(
+        name,
+        **{key: table[key] for key in SETTINGS},
+        overrides=Overrides(**{key: table[key] for key in choices.keys() & table.keys()}),
+    )

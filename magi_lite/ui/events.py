@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from magi_lite.errors import MagiLiteError
-from magi_lite.request.defaults import with_defaults
+from magi_lite.request.build import with_defaults
 from magi_lite.request.json import request_from_json
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline

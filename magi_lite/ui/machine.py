@@ -17,7 +17,7 @@ from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.machine import devices
 from magi_lite.models import MODELS
 from magi_lite.planner.picture import svg
-from magi_lite.request.defaults import choose_model, choose_preset, models_on_disk
+from magi_lite.request.build import choose_model, choose_preset, models_on_disk
 from magi_lite.request.request import GenerationRequest
 from magi_lite.ui.downloads import Downloads
 from magi_lite.ui.expose import sentence

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from magi_lite.request.defaults import DEMO, with_defaults
+from magi_lite.request.build import DEMO, with_defaults
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 from magi_lite.ui import assets, create, events, examples, form, saved

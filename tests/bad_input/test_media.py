@@ -6,7 +6,7 @@ import pytest
 
 from magi_lite.errors import InputError, MediaError, OutputError
 from magi_lite.files import check_output
-from magi_lite.request.checks import validate_request
+from magi_lite.request.checks import check
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.text import parse
 from magi_lite.video.clips import load_tail
@@ -77,7 +77,7 @@ def test_the_good_files_are_read(folder):
 
 def test_sources_of_a_request(folder):
     def ask(**settings):
-        return lambda: validate_request(GenerationRequest(parse("[0s-1s: a]"), **settings))
+        return lambda: check(GenerationRequest(parse("[0s-1s: a]"), **settings))
 
     both = {"image": folder / "good.png", "video": folder / "good.mp4"}
     refused(InputError, "An image and a clip cannot both be the start; give one of them.", ask(**both))

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from magi_lite.errors import InputError, OutputError, PresetError, TimelineError
-from magi_lite.request.checks import LEGAL_STEPS, validate_request
+from magi_lite.request.checks import check
 from magi_lite.request.json import request_from_json, request_to_json
-from magi_lite.request.request import GenerationRequest, Overrides, SpecialTokens
+from magi_lite.request.request import STEPS, GenerationRequest, Overrides, SpecialTokens
 from magi_lite.sampling.schedule import PUBLISHED_STEPS
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.text import parse
@@ -177,7 +177,7 @@ REFUSED = {
 def test_requests_that_are_refused(name):
     settings, kind, sentence = REFUSED[name]
     with pytest.raises(kind) as caught:
-        validate_request(ask(**settings))
+        check(ask(**settings))
     assert type(caught.value) is kind
     assert str(caught.value).startswith(sentence) and str(caught.value).endswith(".")
     assert "\n" not in str(caught.value)
@@ -198,16 +198,16 @@ def test_requests_that_are_refused(name):
     ],
 )
 def test_legal_requests_pass(settings):
-    validate_request(ask(**settings))
+    check(ask(**settings))
 
 
 def test_words_are_not_needed_behind_an_image_or_a_clip(folder):
-    validate_request(ask("", image=folder / "good.png"))
-    validate_request(ask("", video=folder / "good.mp4"))
+    check(ask("", image=folder / "good.png"))
+    check(ask("", video=folder / "good.mp4"))
 
 
 def test_every_published_schedule_is_legal():
-    assert set(PUBLISHED_STEPS) < set(LEGAL_STEPS)
+    assert set(PUBLISHED_STEPS) < set(STEPS)
 
 
 SETTINGS = {

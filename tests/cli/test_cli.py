@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from magi_lite.cli import main
-from magi_lite.cli.generate import build_request
-from magi_lite.cli.reading import parse_size, read_timeline
+from magi_lite.cli.generate import request_of
+from magi_lite.cli.reading import timeline_of
 from magi_lite.errors import InputError
+from magi_lite.request.build import build, read_size
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -79,7 +80,7 @@ def test_a_mistake_of_ours_is_named_and_ends_with_1(
     def broken(_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("magi_lite.cli.generate.build_request", broken)
+    monkeypatch.setattr("magi_lite.cli.generate.request_of", broken)
     assert main(["generate", "--prompt", "x"]) == 1
     assert "unexpected ZeroDivisionError: oops" in sentence(capsys)
 
@@ -91,7 +92,7 @@ def parsed(*arguments: str):
 
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
-    return build_request(parser.parse_args(arguments))
+    return request_of(parser.parse_args(arguments))
 
 
 def test_length_comes_from_the_timeline_unless_given() -> None:
@@ -126,41 +127,42 @@ def test_a_random_seed_is_recorded_as_drawn() -> None:
 
 def test_timelines_are_read_from_files_and_shorthand(tmp_path: Path) -> None:
     shorthand = "[0s-2s: a cat walks] [2s-3s: it jumps]"
-    timeline = read_timeline(shorthand, "", None)
+    timeline = timeline_of(shorthand)
     (tmp_path / "t.json").write_text(json.dumps(timeline.to_json()))
-    assert read_timeline(str(tmp_path / "t.json"), "", None) == timeline
-    assert read_timeline(shorthand, "at night", 2).full_prompt(timeline.segments[0]) == "at night. a cat walks"
+    assert timeline_of(str(tmp_path / "t.json")) == timeline
+    blended = build(timeline=shorthand, prompt="at night", blend=2).timeline
+    assert blended.blend == 2 and blended.full_prompt(timeline.segments[0]) == "at night. a cat walks"
 
 
 @pytest.mark.parametrize("example", sorted((REPOSITORY / "presets" / "timelines").glob("*.json")), ids=lambda p: p.stem)
 def test_the_examples_are_timelines(example: Path) -> None:
-    timeline = read_timeline(str(example), "", None)
+    timeline = timeline_of(str(example))
     assert timeline.segments and timeline.end == json.loads(example.read_text())["seconds"]
 
 
 def test_shorthand_may_be_longer_than_a_file_name() -> None:
     words = "a cat that walks very slowly " * 40
-    assert read_timeline(f"[0s-2s: {words}]", "", None).segments[0].prompt == words.strip()
+    assert timeline_of(f"[0s-2s: {words}]").segments[0].prompt == words.strip()
 
 
 def test_timeline_files_of_windows_editors_are_read(tmp_path: Path) -> None:
-    timeline = read_timeline("[0s-2s: ein Bär]", "", None)
+    timeline = timeline_of("[0s-2s: ein Bär]")
     (tmp_path / "ein Film.json").write_text(json.dumps(timeline.to_json()), encoding="utf-8-sig", newline="\r\n")
-    assert read_timeline(str(tmp_path / "ein Film.json"), "", None) == timeline
+    assert timeline_of(str(tmp_path / "ein Film.json")) == timeline
     (tmp_path / "old.txt").write_bytes("[0s-2s: ein Bär]".encode("latin-1"))
     with pytest.raises(InputError, match="UTF-8"):
-        read_timeline(str(tmp_path / "old.txt"), "", None)
+        timeline_of(str(tmp_path / "old.txt"))
 
 
 @pytest.mark.parametrize(("text", "size"), [("720x480", (720, 480)), ("64X64", (64, 64)), ("96×64", (96, 64))])
 def test_sizes(text: str, size: tuple[int, int]) -> None:
-    assert parse_size(text) == size
+    assert read_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "x", "12", "axb", "12x", "-1x5", "1.5x2", "²x²", f"{'9' * 5000}x16"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InputError, match="WIDTHxHEIGHT"):
-        parse_size(text)
+        read_size(text)
 
 
 def test_an_interrupted_download_says_what_is_kept(

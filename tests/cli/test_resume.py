@@ -18,7 +18,7 @@ from tests.cli.test_cli import parsed
 def changed(folder: Path, *arguments: str):
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
-    return generate.changed_request(parser.parse_args(["--resume", str(folder), *arguments]))
+    return generate.request_of(parser.parse_args(["--resume", str(folder), *arguments]))
 
 
 def test_the_same_command_with_resume_behind_it_changes_nothing(tmp_path: Path) -> None:

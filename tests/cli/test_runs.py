@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from magi_lite.cli import main
-from magi_lite.cli.reading import read_settings_file
+from magi_lite.library import read_settings
 from magi_lite.project import Project
 from tests.cli.test_cli import parsed, sentence
 
@@ -66,7 +66,7 @@ def test_a_file_that_is_there_is_not_replaced_unasked(tmp_path: Path, capsys: py
     assert main(command) == 4
     assert "add --overwrite" in sentence(capsys) and out.read_bytes() == b"dear to someone"
     assert main([*command, "--overwrite"]) == 0
-    assert read_settings_file(out).width == 32
+    assert read_settings(out).width == 32
 
 
 def test_the_settings_in_a_video_make_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from magi_lite.pipeline.prefix import REACH
 from magi_lite.planner import memory, shapes, table
 from magi_lite.planner.plan import STAGES
 from magi_lite.request import presets
-from magi_lite.request.request import Overrides
+from magi_lite.request.request import QUALITIES, Overrides
 from magi_lite.sampling.schedule import Schedule
 from magi_lite.sampling.settings import SamplerSettings
 from magi_lite.timeline import Segment, Timeline
@@ -114,7 +114,7 @@ def test_ram_of_a_whole_run(kind: str, limit: int) -> None:
 
 
 @pytest.mark.parametrize("name", presets.names())
-@pytest.mark.parametrize("quality", presets.QUALITIES)
+@pytest.mark.parametrize("quality", QUALITIES)
 def test_every_preset_fits_its_card_with_5_percent_to_spare(name: str, quality: str) -> None:
     preset = presets.load(name)
     chosen = preset.quality(quality)

@@ -1,0 +1,39 @@
+"""The small parts of sentences about what was asked for: lists of choices, values as they were given, near misses."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def either(choices: Iterable[Any]) -> str:
+    """ "a, b or c"; None is left out."""
+    named = [str(choice) for choice in choices if choice is not None]
+    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} or {named[-1]}"
+
+
+def shown(value: Any, length: int = 60) -> str:
+    """A value as Python writes it, cut where it is long; characters that cannot be printed are escaped."""
+    try:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python prints, or lists nested too deep
+        text = "a value too long to print"
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def shortened(prompt: str, length: int = 40) -> str:
+    """A prompt in quotes, cut where it is long."""
+    text = " ".join(prompt.split())
+    return f'"{text if len(text) <= length else text[: length - 1] + "…"}"'
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """ " (did you mean anime?)", or nothing where no choice is near."""
+    near = difflib.get_close_matches(str(name)[:100], list(choices), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 frame", "2 frames"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
