@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,38 @@ from magi_lite.errors import InputError
 from magi_lite.jobs import JobQueue
 from magi_lite.jobs.job import Job
 from magi_lite.project import Project
-from magi_lite.request.request import GenerationRequest
+from magi_lite.request.checks import check
+from magi_lite.request.request import OPTIONS, GenerationRequest
+from magi_lite.request.sentences import shown
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import clip, splice
-from magi_lite.timeline.text import parse
 from magi_lite.ui import form, uploads
 from magi_lite.ui.library import Library, file_url
 from magi_lite.ui.machine import Machine
+
+_FIRST = (
+    "prompt", "seconds", "timeline", "image", "video", "width", "height", "seed", "quality", "model", "preset",
+    "styles", "quality_token", "duration_token",
+)  # fmt: skip
+"""The API's first arguments, in the order that programs may count on."""
+_HINTS: dict[str, Any] = {
+    "whole": int | None, "number": float | None, "switch": bool | None, "names": list[str] | None,
+    "path": str | dict[str, Any] | None,
+}  # fmt: skip
+"""How an option's kind is announced to programs; all others are text."""
+
+
+def takes_options(action: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a method every option as an argument, but for places on the app's computer."""
+    public = [name for name, option in OPTIONS.items() if not (option.local or option.hidden)]
+    found = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Any)]
+    for name in sorted(public, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
+        hint = _HINTS.get(OPTIONS[name].kind, str | None)
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        found.append(inspect.Parameter(name, kind, default="" if name == "prompt" else None, annotation=hint))
+    action.__signature__ = inspect.Signature(found, return_annotation=dict[str, Any])  # type: ignore[attr-defined]
+    action.__annotations__ = {one.name: one.annotation for one in found[1:]} | {"return": dict[str, Any]}
+    return action
 
 
 class Actions:
@@ -96,62 +123,51 @@ class Actions:
         return self._machine.report()
 
     def plan(self, request: GenerationRequest) -> dict[str, Any]:
-        """Memory and time that a request would take, as a sentence and a picture, before anything is loaded."""
+        """Memory and time that a request would take, as a sentence and a picture, before anything is loaded.
+
+        Raises:
+            InputError: a setting cannot be used.
+        """
+        check(request, prompts=False, files=False)
         return self._machine.plan(request)
 
     # --- making
 
     def submit(self, request: GenerationRequest) -> dict[str, Any]:
         """Put a request into the queue."""
-        from magi_lite.request.checks import validate_request
-
-        validate_request(request)
+        check(request)
         return {"job": self._queue.add(request).id, "seed": request.seed}
 
-    def generate(
-        self,
-        prompt: str,
-        seconds: int = 4,
-        timeline: str = "",
-        image: str | dict[str, Any] = "",
-        video: str | dict[str, Any] = "",
-        width: int = 0,
-        height: int = 0,
-        seed: int = -1,
-        quality: str = "balanced",
-        model: str = "Auto",
-        preset: str = "auto",
-        styles: list[str] | None = None,
-        quality_token: bool = True,
-        duration_token: bool = True,
-    ) -> dict[str, Any]:
+    @takes_options
+    def generate(self, prompt: str = "", **options: Any) -> dict[str, Any]:
         """Put a video into the queue and answer its job's id and seed; poll `status` for the rest.
 
+        Every option of the command line is an argument; what is left out (or null, or "auto") is chosen as in the app.
         `timeline` is shorthand such as "[0s-2s: a cat walks] [2s-4s: it jumps]". `image` or `video` is a file of yours
         to start from, uploaded by `gradio_client.handle_file`, or the path of one in the app's projects folder.
-        `seconds` 0 is endless. Width and height 0 leave the size to the preset. `styles` are learned words of the full
-        models: static, dynamic, 3d, anime, borders, transition, caption, logo.
+        `seconds` 0 is endless; width, height and vram_gb 0 are as good as left out.
         """
-        source, mode = None, form.TEXT
-        for kind, file, chosen in (("image", image, form.IMAGE), ("video", video, form.VIDEO)):
-            if file:
-                source, mode = self._file(file, kind), chosen
-        values = form.defaults() | {
-            "prompt": prompt, "seconds": seconds or 4, "endless": seconds == 0, "mode": mode, "source": source,
-            "timeline": parse(timeline) if timeline.strip() else Timeline(), "width": width or None,
-            "height": height or None, "seed": seed, "quality": quality, "model": model, "preset": preset,
-            "styles": styles or [], "quality_token": quality_token, "duration_token": duration_token,
-        }  # fmt: skip
-        return self.submit(form.to_request(values, models_folder=self._machine.models_folder))
+        for name in ("width", "height", "vram_gb"):
+            if _is_zero(options.get(name)):
+                options[name] = None
+        if _is_zero(options.get("seconds")):
+            options |= {"seconds": None, "endless": True}
+        for kind in ("image", "video"):
+            file = options.get(kind)
+            if file is not None and not isinstance(file, str | dict):
+                raise InputError(f"{kind} must be a file of yours or the path of one, not {shown(file)}.")
+            options[kind] = self._file(file, kind)["path"] if file else None
+        return self.submit(form.asked({"prompt": prompt, **options}, self._machine.models_folder))
 
     def extend(self, video: str, seconds: int = 2) -> dict[str, Any]:
         """Make more seconds after a video's last one, from its saved latents."""
-        if not 1 <= int(seconds) <= 100_000:
-            raise InputError(f"A video cannot be extended by {seconds} seconds; ask for at least 1.")
+        if seconds < 1:
+            raise InputError(f"A video cannot be extended by {shown(seconds)} seconds; ask for at least 1.")
         project = self._project(video)
         request = project.request
         length = request.seconds or project.chunks + request.window
-        longer = replace(_reachable(request), seconds=length + int(seconds))
+        longer = replace(_reachable(request), seconds=length + seconds)
+        OPTIONS["seconds"].check(longer.seconds)
         return {"job": self._queue.add(longer, source=project.folder, done=project.chunks).id}
 
     def redo(
@@ -159,25 +175,26 @@ class Actions:
     ) -> dict[str, Any]:
         """Make a video again from a second on; earlier seconds stay bit for bit, the old version is kept.
 
-        `prompt` is said from there on (empty: the same words), or `timeline` (JSON) replaces all words from there on;
+        `prompt` holds from there on (empty: the same prompts), or `timeline` (JSON) replaces all prompts from there on;
         a timeline without a global prompt keeps the video's.
         """
         project = self._project(video)
-        request, second = project.request, int(second)
+        request = project.request
         if not 0 <= second < project.chunks:
-            raise InputError(f"There is no finished second {second}; choose 0 to {project.chunks - 1}.")
+            raise InputError(f"There is no finished second {shown(second)}; choose 0 to {project.chunks - 1}.")
         end = request.seconds or project.chunks
-        words = request.timeline
+        prompts = request.timeline
         if timeline is not None:
-            newer = Timeline.from_json({"global_prompt": words.global_prompt} | timeline)
-            words = splice(words, second, newer)
+            newer = Timeline.from_json({"global_prompt": prompts.global_prompt} | timeline)
+            prompts = splice(prompts, second, newer)
         if prompt:
-            rest = Timeline((Segment(second, end, prompt),), words.global_prompt, words.blend, words.gaps)
-            words = splice(words, second, rest)
-        words = clip(words, end)  # an endless video's blocks may reach beyond what was made
-        words.check(end)
-        seed = request.seed if seed is None else int(seed)
-        changed = replace(request, timeline=words, seconds=end, seed=seed, out=None)  # the first version keeps its file
+            rest = Timeline((Segment(second, end, prompt),), prompts.global_prompt, prompts.blend, prompts.gaps)
+            prompts = splice(prompts, second, rest)
+        prompts = clip(prompts, end)  # an endless video's blocks may reach beyond what was made
+        seed = request.seed if seed is None else seed
+        # Without `out`: the first version keeps its file.
+        changed = replace(request, timeline=prompts, seconds=end, seed=seed, out=None)
+        check(changed)
         return {"job": self._queue.add(changed, source=project.folder, from_chunk=second).id, "seed": changed.seed}
 
     # --- steering
@@ -201,15 +218,15 @@ class Actions:
         return {"job": self._queue.add(request, source=project.folder, done=project.chunks).id}
 
     def redirect(self, job: str, timeline: dict[str, Any] | None = None, prompt: str | None = None) -> dict[str, Any]:
-        """Let all seconds of a running job that have not begun follow other words.
+        """Change the prompts of all seconds of a running job that have not begun.
 
-        `timeline` (JSON) replaces the blocks, `prompt` the words for every second; what is left out stays. Answers from
-        which second on the words can be obeyed; `status` tells under "redirected" from which on they are.
+        `timeline` (JSON) replaces the blocks, `prompt` the prompt for every second; what is left out stays. Answers
+        the first second that can change; `status` shows under "redirected" from which on the new prompts hold.
         """
         old = self._queue.get(job).request.timeline
-        words = old if timeline is None else Timeline.from_json(timeline)
-        front = prompt if prompt is not None else words.global_prompt or old.global_prompt
-        self._queue.redirect(job, replace(words, global_prompt=front.strip()))
+        newer = old if timeline is None else Timeline.from_json(timeline)
+        front = prompt if prompt is not None else newer.global_prompt or old.global_prompt
+        self._queue.redirect(job, replace(newer, global_prompt=front.strip()))
         live = self._queue.live(job)
         return {"from_second": live.locked if live else 0}
 
@@ -217,7 +234,7 @@ class Actions:
 
     def move(self, job: str, place: int) -> dict[str, Any]:
         """Put a waiting job at a place among the waiting ones, 0 first."""
-        self._queue.move(job, int(place))
+        self._queue.move(job, place)
         return {}
 
     def clone(self, job: str) -> dict[str, Any]:
@@ -242,7 +259,7 @@ class Actions:
 
     def hold(self, held: bool) -> dict[str, Any]:
         """Start no further job (True) or go on (False); what runs is not touched."""
-        self._queue.set_paused(bool(held))
+        self._queue.set_paused(held)
         return {}
 
     # --- videos, files, machine
@@ -353,6 +370,10 @@ def _summary(job: Job) -> dict[str, Any]:
         "ended": job.ended or time.time(),
         "project": job.project.name if job.project else None,
     }
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
 
 
 def _reachable(request: GenerationRequest) -> GenerationRequest:

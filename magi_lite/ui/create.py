@@ -8,25 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from magi_lite.models import MODELS
 from magi_lite.request import presets
-from magi_lite.text.special_tokens import STYLES
+from magi_lite.request.request import OPTIONS
 from magi_lite.ui import form
 from magi_lite.ui.actions import Actions
 from magi_lite.ui.panels import Fold, SourcePanel, SteerPanel, TimelineEditor, WatchPanel
 
 Widgets = dict[str, Any]
-TOKENS = (
-    ("quality_token", "Quality token", "Asks for the best of what was learned."),
-    ("duration_token", "Duration token", "Tells how many seconds are left."),
-    ("nearly_clean", "Extra clean pass", "Steadier motion, a little slower."),
-)
-"""(field, label, what it does) of the model's switches."""
-OVERRIDE_LABELS = {
-    "device": "Runs on", "scheme": "Weights as", "layers": "Layers", "kv_dtype": "Past seconds as",
-    "kv_place": "Past seconds in", "vae": "Picture decoder", "t5": "Text encoder as", "t5_device": "Text encoder on",
-    "attention": "Attention",
-}  # fmt: skip
+TOKENS = ("quality_token", "duration_token", "nearly_clean")
+"""The model's switches."""
 PLACEHOLDER = "What do you want to see? For example: a red ball bounces on green grass"
 
 
@@ -100,8 +90,8 @@ def _what(w: Widgets, actions: Actions, start: dict[str, Any]) -> None:
         )
         w["endless"] = gr.Checkbox(start["endless"], label="Endless", elem_id="mg-endless", scale=1, min_width=90)
     w["quality"] = gr.Radio(
-        ["Draft", "Balanced", "Quality"], value=start["quality"], label="Quality", show_label=False, container=False,
-        elem_id="mg-quality", elem_classes="mg-chips",
+        form.choices("quality"), value=start["quality"], show_label=False, container=False, elem_id="mg-quality",
+        elem_classes="mg-chips", **form.about("quality"),
     )  # fmt: skip
 
 
@@ -111,17 +101,16 @@ def _how(w: Widgets, start: dict[str, Any]) -> None:
         w["shape"] = gr.Radio(list(form.SHAPES), value=None, label="Shape", elem_id="mg-shape", elem_classes="mg-chips")
         with gr.Row():
             w["width"] = gr.Number(
-                start["width"], label="Width", step=16, precision=0, elem_id="mg-width",
-                min_width=80,
+                start["width"], step=OPTIONS["width"].step, precision=0, elem_id="mg-width", min_width=80,
+                **form.about("width"),
             )  # fmt: skip
             w["height"] = gr.Number(
-                start["height"], label="Height", step=16, precision=0, elem_id="mg-height",
-                min_width=80,
+                start["height"], step=OPTIONS["height"].step, precision=0, elem_id="mg-height", min_width=80,
+                **form.about("height"),
             )  # fmt: skip
         with gr.Row(elem_id="mg-seedrow"):
             w["seed"] = gr.Number(
-                start["seed"], label="Seed (-1: a new one each time)", precision=0, elem_id="mg-seed",
-                min_width=120, scale=3,
+                start["seed"], precision=0, elem_id="mg-seed", min_width=120, scale=3, **form.about("seed")
             )  # fmt: skip
             w["dice"] = gr.Button("Random", elem_id="mg-dice", size="sm", min_width=70, scale=1)
             w["last_seed"] = gr.Button("Last used", elem_id="mg-last-seed", size="sm", min_width=70, scale=1)
@@ -132,56 +121,50 @@ def _advanced(w: Widgets, start: dict[str, Any]) -> None:
     with _section(w, "advanced", "Advanced"):
         with gr.Row():
             w["model"] = gr.Dropdown(
-                [form.AUTO, "demo", *MODELS], value=start["model"], label="Model", allow_custom_value=True,
-                info="Auto takes the best one on the disk.", elem_id="mg-model",
+                form.choices("model"), value=start["model"], allow_custom_value=True, elem_id="mg-model",
+                **form.about("model"),
             )  # fmt: skip
             w["preset"] = gr.Dropdown(
-                ["auto", *presets.names()], value=start["preset"], label="Machine profile", elem_id="mg-preset",
-                info="Size, steps and window for a card.",
+                ["auto", *presets.names()], value=start["preset"], elem_id="mg-preset", **form.about("preset")
             )  # fmt: skip
         with gr.Row():
             w["steps"] = gr.Dropdown(
-                [form.AUTO, "8", "12", "16", "32", "64"], value=start["steps"], label="Steps",
-                info="More is finer and slower.", elem_id="mg-steps", allow_custom_value=True,
+                form.choices("steps"), value=start["steps"], elem_id="mg-steps", allow_custom_value=True,
+                **form.about("steps"),
             )  # fmt: skip
             w["window"] = gr.Dropdown(
-                [form.AUTO, "1", "2", "4"], value=start["window"], label="Window",
-                info="Seconds denoised together; fewer need less memory.", elem_id="mg-window",
-                allow_custom_value=True,
+                form.choices("window"), value=start["window"], elem_id="mg-window", allow_custom_value=True,
+                **form.about("window"),
             )  # fmt: skip
         with gr.Row():
             w["fit"] = gr.Dropdown(
-                ["crop", "pad", "stretch"], value=start["fit"], label="Fit of the image",
-                info="When its shape is not the video's.", elem_id="mg-fit",
+                form.choices("fit"), value=start["fit"], elem_id="mg-fit", **form.about("fit")
             )  # fmt: skip
             w["styles"] = gr.Dropdown(
-                [(f"{name}: {what}", name) for name, what in sorted(STYLES.items())], value=start["styles"],
-                multiselect=True, label="Style tokens", elem_id="mg-styles",
-                info="Looks that the full models learned as words of their own.",
+                form.choices("styles"), value=start["styles"], multiselect=True, elem_id="mg-styles",
+                **form.about("styles"),
             )  # fmt: skip
         with gr.Row():
-            for name, label, info in TOKENS:
+            for name in TOKENS:
                 w[name] = gr.Checkbox(
-                    start[name], label=label, info=info, elem_id=f"mg-{name.replace('_', '-')}", min_width=120
+                    start[name], elem_id=f"mg-{name.replace('_', '-')}", min_width=120, **form.about(name)
                 )
         with gr.Row():
             w["crf"] = gr.Slider(
-                1, 51, start["crf"], step=1, label="Compression (H.264 crf)", info="1 best, 51 smallest.",
-                elem_id="mg-crf",
+                OPTIONS["crf"].least, OPTIONS["crf"].most, start["crf"], step=1, elem_id="mg-crf", **form.about("crf")
             )  # fmt: skip
             w["embed_settings"] = gr.Checkbox(
-                start["embed_settings"], label="Write the settings into the video", elem_id="mg-embed",
-                info="Drop it back here to restore them.",
+                start["embed_settings"], elem_id="mg-embed", **form.about("embed_settings")
             )  # fmt: skip
         gr.Markdown("**Fixed by hand.** The plan chooses these well; a wrong choice can be slow or not fit.")
         with gr.Row():
             for name in form.OVERRIDES:
                 w[name] = gr.Dropdown(
-                    [form.AUTO, *presets.LEGAL[name]], value=form.AUTO, label=OVERRIDE_LABELS[name],
-                    elem_id=f"mg-{name.replace('_', '-')}", min_width=120,
+                    form.choices(name), value=form.AUTO, elem_id=f"mg-{name.replace('_', '-')}", min_width=120,
+                    **form.about(name),
                 )  # fmt: skip
             w["vram_gb"] = gr.Number(
-                start["vram_gb"], label="Card memory, GB", info="0: what is there.", elem_id="mg-vram", min_width=120
+                start["vram_gb"], elem_id="mg-vram", min_width=120, **form.about("vram_gb")
             )
         with _section(w, "mine", "My settings"):
             with gr.Row(equal_height=True):

@@ -9,8 +9,8 @@ import gradio as gr
 
 from magi_lite.errors import MagiLiteError
 from magi_lite.request.build import with_defaults
-from magi_lite.request.json import request_from_json
 from magi_lite.request.request import GenerationRequest
+from magi_lite.request.settings import settings_from_data
 from magi_lite.timeline import Timeline
 from magi_lite.ui import form
 from magi_lite.ui.actions import Actions
@@ -109,7 +109,8 @@ class Handlers:
         updates = dict.fromkeys(form.FIELDS, gr.skip())
         if source.get("settings"):
             try:
-                request = replace(request_from_json(source["settings"]), models_folder=self.machine.models_folder)
+                request = settings_from_data(source["settings"])
+                request = replace(request, models_folder=self.machine.models_folder)
                 gr.Info(f"The settings of {source['name']} are restored. Choose {form.VIDEO} to go on from it instead.")
                 kept = {key: value for key, value in source.items() if key != "settings"}
                 filled = self.fill(request, kept)
@@ -117,6 +118,8 @@ class Handlers:
                 return filled
             except MagiLiteError as error:
                 gr.Warning(f"The settings in {source['name']} cannot be used: {error}")
+        if source.get("settings_error"):
+            gr.Warning(source["settings_error"])
         updates["mode"] = form.IMAGE if source["kind"] == "image" else form.VIDEO
         if source["kind"] == "image":
             width, height = values[form.FIELDS.index("width")], values[form.FIELDS.index("height")]

@@ -1,18 +1,23 @@
-"""One action, two doors: called by the panels' scripts, and as an API endpoint."""
+"""An action as the panels' scripts call it, and as an API endpoint; both check its arguments by their type hints."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
+import types
+import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Union
 
 import gradio as gr
 
-from magi_lite.errors import MagiLiteError
+from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.request.sentences import shown
 
 log = logging.getLogger(__name__)
 Answer = dict[str, Any]
+_KINDS: dict[Any, str] = {str: "text", int: "a whole number", bool: "true or false", dict: "an object", list: "a list"}
 
 
 def sentence(error: Exception) -> str:
@@ -26,25 +31,81 @@ def sentence(error: Exception) -> str:
 def for_page(action: Callable[..., Answer | None]) -> Callable[[dict[str, Any] | None], Answer]:
     """The action for a panel's script: one object of arguments in, its answer or {"error": sentence} out."""
 
-    def door(data: dict[str, Any] | None = None) -> Answer:
+    def answer(data: dict[str, Any] | None = None) -> Answer:
         try:
-            return action(**(data or {})) or {}
+            if not isinstance(data, dict | None):
+                raise InputError(f"The arguments must be an object, not {shown(data)}.")
+            return action(**arguments(action, (), data or {})) or {}
         except Exception as error:
             return {"error": sentence(error)}
 
-    door.__name__ = action.__name__
-    door.__doc__ = action.__doc__
-    return door
+    answer.__name__ = action.__name__
+    answer.__doc__ = action.__doc__
+    return answer
 
 
 def for_api(action: Callable[..., Answer | None]) -> Callable[..., Answer]:
     """The action as an endpoint: typed arguments in, its answer out, errors as Gradio's own."""
 
     @functools.wraps(action)
-    def door(*args: Any, **kwargs: Any) -> Answer:
+    def answer(*args: Any, **kwargs: Any) -> Answer:
         try:
-            return action(*args, **kwargs) or {}
+            return action(**arguments(action, args, kwargs)) or {}
         except Exception as error:
             raise gr.Error(sentence(error), print_exception=False) from None
 
-    return door
+    answer.__signature__ = inspect.signature(action)  # type: ignore[attr-defined]
+    return answer
+
+
+def arguments(action: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """An action's arguments by name, each of the kind that its type hint says; null stands for one left out.
+
+    Arguments that the table of options declares are read and checked by it, not here.
+
+    Raises:
+        InputError: one is missing, unknown, or of another kind.
+    """
+    signature = inspect.signature(action)
+    try:
+        found = signature.bind(*given, **named).arguments
+    except TypeError as error:
+        raise InputError(f"The arguments of {action.__name__} do not fit: {error}.") from None
+    if hasattr(action, "__signature__"):  # made of the table
+        return found
+    hints = typing.get_type_hints(action)
+    return {
+        name: value
+        for name, value in ((name, _checked(name, value, hints[name])) for name, value in found.items())
+        if value is not None or _may_be_none(hints[name]) or _refuse_missing(name, signature)
+    }
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    allowed = [typing.get_origin(one) or one for one in _alternatives(hint)]
+    if value is None:
+        return None
+    if int in allowed and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    fits = any(isinstance(value, one) for one in allowed if isinstance(one, type))
+    if not fits or (isinstance(value, bool) and bool not in allowed):
+        kinds = " or ".join(_KINDS.get(one, one.__name__) for one in allowed if one is not type(None))
+        raise InputError(f"{name} must be {kinds}, not {shown(value)}.")
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{name} holds a character that no text has.")
+    return value
+
+
+def _refuse_missing(name: str, signature: inspect.Signature) -> bool:
+    """False for an argument with a default, which null stands for; raises InputError for one that is needed."""
+    if signature.parameters[name].default is inspect.Parameter.empty:
+        raise InputError(f"{name} is missing.")
+    return False
+
+
+def _may_be_none(hint: Any) -> bool:
+    return type(None) in _alternatives(hint)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -1,10 +1,13 @@
-"""The form's values and a request, there and back. Names of the values are those of the widgets in `create`."""
+"""The form's values and an option's, there and back. Names of the values are those of the widgets in `create`.
+
+A widget that leaves a choice to the preset or the planner shows `AUTO`, qualities are shown with a capital letter, and
+a drop zone with a mode stands for image and video; everything else is the option's own value.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,36 +15,54 @@ from typing import Any
 
 from magi_lite.errors import InputError
 from magi_lite.models import MODELS
-from magi_lite.request.defaults import DEMO, with_defaults
-from magi_lite.request.request import GenerationRequest, Overrides, SpecialTokens
+from magi_lite.request.build import DEMO, SEED_LIMIT, build
+from magi_lite.request.request import OPTIONS, GenerationRequest
 from magi_lite.timeline import Timeline
 from magi_lite.weights.layout import DEFAULT_MODELS_FOLDER
+
+__all__ = ["SEED_LIMIT"]
 
 TEXT, IMAGE, VIDEO, LAST = "Text to video", "Start with image", "Continue video", "Continue last video"
 MODES = (TEXT, IMAGE, VIDEO, LAST)
 AUTO = "Auto"
-SEED_LIMIT = 2**31
-SIZE_STEP, MIN_SIZE, MAX_SIZE = 16, 32, 1440
-LEGAL_SIZE_JS = f"Math.min({MAX_SIZE}, Math.max({MIN_SIZE}, Math.round((Number(n) || 64) / {SIZE_STEP}) * {SIZE_STEP}))"
-"""`legal_size` of n for the page, which corrects a size the moment its field is left."""
+_SIDE = OPTIONS["width"]
+LEGAL_SIZE_JS = (
+    f"Math.min({_SIDE.most}, Math.max({_SIDE.least}, Math.round((Number(n) || 64) / {_SIDE.step}) * {_SIDE.step}))"
+)
+"""`legal_size` of n for the page, which corrects a size, visibly, the moment its field is left."""
 SHAPES = {"Wide 16:9": 16 / 9, "Square": 1.0, "Tall 9:16": 9 / 16, "Match image": None}
-OVERRIDES = ("device", "scheme", "layers", "kv_dtype", "kv_place", "vae", "t5", "t5_device", "attention")
+OVERRIDES = tuple(option.name for option in OPTIONS.values() if option.part == "overrides" and option.kind == "choice")
 FIELDS = (
     "mode", "source", "prompt", "timeline", "seconds", "endless", "quality", "width", "height", "seed", "model",
     "preset", "steps", "window", "fit", "styles", "quality_token", "duration_token", "nearly_clean", "vram_gb", "crf",
     "embed_settings", *OVERRIDES,
 )  # fmt: skip
 """Every value that decides a video, in the order in which the widgets are given to handlers."""
+_LISTS = ("steps", "window", "model", *OVERRIDES)
+"""Lists whose first choice is `AUTO`."""
+
+
+def choices(name: str) -> list[Any]:
+    """What a widget offers for an option."""
+    option = OPTIONS[name]
+    if option.kind == "names":
+        return [(f"{choice}: {option.meanings[choice]}", choice) for choice in sorted(option.choices)]
+    shown = [str(choice) for choice in option.offered if str(choice).lower() != AUTO.lower()]
+    if name == "quality":
+        return [choice.capitalize() for choice in shown]
+    return [AUTO, *shown] if name in _LISTS else shown
+
+
+def about(name: str) -> dict[str, str]:
+    """Label and explanation of an option's widget."""
+    option = OPTIONS[name]
+    return {"label": option.label} | ({"info": option.info} if option.info else {})
 
 
 def defaults() -> dict[str, Any]:
     """What the form holds before anything is touched."""
-    return {
-        "mode": TEXT, "source": None, "prompt": "", "timeline": Timeline(), "seconds": 4, "endless": False,
-        "quality": "Balanced", "width": None, "height": None, "seed": -1, "model": AUTO, "preset": "auto",
-        "steps": AUTO, "window": AUTO, "fit": "crop", "styles": [], "quality_token": True, "duration_token": True,
-        "nearly_clean": True, "vram_gb": None, "crf": 18, "embed_settings": True, **dict.fromkeys(OVERRIDES, AUTO),
-    }  # fmt: skip
+    values = from_request(GenerationRequest(Timeline()))
+    return values | {"width": None, "height": None, "seed": -1, "model": AUTO, "steps": AUTO, "window": AUTO}
 
 
 def to_request(
@@ -50,59 +71,55 @@ def to_request(
     """The request that the form asks for. A seed of -1 becomes a random one, which is then part of the request.
 
     Raises:
-        InputError: the mode needs a file that is not there, nothing is said, or a value is not legal.
+        InputError: the mode needs a file that is not there, there is no prompt, or a value is not legal.
         TimelineError: a block lies outside the video.
     """
     timeline: Timeline = values["timeline"] or Timeline()
     prompt = (values["prompt"] or "").strip()
-    timeline = replace(timeline, global_prompt=prompt or timeline.global_prompt)
-    seconds = None if values["endless"] else _whole(values["seconds"], "length", 1, 100_000)
-    if not timeline.global_prompt and not any(s.prompt.strip() for s in timeline.segments):
+    prompts = (prompt, timeline.global_prompt, *(segment.prompt for segment in timeline.segments))
+    if values["mode"] == TEXT and not any(text.strip() for text in prompts):
         raise InputError("Write what you want to see, either as the prompt or in a block of the timeline.")
-    timeline.check(seconds)
-    image, video = _source(values, last_video)
-    seed = _whole(values["seed"] if values["seed"] not in (None, "") else -1, "seed", -1, 2**63 - 1)
-    request = GenerationRequest(
-        timeline=timeline,
-        seconds=seconds,
-        image=image,
-        video=video,
-        fit=values["fit"],
-        nearly_clean=bool(values["nearly_clean"]),
-        seed=random.SystemRandom().randrange(SEED_LIMIT) if seed == -1 else seed,
-        tokens=SpecialTokens(
-            bool(values["quality_token"]), bool(values["duration_token"]), tuple(values["styles"] or ())
-        ),
-        models_folder=models_folder,
-        preset=values["preset"] or "auto",
-        quality=(values["quality"] or "Balanced").lower(),
-        overrides=Overrides(
-            **{name: None if values[name] in (AUTO, None) else values[name] for name in OVERRIDES},
-            vram_gb=values["vram_gb"] or None,
-        ),
-        crf=_whole(values["crf"], "compression", 1, 51),
-        embed_settings=bool(values["embed_settings"]),
-    )
-    chosen = {name: None if values[name] in (AUTO, None, "") else values[name] for name in ("steps", "window", "model")}
-    if chosen["model"] is not None:
-        check_model(chosen["model"], models_folder)
-    chosen |= {name: _size(values[name], name) for name in ("width", "height")}
-    chosen = {
-        name: _whole(value, name, 1, 1000) if name in ("steps", "window") else value
-        for name, value in chosen.items()
-        if value is not None
-    }
-    return with_defaults(request, chosen)
+    return asked({**_options(values), **_source(values, last_video), "timeline": timeline}, models_folder)
+
+
+def asked(options: Mapping[str, Any], models_folder: Path | None) -> GenerationRequest:
+    """A request from options by name, as the form and the API have them; a model must be one of this machine's.
+
+    Raises:
+        InputError: (or one of its kinds) one sentence.
+    """
+    model = OPTIONS["model"].read(options.get("model"))
+    if model is not None:
+        check_model(model, models_folder)
+    request = build(**options, models_folder=models_folder)
+    request.timeline.check(request.seconds)
+    return request
+
+
+def _options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all widgets that stand for one option, as `build` takes them."""
+    found = {name: values[name] for name in FIELDS if name in OPTIONS}
+    found |= {name: None for name, value in found.items() if value in (AUTO, "")}
+    found |= {name: found[name] or None for name in ("width", "height", "vram_gb")}  # 0: nothing typed
+    found["prompt"] = found["prompt"] or ""
+    if isinstance(found["quality"], str):
+        found["quality"] = found["quality"].lower()
+    if found["endless"]:
+        found["seconds"] = None
+    elif found["seconds"] is None:
+        raise InputError("Choose the length of the video in seconds.")
+    return found
 
 
 def from_request(request: GenerationRequest, *, source: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the form shows for a request; the blocks and the words for every second are shown apart.
+    """What the form shows for a request; the blocks and the prompt for every second are shown apart.
 
     Args:
         source: what the drop zone shall show; None: nothing.
     """
-    overrides = {name: getattr(request.overrides, name) or AUTO for name in OVERRIDES}
-    return {
+    values = {name: OPTIONS[name].of(request) for name in FIELDS if name in OPTIONS and OPTIONS[name].field}
+    values |= {name: AUTO if values[name] is None else values[name] for name in OVERRIDES}
+    return values | {
         "mode": IMAGE if request.image else VIDEO if request.video else TEXT,
         "source": source,
         "prompt": request.timeline.global_prompt,
@@ -110,22 +127,9 @@ def from_request(request: GenerationRequest, *, source: dict[str, Any] | None = 
         "seconds": request.seconds or 8,
         "endless": request.seconds is None,
         "quality": (request.quality or "balanced").capitalize(),
-        "width": request.width,
-        "height": request.height,
-        "seed": request.seed,
-        "model": request.model,
-        "preset": request.preset,
         "steps": str(request.steps),
         "window": str(request.window),
-        "fit": request.fit,
         "styles": list(request.tokens.styles),
-        "quality_token": request.tokens.quality,
-        "duration_token": request.tokens.duration,
-        "nearly_clean": request.nearly_clean,
-        "vram_gb": request.overrides.vram_gb,
-        "crf": request.crf,
-        "embed_settings": request.embed_settings,
-        **overrides,
     }
 
 
@@ -148,7 +152,7 @@ def check_model(model: Any, models_folder: Path | None) -> None:
 
 def legal_size(value: float) -> int:
     """The nearest multiple of 16 that a video can have."""
-    return int(min(MAX_SIZE, max(MIN_SIZE, round(float(value) / SIZE_STEP) * SIZE_STEP)))
+    return _SIDE.nearest(float(value))
 
 
 def shaped(shape: str, width: float, height: float, image: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -162,34 +166,19 @@ def shaped(shape: str, width: float, height: float, image: tuple[int, int] | Non
     return legal_size((area * ratio) ** 0.5), legal_size((area / ratio) ** 0.5)
 
 
-def _size(value: Any, name: str) -> int | None:
-    """A typed size; nothing typed leaves it to the preset."""
-    return legal_size(_whole(value, name, 1, 10**6)) if value else None
-
-
-def _source(values: Mapping[str, Any], last_video: Path | None) -> tuple[Path | None, Path | None]:
-    """(image, video) of the mode."""
+def _source(values: Mapping[str, Any], last_video: Path | None) -> dict[str, Path]:
+    """The image or video of the mode."""
     source, mode = values["source"] or {}, values["mode"]
     if mode == IMAGE:
         if source.get("kind") != "image":
             raise InputError(f"{IMAGE} needs an image: drop one into the box above the prompt, or choose {TEXT}.")
-        return Path(source["path"]), None
+        return {"image": Path(source["path"])}
     if mode == VIDEO:
         if source.get("kind") != "video":
             raise InputError(f"{VIDEO} needs a clip: drop one into the box above the prompt, or choose {TEXT}.")
-        return None, Path(source["path"])
+        return {"video": Path(source["path"])}
     if mode == LAST:
         if last_video is None:
             raise InputError(f"There is no last video yet; make one first, or choose {TEXT}.")
-        return None, last_video
-    return None, None
-
-
-def _whole(value: Any, name: str, low: int, high: int) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"The {name} must be a whole number from {low} to {high}, not {value!r}.") from None
-    if number != float(value) or not low <= number <= high:
-        raise InputError(f"The {name} must be a whole number from {low} to {high}, not {value!r}.")
-    return number
+        return {"video": last_video}
+    return {}

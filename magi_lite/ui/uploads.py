@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from magi_lite.errors import MediaError
+from magi_lite.errors import MagiLiteError, MediaError
 from magi_lite.models import FPS
+from magi_lite.request.json import request_to_json
+from magi_lite.request.settings import settings_from_data
 
 LIMIT_BYTES = 500_000_000
 """Largest file taken."""
@@ -86,7 +88,6 @@ def _video(path: Path, name: str) -> dict[str, Any]:
 
     try:
         load_tail(path, _PROBE, "crop", 1)
-        settings = read_settings(path)
     except MediaError as error:
         raise MediaError(str(error).replace(path.name, name).replace(str(path), name)) from None
     with av.open(str(path)) as container:
@@ -97,4 +98,8 @@ def _video(path: Path, name: str) -> dict[str, Any]:
     rate = float(stream.average_rate or FPS)
     info += "" if round(rate) == FPS else f", {rate:.0f} frames per second"
     found = {"kind": "video", "name": name, "width": width, "height": height, "info": info}
-    return {**found, "settings": settings} if settings else found
+    try:
+        settings = read_settings(path)
+        return found | ({"settings": request_to_json(settings_from_data(settings), paths=False)} if settings else {})
+    except MagiLiteError as error:
+        return {**found, "settings_error": f"The settings in {name} cannot be used: {error}"}

@@ -17,6 +17,7 @@ import numpy as np
 from magi_lite.errors import MediaError, OutputError
 from magi_lite.files import check_source, output_error, output_errors, replacing, write_all
 from magi_lite.models import FPS
+from magi_lite.request.settings import LIMIT_BYTES
 from magi_lite.video import fragments, labels
 
 
@@ -170,6 +171,8 @@ def read_settings(path: Path | str) -> dict[str, Any] | None:
             comment = container.metadata.get("comment", "")
     except (av.FFmpegError, OSError, ValueError):
         raise MediaError(f"{path.name} cannot be read as a video; give an MP4 file.") from None
+    if len(comment) > LIMIT_BYTES:
+        raise MediaError(f"{path.name} carries settings of {len(comment)} characters; {LIMIT_BYTES} is the most read.")
     try:
         data = json.loads(comment)
     except (ValueError, RecursionError):
