@@ -71,7 +71,10 @@ def parse_shorthand(text: str) -> Timeline:
 
 def print_shorthand(timeline: Timeline) -> str:
     """The shorthand of a timeline; `parse_shorthand` reads it back to an equal one."""
-    parts = [_escape(timeline.global_prompt)] if timeline.global_prompt else []
+    front = _escape(timeline.global_prompt)
+    if front.startswith("{"):  # which would be read as JSON
+        front = f"\\u{{{ord('{'):x}}}{front[1:]}"
+    parts = [front] if front else []
     parts += _print_options(timeline)
     parts += [f"[{s.start}s-{s.end}s: {_escape(s.prompt) or chr(92) + 'e'}]" for s in timeline.segments]
     return " ".join(parts)
