@@ -24,7 +24,7 @@ KEPT = {
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options; the modules behind them are imported only when run."""
-    from magi_lite.cli import app, download, generate, info, plan
+    from magi_lite.cli import app, download, export, generate, info, plan
 
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="MAGI-1 video, second by second, on one graphics card."
@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("generate", generate, "make a video"),
         ("plan", plan, "show what a video would need in memory and time, on any card"),
         ("info", info, "show the settings inside a video"),
+        ("export", export, "write a finished video in another format"),
         ("download", download, "fetch model weights"),
     ):
         command = commands.add_parser(name, help=summary, description=module.__doc__)

@@ -144,6 +144,24 @@ class ProjectFiles:
         except (SafetensorError, KeyError):
             raise InputError(f"The latents of second {index} in {self.name} are damaged; redo from there.") from None
 
+    def latent_shape(self, index: int) -> tuple[int, ...]:
+        """The shape of a finished second's latents, from the file's header.
+
+        Raises:
+            InputError: they are damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._chunk(index, "safetensors"), "pt") as file:
+                return tuple(file.get_slice("latents").get_shape())
+        except (SafetensorError, OSError):
+            raise InputError(f"The latents of second {index} in {self.name} are damaged; redo from there.") from None
+
+    def read_fragment(self, index: int) -> bytes:
+        """The encoded frames of a finished second, as they stand in the video."""
+        return self._chunk(index, "m4s").read_bytes()
+
     def latest_state(self) -> SavedState | None:
         """The newest state from which the finished seconds are found again bit for bit, or None.
 

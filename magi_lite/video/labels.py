@@ -8,10 +8,11 @@ extension in GIF. No reader has to decode anything to find it.
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import zlib
-from typing import Any
+from typing import Any, BinaryIO
 from xml.sax.saxutils import escape
 
 from magi_lite import __version__
@@ -71,17 +72,28 @@ def label_tiff(data: bytes, packet: bytes) -> bytes:
     return body[:4] + struct.pack("<I", len(body)) + body[8:] + directory
 
 
-def label_gif(data: bytes, packet: bytes) -> bytes:
-    """A GIF with a packet in front of its end, closed by the descending bytes that let old readers skip it."""
-    trailer = b"\x01" + bytes(range(255, -1, -1)) + b"\x00"
-    return data[:-1] + b"\x21\xff\x0bXMP DataXMP" + packet + trailer + data[-1:]
+def label_mp4(file: BinaryIO, packet: bytes) -> None:
+    """Put a packet at the end of an MP4 or MOV file, where no offset in it moves."""
+    file.seek(0, io.SEEK_END)
+    file.write(mp4_box(packet))
 
 
-def label_webp(data: bytes, packet: bytes) -> bytes:
-    """An extended WebP (every animation is one) with a packet at its end and its flag set."""
-    if data[12:16] != b"VP8X":
-        raise ValueError("not an extended WebP")
-    flags = data[20] | 0x04
-    chunk = b"XMP " + struct.pack("<I", len(packet)) + packet + b"\0" * (len(packet) % 2)
-    body = data[8:20] + bytes([flags]) + data[21:] + chunk
-    return b"RIFF" + struct.pack("<I", len(body)) + body
+def label_gif(file: BinaryIO, packet: bytes) -> None:
+    """Put a packet in front of a GIF's end, closed by the descending bytes that let old readers skip it."""
+    file.seek(-1, io.SEEK_END)
+    end = file.read(1)
+    file.seek(-1, io.SEEK_END)
+    file.write(b"\x21\xff\x0bXMP DataXMP" + packet + b"\x01" + bytes(range(255, -1, -1)) + b"\x00" + end)
+
+
+def label_webp(file: BinaryIO, packet: bytes, size: tuple[int, int]) -> None:
+    """Put a packet at the end of a WebP of `size` (width, height), which becomes an extended one if it is none."""
+    file.seek(12)
+    body = bytearray(file.read())
+    if body[:4] != b"VP8X":
+        canvas = b"".join((side - 1).to_bytes(3, "little") for side in size)
+        body = bytearray(b"VP8X" + struct.pack("<II", 10, 0) + canvas) + body
+    body[8] |= 0x04
+    body += b"XMP " + struct.pack("<I", len(packet)) + packet + b"\0" * (len(packet) % 2)
+    file.seek(4)
+    file.write(struct.pack("<I", 4 + len(body)) + b"WEBP" + body)

@@ -200,8 +200,8 @@ def finalize(path: Path | str, target: Path | str | None = None) -> Path:
         with output_errors(target), replacing(target) as temporary:
             temporary.touch()  # so that a folder that refuses says so itself
             _remux(path, temporary)
-            with temporary.open("ab") as file:
-                file.write(labels.mp4_box(labels.xmp()))
+            with temporary.open("r+b") as file:
+                labels.label_mp4(file, labels.xmp())
     except av.InvalidDataError:
         raise MediaError(f"{path.name} cannot be read as a video; give an MP4 file.") from None
     return target

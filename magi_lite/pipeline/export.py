@@ -1,0 +1,215 @@
+"""A finished run as a better file: its latents are decoded again, second by second, and written in another format.
+
+Nothing is generated: only the autoencoder is loaded, and one second is in memory at a time. The plain MP4 of whole
+seconds is not even decoded: the fragments of the growing video are copied.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.events import Event, Finished, PhaseStarted, Progress
+from magi_lite.files import output_errors, replacing
+from magi_lite.machine import devices
+from magi_lite.models import FPS, FRAMES_PER_LATENT
+from magi_lite.pipeline.engine import plan_for
+from magi_lite.planner.execution import Execution
+from magi_lite.project import Project
+from magi_lite.request.json import request_to_json
+from magi_lite.request.request import GenerationRequest
+from magi_lite.vae.tiling import decode_tiled
+from magi_lite.video.export import check_export, open_export
+from magi_lite.video.formats import FORMATS, choose_format
+from magi_lite.video.sound import check_sound
+from magi_lite.video.writer import VideoWriter, finalize
+from magi_lite.weights.layout import ModelFiles
+from magi_lite.weights.loader import DTYPES, load_vae, open_model
+from magi_lite.weights.residency import Residency, drop_weights
+
+COPIED = "h264"
+"""The format that the growing video already has."""
+
+
+def export(
+    run: Path | str,
+    to: Path | str,
+    seconds: tuple[float, float] | float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    **options: object,
+) -> Path:
+    """Write a finished run, or a part of it, as another file; see `exporting` for the arguments.
+
+    Args:
+        progress: called with an event after each second.
+
+    Returns:
+        The file, or the folder of pictures.
+    """
+    written = Path()
+    for event in exporting(run, to, seconds, **options):
+        if isinstance(event, Progress) and progress:
+            progress(event)
+        if isinstance(event, Finished):
+            written = event.video
+    return written
+
+
+def exporting(
+    run: Path | str,
+    to: Path | str,
+    seconds: tuple[float, float] | float | None = None,
+    *,
+    format: str | None = None,
+    audio: Path | str | None = None,
+    overwrite: bool = False,
+    metadata: bool | None = None,
+) -> Iterator[Event]:
+    """Write a finished run, or a part of it, as another file.
+
+    Args:
+        run: a project's folder, or the video in it.
+        to: a file or folder whose ending says the format, or the name of one of `video.formats.FORMATS`; the file then
+            lies in the project's folder.
+        seconds: from and to, to a frame; a single number: the frame shown then. None: all that is finished.
+        format: where the ending leaves a choice, as .mp4 does between h264, hevc and av1.
+        audio: a file whose sound is laid under the video, from its start.
+        overwrite: whether a file that is there is replaced.
+        metadata: whether the settings are kept in the file; None: as the run was asked to.
+
+    Yields:
+        PhaseStarted, Progress after each second, Finished.
+
+    Raises:
+        InputError: no such run, second or format; OutputError: the file cannot be written; CheckpointError: the model
+        is not there.
+    """
+    began = time.monotonic()
+    with Project.open(_folder(Path(run))) as project:
+        name, target = choose_format(to, format)
+        target = target or project.folder / f"{project.name}-{name}{FORMATS[name].suffix}"
+        first, end = _frames(project, seconds, name)
+        request = project.request
+        settings = None
+        if request.embed_settings if metadata is None else metadata:
+            settings = request_to_json(request, paths=False)
+        sound = None if audio is None else Path(audio)
+        size = (request.width, request.height)
+        check_export(name, target, size, overwrite)
+        if sound is not None:
+            check_sound(sound)
+        chunks = _chunks(project, first, end)
+        if name == COPIED and sound is None and target.suffix.lower() == ".mp4" and _whole(chunks):
+            yield PhaseStarted("finish", f"Copying {len(chunks)} seconds to {target.name}")
+            _copy(project, [index for index, _, _ in chunks], target, settings)
+        else:
+            files = open_model(request.model, request.models_folder)
+            yield PhaseStarted("load", f"Loading the autoencoder of {files.name}")
+            with _decoder(files, request) as decode:
+                yield PhaseStarted("decode", f"Writing {(end - first) / FPS:.4g} s as {FORMATS[name].summary}")
+                with open_export(name, target, size, settings, sound, overwrite) as writer:
+                    working = time.monotonic()
+                    for done, (index, start, stop) in enumerate(chunks, 1):
+                        for frame in decode(project.read_latents(index))[start:stop]:
+                            writer.write(frame)
+                        yield _progress(done, len(chunks), index, time.monotonic() - working)
+        yield Finished(target, project.folder, len(chunks), time.monotonic() - began)
+
+
+def _folder(run: Path) -> Path:
+    """The project's folder, also where its video is named."""
+    return run.parent if run.is_file() else run
+
+
+def _frames(project: Project, seconds: tuple[float, float] | float | None, name: str) -> tuple[int, int]:
+    """First frame and the one behind the last, of what is asked for.
+
+    Raises:
+        InputError: nothing is finished, or the range lies outside of it.
+    """
+    total = sum(_frame_counts(project))
+    if not total:
+        raise InputError(f"{project.name} has no finished second yet; let it run until the first one is done.")
+    one = isinstance(seconds, (int, float))
+    start, stop = (0.0, total / FPS) if seconds is None else (seconds, seconds) if one else seconds
+    first = round(start * FPS)
+    end = first + 1 if one or FORMATS[name].kind == "frame" else round(stop * FPS)
+    if not 0 <= first < end <= total:
+        raise InputError(
+            f"{project.name} has {total / FPS:.4g} finished seconds; ask for a range inside 0-{total / FPS:.4g}."
+        )
+    return first, end
+
+
+def _frame_counts(project: Project) -> list[int]:
+    """Frames of each finished second; a single latent frame is a single frame."""
+    counts = []
+    for index in range(project.chunks):
+        latent_frames = project.latent_shape(index)[2]
+        counts.append(1 if latent_frames == 1 else FRAMES_PER_LATENT * latent_frames)
+    return counts
+
+
+def _chunks(project: Project, first: int, end: int) -> list[tuple[int, int, int | None]]:
+    """(second, first frame of it, frame behind the last; None: to its end) of all seconds that the range touches."""
+    found, before = [], 0
+    for index, count in enumerate(_frame_counts(project)):
+        start, stop = max(0, first - before), min(count, end - before)
+        if start < stop:
+            found.append((index, start, None if stop == count else stop))
+        before += count
+    return found
+
+
+def _whole(chunks: list[tuple[int, int, int | None]]) -> bool:
+    return all(start == 0 and stop is None for _, start, stop in chunks)
+
+
+def _copy(project: Project, seconds: list[int], target: Path, settings: dict | None) -> None:
+    """The fragments of some seconds as an ordinary MP4."""
+    request = project.request
+    with output_errors(target), replacing(target) as temporary:
+        with VideoWriter(temporary, (request.width, request.height), FPS, request.crf, settings) as writer:
+            for index in seconds:
+                writer.append_fragment(project.read_fragment(index))
+        finalize(temporary)
+
+
+@contextmanager
+def _decoder(files: ModelFiles, request: GenerationRequest) -> Iterator[Callable[[Tensor], np.ndarray]]:
+    """Latents (1, 16, t, h, w) to frames (T, H, W, 3) float32 in [-1, 1], by the model's autoencoder alone."""
+    try:
+        planned = plan_for(files, request).execution
+        execution = replace(planned, vae="cpu" if planned.vae == "cpu" else "decoder")
+    except MagiLiteError:  # the video itself would not fit here now; its autoencoder does
+        execution = Execution(vae="cpu")
+    with Residency(execution) as home:
+        vae = home.place_vae(load_vae(files.vae, DTYPES[execution.dtype]))
+
+        def decode(latents: Tensor) -> np.ndarray:
+            with torch.inference_mode(), home.vae_at_work("decoder") as network:
+                frames = decode_tiled(network, latents.to(home.vae_device), tile_batch=execution.vae_tile_batch)
+                return frames[0].permute(1, 2, 3, 0).float().cpu().numpy()
+
+        try:
+            yield decode
+        finally:
+            drop_weights(vae)
+            devices.free_memory()
+
+
+def _progress(done: int, total: int, index: int, elapsed: float) -> Progress:
+    """How far an export is, with the time that is left."""
+    pace = elapsed / done
+    return Progress(
+        chunk=index, chunks=total, step=1, steps=1, fraction=done / total, eta_seconds=pace * (total - done),
+        seconds_per_chunk=pace,
+    )  # fmt: skip
