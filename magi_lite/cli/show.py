@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from magi_lite.events import ChunkFinished, Event, Finished, Notice, PhaseStarted, PlanReady, Progress, Stopped
 from magi_lite.planner import Plan
+from magi_lite.request.sentences import count
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells know it."""
@@ -35,13 +36,12 @@ def show(events: Iterator[Event]) -> int:
                         bar = tqdm(total=None, unit="step", file=sys.stderr, bar_format="{desc} {bar} {elapsed}")
                     _advance(bar, event)
                 case ChunkFinished(chunk=chunk, frames=frames, seconds_taken=taken):
-                    tqdm.write(
-                        f"{chunk}s-{chunk + 1}s is finished: {len(frames)} frames in {taken:.1f} s", file=sys.stderr
-                    )
+                    made = count(len(frames), "frame")
+                    tqdm.write(f"{chunk}s-{chunk + 1}s is finished: {made} in {taken:.1f} s", file=sys.stderr)
                 case Finished(video=video):
                     print(video)
                 case Stopped(video=video, reason=reason, chunks=chunks):
-                    print(f"{reason} after {chunks} finished seconds", file=sys.stderr)
+                    print(f"{reason} after {count(chunks, 'finished second')}", file=sys.stderr)
                     if video:
                         print(video)
                     return 0 if endless else INTERRUPTED

@@ -18,6 +18,7 @@ from magi_lite.errors import InputError, MediaError
 from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, FRAMES_PER_LATENT
 from magi_lite.project import PREFIX_NAME, Project
 from magi_lite.request.request import GenerationRequest
+from magi_lite.request.sentences import count
 from magi_lite.weights.tensor_files import write_tensors
 
 REACH = 4
@@ -53,7 +54,8 @@ def prefix_pixels(request: GenerationRequest) -> PrefixSource | None:
 
     frames, name = load_tail(Path(request.video), size, request.fit, REACH * FPS), Path(request.video).name
     if len(frames) < FRAMES_PER_LATENT:
-        raise MediaError(f"{name} has {len(frames)} frames; a clip to continue needs at least {FRAMES_PER_LATENT}.")
+        has = count(len(frames), "frame")
+        raise MediaError(f"{name} has {has}; a clip to continue needs at least {FRAMES_PER_LATENT}.")
     missing = FPS - len(frames)
     if missing > 0:
         held = np.concatenate([np.repeat(frames[:1], missing, axis=0), frames])

@@ -39,7 +39,7 @@ from magi_lite.pipeline.resume import ResumePoint, find_resume_point
 from magi_lite.planner import Plan
 from magi_lite.planner import Stage as Phase
 from magi_lite.project import Project
-from magi_lite.request.checks import check_prompts
+from magi_lite.request.checks import check_prompts, notices
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.results import Caption, CleanChunk, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
@@ -132,7 +132,8 @@ class Run:
             yield PhaseStarted("text", f"Encoding {len(missing)} prompt{'s' * (len(missing) > 1)}")
             with self.during("text"):
                 bank.prepare(prompts)
-        for message in bank.losses(prompts, self.request.tokens, self.timeline.global_prompt):
+        losses = bank.losses(prompts, self.request.tokens, self.timeline.global_prompt)
+        for message in (*notices(self.timeline), *losses):
             if message not in self.noted:
                 self.noted.add(message)
                 yield Notice(message, "warning")

@@ -26,7 +26,7 @@ from magi_lite.request import presets
 from magi_lite.request.checks import is_folder
 from magi_lite.request.presets import Preset
 from magi_lite.request.request import OPTIONS, PARTS, GenerationRequest
-from magi_lite.request.sentences import did_you_mean, shortened, shown
+from magi_lite.request.sentences import count, did_you_mean, shortened, shown
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
 from magi_lite.timeline.text import parse
@@ -206,10 +206,10 @@ def _check_length(
     wanted = None if given.get("endless") else given.get("seconds", request.seconds)
     if purpose == "resume" and wanted is not None and "seconds" in given and wanted < asked:
         raise InputError(
-            f"The video cannot be cut to {wanted} seconds; ask for {asked} or more, or leave --seconds out."
+            f"The video cannot be cut to {count(wanted, 'second')}; ask for {asked} or more, or leave --seconds out."
         )
     if purpose == "redo" and wanted is not None and second >= wanted:
-        raise InputError(f"Nothing of {wanted} seconds comes after second {second}; add --seconds.")
+        raise InputError(f"Nothing of {count(wanted, 'second')} comes after second {second}; add --seconds.")
 
 
 def _same_file(given: Path, held: Path) -> bool:

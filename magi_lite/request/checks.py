@@ -161,9 +161,9 @@ def _check_something_is_left(prompts: list[str]) -> None:
         )
 
 
-def notices(request: GenerationRequest) -> tuple[str, ...]:
-    """What works otherwise than its writer may think, a sentence each."""
-    prompts = [request.timeline.global_prompt, *(segment.prompt for segment in request.timeline.segments)]
+def notices(timeline: Timeline) -> tuple[str, ...]:
+    """What in the prompts works otherwise than their writer may think, a sentence each."""
+    prompts = [timeline.global_prompt, *(segment.prompt for segment in timeline.segments)]
     weighted = next((found for found in map(_WEIGHT.search, prompts) if found), None)
     if weighted is None:
         return ()

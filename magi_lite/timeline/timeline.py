@@ -133,7 +133,7 @@ class Timeline:
         if seconds is not None and self.end > seconds:
             raise TimelineError(
                 f"Segment {self.segments[-1]} ends after the video's {seconds} s; "
-                f"shorten it or ask for {self.end} seconds."
+                f"shorten it or ask for {self.end} second{'s' * (self.end != 1)}."
             )
         covered = 0
         for segment in self.segments:
