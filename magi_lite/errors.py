@@ -52,6 +52,10 @@ class CheckpointError(MagiLiteError):
     exit_code = 3
 
 
+class LoadCancelled(MagiLiteError):
+    """The user stopped while weights were read."""
+
+
 class DownloadError(MagiLiteError):
     """Weights could not be fetched."""
 

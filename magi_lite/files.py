@@ -1,39 +1,39 @@
-"""Files that are whole or absent: atomic writes, and the sentences for what the disk refuses."""
+"""Files as the program writes and checks them: `quant.storage` does the work, its errors become this program's."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import secrets
 import stat
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from magi_lite.errors import MediaError, OutputError
+from magi_lite.errors import CheckpointError, LoadCancelled, MediaError, OutputError
+from quant.errors import Cancelled, DiskError, WeightsError
+from quant.storage import files
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES}
-"""What network disks, and folders that may be written but not read, answer to syncing a folder."""
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def output_error(error: OSError, path: Path) -> OutputError:
-    """The sentence for a file or folder that could not be written."""
-    if error.errno in _FULL:
-        return OutputError(f"The disk is full or limited at {path}; free some space or choose another folder.")
-    if error.errno in _DENIED:
-        return OutputError(f"There is no permission to write {path}; choose another folder.")
-    if error.errno == errno.ENOENT:
-        return OutputError(f"The folder {path.parent} does not exist; create it or choose another.")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return OutputError(f"{path.parent} is not a folder; choose a folder for {path.name}.")
-    if error.errno == errno.EISDIR:
-        return OutputError(f"{path} is a folder; give the name of a file, such as {path / 'video.mp4'}.")
-    if error.errno == errno.ENAMETOOLONG:
-        return OutputError(f"The name {path.name[:40]}… is too long for this disk; choose a shorter one.")
-    return OutputError(f"{path} cannot be written ({error.strerror or error}); choose another folder.")
+    """The error for a file or folder that could not be written."""
+    return OutputError(files.disk_sentence(error, path))
+
+
+@contextlib.contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn the errors of `quant.storage` inside into this program's; also a decorator."""
+    try:
+        yield
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
+    except DiskError as error:
+        raise OutputError(str(error)) from error
+    except Cancelled as error:
+        raise LoadCancelled(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -45,71 +45,26 @@ def output_errors(path: Path) -> Iterator[None]:
         raise output_error(error, path) from error
 
 
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write every byte; raises OSError."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC:
-            raise
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; what is written there takes its place when the block ends well.
-
-    After any crash `path` holds all of the new or what it held before. Raises OSError.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:  # Windows syncs only what is open for writing
-            os.fsync(file.fileno())
-        _take_place(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
-
-
-def _take_place(temporary: Path, path: Path) -> None:
-    """Rename; where the system refuses while somebody reads the old file, as Windows does, try for a second."""
-    for wait in (0.05, 0.1, 0.2, 0.3, 0.4, None):
-        try:
-            temporary.replace(path)
-            return
-        except PermissionError:
-            if wait is None or os.name != "nt":
-                raise
-            time.sleep(wait)
-
-
+@storage_errors()
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file that after any crash holds either all of `data` or what it held before.
 
     Raises:
         OutputError: folder missing, no permission, disk full.
     """
-    with output_errors(path), replacing(path) as temporary:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
-        try:
-            write_all(descriptor, data)
-        finally:
-            os.close(descriptor)
+    files.write_atomic(path, data)
+
+
+@storage_errors()
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that after any crash holds all of `tensors`, or what it held before.
+
+    Raises:
+        OutputError: as `write_atomic`.
+    """
+    from quant.storage import tensors as storage
+
+    storage.write_tensors(path, tensors, metadata)
 
 
 def check_source(path: Path, kind: str) -> None:

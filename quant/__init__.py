@@ -11,22 +11,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quant.calibrate import Recorder, Recording, calibrate_, read_recording
-    from quant.convert import Report, Swap, assign_, check_, convert_, detect, set_backend_
+    from quant.convert import Report, Swap, assign_, check_, convert_, set_backend_
     from quant.errors import QuantError
     from quant.folder import convert_folder
     from quant.linear import QuantizedInput, QuantizedLinear, shared_forward
     from quant.manifest import Manifest, load_converted_, read_manifest
-    from quant.schemes import NF4, SCHEMES, Fp8, Int8, Published, Scheme, scheme_from_dict, scheme_named
+    from quant.schemes import (
+        NF4,
+        SCHEMES,
+        Fp8,
+        Int8,
+        Published,
+        Scheme,
+        detect,
+        scheme_from_dict,
+        scheme_named,
+    )
     from quant.select import Selection
 
 _HOMES = {
     "quant.calibrate": ("Recorder", "Recording", "calibrate_", "read_recording"),
-    "quant.convert": ("Report", "Swap", "assign_", "check_", "convert_", "detect", "set_backend_"),
+    "quant.convert": ("Report", "Swap", "assign_", "check_", "convert_", "set_backend_"),
     "quant.errors": ("QuantError",),
     "quant.folder": ("convert_folder",),
     "quant.linear": ("QuantizedInput", "QuantizedLinear", "shared_forward"),
     "quant.manifest": ("Manifest", "load_converted_", "read_manifest"),
-    "quant.schemes": ("NF4", "SCHEMES", "Fp8", "Int8", "Published", "Scheme", "scheme_from_dict", "scheme_named"),
+    "quant.schemes": (
+        "NF4",
+        "SCHEMES",
+        "Fp8",
+        "Int8",
+        "Published",
+        "Scheme",
+        "detect",
+        "scheme_from_dict",
+        "scheme_named",
+    ),
     "quant.select": ("Selection",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

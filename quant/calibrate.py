@@ -17,17 +17,16 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quant.activations import static
 from quant.convert import Report, is_plain, put_, swap_of
-from quant.errors import QuantError
+from quant.errors import QuantError, WeightsError
 from quant.fp8 import quantize_weight
-from quant.manifest import save_tensors
 from quant.published import PublishedPerTensorLinear, PublishedSmoothLinear, static_matmul
 from quant.schemes import FP8_MAX, Published
+from quant.storage.shards import Checkpoint
+from quant.storage.tensors import write_tensors
 
 ALPHAS = (0.4, 0.45, 0.5, 0.55, 0.6)
 SMALLEST = 1e-5
@@ -49,13 +48,7 @@ class Recording:
         """
         tensors = {f"absmax.{name}": value for name, value in self.absmax.items()}
         tensors |= {f"rows.{name}": value for name, value in self.rows.items()}
-        unfinished = path.with_name(path.name + ".unfinished")
-        save_tensors(tensors, unfinished, {"kind": "activations"})
-        try:
-            unfinished.replace(path)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise QuantError(f"{path} cannot be written ({error.strerror}); choose another file.") from error
+        write_tensors(path, tensors, {"kind": "activations"})
 
     def digest(self) -> str:
         """SHA-256 of all numbers."""
@@ -74,8 +67,9 @@ def read_recording(path: Path) -> Recording:
         QuantError: the file is missing, damaged or something else.
     """
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+        stored = Checkpoint.open(path)
+        tensors = {name: stored.read(name) for name in stored.tensors}
+    except WeightsError as error:
         raise QuantError(f"{path} cannot be read ({error}); record a calibration with quant.Recorder.") from error
     absmax = {name.removeprefix("absmax."): t for name, t in tensors.items() if name.startswith("absmax.")}
     rows = {name.removeprefix("rows."): t for name, t in tensors.items() if name.startswith("rows.")}

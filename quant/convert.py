@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -143,7 +143,7 @@ def swap_of(name: str, linear: nn.Linear, layer: QuantizedLinear) -> Swap:
         QuantError: its scales make no sense, because the weight is not finite.
     """
     if layer.problems():
-        raise QuantError(f"The linear {name} holds NaN or infinite weights; mend them, or leave this layer out.")
+        raise QuantError(_not_finite(name))
     layer.train(linear.training)
     before = sum(p.numel() * p.element_size() for p in linear.parameters())
     return Swap(name, linear.in_features, linear.out_features, before, layer.weight_bytes())
@@ -177,25 +177,20 @@ def quantized_tensors(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
     raise QuantError(f"{scheme!r} is no scheme; choose one of quant.SCHEMES.")
 
 
-_MARKS: dict[str, Scheme] = {"weight_e4m3": Fp8(), "weight_int8": Int8(), "weight_nf4": NF4()}
-"""Which buffer only one scheme has."""
+def finite_tensors(weight: Tensor, scheme: Scheme, name: str) -> dict[str, Tensor]:
+    """As `quantized_tensors`, for the layer of that name.
 
-
-def detect(names: Iterable[str]) -> Scheme | None:
-    """The scheme whose tensors a state dict with these names holds; None: nothing is quantized.
-
-    Settings that names do not tell (granularity) are the defaults: a converted folder's manifest knows them.
+    Raises:
+        QuantError: also where the weight is not finite.
     """
-    ends = {name.rpartition(".")[2] for name in names}
-    if "input_scale" in ends:
-        return Published()
-    return next((scheme for mark, scheme in _MARKS.items() if mark in ends), None)
+    tensors = quantized_tensors(weight, scheme)
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.dtype == torch.float32):
+        raise QuantError(_not_finite(name))
+    return tensors
 
 
-def quantized_names(names: Iterable[str]) -> frozenset[str]:
-    """The layers that a state dict with these names holds quantized: the `where` for `convert_`."""
-    marks = {"input_scale", *_MARKS}
-    return frozenset(path for path, _, end in (name.rpartition(".") for name in names) if end in marks)
+def _not_finite(name: str) -> str:
+    return f"The linear {name} holds NaN or infinite weights; mend them, or leave this layer out."
 
 
 def assign_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

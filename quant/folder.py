@@ -13,17 +13,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quant.calibrate import Recording, published_tensors
 from quant.convert import dequantized_error, quantized_tensors
-from quant.errors import QuantError
-from quant.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, read_manifest, save_tensors
+from quant.errors import QuantError, WeightsError
+from quant.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, read_manifest
 from quant.schemes import Published, Scheme, scheme_to_dict
 from quant.select import Selection
-from quant.source import SourceTensor, choose_layers, group_tensors, read_source
-from quant.workplace import sha256, start, sync_file, sync_folder, workplace, write_atomically
+from quant.source import choose_layers, group_tensors, in_order, open_source
+from quant.storage.files import parse_json, sha256, sync_file, sync_folder, write_atomic
+from quant.storage.headers import TensorInfo
+from quant.storage.shards import Checkpoint
+from quant.storage.tensors import write_tensors
+from quant.workplace import start, workplace
 
 SHARD_BYTES = 2 << 30
 """Source bytes that go into one output shard: the peak of memory, about."""
@@ -31,6 +34,8 @@ WORST_ERROR = 0.5
 """A layer further than this from its source (relative, L2) was not quantized but destroyed."""
 INDEX = "model.safetensors.index.json"
 _SIDE_FILE_BYTES = 64 << 20
+_LAYOUT = 2
+"""How tensors are put into shards: an unfinished conversion of another layout starts over."""
 
 
 def convert_folder(
@@ -64,14 +69,16 @@ def convert_folder(
             "The published scheme needs a recorded calibration (--calibration FILE), and no other scheme takes one."
         )
     with workplace(source, target) as partial:
-        files, tensors = read_source(source, partial / "unpacked")
+        checkpoint = open_source(source, partial / "unpacked")
+        tensors = in_order(checkpoint)
         layers = choose_layers(tensors, selection or Selection())
-        job = _job(files, layers, scheme, shard_bytes, recording)
+        job = _job(checkpoint.files, layers, scheme, shard_bytes, recording)
         finished = _manifest(target)
         if finished is None:
-            start(partial, job)
+            start(partial, job | {"layout": _LAYOUT})
             groups = group_tensors(tensors, shard_bytes)
-            finished = _convert(partial, groups, _Task(scheme, layers, recording), str(job["source"]), source, say)
+            task = _Task(checkpoint, scheme, layers, recording)
+            finished = _convert(partial, groups, task, str(job["source"]), source, say)
             (partial / "model").rename(target)
             sync_folder(target.parent)
         elif finished.source != job["source"]:
@@ -105,13 +112,14 @@ def _verify_finished(target: Path, manifest: Manifest) -> None:
 class _Task:
     """What is done to every group of tensors."""
 
+    checkpoint: Checkpoint
     scheme: Scheme
     layers: frozenset[str]
     recording: Recording | None
 
 
 def _convert(
-    partial: Path, groups: list[list[SourceTensor]], task: _Task, job: str, source: Path, say: Callable[[str], None]
+    partial: Path, groups: list[list[TensorInfo]], task: _Task, job: str, source: Path, say: Callable[[str], None]
 ) -> Manifest:
     """Fill `partial`/model with all shards, the index and the manifest."""
     model, records, worst = partial / "model", [], 0.0
@@ -123,7 +131,7 @@ def _convert(
     _copy_side_files(source, model)
     _write_index(model, records)
     manifest = Manifest(task.scheme, tuple(sorted(task.layers)), tuple(records), job, worst)
-    write_atomically(model / MANIFEST, manifest.to_json())
+    write_atomic(model / MANIFEST, manifest.to_json().encode())
     sync_folder(model)
     return manifest
 
@@ -132,7 +140,7 @@ def _convert(
 
 
 def _shard(
-    partial: Path, number: int, count: int, group: list[SourceTensor], task: _Task
+    partial: Path, number: int, count: int, group: list[TensorInfo], task: _Task
 ) -> tuple[ShardRecord, float, bool]:
     """Make and verify a shard, or keep the one that an earlier run finished."""
     name = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
@@ -142,12 +150,12 @@ def _shard(
         return *kept, True
     made, error = _quantize_group(group, task)
     unfinished = path.with_name(name + ".unfinished")
-    save_tensors(made, unfinished, {"format": "pt"})  # one entry: their order in the file is random
+    write_tensors(unfinished, made, {"format": "pt"})
     sync_file(unfinished)
     _verify(unfinished, made)
     shard = ShardRecord(name, unfinished.stat().st_size, sha256(unfinished), tuple(sorted(made)))
     unfinished.replace(path)
-    write_atomically(record, json.dumps({**asdict(shard), "error": error}))
+    write_atomic(record, json.dumps({**asdict(shard), "error": error}).encode())
     return shard, error, False
 
 
@@ -156,7 +164,7 @@ def _kept(path: Path, record: Path) -> tuple[ShardRecord, float] | None:
     if not path.is_file():
         return None
     try:
-        data = json.loads(record.read_text(encoding="utf-8"))
+        data = parse_json(record.read_bytes())
         shard = ShardRecord(path.name, data["bytes"], data["sha256"], tuple(data["tensors"]))
         error = float(data["error"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -165,12 +173,12 @@ def _kept(path: Path, record: Path) -> tuple[ShardRecord, float] | None:
     return (shard, error) if same else None
 
 
-def _quantize_group(group: list[SourceTensor], task: _Task) -> tuple[dict[str, Tensor], float]:
+def _quantize_group(group: list[TensorInfo], task: _Task) -> tuple[dict[str, Tensor], float]:
     """The output tensors of a group and the largest error of its layers."""
     made: dict[str, Tensor] = {}
     worst = 0.0
     for tensor in group:
-        value = tensor.read()
+        value = task.checkpoint.read(tensor.name, own=True)
         layer = tensor.name.removesuffix(".weight")
         if layer not in task.layers or layer == tensor.name:
             made[tensor.name] = value.contiguous()
@@ -191,11 +199,11 @@ def _quantize_group(group: list[SourceTensor], task: _Task) -> tuple[dict[str, T
 def _verify(path: Path, made: dict[str, Tensor]) -> None:
     """What is on disk must be, bit for bit, what was meant to be written."""
     try:
-        with safe_open(path, framework="pt") as opened:
-            same = set(opened.keys()) == made.keys() and all(
-                _same_bits(opened.get_tensor(name), tensor) for name, tensor in made.items()
-            )
-    except SafetensorError:
+        written = Checkpoint.open(path)
+        same = written.tensors.keys() == made.keys() and all(
+            _same_bits(written.read(name), tensor) for name, tensor in made.items()
+        )
+    except WeightsError:
         same = False
     if not same:
         raise QuantError(f"{path} reads back differently from what was written; the disk may be failing.")
@@ -244,4 +252,4 @@ def _write_index(model: Path, records: list[ShardRecord]) -> None:
         "metadata": {"total_size": sum(shard.bytes for shard in records)},
         "weight_map": {name: shard.file for shard in records for name in shard.tensors},
     }
-    write_atomically(model / INDEX, json.dumps(index, indent=1, sort_keys=True))
+    write_atomic(model / INDEX, json.dumps(index, indent=1, sort_keys=True).encode())

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from quant.convert import Report, assign_, check_, convert_
 from quant.errors import QuantError
 from quant.schemes import Scheme, scheme_from_dict, scheme_to_dict
+from quant.storage.files import parse_json
+from quant.storage.shards import Checkpoint
 
 MANIFEST = "quantization.json"
 FORMAT = 1
@@ -49,22 +51,6 @@ class Manifest:
         return json.dumps(data, indent=1)
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        QuantError: the disk refuses; the library says so with an error that is no OSError.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except (SafetensorError, OSError) as error:
-        path.unlink(missing_ok=True)
-        raise QuantError(f"{path} cannot be written ({error}); free some space or choose another folder.") from error
-
-
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a converted folder; None: the folder was not made by this package.
 
@@ -75,7 +61,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = parse_json(path.read_bytes())
         if data["format"] != FORMAT:
             raise QuantError(f"{path} has format {data['format']}, this version reads {FORMAT}; convert again.")
         shards = tuple(ShardRecord(**{**shard, "tensors": tuple(shard["tensors"])}) for shard in data["shards"])
@@ -99,9 +85,6 @@ def load_converted_(module: nn.Module, folder: Path, device: torch.device | str 
         QuantError: the folder holds no complete conversion, or one of another model (the module is unchanged then
             unless only tensors are missing or differ).
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     manifest = read_manifest(folder)
     if manifest is None:
         raise QuantError(f"{folder} holds no complete conversion ({MANIFEST} is absent); run python -m quant.")
@@ -112,12 +95,8 @@ def load_converted_(module: nn.Module, folder: Path, device: torch.device | str 
     empty_(module, device)
     report = convert_(module, manifest.scheme, frozenset(manifest.layers).__contains__)
     for shard in manifest.shards:
-        file = Path(folder) / shard.file
-        try:
-            tensors = load_file(file, device=str(device))
-        except (OSError, SafetensorError) as error:
-            raise QuantError(f"{file} is damaged ({error}); convert again.") from error
-        assign_(module, tensors)
+        stored = Checkpoint.open(Path(folder) / shard.file)
+        assign_(module, {name: stored.read(name).to(device) for name in stored.tensors})
     check_(module)
     return report
 

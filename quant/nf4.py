@@ -94,9 +94,7 @@ class NF4Linear(QuantizedLinear):
     def quant_state(self, dtype: torch.dtype) -> Any:
         """bitsandbytes' description of the weight, around this layer's buffers; it expands to `dtype`."""
         state = bitsandbytes().functional.QuantState
-        nested = state(
-            absmax=self.nested_absmax, code=self.nested_map, blocksize=NF4_NESTED_BLOCK, dtype=torch.float32
-        )
+        nested = state(absmax=self.nested_absmax, code=self.nested_map, blocksize=NF4_NESTED_BLOCK, dtype=torch.float32)
         return state(
             absmax=self.absmax,
             shape=torch.Size((self.out_features, self.in_features)),

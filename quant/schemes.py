@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -128,3 +129,24 @@ def scheme_from_dict(data: dict[str, Any]) -> Scheme:
         return kind(**settings)
     except TypeError as error:
         raise QuantError(f"The scheme {kind.name} does not have these settings: {sorted(settings)}.") from error
+
+
+_MARKS: dict[str, Scheme] = {"weight_e4m3": Fp8(), "weight_int8": Int8(), "weight_nf4": NF4()}
+"""Which buffer only one scheme has."""
+
+
+def detect(names: Iterable[str]) -> Scheme | None:
+    """The scheme whose tensors a state dict with these names holds; None: nothing is quantized.
+
+    Settings that names do not tell (granularity) are the defaults: a converted folder's manifest knows them.
+    """
+    ends = {name.rpartition(".")[2] for name in names}
+    if "input_scale" in ends:
+        return Published()
+    return next((scheme for mark, scheme in _MARKS.items() if mark in ends), None)
+
+
+def quantized_names(names: Iterable[str]) -> frozenset[str]:
+    """The layers that a state dict with these names holds quantized: the `where` for `convert_`."""
+    marks = {"input_scale", *_MARKS}
+    return frozenset(path for path, _, end in (name.rpartition(".") for name in names) if end in marks)

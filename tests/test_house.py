@@ -37,6 +37,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.weights.layout",
         "quant.errors",
         "quant.schemes",
+        "quant.storage*",
     ),
     1: (
         "magi_lite.machine*",

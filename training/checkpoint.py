@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from magi_lite.errors import CheckpointError
-from magi_lite.weights.tensor_files import write_tensors
+from magi_lite.files import write_tensors
 
 
 @dataclass

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from magi_lite.files import write_tensors
 from magi_lite.models import SCALE_FACTOR
 from magi_lite.text.cleaning import clean_caption
 from magi_lite.vae.model import ViTVAE
-from magi_lite.weights.tensor_files import write_tensors
 from training.looks import background
 from training.world import FRAMES, Clip, make_clip, make_collision
 

@@ -7,8 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
-from magi_lite.files import check_output, output_errors, replacing, write_all
+from magi_lite.files import check_output, output_errors
 from magi_lite.project import Project
+from quant.storage.files import replacing, write_all
 
 
 class Delivery:

@@ -15,11 +15,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from magi_lite.errors import InputError, MediaError
+from magi_lite.files import write_tensors
 from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, FRAMES_PER_LATENT
 from magi_lite.project import PREFIX_NAME, Project
 from magi_lite.request.request import GenerationRequest
 from magi_lite.request.sentences import count
-from magi_lite.weights.tensor_files import write_tensors
 
 REACH = 4
 """Chunks before the first new one that the model can see: what of a clip is read."""

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.files import output_errors, write_atomic
-from magi_lite.project.lock import is_locked
 from magi_lite.request.json import request_from_json, request_to_json
 from magi_lite.request.request import GenerationRequest
+from quant.storage.lock import is_locked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOCK_NAME = ".lock"
 VERSION = 1
 Status = Literal["running", "paused", "stopped", "finished", "failed", "interrupted"]
 _AGAIN = 4
@@ -86,7 +87,7 @@ class ProjectFiles:
     def status(self) -> Status:
         """As last set; "interrupted" where a run was going on and its process is gone."""
         status = self._data["status"]
-        return "interrupted" if status == "running" and not is_locked(self.folder) else status
+        return "interrupted" if status == "running" and not is_locked(self.folder / LOCK_NAME) else status
 
     @property
     def message(self) -> str:

@@ -33,14 +33,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from magi_lite.errors import InputError, OutputError
-from magi_lite.files import output_errors, write_atomic
+from magi_lite.files import output_errors, storage_errors, write_atomic, write_tensors
 from magi_lite.models import FPS
-from magi_lite.project.files import ProjectFiles, SavedState, Status, link, make_folder, now, read_json, write_json
-from magi_lite.project.lock import FolderLock
+from magi_lite.project.files import (
+    LOCK_NAME,
+    ProjectFiles,
+    SavedState,
+    Status,
+    link,
+    make_folder,
+    now,
+    read_json,
+    write_json,
+)
 from magi_lite.request.json import request_to_json
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
+from quant.storage.lock import FileLock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +83,7 @@ class Project(ProjectFiles):
 
     def __init__(self, folder: Path, data: dict[str, Any]) -> None:
         super().__init__(folder, data)
-        self._lock: FolderLock | None = None
+        self._lock: FileLock | None = None
         self._writer: VideoWriter | None = None
 
     @classmethod
@@ -101,7 +111,8 @@ class Project(ProjectFiles):
             OutputError: another process is writing, or there is no permission.
         """
         if self._lock is None:
-            self._lock = FolderLock(self.folder)
+            with storage_errors():
+                self._lock = FileLock(self.folder / LOCK_NAME, self.folder.name)
             self._data = read_json(self.folder)
             self._sweep()
 
@@ -136,7 +147,6 @@ class Project(ProjectFiles):
         """
         from magi_lite.video import fragments
         from magi_lite.video.thumbnails import strip, to_jpeg
-        from magi_lite.weights.tensor_files import write_tensors
 
         self.lock()
         count = self.chunks
@@ -162,8 +172,6 @@ class Project(ProjectFiles):
         Raises:
             OutputError: the disk refuses.
         """
-        from magi_lite.weights.tensor_files import write_tensors
-
         self.lock()
         write_tensors(self._state(stage), state.tensors, {"position": json.dumps(state.position)})
 

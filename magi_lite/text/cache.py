@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from magi_lite.files import replacing
 from magi_lite.text.cleaning import CLEANING_VERSION
+from quant.storage.files import replacing
 
 
 class EmbeddingCache:

@@ -7,7 +7,6 @@ Source: reference notes, sections 6 and 10.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from magi_lite.errors import CheckpointError, InputError
 from magi_lite.request.request import STYLES, SpecialTokens
+from quant.storage.files import sha256
 
 SPECIAL_TOKENS_SHA256 = "b54bc664d5f4a722dfd8bb22201c025df61f22acddc07c0a2529d7b5cd6be5a7"
 """The published special_tokens.npz (3,343,124 bytes); a file of the published width must be this one."""
@@ -166,15 +166,6 @@ def null_caption(null_caption_embedding: torch.Tensor, table: SpecialTokenTable 
     length = min(NULL_CAPTION_LENGTH, null_caption_embedding.shape[0])
     rows = null_caption_embedding if table is None else table.push(null_caption_embedding, NEGATIVE_TOKENS)
     return rows[:length].detach()
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _half(vectors: torch.Tensor) -> torch.Tensor:

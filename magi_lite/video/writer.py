@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from magi_lite.errors import MediaError, OutputError
-from magi_lite.files import check_source, output_error, output_errors, replacing, write_all
+from magi_lite.files import check_source, output_error, output_errors
 from magi_lite.models import FPS
 from magi_lite.request.settings import LIMIT_BYTES
 from magi_lite.video import fragments, labels
+from quant.storage.files import replacing, write_all
 
 
 class VideoWriter:

@@ -18,10 +18,10 @@ from torch import nn
 
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.errors import MagiLiteError, OutputError
+from magi_lite.files import write_tensors
 from magi_lite.models import DiTConfig, VAEConfig
 from magi_lite.vae.model import ViTVAE
 from magi_lite.weights.layout import DEFAULT_MODELS_FOLDER, DEMO_FOLDER, ModelFiles, find_model, has_weights
-from magi_lite.weights.tensor_files import write_tensors
 
 UNTRAINED = "demo-untrained-1"
 """Folder of the random weights; the number goes up when their make changes."""

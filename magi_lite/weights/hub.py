@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from magi_lite.errors import CheckpointError, DownloadError, InputError
+from magi_lite.files import storage_errors
 from magi_lite.models import MODELS, ModelFamily
-from magi_lite.text.special_tokens import SPECIAL_TOKENS_SHA256, sha256
-from magi_lite.weights.checkpoint import missing_files as missing_weights
+from magi_lite.text.special_tokens import SPECIAL_TOKENS_SHA256
 from magi_lite.weights.layout import (
     DEFAULT_MODELS_FOLDER,
     SPECIAL_TOKEN_FILES,
@@ -37,6 +37,8 @@ from magi_lite.weights.transfer import (
     network,
     writing,
 )
+from quant.storage.files import sha256
+from quant.storage.shards import missing_files as missing_weights
 
 REPOSITORY_ID = "sand-ai/MAGI-1"
 SPECIAL_TOKENS_BYTES = 3_343_124
@@ -179,6 +181,7 @@ def needed_files(files: Iterable[RemoteFile], family: ModelFamily) -> list[Remot
     return sorted({file.path: file for found in chosen.values() for file in found}.values(), key=lambda file: file.path)
 
 
+@storage_errors()
 def missing_files(name: str, folder: Path | None = None) -> list[str]:
     """What of a model a folder lacks, relative to it, as far as can be told without a connection; empty: complete."""
     root = Path(folder) if folder is not None else DEFAULT_MODELS_FOLDER

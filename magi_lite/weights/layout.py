@@ -11,15 +11,19 @@ there is taken; when nothing fits, the error says what was looked for and where.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from magi_lite.config_files import Part, read_json
 from magi_lite.errors import CheckpointError, InputError
+from magi_lite.files import storage_errors
 from magi_lite.models import MODELS, DiTConfig, ModelFamily
 from magi_lite.resources import home_folder, presets_folder
 from magi_lite.sampling.settings import Guidance, SamplerSettings
+from quant.schemes import detect
+from quant.storage.shards import tensor_names
 
 DEFAULT_MODELS_FOLDER = home_folder() / "models"
 """Where weights are looked for and downloaded to when no folder is named."""
@@ -44,14 +48,18 @@ class ModelFiles:
     text_encoder: Path
     special_tokens: Path
     distilled: bool
-    quantized: bool
-    """The weights are the published FP8 ones."""
     trained: bool = True
     """False: random weights made from a seed, for want of the shipped demo model."""
     stored_scheme: str | None = None
     """How the transformer's linears lie in the files: published, fp8, int8 or nf4; None: unquantized."""
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the weights are the published FP8 ones."""
+        return self.stored_scheme == "published"
 
+
+@storage_errors()
 def find_model(name_or_folder: str | Path, models_folder: Path | None = None) -> ModelFiles:
     """Files of a published model by name, or of whatever model a folder holds.
 
@@ -82,13 +90,9 @@ def _complete(weights: Path, root: Path, family: ModelFamily | None) -> ModelFil
             f"No config.json lies in {weights} or {weights.parent}; put the configuration of the model there."
         )
     if config is not None:
-        dit, sampler, quantized = (
-            DiTConfig.from_published(config["model_config"]),
-            sampler_settings(config),
-            is_fp8(config),
-        )
+        dit, sampler = DiTConfig.from_published(config["model_config"]), sampler_settings(config)
     else:
-        dit, sampler, quantized = family.dit, family_settings(family), family.quantized
+        dit, sampler = family.dit, family_settings(family)
     return ModelFiles(
         name=family.name if family else weights.parent.name,
         dit=dit,
@@ -98,8 +102,14 @@ def _complete(weights: Path, root: Path, family: ModelFamily | None) -> ModelFil
         text_encoder=text_folder(root),
         special_tokens=special_tokens_file(root),
         distilled=sampler.distilled,
-        quantized=quantized,
+        stored_scheme=scheme_of(tensor_names(weights)),
     )
+
+
+def scheme_of(names: Iterable[str]) -> str | None:
+    """How a checkpoint with these tensors is quantized: published, fp8, int8, nf4, or None."""
+    scheme = detect(names)
+    return None if scheme is None else scheme.name
 
 
 # --- configuration files -------------------------------------------------------------------------------------------

@@ -1,14 +1,13 @@
 """From files to models: built without memory, given the files' own tensors, converted where the plan says so.
 
 Everything is strict: a checkpoint must hold exactly the tensors of its model. Tensors that are already of the wanted
-type stay memory-mapped. Which linears may be quantized is decided here and nowhere else.
+type stay memory-mapped. Which linears of the transformer may be quantized: `quantizable`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,14 +16,19 @@ from torch import nn
 from magi_lite.config_files import read_json
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.errors import CheckpointError
+from magi_lite.files import storage_errors
 from magi_lite.models import DiTConfig, VAEConfig
 from magi_lite.planner.execution import Execution
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import SpecialTokenTable
 from magi_lite.vae.model import ViTVAE
-from magi_lite.weights.checkpoint import FLOATS, Checkpoint, Expected, tensor_names
-from magi_lite.weights.layout import ModelFiles, find_model
+from magi_lite.weights.assign import Conversion, assign
+from magi_lite.weights.layout import ModelFiles, find_model, scheme_of
+from magi_lite.weights.pickles import Progress
 from magi_lite.weights.t5 import load_t5
+from quant import QuantError, QuantizedLinear, convert_, read_manifest, scheme_named
+from quant.schemes import quantized_names
+from quant.storage.shards import Checkpoint
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ON_THE_FLY = ("fp8", "int8", "nf4")
@@ -49,14 +53,7 @@ def open_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
         from magi_lite.weights.demo import open_demo
 
         return open_demo(models_folder)
-    files = find_model(name_or_folder, models_folder)
-    stored = stored_scheme(tensor_names(files.weights)) or ("published" if _still_packed(files) else None)
-    return dataclasses.replace(files, stored_scheme=stored, quantized=stored == "published")
-
-
-def _still_packed(files: ModelFiles) -> bool:
-    """FP8 by its configuration, but in compressed files without an index, which are not opened for their names."""
-    return files.quantized and not tensor_names(files.weights)
+    return find_model(name_or_folder, models_folder)
 
 
 def quantizable(config: DiTConfig) -> Callable[[str], bool]:
@@ -73,55 +70,68 @@ def quantizable(config: DiTConfig) -> Callable[[str], bool]:
     return may
 
 
-def load_dit(files: ModelFiles, execution: Execution | None = None, device: torch.device | str | None = None) -> DiT:
+def load_dit(
+    files: ModelFiles,
+    execution: Execution | None = None,
+    device: torch.device | str | None = None,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> DiT:
     """The transformer of a model, ready to run.
 
     Args:
         execution: scheme, dtype and attention of the plan; None: the CPU, float32 where the files are not quantized.
         device: where the weights go; None: the plan's device, or the CPU when layers are streamed.
+        cancelled: asked between tensors.
 
     Raises:
         CheckpointError: files are missing, damaged or of another model or scheme.
+        LoadCancelled: `cancelled()`.
     """
-    execution = execution or Execution(scheme=stored_scheme(tensor_names(files.weights)) or "float32")
-    return load_dit_weights(files.weights, files.dit, execution, device)
+    execution = execution or Execution(scheme=files.stored_scheme or "float32")
+    return load_dit_weights(files.weights, files.dit, execution, device, cancelled=cancelled)
 
 
+@storage_errors()
 def load_dit_weights(
-    weights: Path, config: DiTConfig, execution: Execution, device: torch.device | str | None = None
+    weights: Path,
+    config: DiTConfig,
+    execution: Execution,
+    device: torch.device | str | None = None,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> DiT:
     """As `load_dit`, from a weights folder and its configuration."""
     converting = device or execution.device
     if device is None:
         device = "cpu" if execution.layers == "streamed" else execution.device
     checkpoint = Checkpoint.open(weights)
-    stored = stored_scheme(checkpoint.tensors)
+    stored = scheme_of(checkpoint.tensors)
     _check_scheme(stored, execution.scheme, weights)
     with torch.device("meta"):
         model = DiT(config)
     compute, may = DTYPES[execution.dtype], quantizable(config)
-    convert_now = stored is None and execution.scheme in ON_THE_FLY
-
-    def dtype_of(name: str) -> torch.dtype:
-        if convert_now and may(name.rpartition(".")[0]):
-            return checkpoint.tensors[name].dtype  # quantized from the file's own numbers, as offline conversion does
-        return parameter_dtype(name, compute)
-
     fixed = _declare_quantized(model, checkpoint, stored, may) if stored else frozenset()
-    what = f"this model ({weights.parent.name})"
-    assign(model, checkpoint, dtype_of, "cpu" if convert_now else device, what, fixed=fixed)
-    if convert_now:
-        _convert_layers(model, execution.scheme, may, converting, device)
+    conversion = None
+    if stored is None and execution.scheme in ON_THE_FLY:
+        linears = frozenset(name for name, part in model.named_modules() if isinstance(part, nn.Linear) and may(name))
+        conversion = Conversion(scheme_named(execution.scheme), linears, converting, _layer)
+    assign(
+        model,
+        checkpoint,
+        lambda name: parameter_dtype(name, compute),
+        device,
+        f"this model ({weights.parent.name})",
+        fixed=fixed,
+        conversion=conversion,
+        cancelled=cancelled,
+    )
     model.mlp_slice, model.attention_slice = execution.mlp_slice, execution.attention_slice
     return model
 
 
-def stored_scheme(names: Iterable[str]) -> str | None:
-    """How a checkpoint with these tensors is quantized: published, fp8, int8, nf4, or None."""
-    from quant import detect
-
-    scheme = detect(names)
-    return None if scheme is None else scheme.name
+def _layer(name: str) -> str:
+    return f"Layer {name.split('.')[2]} of the transformer"
 
 
 def _check_scheme(stored: str | None, wanted: str, weights: Path) -> None:
@@ -139,9 +149,6 @@ def _check_scheme(stored: str | None, wanted: str, weights: Path) -> None:
 
 def _declare_quantized(model: DiT, checkpoint: Checkpoint, stored: str, may: Callable[[str], bool]) -> frozenset[str]:
     """Swap the linears that the files hold quantized, still without memory; returns names whose type is fixed."""
-    from quant import QuantError, QuantizedLinear, convert_, read_manifest, scheme_named
-    from quant.convert import quantized_names
-
     try:
         manifest = read_manifest(checkpoint.place)
         scheme = scheme_named(stored) if manifest is None else manifest.scheme
@@ -158,28 +165,14 @@ def _declare_quantized(model: DiT, checkpoint: Checkpoint, stored: str, may: Cal
     )
 
 
-def _convert_layers(
-    model: DiT, scheme: str, may: Callable[[str], bool], at: torch.device | str, home: torch.device | str
-) -> None:
-    """Quantize one layer after the other where it will compute, and bring it home: a card is faster at it by far.
-
-    Never more than one layer is in memory twice.
-    """
-    from quant import QuantError, convert_, scheme_named
-
-    for index, layer in enumerate(model.videodit_blocks.layers):
-        path = f"videodit_blocks.layers.{index}."
-        if any(may(path + name) for name, _ in layer.named_modules()):
-            layer.to(at)
-            try:
-                convert_(layer, scheme_named(scheme), lambda name, path=path: may(path + name))
-            except QuantError as error:
-                raise CheckpointError(f"Layer {index} of the transformer cannot be run as {scheme}: {error}") from error
-        layer.to(home)
-    model.to(home)
-
-
-def load_vae(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> ViTVAE:
+@storage_errors()
+def load_vae(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> ViTVAE:
     """The autoencoder from a folder in diffusers layout (config.json with a ddconfig, safetensors).
 
     Raises:
@@ -187,12 +180,17 @@ def load_vae(folder: Path, dtype: torch.dtype = torch.float32, device: torch.dev
     """
     with torch.device("meta"):
         model = ViTVAE(vae_config(folder))
-    assign(model, Checkpoint.open(folder), lambda name: dtype, device, "the autoencoder")
+    assign(model, Checkpoint.open(folder), lambda name: dtype, device, "the autoencoder", cancelled=cancelled)
     return model
 
 
 def load_text_encoder(
-    files: ModelFiles, execution: Execution | None = None, device: torch.device | str | None = None
+    files: ModelFiles,
+    execution: Execution | None = None,
+    device: torch.device | str | None = None,
+    *,
+    progress: Progress = lambda done, total: None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> PromptEncoder:
     """The text encoder of a model in the plan's scheme and place; None: float32 on the CPU.
 
@@ -201,7 +199,14 @@ def load_text_encoder(
     """
     execution = execution or Execution()
     place = execution.t5_device if device is None else device
-    return load_t5(files.text_encoder, execution.t5, place, files.dit.caption_max_length)
+    return load_t5(
+        files.text_encoder,
+        execution.t5,
+        place,
+        files.dit.caption_max_length,
+        progress=progress,
+        cancelled=cancelled,
+    )
 
 
 def vae_config(folder: Path) -> VAEConfig:
@@ -231,34 +236,3 @@ def load_special_tokens(files: ModelFiles) -> SpecialTokenTable:
             f"{files.dit.caption_channels}; put the file of this model there."
         )
     return table
-
-
-def assign(
-    model: nn.Module,
-    checkpoint: Checkpoint,
-    dtype_of: Callable[[str], torch.dtype],
-    device: torch.device | str,
-    what: str,
-    fixed: frozenset[str] = frozenset(),
-) -> None:
-    """Give a model built on the meta device a checkpoint's tensors, each in its type; frozen, in eval mode.
-
-    Args:
-        fixed: tensors that must be stored in the model's own type and stay in it (quantized numbers, their scales).
-
-    Raises:
-        CheckpointError: the checkpoint does not hold exactly the model's tensors.
-    """
-    wanted = model.state_dict()
-    types = {name: (tensor.dtype,) if name in fixed else FLOATS for name, tensor in wanted.items()}
-    checkpoint.require({name: Expected(tuple(t.shape), types[name]) for name, t in wanted.items()}, what)
-    state = {
-        name: checkpoint.read(name).to(device=device, dtype=tensor.dtype if name in fixed else dtype_of(name))
-        for name, tensor in wanted.items()
-    }
-    try:
-        model.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:  # quantized layers refuse scales that make no sense
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise CheckpointError(f"The weights in {checkpoint.place} cannot be used: {reason}") from error
-    model.requires_grad_(False).eval()

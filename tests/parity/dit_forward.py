@@ -19,7 +19,7 @@ from magi_lite.attention import SDPA, Backend
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.dit.rope import rope_table
 from magi_lite.models import DiTConfig
-from magi_lite.weights.checkpoint import Checkpoint
+from quant.storage.shards import Checkpoint
 from tests.parity.dit_calls import Call, NotUnderstood, PlainStore, run_dispatch, run_forward
 from tests.parity.dit_recorder import Recorder
 from tests.parity.report import CaseResult, compare, unclaimed

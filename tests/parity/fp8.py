@@ -22,9 +22,9 @@ from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.models import DiTConfig
 from quant import Published, QuantError, convert_
 from quant.activations import static
-from quant.convert import quantized_names
 from quant.linear import QuantizedLinear, as_rows
 from quant.published import PublishedPerTensorLinear, PublishedSmoothLinear, static_matmul
+from quant.schemes import quantized_names
 from tests.parity.dit_calls import NotUnderstood, PlainStore
 from tests.parity.dit_forward import compare_case, run_case, single_sdpa
 from tests.parity.report import CaseResult, compare, exact, unclaimed

@@ -222,8 +222,8 @@ def test_sources_that_cannot_be_converted(
     good = write_checkpoint(tmp_path / "good", model(generator))
     convert_folder(good, tmp_path / "done", quant.Int8())
     for place, message in (
-        ("nothing", "holds no .safetensors"),
-        ("half", "not a complete safetensors file"),
+        ("nothing", "Found no weights in"),
+        ("half", "is cut short: it ends inside its header"),
         ("nan", "does not survive quantization"),
         ("done", "quantized already"),
     ):

@@ -63,7 +63,7 @@ def test_a_killed_conversion_of_packed_shards_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         convert_folder(source, tmp_path / "out", quant.Int8(), shard_bytes=SHARD, say=say)
-    monkeypatch.setattr("quant.packed._unpack", lambda *_: pytest.fail("what was unpacked is kept"))
+    monkeypatch.setattr("quant.storage.packing.pieces", lambda *_: pytest.fail("what was unpacked is kept"))
     convert_folder(source, tmp_path / "out", quant.Int8(), shard_bytes=SHARD, say=said.append)
     assert sum("kept" in line for line in said) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
@@ -76,7 +76,7 @@ def test_damaged_and_unreadable_shards_are_said_in_one_sentence(
     (shard,) = source.glob("*.safetensors")
     packed = pack(shard)
     whole = packed.read_bytes()
-    for data, words in ((whole[: len(whole) // 2], "cut short"), (b"no zstd at all", "not a zstd file")):
+    for data, words in ((whole[: len(whole) // 2], "cut short"), (b"no zstd at all", "damaged or not zstd-compressed")):
         packed.write_bytes(data)
         with pytest.raises(quant.QuantError, match=words):
             convert_folder(source, tmp_path / "out", quant.Int8())

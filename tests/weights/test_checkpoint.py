@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +14,11 @@ import zstandard
 from safetensors.torch import load_file, save_file
 
 from magi_lite.errors import CheckpointError, OutputError
+from magi_lite.files import write_tensors
 from magi_lite.planner.execution import Execution
-from magi_lite.weights.checkpoint import Checkpoint, tensor_names
 from magi_lite.weights.loader import load_dit_weights
+from quant.errors import WeightsError
+from quant.storage.shards import Checkpoint, tensor_names
 from tests.weights.conftest import SMALL
 
 State = dict[str, torch.Tensor]
@@ -81,10 +83,10 @@ def test_every_form_gives_the_same_tensors(form: str, weights: Path, state: Stat
 
 def test_unpacked_once_and_again_when_newer(weights: Path) -> None:
     packed = compress(weights / "model.safetensors")
-    Checkpoint.open(weights)
+    Checkpoint.open(weights).unpack()
     unpacked = weights / "model.safetensors"
     first = unpacked.stat().st_mtime_ns
-    Checkpoint.open(weights)
+    Checkpoint.open(weights).unpack()
     assert unpacked.stat().st_mtime_ns == first
     assert [path.name for path in weights.iterdir() if path.name.startswith(".")] == []
     save_file({"other": torch.ones(2)}, weights / "other.safetensors")
@@ -99,10 +101,14 @@ def test_a_folder_that_cannot_be_written_is_unpacked_in_memory(
 ) -> None:
     compress(weights / "model.safetensors")
 
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
+    really = os.open
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    def refuse(path: Any, *rest: Any) -> int:
+        if str(path).startswith(str(weights)):
+            raise PermissionError(13, "Permission denied")
+        return really(path, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
     checkpoint = Checkpoint.open(weights)
     assert all(torch.equal(checkpoint.read(name), state[name]) for name in state)
     assert [path.name for path in weights.iterdir()] == ["model.safetensors.zst"]
@@ -114,9 +120,10 @@ def test_a_full_disk_while_unpacking_has_its_sentence(weights: Path, monkeypatch
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tempfile, "mkstemp", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="The disk is full"):
-        Checkpoint.open(weights)
+        load_dit_weights(weights, SMALL, PLAIN)
+    assert [path.name for path in weights.iterdir()] == ["model.safetensors.zst"]
 
 
 def mapped_file(tensor: torch.Tensor) -> str:
@@ -130,8 +137,9 @@ def mapped_file(tensor: torch.Tensor) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of mappings")
-def test_matching_types_stay_mapped(weights: Path) -> None:
-    """A tensor of the wanted type is the file itself, not a copy."""
+def test_matching_types_stay_mapped(weights: Path, state: State) -> None:
+    """A tensor of the wanted type, aligned in its file, is the file itself and not a copy."""
+    write_tensors(weights / "model.safetensors", state)
     file = str(weights / "model.safetensors")
     single = load_dit_weights(weights, SMALL, PLAIN).videodit_blocks.layers[1].mlp.linear_fc1.weight
     assert mapped_file(single) == file
@@ -183,7 +191,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), r"model\.safetensors is empty"),
     "html": (
         lambda f: (f / "model.safetensors").write_text("<!DOCTYPE html><html>404</html>"),
-        r"is a web page and not safetensors",
+        r"is a web page and not weights",
     ),
     "html with space": (lambda f: (f / "model.safetensors").write_text("\n  <html>"), r"is a web page"),
     "lfs pointer": (
@@ -299,7 +307,7 @@ def test_every_accident_has_its_sentence(case: str, weights: Path) -> None:
 
 
 def test_no_folder_has_its_sentence(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"There is no folder .*nowhere with weights"):
+    with pytest.raises(WeightsError, match=r"There is no folder .*nowhere with weights"):
         Checkpoint.open(tmp_path / "nowhere")
 
 
@@ -307,5 +315,5 @@ def test_a_cut_compressed_file_leaves_nothing_behind(weights: Path) -> None:
     cut(compress(weights / "model.safetensors"), 0.6)
     for _ in range(2):  # and is not taken for whole the second time
         with pytest.raises(CheckpointError, match="cut short"):
-            Checkpoint.open(weights)
+            load_dit_weights(weights, SMALL, PLAIN)
     assert [path.name for path in weights.iterdir()] == ["model.safetensors.zst"]

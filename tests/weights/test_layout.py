@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import zstandard
+from safetensors.torch import save_file
 
 from magi_lite.errors import CheckpointError, InputError
 from magi_lite.models import DIT_24B, MODELS
@@ -15,15 +18,17 @@ from magi_lite.sampling.settings import Guidance
 from magi_lite.weights.layout import find_model, sampler_settings
 
 FAMILY = MODELS["4.5B-base"]
+EMPTY = (2).to_bytes(8, "little") + b"{}"
+"""A safetensors file of no tensors."""
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The skeleton of a published download: names and configurations, weights that nobody reads."""
+    """The skeleton of a published download: names and configurations, weight files without a tensor."""
     root = tmp_path / "models"
     for folder in ("ckpt/magi/4.5B_base/inference_weight", "ckpt/vae", "ckpt/t5/t5-v1_1-xxl"):
         (root / folder).mkdir(parents=True)
-        (root / folder / "model.safetensors").touch()
+        (root / folder / "model.safetensors").write_bytes(EMPTY)
     for folder in ("ckpt/vae", "ckpt/t5/t5-v1_1-xxl"):
         (root / folder / "config.json").write_text("{}")
     (root / "special_tokens.npz").touch()
@@ -42,10 +47,11 @@ PLACES: dict[str, Callable[[Path], object]] = {
     "weights in the family's folder": lambda root: move(
         root, "ckpt/magi/4.5B_base/inference_weight/model.safetensors", "ckpt/magi/4.5B_base/model.safetensors"
     ),
-    "compressed": lambda root: move(
-        root,
-        "ckpt/magi/4.5B_base/inference_weight/model.safetensors",
-        "ckpt/magi/4.5B_base/inference_weight/model-00001-of-00001.safetensors.zst",
+    "compressed": lambda root: (
+        (root / "ckpt/magi/4.5B_base/inference_weight/model-00001-of-00001.safetensors.zst").write_bytes(
+            zstandard.compress((root / "ckpt/magi/4.5B_base/inference_weight/model.safetensors").read_bytes())
+        )
+        and (root / "ckpt/magi/4.5B_base/inference_weight/model.safetensors").unlink()
     ),
     "t5 without a folder of its own": lambda root: [
         move(root, f"ckpt/t5/t5-v1_1-xxl/{name}", f"ckpt/t5/{name}") for name in ("config.json", "model.safetensors")
@@ -127,6 +133,8 @@ def test_a_configuration_beside_the_weights_decides(root: Path) -> None:
         "engine_config": {"distill": True, "fp8_quant": True, "shortcut_mode": "16,16,8"},
     }
     (root / "ckpt/magi/4.5B_base/config.json").write_text(json.dumps(config))
+    scale = {"videodit_blocks.layers.1.mlp.linear_fc1.input_scale": torch.ones(3)}
+    save_file(scale, root / "ckpt/magi/4.5B_base/inference_weight/model.safetensors")
     files = find_model(root)
     assert (files.dit.num_layers, files.dit.hidden_size, files.dit.gated_linear_unit) == (5, 6144, True)
     assert files.distilled and files.quantized

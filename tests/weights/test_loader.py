@@ -16,7 +16,7 @@ from magi_lite.dit.model import DiT
 from magi_lite.errors import CheckpointError
 from magi_lite.models import DIT_4_5B, DIT_24B
 from magi_lite.planner.execution import Execution
-from magi_lite.weights.checkpoint import tensor_names
+from magi_lite.weights.layout import scheme_of
 from magi_lite.weights.loader import (
     load_dit,
     load_dit_weights,
@@ -25,10 +25,10 @@ from magi_lite.weights.loader import (
     load_vae,
     open_model,
     quantizable,
-    stored_scheme,
     vae_config,
 )
 from quant import QuantizedLinear, convert_folder, scheme_named
+from quant.storage.shards import tensor_names
 from tests.parity import ckpt as parity
 from tests.weights.conftest import SMALL
 
@@ -108,7 +108,7 @@ def test_schemes_that_do_not_fit_have_their_sentence(weights: Path, tmp_path: Pa
     with pytest.raises(CheckpointError, match="are not published FP8 ones; choose scheme bf16, fp8, int8 or nf4"):
         load_dit_weights(weights, SMALL, Execution(scheme="published"))
     convert_folder(weights, tmp_path / "converted", scheme_named("int8"))
-    assert stored_scheme(tensor_names(tmp_path / "converted")) == "int8"
+    assert scheme_of(tensor_names(tmp_path / "converted")) == "int8"
     with pytest.raises(CheckpointError, match="are stored as int8 and cannot be run as nf4; choose scheme int8"):
         load_dit_weights(tmp_path / "converted", SMALL, Execution(scheme="nf4"))
 

@@ -98,9 +98,9 @@ def test_a_killed_conversion_leaves_nothing_that_loads(folder: Path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", die)
         with pytest.raises(KeyboardInterrupt):
-            embedding(folder)
-    assert not (folder / "converted-float32").exists()
-    assert embedding(folder).shape == (7, 64)
+            embedding(folder, "bf16")
+    assert not (folder / "converted-bfloat16").exists()
+    assert embedding(folder, "bf16").shape == (7, 64)
 
 
 @pytest.mark.parametrize(("scheme", "limit"), [("bf16", 0.03), ("int8", 0.12), ("nf4", 0.6)])
@@ -223,6 +223,7 @@ def test_every_accident_has_its_sentence(case: str, folder: Path) -> None:
 def test_a_full_disk_is_what_is_said_of_a_conversion(folder: Path) -> None:
     as_pickle(folder, shards=2)
     with small_files(2000), pytest.raises(OutputError, match="The disk is full or limited at"):
-        load_t5(folder)
-    assert not [path.name for path in folder.iterdir() if "convert" in path.name]
-    assert embedding(folder).shape == (7, 64)
+        load_t5(folder, "bf16")
+    assert not (folder / "converted-bfloat16").exists()
+    assert embedding(folder, "bf16").shape == (7, 64)
+    assert [path.name for path in folder.iterdir() if "convert" in path.name] == ["converted-bfloat16"]

@@ -10,15 +10,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from magi_lite.errors import OutputError
-from magi_lite.weights.checkpoint import DTYPES, Checkpoint
-from magi_lite.weights.tensor_files import write_tensors
+from magi_lite.files import write_tensors
+from quant.storage.headers import KINDS
+from quant.storage.shards import Checkpoint
 from tests.disk import small_files
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
     """One of every type that is read, of odd sizes, not contiguous, empty and without a dimension."""
     bits = torch.randint(0, 2, (3, 5, 7))
-    made = {f"of {name}": bits.to(dtype).transpose(0, 2) for name, dtype in DTYPES.items()}
+    made = {f"of {name}": bits.to(getattr(torch, kind)).transpose(0, 2) for name, (kind, _) in KINDS.items()}
     return made | {"none": torch.empty(0, 4), "one": torch.randn(()), "half": torch.randn(9).half()[::2]}
 
 
