@@ -18,7 +18,7 @@ from torch import Tensor
 
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.events import Event, Finished, PhaseStarted, Progress
-from magi_lite.files import output_errors, replacing
+from magi_lite.files import output_errors
 from magi_lite.machine import devices
 from magi_lite.models import FPS, FRAMES_PER_LATENT
 from magi_lite.pipeline.engine import plan_for
@@ -34,6 +34,7 @@ from magi_lite.video.writer import VideoWriter, finalize
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.loader import DTYPES, load_vae, open_model
 from magi_lite.weights.residency import Residency, drop_weights
+from quant.storage.files import replacing
 
 COPIED = "h264"
 """The format that the growing video already has."""
