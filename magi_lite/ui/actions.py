@@ -314,14 +314,11 @@ class Actions:
     # --- for the form
 
     def request_of(self, job: str) -> GenerationRequest:
-        """What a job asks for."""
-        return self._queue.get(job).request
-
-    def current_request(self) -> GenerationRequest | None:
-        """What is being made right now, or else what was cut off last."""
-        cut = [job for job in self._queue.jobs() if job.state == "interrupted"]
-        current = self._queue.running or (cut[-1] if cut else None)
-        return current.request if current else None
+        """What a job asks for; once it has ended, what its video was made with."""
+        found = self._queue.get(job)
+        if found.project and found.state not in ("waiting", "running") and (found.project / "project.json").is_file():
+            return Project.open(found.project).request
+        return found.request
 
     # --- inside
 

@@ -12,7 +12,7 @@ from magi_lite.request import presets
 from magi_lite.request.request import OPTIONS
 from magi_lite.ui import form
 from magi_lite.ui.actions import Actions
-from magi_lite.ui.panels import Fold, SourcePanel, SteerPanel, TimelineEditor, WatchPanel
+from magi_lite.ui.panels import Fold, FormPanel, SourcePanel, SteerPanel, TimelineEditor, WatchPanel
 
 Widgets = dict[str, Any]
 TOKENS = ("quality_token", "duration_token", "nearly_clean")
@@ -49,6 +49,7 @@ def build(actions: Actions, start: dict[str, Any], examples: list[str]) -> Widge
                 label="Example timelines", elem_id="mg-example", scale=0, min_width=240,
             )  # fmt: skip
         w["timeline"] = TimelineEditor(start["timeline"], seconds=start["seconds"], elem_id="mg-timeline")
+    w["form"] = FormPanel(form.FIELDS, [w[name]._id for name in form.FIELDS])
     return w
 
 

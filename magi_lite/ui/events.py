@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from magi_lite.errors import MagiLiteError
+from magi_lite.models import MODELS
 from magi_lite.request.build import with_defaults
+from magi_lite.request.defaults import models_on_disk
 from magi_lite.request.request import GenerationRequest
 from magi_lite.request.settings import settings_from_data
 from magi_lite.timeline import Timeline
+from magi_lite.timeline.edit import clip
 from magi_lite.ui import form
 from magi_lite.ui.actions import Actions
 from magi_lite.ui.create import Widgets
@@ -19,10 +23,17 @@ from magi_lite.ui.examples import Example
 from magi_lite.ui.expose import sentence
 from magi_lite.ui.fills import INNER, fills, skipped
 from magi_lite.ui.library import Library
-from magi_lite.ui.machine import Machine
+from magi_lite.ui.machine import Machine, download_gb
 
 SIZE_NOTE_JS = "(w, h, seed) => [{ note: `${w} × ${h}, ${seed >= 0 ? `seed ${seed}` : 'a new seed each time'}` }]"
 """What the closed section "Size and seed" shows of itself."""
+LENGTH_JS = """(length, endless) => {
+  const seconds = endless ? 0 : Math.max(1, Math.floor(length) || 1);
+  return [{ __type__: "update", props: { seconds } }];
+}"""
+"""The timeline's length follows the fields; blocks beyond it stay."""
+NOTE_JS = "async (...all) => { await magiReady; magi.form.note(all); return []; }"
+RESTORE_JS = "async (...all) => { await magiReady; return magi.form.restore(all); }"
 
 
 class Handlers:
@@ -37,9 +48,28 @@ class Handlers:
 
     def request(self, *values: Any) -> GenerationRequest:
         """The form's request."""
-        named = dict(zip(form.FIELDS, values, strict=True))
+        named = within(dict(zip(form.FIELDS, values, strict=True)))
         last = self.library.last_video() if named["mode"] == form.LAST else None
         return form.to_request(named, models_folder=self.machine.models_folder, last_video=last)
+
+    def missing(self, request: GenerationRequest) -> dict[str, Any] | None:
+        """What the stage asks where the request's model must be downloaded first; None: it is here."""
+        if request.model not in MODELS or request.model in models_on_disk(self.machine.models_folder):
+            return None
+        return {
+            "missing": request.model,
+            "gb": round(download_gb(request.model)),
+            "sentence": f"The model {request.model} is not on this computer. Download it, or choose another model.",
+        }
+
+    def say_what_is_left_out(self, values: Sequence[Any]) -> None:
+        """A notice for blocks that lie beyond the video's end."""
+        named = dict(zip(form.FIELDS, values, strict=True))
+        end = None if named["endless"] else int(named["seconds"])
+        count = sum(end is not None and s.end > end for s in (named["timeline"] or Timeline()).segments)
+        if count:
+            what = "1 block reaches" if count == 1 else f"{count} blocks reach"
+            gr.Info(f"{what} beyond second {end}: that part is left out of this video and stays on the timeline.")
 
     def fill(self, request: GenerationRequest, source: dict[str, Any] | None = None) -> list[Any]:
         """Values of all fields for a request."""
@@ -63,16 +93,21 @@ class Handlers:
     # --- Generate
 
     def generate(self, *values: Any) -> tuple[Any, ...]:
-        """Put the form's video into the queue and show it."""
+        """Put the form's video into the queue and show it; one whose model is not here is not queued."""
         try:
-            answer = self.actions.submit(self.request(*values))
+            request = self.request(*values)
+            missing = self.missing(request)
+            if missing:
+                return missing, gr.skip()
+            answer = self.actions.submit(request)
         except MagiLiteError as error:
-            raise gr.Error(sentence(error), print_exception=False, title="Not yet") from None
+            raise gr.Error(sentence(error), print_exception=False, title="Cannot start") from None
+        self.say_what_is_left_out(values)
         queued = self.actions.queue()["jobs"]
-        running = any(job["state"] == "running" for job in queued)
+        running = any(job["state"] == "running" and job["id"] != answer["job"] for job in queued)
         if running:
             gr.Info("Added to the queue; it starts when the running video is done.", title="Queued")
-        return (gr.skip() if running else {"job": answer["job"]}), answer["seed"]
+        return (None if running else {"job": answer["job"]}), answer["seed"]
 
     def save_edit(self, job: str, *values: Any) -> tuple[Any, ...]:
         """Give the queued job that is being edited the form's values."""
@@ -87,9 +122,7 @@ class Handlers:
         named = dict(zip(form.FIELDS, values, strict=True))
         if not (named["prompt"] or "").strip():
             named["prompt"] = "a video"
-        timeline = named["timeline"]
-        if not named["endless"] and timeline and timeline.end > (named["seconds"] or 0):
-            named["timeline"] = Timeline()
+        named = within(named)
         try:
             if named["mode"] in (form.IMAGE, form.VIDEO) and not named["source"]:
                 named["mode"] = form.TEXT
@@ -140,17 +173,6 @@ class Handlers:
             gr.Info("Drop an image first; then its shape can be matched.")
         return form.shaped(shape, width or 64, height or 64, image)
 
-    def length(self, seconds: float, endless: bool, timeline: Timeline) -> list[Any]:
-        """The timeline follows the length; blocks beyond the end are cut off."""
-        from magi_lite.timeline.edit import clip
-
-        if not endless and not seconds:  # a number that is still being typed
-            return skipped([timeline])
-        limit = 0 if endless else int(seconds)  # 0: no end
-        if limit and timeline.end > limit:
-            return [gr.update(seconds=limit, value=clip(timeline, limit).to_json())]
-        return [gr.update(seconds=limit)]
-
     def quality(self, quality: str, preset: str, model: str) -> tuple[Any, ...]:
         """A quality brings its size, and leaves steps and window to it."""
         base = GenerationRequest(Timeline(), preset=preset or "auto", quality=quality.lower())
@@ -160,13 +182,13 @@ class Handlers:
         base = with_defaults(replace(base, models_folder=self.machine.models_folder), chosen)
         return base.width, base.height, form.AUTO, form.AUTO
 
-    def committed(self, timeline: Timeline, seconds: float, endless: bool) -> tuple[Any, ...]:
-        """An imported timeline may bring words for every second, and need more seconds."""
+    def imported(self, timeline: Timeline, seconds: float, endless: bool) -> tuple[Any, ...]:
+        """A timeline that was imported or typed may bring a global prompt, and need more seconds."""
         prompt = timeline.global_prompt or gr.skip()
-        value = gr.update(value=replace(timeline, global_prompt="").to_json()) if timeline.global_prompt else gr.skip()
         longer = timeline.end if not endless and timeline.end > (seconds or 0) else None
-        if longer:
-            value = gr.update(value=replace(timeline, global_prompt="").to_json(), seconds=longer)
+        value = gr.skip()
+        if timeline.global_prompt or longer:
+            value = gr.update(value=replace(timeline, global_prompt="").to_json())
         return value, prompt, longer or gr.skip()
 
     def example(self, title: str) -> tuple[Any, ...]:
@@ -185,9 +207,11 @@ class Handlers:
         project = self.library.open((event or {}).get("use", ""))
         return [gr.Tabs(selected="create"), *self.fill(project.request)]
 
-    def watch_job(self, event: dict[str, Any] | None) -> list[Any]:
-        """Bring a job's words and settings into the form, so that the timeline belongs to what is shown."""
-        return [gr.Tabs(selected="create"), *self.fill(self.actions.request_of((event or {}).get("watch", "")))]
+    def follow(self, event: dict[str, Any] | None) -> list[Any]:
+        """Fill the form with what a job's video was made with; from another tab, show this one."""
+        event = event or {}
+        tabs = gr.Tabs(selected="create") if event.get("open") else gr.skip()
+        return [tabs, *self.fill(self.actions.request_of(event.get("job", "")))]
 
     def edit_job(self, event: dict[str, Any] | None) -> list[Any]:
         """Bring a queued job into the form, to be saved back."""
@@ -195,10 +219,13 @@ class Handlers:
         request = self.actions.request_of(job)
         return [gr.Tabs(selected="create"), job, gr.update(visible=True), *self.fill(request)]
 
-    def attach(self) -> list[Any]:
-        """A page that is opened while a video is made, or after one was cut off, shows that video's form."""
-        current = self.actions.current_request()
-        return skipped(form.FIELDS) if current is None else self.fill(current)
+
+def within(named: dict[str, Any]) -> dict[str, Any]:
+    """The form's values with the blocks as far as the video reaches."""
+    timeline, seconds = named["timeline"], named["seconds"]
+    if named["endless"] or not timeline or not isinstance(seconds, int | float) or timeline.end <= seconds:
+        return named
+    return named | {"timeline": clip(timeline, int(seconds))}
 
 
 def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo: gr.Blocks) -> None:
@@ -217,7 +244,13 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
         if name not in ("seed", "source", "embed_settings", "crf", "timeline"):
             w[name].change(h.plan, fields, [system, w["plan"]], trigger_mode="always_last", **INNER)
     demo.load(h.plan, fields, [system, w["plan"]], **INNER)
-    fills(demo.load, h.attach, [], fields)
+    fills(w["form"].follow, h.follow, [w["form"]], fields, [tabs])
+    w["form"].restore(None, fields, fields, js=RESTORE_JS, **INNER)
+    typed = [w[name].change for name in form.FIELDS if name not in ("timeline", "source")]
+    gr.on(typed, None, fields, None, js=NOTE_JS, **INNER)
+    panels = (w["timeline"].commit, w["timeline"].imported, w["source"].dropped, w["source"].cleared)
+    for changed in panels:
+        changed(None, fields, None, js=NOTE_JS, **INNER)
 
     fills(w["source"].dropped, h.dropped, [w["source"], *fields], fields)
     fills(w["source"].cleared, h.cleared, [w["mode"]], [w["mode"]])
@@ -225,21 +258,19 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
     fills(w["shape"].input, h.shape, [w["shape"], *size, w["source"]], size)
     for field in size:
         field.blur(None, field, field, js=f"(n) => [{form.LEGAL_SIZE_JS}]", **INNER)
-    for name in ("seconds", "endless"):
-        fills(w[name].change, h.length, [w["seconds"], w["endless"], w["timeline"]], [w["timeline"]])
+    lengths = [w["seconds"], w["endless"]]
+    gr.on([field.change for field in lengths], None, lengths, w["timeline"], js=LENGTH_JS, **INNER)
     tiers = [w["quality"], w["preset"], w["model"]]
     for tier in tiers:
         fills(tier.input, h.quality, tiers, [*size, w["steps"], w["window"]])
     w["dice"].click(None, None, w["seed"], js=f"() => [Math.floor(Math.random() * {form.SEED_LIMIT})]", **INNER)
     fills(w["last_seed"].click, lambda seed: [seed], [used_seed], [w["seed"]])
     words = [w["timeline"], w["prompt"], w["seconds"]]
-    fills(w["timeline"].commit, h.committed, [w["timeline"], w["seconds"], w["endless"]], words)
+    fills(w["timeline"].imported, h.imported, [w["timeline"], w["seconds"], w["endless"]], words)
     fills(w["example"].input, h.example, [w["example"]], [*words, w["endless"]])
 
     fills(gallery.use_settings, h.use_settings, [gallery], fields, [tabs])
-    fills(gallery.watch_video, h.watch_job, [gallery], fields, [tabs])
     fills(queue.edit_job, h.edit_job, [queue], fields, [tabs, editing, w["save_edit"]])
-    fills(queue.watch_job, h.watch_job, [queue], fields, [tabs])
     gr.on(
         [demo.load, *(w[name].change for name in ("width", "height", "seed"))], None, [*size, w["seed"]],
         w["size_fold"], js=SIZE_NOTE_JS, **INNER,

@@ -42,10 +42,13 @@ def fills(
 
     ask.__name__ = getattr(answer, "__name__", "ask")
     ask.__doc__ = answer.__doc__
-    asked = event(
-        ask, inputs + fields, [*others, mailbox], js=f"(...all) => magi.ask('{key}', all, {len(inputs)})", **INNER
-    )
-    asked.success(None, [mailbox, *fields], fields, js=f"(...all) => magi.answer('{key}', all)", **INNER)
+    asked = event(ask, inputs + fields, [*others, mailbox], js=_js(f"magi.ask('{key}', all, {len(inputs)})"), **INNER)
+    asked.success(None, [mailbox, *fields], fields, js=_js(f"magi.answer('{key}', all)"), **INNER)
+
+
+def _js(call: str) -> str:
+    """An inline handler that waits for the page's scripts."""
+    return f"async (...all) => {{ await magiReady; return {call}; }}"
 
 
 def skipped(fields: Sequence[Any]) -> list[Any]:

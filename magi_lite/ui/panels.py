@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
+from magi_lite.models import FPS
 from magi_lite.ui.actions import Actions
 from magi_lite.ui.assets import Panel
 from magi_lite.ui.expose import for_page
-from magi_lite.ui.timeline import TimelineEditor
+from magi_lite.ui.timeline_editor import TimelineEditor
 from magi_lite.ui.uploads import LIMIT_BYTES
 
 __all__ = [
-    "Fold", "GalleryPanel", "QueuePanel", "SourcePanel", "SteerPanel", "SystemPanel", "TimelineEditor", "TopBar",
-    "WatchPanel",
+    "Fold", "FormPanel", "GalleryPanel", "QueuePanel", "SourcePanel", "SteerPanel", "SystemPanel", "TimelineEditor",
+    "TopBar", "WatchPanel",
 ]  # fmt: skip
 NOT_UPLOADED = "This file was not uploaded through the page; drop it into the box."
-STYLED = ("topbar", "fold", "source", "steer", "watch", "timeline", "queue", "gallery", "system")
+STYLED = ("topbar", "form", "fold", "source", "steer", "watch", "timeline", "queue", "gallery", "system")
 """Folders whose style sheet the page loads."""
 
 
@@ -39,6 +41,7 @@ class Fold(Panel):
     """
 
     folder = "fold"
+    triggers = ("opened",)
 
     def __init__(self, title: str, name: str) -> None:
         super().__init__(None, title=title, body=f"{name}-body", elem_id=f"{name}-head")
@@ -48,6 +51,7 @@ class SourcePanel(Panel):
     """The drop zone. Its value is None or {"kind", "path", "name", "width", "height", "url", "info"}."""
 
     folder = "source"
+    triggers = ("dropped", "cleared")
 
     def __init__(self, actions: Actions, **options: Any) -> None:
         functions = doors(actions, "look_at")
@@ -62,7 +66,7 @@ class SourcePanel(Panel):
 
 
 class SteerPanel(Panel):
-    """Under the prompt, while a video is made: from which second on other words would be obeyed, and the button."""
+    """Under the prompt, while a video is made: from which second on another prompt would apply, and the button."""
 
     folder = "steer"
 
@@ -70,21 +74,38 @@ class SteerPanel(Panel):
         super().__init__(None, elem_id="mg-steer")
 
 
+class FormPanel(Panel):
+    """Nothing to see: keeps the form as a draft in the browser, and fills it with what a video was made with.
+
+    Events: restore (a draft comes back), follow with the value {"job": id, "open": show the tab}.
+
+    Args:
+        names: of all fields.
+        ids: of their components.
+    """
+
+    folder = "form"
+    triggers = ("restore", "follow")
+
+    def __init__(self, names: Sequence[str], ids: Sequence[int]) -> None:
+        super().__init__(None, names=list(names), ids=list(ids), elem_id="mg-form")
+
+
 class WatchPanel(Panel):
     """The stage. Setting its value to {"job": id} shows that job."""
 
     folder = "watch"
-    scripts = ("player.js", "watch.js")
 
     def __init__(self, actions: Actions) -> None:
-        functions = doors(actions, "stop", "pause", "resume", "extend", "redo")
-        super().__init__(None, server_functions=functions, elem_id="mg-watch")
+        functions = doors(actions, "stop", "pause", "resume", "extend", "redo", "download")
+        super().__init__(None, server_functions=functions, fps=FPS, elem_id="mg-watch")
 
 
 class QueuePanel(Panel):
-    """The list of jobs. Events: edit_job {"edit": id}, watch_job {"watch": id}."""
+    """The list of jobs. Event: edit_job {"edit": id}."""
 
     folder = "queue"
+    triggers = ("edit_job",)
 
     def __init__(self, actions: Actions) -> None:
         names = ("move", "clone", "remove", "stop", "pause", "resume", "hold", "clear_ended")
@@ -92,9 +113,10 @@ class QueuePanel(Panel):
 
 
 class GalleryPanel(Panel):
-    """The videos. Events: use_settings {"use": name}, watch_video {"watch": job}."""
+    """The videos. Event: use_settings {"use": name}."""
 
     folder = "gallery"
+    triggers = ("use_settings",)
 
     def __init__(self, actions: Actions) -> None:
         names = ("gallery", "details", "extend", "redo", "resume", "reveal", "delete_video")

@@ -170,11 +170,7 @@ def set_length(page: Page, seconds: int) -> None:
     """Type the video's length and wait until the timeline follows."""
     page.fill("#mg-seconds input[type=number]", str(seconds))
     page.press("#mg-seconds input[type=number]", "Tab")
-    page.wait_for_function(
-        "n => Math.round(parseFloat(document.querySelector('.tl-canvas').style.width) /"
-        " parseFloat(getComputedStyle(document.querySelector('.tl-canvas')).getPropertyValue('--second'))) === n",
-        arg=seconds,
-    )
+    page.wait_for_function("n => document.querySelector('.tl').dataset.seconds === String(n)", arg=seconds)
 
 
 def unfold(page: Page, name: str) -> None:

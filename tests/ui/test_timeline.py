@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page
 
+from magi_lite.project import Project
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.text import parse
-from tests.ui.conftest import App, Watched, segments, set_length
+from tests.ui.conftest import App, Watched, generate, segments, set_length, set_size, wait_for
 
 
 @pytest.fixture
@@ -155,11 +156,14 @@ def test_text_view_stays_in_step_both_ways(timeline: Page) -> None:
 def test_export_and_import(timeline: Page, tmp_path: Path) -> None:
     page = timeline
     three_blocks(page)
+    page.fill("#mg-prompt textarea", "in the fog")
     with page.expect_download() as download:
         page.click("[data-action=export]")
     exported = tmp_path / "timeline.json"
     download.value.save_as(exported)
-    assert [(s.start, s.end, s.prompt) for s in Timeline.from_json(exported.read_text()).segments] == segments(page)
+    whole = Timeline.from_json(exported.read_text())
+    assert [(s.start, s.end, s.prompt) for s in whole.segments] == segments(page)
+    assert whole.global_prompt == "in the fog"
     data = json.loads(exported.read_text()) | {"global_prompt": "in the rain"}
     data["segments"].append({"start": 8, "end": 12, "prompt": "far away"})
     exported.write_text(json.dumps(data))
@@ -191,12 +195,87 @@ def test_examples_load(timeline: Page) -> None:
     assert page.input_value("#mg-seconds input[type=number]") == "8"
 
 
-def test_shortening_the_video_cuts_blocks(timeline: Page) -> None:
+def test_a_shorter_length_keeps_all_blocks(timeline: Page, app: App) -> None:
+    """What lies beyond the end is hatched, and left out only of the video that is made."""
     page = timeline
     three_blocks(page)
+    all_blocks = [(0, 2, "one"), (2, 4, "two"), (4, 6, "three")]
+    page.click("#mg-seconds input[type=number]")
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("20")  # 2 on the way to 20
+    page.keyboard.press("Tab")
+    page.wait_for_function("document.querySelector('.tl').dataset.seconds === '20'")
+    assert segments(page) == all_blocks
     set_length(page, 3)
-    page.wait_for_function("magi.timeline.segments.length === 2")
-    assert segments(page) == [(0, 2, "one"), (2, 3, "two")]
+    assert segments(page) == all_blocks
+    assert page.locator(".tl-block.beyond").count() == 1
+    assert page.locator(".tl-beyond").is_visible()
+    assert "2 blocks reach beyond second 3" in page.inner_text(".tl-hint")
+    set_size(page, 32, 32)
+    generate(page)
+    page.get_by_text("that part is left out of this video").first.wait_for()
+    wait_for(page, "finished")
+    made = Project.open(app.newest()).request.timeline.segments
+    assert [(s.start, s.end, s.prompt) for s in made] == [(0, 2, "one"), (2, 3, "two")]
+    assert segments(page) == all_blocks
+    set_length(page, 8)
+    assert page.locator(".tl-beyond").is_hidden()
+
+
+def test_escape_cancels_a_drag(timeline: Page) -> None:
+    page = timeline
+    three_blocks(page)
+    before = segments(page)
+    box = block(page, 1).bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 + 2 * second(page), box["y"] + 20, steps=5)
+    page.wait_for_function("document.querySelectorAll('.tl-block')[2].style.left !== ''")
+    page.keyboard.press("Escape")
+    page.mouse.up()
+    assert segments(page) == before
+    assert page.locator(".tl-block.dragging").count() == 0
+
+
+def test_120_blocks_can_be_dragged_where_all_of_them_are_shown(timeline: Page) -> None:
+    """At Fit no block is wider than its seconds, and its edges leave room to take hold of it."""
+    page = timeline
+    page.click("[data-action=text]")
+    page.fill(".tl-shorthand", " ".join(f"[{2 * i}s-{2 * i + 1}s: block {i}]" for i in range(120)))
+    page.wait_for_function("document.querySelectorAll('.tl-block').length === 120")
+    page.wait_for_function("document.querySelector('.tl').dataset.seconds === '239'")
+    page.click("[data-action=fit]")
+    page.wait_for_function("(s => s.scrollWidth <= s.clientWidth + 1)(document.querySelector('.tl-scroll'))")
+    widths = page.evaluate("[...document.querySelectorAll('.tl-block')].map(b => b.getBoundingClientRect().width)")
+    assert max(widths) <= second(page)
+    drag(page, block(page, 119), -1)
+    assert segments(page)[-1] == (237, 238, "block 119")
+
+
+def test_the_ruler_is_scrubbed_by_dragging(timeline: Page) -> None:
+    page = timeline
+    times = "window.times = []; addEventListener('magi-seek', (e) => times.push(e.detail.time))"
+    page.evaluate(times)
+    page.locator(".tl-ruler").scroll_into_view_if_needed()
+    ruler = page.locator(".tl-ruler").bounding_box()
+    assert ruler
+    page.mouse.move(ruler["x"] + 0.5 * second(page), ruler["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(ruler["x"] + 3 * second(page), ruler["y"] + 60, steps=10)
+    page.mouse.up()
+    seen = page.evaluate("times")
+    assert len(seen) >= 6 and seen == sorted(seen) and abs(seen[-1] - 3) < 0.05
+
+
+def test_import_keeps_what_was_dragged_beyond(timeline: Page) -> None:
+    """Only an import lengthens the video; moving a block never does."""
+    page = timeline
+    three_blocks(page)
+    set_length(page, 4)
+    block(page, 0).click()
+    page.keyboard.press("Alt+ArrowRight")
+    assert page.input_value("#mg-seconds input[type=number]") == "4"
 
 
 def test_touch(watched: Watched, app: App) -> None:

@@ -1,0 +1,51 @@
+"""The timeline editor: coloured prompt blocks over a ruler in seconds, with mouse, touch and keyboard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from magi_lite.errors import TimelineError
+from magi_lite.timeline import Timeline
+from magi_lite.timeline.text import parse, print_shorthand
+from magi_lite.ui.assets import Panel
+
+
+class TimelineEditor(Panel):
+    """A component whose value is a `Timeline` and nothing else.
+
+    Args:
+        value: the timeline shown first.
+        seconds: length of the video, which no block can pass; None: endless.
+    """
+
+    folder = "timeline"
+    triggers = ("commit", "imported")
+
+    def __init__(self, value: Timeline | None = None, *, seconds: int | None = 4, **options: Any) -> None:
+        functions = (print_timeline, parse_timeline)
+        super().__init__(value, seconds=seconds or 0, server_functions=functions, **options)
+
+    def preprocess(self, payload: Any) -> Timeline:
+        """Raises: TimelineError."""
+        return Timeline.from_json(payload) if payload else Timeline()
+
+    def postprocess(self, value: Timeline | dict[str, Any] | None) -> dict[str, Any]:
+        if isinstance(value, dict):
+            value = Timeline.from_json(value)
+        return (value or Timeline()).to_json()
+
+
+def print_timeline(data: dict[str, Any]) -> dict[str, Any]:
+    """The timeline in shorthand, for the text view: {"text"} or {"error"}."""
+    try:
+        return {"text": print_shorthand(Timeline.from_json(data))}
+    except TimelineError as error:
+        return {"error": str(error)}
+
+
+def parse_timeline(data: dict[str, Any]) -> dict[str, Any]:
+    """Shorthand, lines or JSON, typed or imported: {"timeline"} or {"error"}."""
+    try:
+        return {"timeline": parse(str(data.get("text", ""))).to_json()}
+    except TimelineError as error:
+        return {"error": str(error)}

@@ -1,0 +1,149 @@
+// The queue as cards. Waiting ones can be dragged, moved with buttons, edited, cloned and deleted.
+import { app, call, emit, on } from "../shared/bus.js";
+import { button, el } from "../shared/dom.js";
+import { icon } from "../shared/icons.js";
+
+export function mount({ element, props, trigger, server }) {
+  const root = element.querySelector(".qu"),
+    list = root.querySelector(".qu-list"),
+    none = root.querySelector(".mg-empty"),
+    toolRow = root.querySelector(".qu-tools");
+  let key = "",
+    dragged = null;
+  none.append(
+    icon("text"),
+    el("div", {
+      text:
+        "Nothing is queued. Every video goes through this list, one after the other. " +
+        "The list is still here after a restart.",
+    }),
+  );
+
+  const act = async (promise) => {
+    await call(promise);
+    emit("poll");
+  };
+  const NAMES = {
+    waiting: "Waiting",
+    running: "Running",
+    paused: "Paused",
+    finished: "Finished",
+    stopped: "Stopped",
+    failed: "Failed",
+    interrupted: "Interrupted",
+  };
+  function card(job, place, waiting) {
+    const small = (label, name, handler, extra) =>
+      button(`${label}: ${job.title}`, name, handler, {
+        iconOnly: true,
+        action: label.toLowerCase().split(" ")[0],
+        title: label,
+        text: label,
+        ...extra,
+      });
+    const buttons = [],
+      isWaiting = job.state === "waiting";
+    if (isWaiting)
+      buttons.push(
+        small("Up", "up", () => act(server.move({ job: job.id, place: place - 1 })), { disabled: place === 0 }),
+        small("Down", "down", () => act(server.move({ job: job.id, place: place + 1 })), {
+          disabled: place === waiting - 1,
+        }),
+        small("Edit", "edit", () => {
+          props.value = { edit: job.id };
+          trigger("edit_job");
+        }),
+      );
+    if (job.state === "running")
+      buttons.push(
+        small("Stop and keep", "stop", () => act(server.stop({ job: job.id }))),
+        small("Pause", "pause", () => act(server.pause({ job: job.id }))),
+      );
+    if (["paused", "stopped", "interrupted", "failed"].includes(job.state))
+      buttons.push(
+        small("Resume", "play", () => act(server.resume({ job: job.id })), { iconOnly: false, class: "mg-soft" }),
+      );
+    if (job.state !== "waiting")
+      buttons.push(small("Watch", "image", () => emit("show", { job: job.id, open: true }), { iconOnly: false }));
+    buttons.push(small("Clone", "copy", () => act(server.clone({ job: job.id }))));
+    if (job.state !== "running")
+      buttons.push(small("Delete from the list", "trash", () => act(server.remove({ job: job.id }))));
+    const node = el(
+      "li",
+      { class: "qu-job " + job.state, "data-job": job.id, draggable: isWaiting },
+      el("span", { class: "mg-pill " + job.state, text: NAMES[job.state] }),
+      el(
+        "div",
+        { class: "qu-main" },
+        el("div", { class: "qu-title", text: job.title, title: job.title }),
+        el("div", { class: "mg-muted", text: job.summary }),
+        job.error ? el("div", { class: "qu-error", text: job.error }) : null,
+      ),
+      el("div", { class: "qu-buttons" }, ...buttons),
+      job.state === "running" ? el("div", { class: "mg-bar thin" }, el("i")) : null,
+    );
+    if (isWaiting) {
+      node.addEventListener("dragstart", () => {
+        dragged = job.id;
+        node.classList.add("dragged");
+      });
+      node.addEventListener("dragend", () => {
+        dragged = null;
+        node.classList.remove("dragged");
+      });
+      node.addEventListener("dragover", (event) => {
+        if (dragged && dragged !== job.id) {
+          event.preventDefault();
+          node.classList.add("before");
+        }
+      });
+      node.addEventListener("dragleave", () => node.classList.remove("before"));
+      node.addEventListener("drop", (event) => {
+        event.preventDefault();
+        event.stopPropagation();
+        node.classList.remove("before");
+        if (dragged) act(server.move({ job: dragged, place }));
+      });
+    }
+    return node;
+  }
+  function draw(state) {
+    const next = JSON.stringify([state.jobs, state.paused]);
+    if (next !== key && !dragged) {
+      key = next;
+      const waiting = state.jobs.filter((job) => job.state === "waiting"),
+        going = state.jobs.filter((job) => ["running", "paused", "interrupted"].includes(job.state)),
+        ended = state.jobs
+          .filter((job) => !waiting.includes(job) && !going.includes(job))
+          .sort((a, b) => b.ended - a.ended);
+      list.replaceChildren(
+        ...going.map((job) => card(job, 0, 0)),
+        ...waiting.map((job, i) => card(job, i, waiting.length)),
+        ...ended.map((job) => card(job, 0, 0)),
+      );
+      none.hidden = state.jobs.length > 0;
+      toolRow.replaceChildren(
+        button(
+          state.paused ? "Start the queue" : "Hold the queue",
+          state.paused ? "play" : "pause",
+          () => act(server.hold({ held: !state.paused })),
+          {
+            class: state.paused ? "mg-primary" : "mg-fill",
+            action: "hold",
+            title: "Start no further video; what runs goes on",
+          },
+        ),
+        button("Clear ended", "trash", () => act(server.clear_ended({})), {
+          class: "mg-fill",
+          action: "clear",
+          disabled: !ended.length,
+        }),
+      );
+    }
+    const bar = list.querySelector(".running .mg-bar i"),
+      live = state.shown && state.shown.state === "running" ? state.shown.progress : null;
+    if (bar && live && live.fraction !== null) bar.style.width = live.fraction * 100 + "%";
+  }
+  on(element, "state", draw);
+  if (app.state) draw(app.state);
+}

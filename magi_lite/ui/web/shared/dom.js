@@ -1,0 +1,81 @@
+// Building DOM without HTML strings: prompts are never parsed as HTML.
+import { icon } from "./icons.js";
+
+/** An element with properties, attributes, listeners ("onclick") and children; null and false are left out. */
+export function el(tag, props, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(props || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key === "class") node.className = value;
+    else if (key === "text") node.textContent = value;
+    else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (key in node && typeof value !== "string") node[key] = value;
+    else node.setAttribute(key, value === true ? "" : value);
+  }
+  for (const child of children.flat()) if (child !== null && child !== undefined && child !== false) node.append(child);
+  return node;
+}
+
+/** A button. `extra`: class, title, text, iconOnly, disabled, action (found by tests and by the keys). */
+export function button(label, name, onclick, extra = {}) {
+  return el(
+    "button",
+    {
+      type: "button",
+      class: "mg-btn" + (extra.class ? " " + extra.class : ""),
+      title: extra.title || label,
+      "aria-label": label,
+      onclick,
+      disabled: extra.disabled,
+      "data-action": extra.action,
+      "data-server": extra.server,
+    },
+    name ? icon(name) : null,
+    extra.iconOnly ? null : el("span", { text: extra.text || label }),
+  );
+}
+
+/** A table of [name, value] rows. */
+export function table(rows) {
+  const row = ([name, value]) => el("tr", {}, el("th", { scope: "row", text: name }), el("td", { text: value }));
+  return el("table", { class: "mg-table" }, el("tbody", {}, ...rows.map(row)));
+}
+
+/** Keep what happens inside `node` from Gradio, which listens to every input and change on the page. */
+export function keepInside(node, names = ["input", "change"]) {
+  for (const name of names) node.addEventListener(name, (event) => event.stopPropagation());
+  return node;
+}
+
+/** Show a dialog and forget it when it closes. */
+export function openDialog(box) {
+  keepInside(box);
+  box.addEventListener("close", () => box.remove());
+  document.querySelector(".gradio-container").append(box);
+  box.showModal();
+  return box;
+}
+
+/** A small form as a dialog; `submit` answers what `call` does, and the dialog stays open where that is an error. */
+export function askFor(title, intro, fields, ok, submit) {
+  const box = el("dialog", { class: "mg-dialog", "aria-label": title });
+  const buttons = el(
+    "div",
+    { class: "mg-row" },
+    el("span", { class: "mg-grow" }),
+    button("Cancel", null, () => box.close()),
+    el("button", { type: "submit", class: "mg-btn mg-primary", text: ok }),
+  );
+  const heading = [el("h3", { text: title }), intro ? el("p", { class: "mg-muted", text: intro }) : null];
+  const form = el("form", { method: "dialog" }, ...heading, ...fields, buttons);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const answer = await submit();
+    if (!answer.error) box.close();
+  });
+  box.append(form);
+  return openDialog(box);
+}
+
+/** A labelled input for a dialog. */
+export const field = (label, input) => el("label", { class: "mg-field" }, el("span", { text: label }), input);

@@ -1,0 +1,68 @@
+// Text in place: a field over the block, so that no interactive element lies inside another.
+import { el, keepInside } from "../shared/dom.js";
+import * as Model from "./model.js";
+
+const LEAST_WIDTH = 190;
+
+export class Editor {
+  /** @param apply takes the blocks after an edit. */
+  constructor(view, state, apply) {
+    Object.assign(this, { view, state, apply, open: null });
+    view.onPaint.push(() => this.place());
+  }
+
+  place() {
+    if (!this.open) return;
+    const block = this.state.find(this.open.id);
+    if (!block) {
+      this.close(false);
+      return;
+    }
+    const { scale, shown } = this.view,
+      width = Math.max(LEAST_WIDTH, (block.end - block.start) * scale - 2),
+      left = Math.max(0, Math.min(block.start * scale, shown * scale - width));
+    this.open.field.style.left = left + "px";
+    this.open.field.style.width = width + "px";
+  }
+
+  edit(id) {
+    const { view, state } = this,
+      block = state.find(id);
+    if (!block || block.end <= view.video.locked) return;
+    this.close(true);
+    const label = `Prompt for seconds ${block.start} to ${block.end}`;
+    const box = el("textarea", { class: "tl-editor", "aria-label": label, placeholder: "What happens here?" });
+    box.value = block.prompt;
+    this.open = { id, field: box };
+    box.addEventListener("keydown", (event) => {
+      event.stopPropagation();
+      const keep = event.key === "Enter" && !event.shiftKey;
+      if (!keep && event.key !== "Escape") return;
+      event.preventDefault();
+      this.close(keep);
+      view.focusBlock(state.selected);
+    });
+    box.addEventListener("blur", () => this.close(true));
+    keepInside(box, ["input", "change", "pointerdown", "click", "dblclick"]);
+    view.canvasNode.append(box);
+    this.place();
+    box.focus();
+    box.select();
+  }
+
+  close(keep) {
+    if (!this.open) return;
+    const { id, field } = this.open,
+      { view, state } = this;
+    this.open = null;
+    const text = field.value.trim();
+    field.remove();
+    if (!keep) return;
+    const result = Model.write(state.blocks, id, text, view.video.locked);
+    if (result.id !== id) {
+      state.selected = result.id;
+      view.hues.set(result.id, view.hue(id));
+    }
+    this.apply(result.blocks);
+  }
+}

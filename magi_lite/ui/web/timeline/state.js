@@ -1,0 +1,94 @@
+// What the timeline holds, and its history; nothing of the page.
+import * as Model from "./model.js";
+
+const DEPTH = 200; // steps that can be undone
+
+export class State {
+  /** @param changed called with the global prompt (of an import, else "") after every change that counts. */
+  constructor(changed) {
+    Object.assign(this, { changed, blocks: [], blend: 0, gaps: "hold", selected: null });
+    Object.assign(this, { past: [], future: [], committed: null });
+  }
+
+  /** The timeline as the server reads it. */
+  value(globalPrompt = "") {
+    const segments = this.blocks.map(({ start, end, prompt }) => ({ start, end, prompt }));
+    return { version: 1, global_prompt: globalPrompt, blend: this.blend, gaps: this.gaps, segments };
+  }
+
+  find(id = this.selected) {
+    return Model.find(this.blocks, id);
+  }
+
+  /** Take over what came from outside; what changes by it can be undone, but is no edit of ours. */
+  load(data) {
+    const source = data && data.segments ? data : { segments: [] };
+    const old = this.blocks;
+    this.blocks = Model.sort(
+      source.segments.map((s, i) => {
+        const id = old[i] && old[i].start === s.start ? old[i].id : Model.newId(); // focus and colour stay
+        return { id, start: s.start, end: s.end, prompt: s.prompt };
+      }),
+    );
+    this.blend = source.blend || 0;
+    this.gaps = source.gaps || "hold";
+    if (!this.find()) this.selected = null;
+    const now = this.#snapshot();
+    if (this.committed !== null && this.committed !== now) this.#remember(this.committed);
+    this.committed = now;
+  }
+
+  /** Replace everything by an imported or typed timeline. */
+  adopt(data) {
+    this.blocks = Model.sort(data.segments.map((s) => ({ id: Model.newId(), ...s })));
+    this.blend = data.blend;
+    this.gaps = data.gaps;
+    this.selected = null;
+    this.commit(data.global_prompt);
+  }
+
+  /** Blocks as an edit leaves them; true if anything changed. */
+  apply(blocks) {
+    if (Model.same(blocks, this.blocks)) return false;
+    this.blocks = blocks;
+    return this.commit();
+  }
+
+  /** Keep what was changed as one step of the history; true if anything changed. */
+  commit(globalPrompt = "") {
+    const now = this.#snapshot();
+    if (now === this.committed && !globalPrompt) return false;
+    if (now !== this.committed) this.#remember(this.committed);
+    this.committed = now;
+    this.changed(globalPrompt);
+    return true;
+  }
+
+  undo() {
+    return this.#step(this.past, this.future);
+  }
+
+  redo() {
+    return this.#step(this.future, this.past);
+  }
+
+  #snapshot() {
+    return JSON.stringify({ blocks: this.blocks, blend: this.blend, gaps: this.gaps });
+  }
+
+  #remember(snapshot) {
+    this.past.push(snapshot);
+    if (this.past.length > DEPTH) this.past.shift();
+    this.future = [];
+  }
+
+  #step(from, to) {
+    if (!from.length) return false;
+    to.push(this.committed);
+    this.committed = from.pop();
+    Object.assign(this, JSON.parse(this.committed));
+    if (!this.find()) this.selected = null;
+    this.changed("");
+    return true;
+  }
+}

@@ -1,0 +1,336 @@
+// Drawing: the DOM is keyed by block, so that a drag over 120 blocks only moves what changed.
+import { app } from "../shared/bus.js";
+import { el } from "../shared/dom.js";
+import { count, duration } from "../shared/format.js";
+import * as Model from "./model.js";
+
+const COLORS = ["#3b5bdb", "#0b7285", "#2b7a3b", "#862e9c", "#a61e4d", "#b3430a", "#5f3dc4", "#1864ab"];
+const TICKS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600];
+const COMFORTABLE = 44; // pixels per second at which blocks can be read
+const WIDEST = 320;
+const NARROW = 34; // pixels under which a block shows no text
+const TINY = 14; // pixels under which it has no edges to take hold of, only itself
+
+const setStyle = (node, name, value) => {
+  if (node.style[name] !== value) node.style[name] = value;
+};
+const setAttribute = (node, name, value) => {
+  if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+};
+const setText = (node, value) => {
+  if (node.textContent !== value) node.textContent = value;
+};
+
+export class View {
+  /**
+   * @param root the panel's element
+   * @param state see state.js
+   * @param seconds a function: the length that is asked for, 0 when endless
+   */
+  constructor(root, state, seconds) {
+    Object.assign(this, { root, state, seconds });
+    for (const name of [
+      "bar",
+      "scroll",
+      "canvas",
+      "ruler",
+      "film",
+      "lane",
+      "locked",
+      "beyond",
+      "playhead",
+      "hint",
+      "live",
+    ])
+      this[name + "Node"] = root.querySelector(".tl-" + name);
+    // The video on the stage: seconds that can no longer change, whether it runs, its length, what is made, the time.
+    this.video = { locked: 0, running: false, seconds: null, done: 0, folder: null };
+    this.time = null;
+    this.zoom = null; // pixels per second; null: all of it
+    this.dragging = false;
+    this.tools = {};
+    this.nodes = new Map();
+    this.hues = new Map();
+    this.hueCount = 0;
+    this.keys = { ruler: "", film: "" };
+    this.queued = false;
+    this.onPaint = [];
+  }
+
+  // --- measures
+  /** Where the video ends. */
+  get limit() {
+    return this.seconds() || Infinity;
+  }
+
+  /** How far blocks may be moved: to the end, and to where some already lie beyond it. */
+  get reach() {
+    return Math.max(this.limit, ...this.state.blocks.map((b) => b.end));
+  }
+
+  get shown() {
+    const ends = this.state.blocks.map((b) => b.end);
+    if (this.seconds()) return Math.max(this.seconds(), this.video.done, ...ends);
+    return Math.max(20, this.video.done + 10, ...ends.map((end) => end + 8));
+  }
+
+  get fitScale() {
+    return Math.max(2, (this.scrollNode.clientWidth - 2) / this.shown);
+  }
+
+  get scale() {
+    return this.zoom === null ? Math.max(this.fitScale, COMFORTABLE) : Math.max(this.zoom, this.fitScale * 0.999);
+  }
+
+  secondAt(clientX) {
+    return (clientX - this.canvasNode.getBoundingClientRect().left) / this.scale;
+  }
+
+  setZoom(next, anchorX) {
+    const rect = this.scrollNode.getBoundingClientRect(),
+      x = anchorX === undefined ? rect.left + rect.width / 2 : anchorX,
+      second = this.secondAt(x);
+    this.zoom = Model.clamp(next, this.fitScale, WIDEST);
+    this.paint();
+    this.scrollNode.scrollLeft = second * this.scale - (x - rect.left);
+    this.drawRuler();
+  }
+
+  fit() {
+    this.zoom = this.fitScale;
+    this.keys.ruler = "";
+    this.paint();
+  }
+
+  // --- colours
+  hue(id) {
+    if (!this.hues.has(id)) this.hues.set(id, COLORS[this.hueCount++ % COLORS.length]);
+    return this.hues.get(id);
+  }
+
+  /** A block's own colour; after a seam the colour before it fades out over the seconds that are blended. */
+  colour(block, i) {
+    const before = this.state.blocks[i - 1],
+      length = Math.min(this.state.blend, block.end - block.start);
+    if (!length || !before || before.prompt === block.prompt) return this.hue(block.id);
+    return `linear-gradient(90deg, ${this.hue(before.id)}, ${this.hue(block.id)} ${length * this.scale}px)`;
+  }
+
+  /** Draw all blocks as new ones. */
+  forget() {
+    for (const node of this.nodes.values()) node.remove();
+    this.nodes.clear();
+    this.hueCount = 0;
+  }
+
+  // --- parts
+  blockNode(block) {
+    let node = this.nodes.get(block.id);
+    if (node) return node;
+    node = el(
+      "div",
+      { class: "tl-block", role: "button", tabindex: "-1", "data-id": block.id },
+      el("span", { class: "tl-edge tl-edge-start", "data-edge": "start" }),
+      el("span", { class: "tl-label" }),
+      " ",
+      el("span", { class: "tl-time" }),
+      el("span", { class: "tl-edge tl-edge-end", "data-edge": "end" }),
+    );
+    this.nodes.set(block.id, node);
+    this.laneNode.append(node);
+    return node;
+  }
+
+  drawBlocks() {
+    const { blocks, selected, blend } = this.state,
+      { locked, done } = this.video,
+      scale = this.scale,
+      limit = this.limit,
+      alive = new Set();
+    blocks.forEach((block, i) => {
+      alive.add(block.id);
+      const node = this.blockNode(block),
+        isLocked = block.end <= locked,
+        isBeyond = block.start >= limit,
+        empty = !block.prompt.trim(),
+        width = (block.end - block.start) * scale - 2;
+      setStyle(node, "left", block.start * scale + "px");
+      setStyle(node, "width", width + "px");
+      setStyle(node, "background", this.colour(block, i));
+      node.classList.toggle("selected", block.id === selected);
+      node.classList.toggle("locked", isLocked);
+      node.classList.toggle("part", block.start < locked && !isLocked);
+      node.classList.toggle("beyond", isBeyond);
+      node.classList.toggle("narrow", width < NARROW);
+      node.classList.toggle("tiny", width < TINY);
+      node.classList.toggle("blended", blend > 0 && i > 0 && blocks[i - 1].prompt !== block.prompt);
+      node.classList.toggle("empty", empty);
+      setText(node.children[1], empty ? "Click to write what happens" : block.prompt.trim());
+      const times = `${block.start}–${block.end} s`,
+        fate = isLocked ? (block.end <= done ? " · made" : " · begun") : isBeyond ? " · left out" : "";
+      setText(node.children[2], times + fate);
+      const title = `${times}${fate}: ${block.prompt}`;
+      if (node.title !== title) node.title = title;
+      setAttribute(node, "aria-pressed", String(block.id === selected));
+      setAttribute(node, "tabindex", block.id === selected || (!selected && i === 0) ? "0" : "-1");
+    });
+    for (const [id, node] of this.nodes)
+      if (!alive.has(id)) {
+        node.remove();
+        this.nodes.delete(id);
+      }
+    let before = null;
+    for (const block of blocks) {
+      // DOM order is reading order
+      const node = this.nodes.get(block.id),
+        wanted = before ? before.nextSibling : this.laneNode.firstChild;
+      if (node !== wanted && !this.dragging) this.laneNode.insertBefore(node, wanted);
+      before = node;
+    }
+  }
+
+  drawRuler() {
+    const scale = this.scale,
+      total = this.shown,
+      every = TICKS.find((n) => n * scale >= 38) || 1200,
+      { scrollLeft, clientWidth } = this.scrollNode;
+    setStyle(this.canvasNode, "width", total * scale + "px");
+    this.canvasNode.style.setProperty("--second", scale + "px");
+    const first = Math.max(0, Math.floor(scrollLeft / scale) - 2),
+      last = Math.min(total, Math.ceil((scrollLeft + clientWidth) / scale) + 2),
+      key = [scale, total, first, last, every].join();
+    if (key === this.keys.ruler) return;
+    this.keys.ruler = key;
+    const ticks = [];
+    for (let s = Math.ceil(first / every) * every; s <= last; s += every) {
+      // The last label stands to the left of its line.
+      if (s !== total && total % every === 0 && (total - s) * scale < 60) continue;
+      const tick = el("span", { class: "tl-tick", text: s >= 60 ? duration(s) : s + " s" });
+      tick.style.left = s * scale + "px";
+      if (s === total) tick.classList.add("last");
+      ticks.push(tick);
+    }
+    this.rulerNode.replaceChildren(...ticks);
+  }
+
+  /** A finished second's own strip of four frames. */
+  drawFilm() {
+    const scale = this.scale,
+      { folder, done } = this.video,
+      film = this.filmNode,
+      made = folder ? done : 0,
+      key = [scale, folder].join();
+    film.classList.toggle("empty", !made);
+    while (film.childElementCount > made) film.lastElementChild.remove();
+    if (key !== this.keys.film) {
+      this.keys.film = key;
+      film.replaceChildren();
+    }
+    for (let i = film.childElementCount; i < made; i += 1) {
+      const src = `${folder}/chunks/${String(i).padStart(5, "0")}.jpg`;
+      const image = el("img", { class: "tl-thumb", alt: "", src, loading: "lazy", draggable: false });
+      image.style.left = i * scale + "px";
+      image.style.width = scale - 1 + "px";
+      film.append(image);
+    }
+  }
+
+  /** The shaded parts: what can no longer change, and what lies beyond the end. */
+  drawShades() {
+    const { locked, running } = this.video,
+      scale = this.scale,
+      rest = this.seconds() ? this.shown - this.seconds() : 0;
+    setStyle(this.lockedNode, "width", running && locked ? Math.min(locked, this.shown) * scale + "px" : "0px");
+    this.beyondNode.hidden = rest <= 0;
+    setStyle(this.beyondNode, "left", (this.shown - rest) * scale + "px");
+    setStyle(this.beyondNode, "width", rest * scale + "px");
+  }
+
+  drawHead() {
+    this.playheadNode.hidden = this.time === null;
+    if (this.time !== null) setStyle(this.playheadNode, "transform", `translateX(${this.time * this.scale}px)`);
+  }
+
+  drawTools() {
+    const { state, tools, video } = this,
+      block = state.find(),
+      open = block && block.end > video.locked,
+      whole = block && block.start >= video.locked;
+    tools.split.disabled = !(open && block.end - Math.max(block.start, video.locked - 1) >= 2);
+    tools.merge.disabled = !(whole && state.blocks.length > 1);
+    tools.duplicate.disabled = !block;
+    tools.delete.disabled = !whole;
+    tools.undo.disabled = !state.past.length;
+    tools.redo.disabled = !state.future.length;
+    setText(tools.blend.querySelector("output"), state.blend ? `${state.blend} s` : "hard cut");
+    const hint = this.hintText();
+    this.hintNode.hidden = !hint;
+    setText(this.hintNode, hint);
+  }
+
+  hintText() {
+    const { locked, running, seconds } = this.video,
+      { blocks } = this.state;
+    if (running && seconds !== null && locked >= seconds)
+      return "Every second of this video has begun. Changes apply to the next version.";
+    if (running) return `Changes apply from second ${locked} on; the shaded part can no longer change.`;
+    const beyond = Model.countBeyond(blocks, this.limit);
+    if (beyond)
+      return (
+        `${count(beyond, "block")} ${beyond === 1 ? "reaches" : "reach"} beyond second ${this.limit}; ` +
+        "the hatched part is kept here and left out of the video. Make the video longer to include it."
+      );
+    if (blocks.length) return "";
+    return "One prompt for the whole video is enough. For a story, press Add block or double-click here.";
+  }
+
+  paint() {
+    this.root.dataset.seconds = String(this.seconds());
+    this.drawBlocks();
+    this.drawRuler();
+    this.drawFilm();
+    this.drawShades();
+    this.drawHead();
+    this.drawTools();
+    for (const draw of this.onPaint) draw();
+  }
+
+  repaint() {
+    if (this.queued) return;
+    this.queued = true;
+    requestAnimationFrame(() => {
+      this.queued = false;
+      this.paint();
+    });
+  }
+
+  /** Everything was measured anew. */
+  resized() {
+    this.keys = { ruler: "", film: "" };
+    this.repaint();
+  }
+
+  // --- focus and speech
+  focusBlock(id) {
+    const node = this.nodes.get(id);
+    if (node) node.focus({ preventScroll: false });
+  }
+
+  say(text) {
+    this.liveNode.textContent = text;
+  }
+
+  /** The video on the stage, as the server's state tells of it. */
+  follow(job) {
+    const attached = job && app.attached === job.id,
+      running = Boolean(attached && job.state === "running");
+    this.video = {
+      running,
+      locked: running ? job.locked : 0,
+      seconds: attached ? job.seconds : null,
+      done: attached ? job.done : 0,
+      folder: attached ? job.folder_url : null,
+    };
+    if (!this.dragging) this.repaint();
+  }
+}

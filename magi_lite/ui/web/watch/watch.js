@@ -1,0 +1,263 @@
+// The stage: the video as it grows, the preview, the status line, the two bars, and what can be done with the video.
+import { app, call, emit, on, toast } from "../shared/bus.js";
+import { button, el, openDialog } from "../shared/dom.js";
+import { count, duration } from "../shared/format.js";
+import { icon } from "../shared/icons.js";
+import { askExtend, askRedo } from "./dialogs.js";
+import { mountPicture } from "./picture.js";
+import { Player } from "./player.js";
+import { mountTransport } from "./transport.js";
+
+const STATES = {
+  waiting: "Waiting for its turn",
+  paused: "Paused: everything is saved",
+  finished: "Finished",
+  stopped: "Stopped: the finished seconds are kept",
+  failed: "This video failed",
+  interrupted: "Interrupted: the app ended before this video did",
+};
+const RESUMABLE = ["paused", "stopped", "interrupted", "failed"];
+
+export function mount({ element, props, server, watch }) {
+  const root = element.querySelector(".wa"),
+    part = (name) => root.querySelector(".wa-" + name);
+  const stage = part("stage"),
+    video = part("video"),
+    preview = part("preview"),
+    empty = part("empty"),
+    transportRow = part("transport"),
+    status = part("status"),
+    notes = part("notes"),
+    actionRow = part("actions"),
+    [wholeBar, partBar] = root.querySelectorAll(".mg-bar");
+  const player = new Player(video),
+    picture = mountPicture(stage, video, part("backdrop"));
+  let job = null,
+    actionKey = "";
+  const transport = mountTransport({
+    row: transportRow,
+    stage,
+    video,
+    player,
+    element,
+    fps: props.fps,
+    moved(time) {
+      picture.draw();
+      if (job) emit("time", { time, job: job.id });
+    },
+  });
+
+  empty.append(
+    el("b", { text: "Your video appears here" }),
+    el("span", {
+      text: "Write what you want to see and press Generate. The first second plays while the next ones are made.",
+    }),
+  );
+
+  // --- state
+  function setBar(bar, fraction) {
+    bar.firstElementChild.style.width = (fraction === null ? 100 : Math.min(100, fraction * 100)) + "%";
+    if (fraction === null) bar.removeAttribute("aria-valuenow");
+    else bar.setAttribute("aria-valuenow", String(Math.round(fraction * 100)));
+  }
+  function statusParts() {
+    const p = job.progress;
+    if (app.offline) return ["No connection to the app", "this was its last known state"];
+    if (job.state !== "running") {
+      const made = job.done ? `${count(job.done, "second")} made` : null,
+        took = job.state === "finished" && job.took ? `took ${duration(job.took)}` : null;
+      return [STATES[job.state], made, took];
+    }
+    if (!p) return [job.detail || job.phase, duration(job.elapsed)];
+    const total = p.chunks === null ? "" : ` of ${p.chunks}`,
+      rate = p.seconds_per_chunk,
+      speed = rate ? `${(1 / rate).toFixed(rate > 10 ? 3 : 2)}× real time` : null,
+      left = p.chunks === null ? `next second in ${duration(p.eta)}` : `${duration(p.eta)} left`;
+    return [
+      `Second ${Math.min(p.chunk + 1, p.chunks || Infinity)}${total}`,
+      `step ${p.step} of ${p.steps}`,
+      p.eta === null ? null : left,
+      speed,
+    ];
+  }
+  function drawStatus() {
+    const parts = job ? statusParts().filter(Boolean) : [],
+      key = parts.join("|");
+    if (status.dataset.key === key) return;
+    status.dataset.key = key;
+    status.replaceChildren(
+      ...parts.flatMap((text, i) => (i ? [el("span", { class: "sep", text: "·" }), text] : [text])),
+    );
+  }
+  function draw(state) {
+    const before = job && job.id;
+    job = state.shown;
+    if ((job && job.id) !== before) transport.forget();
+    const running = Boolean(job && job.state === "running"),
+      hasVideo = Boolean(job && job.video_url && job.video_size && job.done > 0),
+      previewing = Boolean(running && job.preview);
+    if (job) player.show(`${job.id}:${job.started}`, hasVideo ? job.video_url : null, job.video_size, running);
+    else player.close();
+    video.hidden = !hasVideo;
+    transportRow.inert = !hasVideo;
+    preview.hidden = !previewing;
+    preview.classList.toggle("alone", previewing && !hasVideo);
+    if (previewing && preview.src !== job.preview) preview.src = job.preview;
+    empty.hidden = hasVideo || previewing;
+    picture.draw();
+    drawStatus();
+    part("bars").hidden = !running;
+    if (running) {
+      const p = job.progress;
+      setBar(wholeBar, p ? p.fraction : 0);
+      setBar(partBar, p && p.steps ? p.step / p.steps : 0);
+    }
+    drawNotes();
+    drawActions();
+    document.title = running && job.progress ? `${titleOf(job.progress)} · MAGI Lite` : "MAGI Lite";
+  }
+  const titleOf = (p) => (p.fraction === null ? `Second ${p.chunk + 1}` : `${Math.round(100 * p.fraction)} %`);
+  function drawNotes() {
+    const list = job ? job.notices.map((n) => [n.message, n.level]) : [];
+    if (job && job.error && job.state !== "running")
+      list.push([job.error, job.state === "failed" ? "error" : "warning"]);
+    const key = JSON.stringify(list);
+    if (notes.dataset.key === key) return;
+    notes.dataset.key = key;
+    notes.replaceChildren(...list.map(([text, level]) => el("div", { class: "mg-note " + level, text })));
+  }
+
+  // --- what can be done with the video
+  function runningActions(id) {
+    const soft = { class: "mg-fill", server: true };
+    return [
+      button(
+        "Stop & keep",
+        "stop",
+        () => act(server.stop({ job: id }), "Stopping after this step; finished seconds are kept."),
+        {
+          ...soft,
+          action: "stop",
+          title: "End here and keep every finished second",
+        },
+      ),
+      button(
+        "Pause",
+        "pause",
+        () => act(server.pause({ job: id }), "Pausing after this step; the state is saved then."),
+        {
+          ...soft,
+          action: "pause",
+          title: "Save the state and free the device; Resume continues exactly there",
+        },
+      ),
+      el("span", { class: "mg-grow" }),
+      button("Start another video", "add", another, {
+        action: "another",
+        title: "Let this one continue and write the next one",
+      }),
+    ];
+  }
+  function another() {
+    app.attached = null;
+    emit("poll");
+    toast("This video continues; the Queue tab brings it back here. The timeline is free for the next one.");
+  }
+  function endedActions(id) {
+    const list = [],
+      soft = { class: "mg-fill", server: true };
+    if (RESUMABLE.includes(job.state))
+      list.push(
+        button("Resume", "play", () => act(server.resume({ job: id })), {
+          class: "mg-primary",
+          action: "resume",
+          server: true,
+        }),
+      );
+    if (job.project && job.done > 0 && job.state !== "waiting") {
+      const current = job,
+        extend = () => askExtend((seconds) => act(server.extend({ video: id, seconds }))),
+        redo = () => askRedo(current, transport.time(), (what) => act(server.redo({ video: id, ...what })));
+      list.push(
+        button("Extend", "add", extend, { ...soft, action: "extend", title: "Make more seconds after the last one" }),
+        button("Redo from …", "branch", redo, {
+          ...soft,
+          action: "redo",
+          title: "Make the video again from one second on; both versions are kept",
+        }),
+        el(
+          "a",
+          {
+            class: "mg-btn mg-fill",
+            href: job.video_url + "?download",
+            download: job.file_name,
+            "data-action": "download",
+          },
+          icon("download"),
+          el("span", { text: "Save" }),
+        ),
+      );
+    }
+    const clear = () => {
+      app.attached = null;
+      emit("poll");
+    };
+    return [
+      ...list,
+      el("span", { class: "mg-grow" }),
+      button("Clear", "close", clear, { action: "clear", title: "Empty the stage; the video stays in the gallery" }),
+    ];
+  }
+  function drawActions() {
+    const key = job ? [job.id, job.state, job.project, job.done > 0].join("|") : "";
+    if (key === actionKey) return;
+    actionKey = key;
+    const list = !job ? [] : job.state === "running" ? runningActions(job.id) : endedActions(job.id);
+    actionRow.replaceChildren(...list);
+  }
+  async function act(promise, message) {
+    const answer = await call(promise);
+    if (answer.error) return answer;
+    if (message) toast(message);
+    if (answer.job) emit("show", { job: answer.job });
+    emit("poll");
+    return answer;
+  }
+
+  /** A model without weights: nothing is queued, and the download is offered. */
+  function offerDownload({ missing: name, gb, sentence }) {
+    const box = el("dialog", { class: "mg-dialog", "aria-label": "Cannot start" }),
+      fetchIt = async () => {
+        const answer = await call(server.download({ model: name }));
+        if (answer.error) return;
+        toast(`${name} is being downloaded; the System tab shows how far it is.`);
+        box.close();
+      };
+    box.append(
+      el("h3", { text: "Cannot start" }),
+      el("p", { text: sentence }),
+      el(
+        "div",
+        { class: "mg-row" },
+        el("span", { class: "mg-grow" }),
+        button("Not now", null, () => box.close()),
+        button(`Download (${gb} GB)`, "download", fetchIt, { class: "mg-primary", action: "download-missing" }),
+      ),
+    );
+    openDialog(box);
+  }
+
+  on(element, "state", draw);
+  on(element, "offline", () => drawStatus());
+  watch("value", () => {
+    const value = props.value;
+    if (value && value.missing) offerDownload(value);
+    if (!value || !value.job) return;
+    app.attached = value.job;
+    emit("made");
+    emit("poll");
+    // On a narrow screen the stage stands below the form.
+    if (window.innerWidth <= 760) root.scrollIntoView({ behavior: "smooth", block: "center" });
+  });
+  if (app.state) draw(app.state);
+}
