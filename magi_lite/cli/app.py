@@ -45,7 +45,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from magi_lite import pipeline
     from magi_lite.errors import InputError
     from magi_lite.jobs import JobQueue
-    from magi_lite.ui import guard, page, uploads
+    from magi_lite.ui import assets, guard, page, uploads
     from magi_lite.ui.actions import Actions
     from magi_lite.ui.library import Library
     from magi_lite.ui.machine import Machine
@@ -76,7 +76,10 @@ def serve(arguments: argparse.Namespace) -> int:
             inbrowser=arguments.inbrowser,
             allowed_paths=[str(projects)],
             blocked_paths=[str(projects / ".queue")],
-            app_kwargs={"lifespan": guard.around(hosts, (projects, uploads.received_folder()))},
+            app_kwargs={
+                "lifespan": guard.around(hosts, (projects, uploads.received_folder())),
+                "routes": assets.routes(),
+            },
             state_session_capacity=SESSIONS,
             max_file_size=uploads.LIMIT_BYTES,
             show_error=True,

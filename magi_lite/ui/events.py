@@ -10,8 +10,7 @@ import gradio as gr
 
 from magi_lite.errors import MagiLiteError
 from magi_lite.models import MODELS
-from magi_lite.request.build import with_defaults
-from magi_lite.request.defaults import models_on_disk
+from magi_lite.request.build import models_on_disk, with_defaults
 from magi_lite.request.request import GenerationRequest
 from magi_lite.request.settings import settings_from_data
 from magi_lite.timeline import Timeline

@@ -55,13 +55,8 @@ def build(actions: Actions, library: Library, machine: Machine, store: saved.Sav
 
 
 def look() -> dict[str, Any]:
-    """Theme, style sheet, head and scripts for `launch`."""
-    return {
-        "theme": theme(),
-        "css": assets.css(STYLED),
-        "head": assets.head(),
-        "app_kwargs": {"routes": assets.routes()},
-    }
+    """Theme, style sheet and head for `launch`; the scripts' addresses are in `assets.routes`."""
+    return {"theme": theme(), "css": assets.css(STYLED), "head": assets.head()}
 
 
 def start_values(machine: Machine, store: saved.Saved) -> dict[str, Any]:
