@@ -30,6 +30,7 @@ from magi_lite.sampling.settings import SamplerSettings
 from magi_lite.text.cache import EmbeddingCache
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import null_caption
+from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.loader import (
     DTYPES,
@@ -115,6 +116,7 @@ def prompt_bank(files: ModelFiles, execution: Execution) -> PromptBank:
         load_special_tokens(files),
         files.dit.caption_max_length,
         lambda: load_tokenizer(files.text_encoder),
+        Vocabulary.beside(files.text_encoder),
     )
 
 

@@ -18,6 +18,7 @@ from magi_lite.sampling.results import Caption
 from magi_lite.text.cache import EmbeddingCache
 from magi_lite.text.cleaning import clean_caption
 from magi_lite.text.special_tokens import SpecialTokenTable, wanted_tokens
+from magi_lite.text.vocabulary import Vocabulary, characters_taken_out
 from magi_lite.timeline import PromptMix
 
 _NAMED = 3
@@ -34,6 +35,7 @@ class PromptBank:
         table: the learned special tokens.
         max_length: rows of a caption that the model takes.
         tokenizer: brings the encoder's tokenizer, to count the words that did not fit.
+        vocabulary: the words of a model that knows few; None: it reads all.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class PromptBank:
         table: SpecialTokenTable,
         max_length: int,
         tokenizer: Callable[[], Any],
+        vocabulary: Vocabulary | None = None,
     ) -> None:
+        self._vocabulary = vocabulary
         self._encode, self._fingerprint, self._cache, self._tokenizer = encode, fingerprint, cache, tokenizer
         self._table, self._max_length = table, max_length
         self._known: dict[str, Tensor] = {}
@@ -80,6 +84,11 @@ class PromptBank:
         for prompt in known:
             if len(self._known[prompt]) <= 1 and not clean_caption(prompt):  # nothing but the end token
                 yield f"{shortened(prompt)} says nothing to the model: such characters and words are taken out."
+            elif lost := characters_taken_out(prompt):
+                yield f"Of {shortened(prompt)} the model does not see {lost}: such characters are taken out."
+        unknown = self._vocabulary.notice(known) if self._vocabulary else None
+        if unknown:
+            yield unknown
         room = self._max_length - max(1, len(wanted_tokens(tokens)))  # the end token's row is pushed out first
         long = [prompt for prompt in known if len(self._known[prompt]) > min(room + 1, self._max_length - 1)]
         if not long:

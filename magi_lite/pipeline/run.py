@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,8 @@ from magi_lite.events import (
     Redirected,
     Stopped,
 )
-from magi_lite.models import PIXELS_PER_LATENT
+from magi_lite.models import CHUNK_LATENT_FRAMES, PIXELS_PER_LATENT
+from magi_lite.pipeline.decoding import psnr
 from magi_lite.pipeline.delivery import Delivery
 from magi_lite.pipeline.engine import Engine, engine, plan_for, prompt_bank, recorded, sampler_settings
 from magi_lite.pipeline.prefix import prefix_pixels, read_prefix, save_prefix
@@ -43,6 +45,7 @@ from magi_lite.request.checks import check_prompts, notices
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.results import Caption, CleanChunk, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
+from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
 from magi_lite.weights.layout import ModelFiles
@@ -113,6 +116,7 @@ class Run:
                 with self.during("encode"):
                     prefix = networks.encode(source.pixels)
                 save_prefix(self.project, prefix)
+                yield from self.look_at_prefix(source.pixels, prefix, networks)
             if self.leaving:
                 yield self.stopped()
                 return
@@ -137,6 +141,22 @@ class Run:
             if message not in self.noted:
                 self.noted.add(message)
                 yield Notice(message, "warning")
+
+    def look_at_prefix(self, pixels: np.ndarray, latents: Tensor, networks: Engine) -> Iterator[Event]:
+        """Say so where a small model's autoencoder cannot hold what the video starts from."""
+        vocabulary = Vocabulary.beside(self.files.text_encoder)
+        if vocabulary is None or vocabulary.picture_decibels is None or not self.files.trained:
+            return
+        with self.at("decode"):
+            kept = networks.decode(latents[:, :, -CHUNK_LATENT_FRAMES:])
+        decibels = psnr(kept, pixels[-len(kept) :])
+        if decibels < vocabulary.picture_decibels:
+            what = "picture" if self.request.image else "clip"
+            yield Notice(
+                f"This model cannot hold the {what} well: its autoencoder keeps {decibels:.0f} dB of it, and "
+                f"{vocabulary.picture_decibels:.0f} dB look right. {vocabulary.summary()}",
+                "warning",
+            )
 
     def upcoming_prompts(self, timeline: Timeline) -> list[str]:
         """Every prompt of the seconds still to be made."""
