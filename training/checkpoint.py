@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,21 +17,16 @@ from magi_lite.errors import CheckpointError
 from magi_lite.files import write_tensors
 
 
-@dataclass
+@dataclass(frozen=True)
 class Budget:
-    """How long a run lasts: minutes, or a number of steps (then everything is reproducible)."""
+    """How long a stage lasts: until `steps` steps are made behind the first `first_step`, in one run or in many."""
 
-    minutes: float | None = None
-    steps: int | None = None
-    started: float = field(default_factory=time.monotonic)
+    steps: int
     first_step: int = 0
 
     def fraction(self, step: int) -> float:
         """How much of the budget is used at `step`; 1 and more: stop."""
-        if self.steps is not None:
-            return (step - self.first_step) / self.steps
-        assert self.minutes is not None
-        return (time.monotonic() - self.started) / (60 * self.minutes)
+        return (step - self.first_step) / self.steps
 
 
 def save(path: Path, groups: dict[str, dict[str, Tensor]], facts: dict[str, object]) -> None:
@@ -63,9 +60,15 @@ def generators(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def log(path: Path, line: str) -> None:
-    """Append a line with the time of day to a run's log and show it."""
-    stamp = time.strftime("%H:%M:%S")
-    print(stamp, line, flush=True)
+@contextmanager
+def nothing() -> Iterator[None]:
+    """A context that does nothing."""
+    yield
+
+
+def record(path: Path, what: str, **facts: object) -> None:
+    """Append a JSON line with the time of day to a run's log and show it."""
+    line = json.dumps({"at": time.strftime("%Y-%m-%d %H:%M:%S"), "what": what, **facts})
+    print(line, flush=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(f"{stamp} {line}\n")
+        file.write(line + "\n")

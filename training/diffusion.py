@@ -201,10 +201,14 @@ def _progress(pattern: tuple[int, ...], n: int, generator: torch.Generator) -> T
 def _put_prefixes(
     pool: Pool, picks: Tensor, begins: Tensor, clean: Tensor, noisy: Tensor, fixed: Tensor, generator: torch.Generator
 ) -> None:
-    """Give an eighth of the windows an image to start from, and another eighth the first frames of a clip; in place."""
+    """Give a seventh of the windows an image to start from, and a ninth the first frames of a clip; in place.
+
+    Clips that only make sense as the continuation of a picture get one wherever they are seen from their start.
+    """
     kinds = torch.rand(len(picks), generator=generator)
     lengths = torch.randint(1, CHUNK_LATENT_FRAMES, (len(picks),), generator=generator)
     for row, kind in enumerate(kinds.tolist()):
+        kind = 0.0 if pool.pictured[picks[row]] and begins[row] == 0 else kind
         if kind < 0.14:
             clean[row, :, 0] = pool.images[picks[row], begins[row]].float()
         if kind < 0.25:

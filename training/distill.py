@@ -9,6 +9,7 @@ models.) The two steps of a target are made by the student's own average, withou
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -21,18 +22,20 @@ from training.checkpoint import Budget
 from training.diffusion import (
     ANY,
     CLEAN,
-    WINDOWS,
+    FULL_WINDOWS,
     DemoModel,
     Example,
     draw_example,
     draw_pattern,
+    flow_loss,
     grid_time,
     predict,
     weighted_error,
 )
 from training.latents import Pool
 from training.optim import Optimizer, update_average, warm_cosine
-from training.train_dit import ALONE, DEMO_DIT, Ranks, half_products, load_pools, make_model
+from training.precision import half_is_faster, half_products
+from training.train_dit import DEMO_DIT, load_pools, make_model
 
 SHORTEST = 64
 """Steps of the schedule that the undistilled model is sampled with."""
@@ -139,15 +142,15 @@ def distill(
     *,
     pool: Pool | None = None,
     config: DiTConfig = DEMO_DIT,
-    patterns: tuple = WINDOWS,
+    patterns: tuple = FULL_WINDOWS,
     chunks_per_batch: int = 20,
     guidance: float = GUIDANCE,
     told: float | None = step_size_number(SHORTEST, 1.0),
     rates: tuple[float, float] = (RATE, MATRIX_RATE),
     teacher_parts: int = TEACHER_PARTS,
-    half: bool = True,
-    ranks: Ranks = ALONE,
+    half: bool | None = None,
     seed: int = 0,
+    keep_every: float = 180.0,
 ) -> DemoModel:
     """Distill the averaged weights of `work/dit.safetensors`, or go on doing it; returns the averaged student.
 
@@ -158,7 +161,7 @@ def distill(
         CheckpointError: there is no trained model in `work`.
     """
     torch.manual_seed(seed)
-    pool = pool or load_pools(work, ranks)
+    pool = pool or load_pools(work)
     taught, _ = checkpoint.load(work / "dit.safetensors")
     models = [make_model(config) for _ in range(3)]
     for model in models:
@@ -169,37 +172,41 @@ def distill(
     parameters = {n: p for n, p in student.named_parameters() if p.requires_grad}
     optimizer = Optimizer(parameters, *rates)
     average = {n: averaged.get_parameter(n) for n in parameters}
-    generator = checkpoint.generators(seed + 23 * (ranks.rank + 1))
-    path, log, step = work / "distilled.safetensors", work / "distill.log", 0
+    generator = checkpoint.generators(seed + 23)
+    path, log, step = work / "distilled.safetensors", work / "training.jsonl", 0
     if path.is_file():
         groups, facts = checkpoint.load(path)
         student.load_state_dict(groups["model"], strict=False)
         averaged.load_state_dict(groups["average"], strict=False)
         step = int(facts["step"])
         optimizer.load_state_dict(groups["optimizer"], step)
-        generator.set_state(groups["generator"]["rank0"])
-        if ranks.size > 1:
-            generator.manual_seed(seed + step * 31 + ranks.rank)
-    budget.first_step = step
+        generator.set_state(groups["generator"]["state"])
+    if budget.fraction(step) >= 1:
+        return averaged
+    if half is None:
+        example = draw_example(pool, (ANY,), max(1, chunks_per_batch // 2), checkpoint.generators(0))
+        half, timed = half_is_faster(student, lambda: flow_loss(student, example, None).backward())
+        checkpoint.record(log, "distill precision", bfloat16=half, **timed)
+    optimizer.half = half
     warm_cycle, cycle = (SHORTEST, *SHORTCUTS), (*[SHORTEST] * teacher_parts, *SHORTCUTS)
 
     def keep() -> None:
-        if ranks.rank == 0:
-            groups = {
-                "model": dict(student.named_parameters()),
-                "average": dict(averaged.named_parameters()),
-                "optimizer": optimizer.state_dict(),
-                "generator": {"rank0": generator.get_state()},
-            }
-            checkpoint.save(path, groups, {"step": step, "guidance": guidance})
+        groups = {
+            "model": dict(student.named_parameters()),
+            "average": dict(averaged.named_parameters()),
+            "optimizer": optimizer.state_dict(),
+            "generator": {"state": generator.get_state()},
+        }
+        checkpoint.save(path, groups, {"step": step, "guidance": guidance})
 
     running: dict[int, float] = {}
+    kept = time.monotonic()
     undo = [half_products(model) for model in models] if half else []
     for context in undo:
         context.__enter__()
     try:
-        while (fraction := ranks.agree(budget.fraction(step))) < 1:
-            warming = fraction < WARM_SHARE and budget.first_step == 0
+        while (fraction := budget.fraction(step)) < 1:
+            warming = fraction < WARM_SHARE
             steps = warm_cycle[step % len(warm_cycle)] if warming else cycle[step % len(cycle)]
             pattern = draw_pattern(patterns, pool.seconds, generator)
             batch = max(1, chunks_per_batch // len(pattern))
@@ -208,17 +215,17 @@ def distill(
             loss = distillation_loss(student, averaged, teacher, example, steps, guidance, told, warming)
             student.zero_grad(set_to_none=True)
             loss.backward()
-            ranks.mean(list(parameters.values()))
             optimizer.step(warm_cosine(fraction, step, warm=20, flat=0.4))
             step += 1
             with torch.no_grad():
                 update_average(average, parameters, step, AVERAGE_DECAY)
             running[steps] = 0.9 * running.get(steps, loss.item()) + 0.1 * loss.item()
-            if ranks.rank == 0 and step % 22 == 0:
-                losses = " ".join(f"{s}: {v:.4f}" for s, v in sorted(running.items()))
-                checkpoint.log(log, f"distill step {step} loss by steps {losses} used {fraction:.3f}")
-            if step % 88 == 0:
+            if step % 22 == 0:
+                losses = {str(s): round(v, 4) for s, v in sorted(running.items())}
+                checkpoint.record(log, "distill", step=step, loss_by_steps=losses, used=round(fraction, 3))
+            if time.monotonic() - kept > keep_every:
                 keep()
+                kept = time.monotonic()
     finally:
         for context in undo:
             context.__exit__(None, None, None)

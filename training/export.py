@@ -23,6 +23,7 @@ from magi_lite.dit.model import parameter_dtype
 from magi_lite.errors import InputError
 from magi_lite.models import SCALE_FACTOR, DiTConfig, VAEConfig
 from training import checkpoint
+from training.text_model import vocabulary_file
 
 WEIGHTS = Path("ckpt/magi/demo/inference_weight.distill")
 LEARNED_ROWS = (1, *range(7, 15))
@@ -131,6 +132,7 @@ def _write_text(folder: Path, model: TrainedModel) -> None:
     model.tokenizer.save_pretrained(folder)
     save_file({n: t.float().contiguous() for n, t in model.text.items() if n != _TIED}, folder / "model.safetensors")
     _write_json(folder / "config.json", model.text_config)
+    _write_json(folder / "vocabulary.json", vocabulary_file())
 
 
 def _matrix_half(tensor: Tensor) -> Tensor:

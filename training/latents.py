@@ -1,7 +1,8 @@
-"""Clips of the world as latents: made once, trained on many times.
+"""Clips of the world and of photographs as latents: made once, trained on many times.
 
 A pool holds P clips of S seconds: latents of unit variance, the latents of each second's first frame as an image, a
-weight for every latent (more where the body is), caption ids per second.
+weight for every latent (more where a body is), caption ids per second, and which clips only make sense as the
+continuation of a picture: photographs, and scenes whose light or weather changes from the first frame on.
 """
 
 from __future__ import annotations
@@ -18,27 +19,34 @@ from magi_lite.files import write_tensors
 from magi_lite.models import SCALE_FACTOR
 from magi_lite.text.cleaning import clean_caption
 from magi_lite.vae.model import ViTVAE
-from training.looks import background
-from training.world import FRAMES, Clip, make_clip, make_collision
+from training.photographs import draw_shot, film_shot
+from training.reel import TILE, to_signed
+from training.world import FRAMES, film_many, make_scene
 
-TILE = 12
-"""Frames that the autoencoder sees at once, as in `vae.tiling`."""
-CAPTION_TOKENS = 20
+CAPTION_TOKENS = 28
 BODY_WEIGHT = 3.0
-"""How much more a latent counts that the body touches: the background is most of the picture and easy."""
+"""How much more a latent counts that a body touches: the background is most of the picture and easy."""
+SECONDS = 5
+"""Of a pool's clips: a full window of four chunks and a clean one in front."""
+CLIPS, POOLS = 750, 4
+"""Clips of a pool, and pools."""
+PHOTOGRAPHS = 0.3
+"""Share of a pool's clips that are photographs."""
 
 
 @dataclass(frozen=True)
 class Pool:
     """P clips of S seconds; tokens padded with 0.
 
-    `latents` (P, 16, 6S, H, W), `images` (P, S, 16, H, W), `body` (P, 6S, H, W) bool, `tokens` (P, S, L) int64.
+    `latents` (P, 16, 6S, H, W), `images` (P, S, 16, H, W), `body` (P, 6S, H, W) bool, `tokens` (P, S, L) int64,
+    `pictured` (P,) bool: clips that start from a picture.
     """
 
     latents: Tensor
     images: Tensor
     body: Tensor
     tokens: Tensor
+    pictured: Tensor
 
     @property
     def seconds(self) -> int:
@@ -59,13 +67,8 @@ class Pool:
         return cls(**{n: torch.cat([getattr(pool, n) for pool in pools]) for n in cls.__dataclass_fields__})
 
 
-def to_signed(frames: np.ndarray) -> Tensor:
-    """(..., T, H, W, 3) uint8 -> (..., 3, T, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(frames).movedim(-1, -4).float() / 127.5 - 1.0
-
-
 @torch.no_grad()
-def encode_clips(vae: ViTVAE, frames: np.ndarray) -> tuple[Tensor, Tensor]:
+def encode_clips(vae: ViTVAE, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Clips (P, 24S, H, W, 3) uint8 -> scaled latents (P, 16, 6S, h, w); each second's first frame (P, S, 16, h, w)."""
     clips, length = frames.shape[:2]
     x = to_signed(frames)
@@ -76,11 +79,11 @@ def encode_clips(vae: ViTVAE, frames: np.ndarray) -> tuple[Tensor, Tensor]:
     return latents * SCALE_FACTOR, images * SCALE_FACTOR
 
 
-def body_mask(clip: Clip) -> np.ndarray:
-    """(6S, H/8, W/8) bool: latents whose 4 x 8 x 8 pixels hold more than background."""
-    difference = np.abs(clip.frames.astype(np.int16) - background(clip.look.background).astype(np.int16)).max(-1) > 12
-    frames, height, width = difference.shape
-    return difference.reshape(frames // 4, 4, height // 8, 8, width // 8, 8).any(axis=(1, 3, 5))
+def body_mask(with_bodies: Tensor, without: Tensor) -> Tensor:
+    """Latents that a body or its shadow touches: two clips (F, H, W, 3) uint8 -> (F/4, H/8, W/8) bool."""
+    apart = (with_bodies.int() - without.int()).abs().amax(-1) > 12
+    frames, height, width = apart.shape
+    return apart.view(frames // 4, 4, height // 8, 8, width // 8, 8).amax((1, 3, 5))
 
 
 def token_rows(tokenizer: object, captions: tuple[str, ...]) -> Tensor:
@@ -90,22 +93,40 @@ def token_rows(tokenizer: object, captions: tuple[str, ...]) -> Tensor:
 
 
 def make_pool(
-    vae: ViTVAE, tokenizer: object, clips: int, seconds: int, seed: int, *, extended: float = 0.0, batch: int = 8
+    vae: ViTVAE,
+    tokenizer: object,
+    clips: int,
+    seconds: int,
+    seed: int,
+    pictures: tuple[np.ndarray, ...] = (),
+    photographs: float = PHOTOGRAPHS,
 ) -> Pool:
-    """Film and encode clips; `extended` is the share from the wider world: half collisions, half its extra motions."""
-    rng = np.random.default_rng(seed)
-    latents, images, bodies, tokens = [], [], [], []
-    for start in range(0, clips, batch):
-        some = []
-        for number in range(start, min(start + batch, clips)):
-            wide = rng.random() < extended
-            if wide and rng.random() < 0.5:
-                some.append(make_collision(seed * 1_000_000 + number, seconds))
-            else:
-                some.append(make_clip(seed * 1_000_000 + number, seconds, extended=wide))
-        one, two = encode_clips(vae, np.stack([clip.frames for clip in some]))
+    """Film and encode clips; `photographs` is their share where there are pictures."""
+    rng = np.random.default_rng((seed, 13))
+    latents, images, bodies, tokens, pictured = [], [], [], [], []
+    for number in range(clips):
+        if pictures and rng.random() < photographs:
+            shot = draw_shot(pictures[int(rng.integers(len(pictures)))], seconds, rng)
+            frames, captions, starts = film_shot(shot), shot.captions, True
+            body = torch.zeros(seconds * 6, frames.shape[1] // 8, frames.shape[2] // 8, dtype=torch.bool)
+        else:
+            scene = make_scene(seed * 1_000_000 + number, seconds)
+            frames, captions, starts = film_many([scene])[0], scene.captions, scene.begins_otherwise
+            body = body_mask(frames, film_many([scene], bodies=False)[0])
+        one, two = encode_clips(vae, frames[None])
         latents.append(one.half())
         images.append(two.half())
-        bodies.append(torch.from_numpy(np.stack([body_mask(clip) for clip in some])))
-        tokens.append(torch.stack([token_rows(tokenizer, clip.captions) for clip in some]))
-    return Pool(torch.cat(latents), torch.cat(images), torch.cat(bodies), torch.cat(tokens))
+        bodies.append(body[None])
+        tokens.append(token_rows(tokenizer, captions)[None])
+        pictured.append(starts)
+    return Pool(torch.cat(latents), torch.cat(images), torch.cat(bodies), torch.cat(tokens), torch.tensor(pictured))
+
+
+def make_pools(work: Path, vae: ViTVAE, pictures: tuple[np.ndarray, ...], share: float = 1.0) -> None:
+    """Fill `work` with pools, `pool-SEED.safetensors`; those that are there are kept."""
+    from training.text_model import make_tokenizer
+
+    for seed in range(1, POOLS + 1):
+        path = work / f"pool-{seed}.safetensors"
+        if not path.is_file():
+            make_pool(vae, make_tokenizer(), max(1, round(CLIPS * share)), SECONDS, seed, pictures).save(path)

@@ -30,11 +30,12 @@ def is_block_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 2 and ("blocks." in name or ".block." in name) and "ada_modulate" not in name
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """(B, m, n) -> the nearest matrices with singular values about one, computed in bfloat16."""
+def orthogonalize(matrices: Tensor, half: bool = False) -> Tensor:
+    """(B, m, n) -> the nearest matrices with singular values about one, computed in float32 or in bfloat16."""
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = (matrices if wide else matrices.transpose(1, 2)).bfloat16()
-    x = x / (x.float().norm(dim=(1, 2), keepdim=True).bfloat16() + 1e-7)
+    x = matrices if wide else matrices.transpose(1, 2)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x.bfloat16() if half else x
     for a, b, c in _NEWTON_SCHULZ:
         gram = x @ x.transpose(1, 2)
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -62,6 +63,8 @@ class Optimizer:
         self.matrices = {n: p for n, p in parameters.items() if n in chosen}
         self.others = {n: p for n, p in parameters.items() if n not in chosen}
         self.steps = 0
+        self.half = False
+        """Orthogonalize in bfloat16: where products in it are faster."""
         self.state: dict[str, Tensor] = {f"{n}.momentum": torch.zeros_like(p) for n, p in self.matrices.items()}
         for name, p in self.others.items():
             self.state |= {f"{name}.first": torch.zeros_like(p), f"{name}.second": torch.zeros_like(p)}
@@ -100,7 +103,7 @@ class Optimizer:
             momentum = self.state[f"{name}.momentum"].lerp_(p.grad, 1 - MOMENTUM)
             by_shape.setdefault(p.shape, []).append((p, p.grad.lerp(momentum, MOMENTUM)))
         for shape, pairs in by_shape.items():
-            updates = orthogonalize(torch.stack([update for _, update in pairs]))
+            updates = orthogonalize(torch.stack([update for _, update in pairs]), self.half)
             length = rate * max(1.0, shape[0] / shape[1]) ** 0.5
             for (p, _), update in zip(pairs, updates, strict=True):
                 p.mul_(1 - rate * self.weight_decay).add_(update, alpha=-length)

@@ -23,7 +23,7 @@ from magi_lite.sampling.sampler import Sampler
 from magi_lite.text.special_tokens import null_caption
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.loader import load_dit, load_special_tokens, load_text_encoder, load_vae
-from training.looks import SIZE
+from training.world.draw import SIZE
 
 
 class Studio:

@@ -2,56 +2,118 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
 
-from training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZES, Look
-from training.world import CORE_MOTIONS, EXTRA_MOTIONS, collision_caption
+from training.world.words import (
+    BOUNCE,
+    CAMERAS,
+    COLOURS,
+    HIT,
+    LIGHTS,
+    MOTIONS,
+    PLACES,
+    SCENERY,
+    SIZES,
+    THINGS,
+    WEATHERS,
+)
+from training.world.words import words as world_words
 
 CHANNELS = 64
 """Width of a caption embedding."""
 CAPTION_LENGTH = 32
 """Rows of a caption that the model takes, special tokens included."""
+PICTURE_DECIBELS = 24.0
+"""PSNR below which the autoencoder does not hold a picture that a video starts from."""
 SYNONYMS = {
-    "circle": "ball",
-    "disc": "ball",
-    "sphere": "ball",
-    "box": "square",
-    "big": "large",
-    "tiny": "small",
-    "little": "small",
-    "grey": "gray",
-    "black": "dark",
-    "violet": "purple",
-    "chequered": "checkered",
-    "moving": "moves",
-    "move": "moves",
-    "goes": "moves",
+    "the camera": "camera",
+    "night falls": "at night",
+    "it is night": "at night",
+    "by night": "at night",
+    "the sun sets": "at sunset",
+    "the sun is setting": "at sunset",
+    "by day": "at day",
+    "it snows": "in snow",
+    "it is snowing": "in snow",
+    "snows": "in snow",
+    "it rains": "in rain",
+    "it is raining": "in rain",
+    "rains": "in rain",
+    "it is foggy": "in fog",
+    "is still": "still",
+    "stands": "stands still",
+    "stands still still": "stands still",
+    "stays still": "stands still",
+    "waits": "stands still",
+    "rolls to the left": "moves left",
+    "rolls to the right": "moves right",
     "rolls": "moves",
-    "flies": "moves",
-    "falling": "falls",
+    "drives": "moves",
+    "walks": "moves",
+    "runs": "moves",
+    "goes": "moves",
+    "slides": "moves",
     "drops": "falls",
-    "bounces": "falls",
-    "stands": "stays",
-    "standing": "stays",
+    "leaps": "jumps",
+    "hops": "jumps",
+    "collides with": "hits",
+    "pan": "pans",
+    "zoom": "zooms",
+    "crate": "box",
+    "automobile": "car",
+    "kitten": "cat",
+    "sphere": "ball",
+    "building": "house",
+    "city": "town",
+    "field": "meadow",
+    "big": "large",
+    "huge": "large",
+    "little": "small",
+    "tiny": "small",
+    "violet": "purple",
+    "picture": "photograph",
+    "photo": "photograph",
+    "image": "photograph",
+    "sunny": "clear",
+    "mist": "fog",
+    "next to": "by",
+    "beside": "by",
     "an": "a",
     "the": "a",
 }
-"""Words that a newcomer may use, and the world's word for each; replaced before the tokenizer looks."""
+"""Words that a newcomer may use, and the world's words for each; replaced in this order before the tokenizer looks."""
 
-_MORE_WORDS = "it the and then is continues to moving falling standing still bounces of one two"
+_MORE_WORDS = "it then is to of one two with up down on grows shrinks turns"
 """Words that no caption of the world has yet, kept so that a wider world needs no new vocabulary."""
 
 
 def vocabulary() -> dict[str, int]:
     """Word -> id: every word of the world's captions in alphabetical order; padding is 0, the end token 1, as in T5."""
-    words = set(_MORE_WORDS.split())
-    for motion in (*CORE_MOTIONS, *EXTRA_MOTIONS):
-        words |= set(f"a {motion} on background".split())
-    words |= {*collision_caption(Look("red", "ball", "small", "dark"), "blue").split()}
-    words |= {*COLOURS, *SHAPES, *SIZES, *BACKGROUNDS}
+    words = {*world_words(), *_MORE_WORDS.split()}
     return {word: number for number, word in enumerate(("<pad>", "</s>", "<unk>", *sorted(words)))}
+
+
+def vocabulary_file() -> dict[str, Any]:
+    """What `magi_lite.text.vocabulary` reads beside the model: its words, those that count as others, and kinds."""
+    return {
+        "words": world_words(),
+        "same": SYNONYMS,
+        "kinds": {
+            "colours": list(COLOURS),
+            "sizes": list(SIZES),
+            "things": [*THINGS, *SCENERY],
+            "motions": [*MOTIONS, BOUNCE, HIT],
+            "places": list(PLACES),
+            "light": [f"at {name}" for name in LIGHTS],
+            "weather": [f"in {name}" for name in WEATHERS[1:]],
+            "camera": [f"camera {name}" for name in CAMERAS],
+            "photographs to start from": ["a photograph"],
+        },
+        "picture_decibels": PICTURE_DECIBELS,
+    }
 
 
 def make_tokenizer() -> Any:
@@ -61,7 +123,7 @@ def make_tokenizer() -> Any:
 
     words = vocabulary()
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    replaced = [normalizers.Replace(Regex(rf"\b{word}\b"), ours) for word, ours in SYNONYMS.items()]
+    replaced = [normalizers.Replace(Regex(rf"\b{re.escape(word)}\b"), ours) for word, ours in SYNONYMS.items()]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *replaced])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation("removed")]

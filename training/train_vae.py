@@ -1,38 +1,69 @@
-"""Stage one: the autoencoder, until it draws what it sees; then its latents are scaled to unit variance.
+"""The autoencoder: what it is taught, and the gates that it must pass before anything is built on it.
 
-Batches are half seconds (12 frames, as the tiled decoder works) and, one in eight, images (four frames alike). The loss
-is L1 + L2, with a body's pixels counting four times (most pixels are background), and a KL term so small that it only
-keeps the latents from drifting. `fold_normalization` then moves the latents' mean and deviation into the encoder's last
-and the decoder's first linear, so that encode * 0.18215 has unit variance and nobody needs to know of it.
+Batches are half seconds (12 frames, as the tiled decoder works) of the world and of photographs and, one in eight,
+images (four frames alike). The loss is L1, counted more where something moves; the L1 of the first difference in time,
+weighted strongly, for an error that stays the same is seen far less than one that flickers, and without it the four
+frames of a latent come out alike and the picture jumps six times a second; and the L1 of the first differences in
+space, for edges. A KL term only keeps the latents from drifting. `fold_normalization` moves the latents' mean and
+deviation into the encoder's last and the decoder's first linear, so that encode * 0.18215 has unit variance. Last, the
+decoder alone goes on with a small discriminator of patches in space and time, the latents frozen.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from magi_lite.models import SCALE_FACTOR, VAEConfig
 from magi_lite.vae.model import ViTVAE
 from training import checkpoint
 from training.checkpoint import Budget
-from training.latents import TILE, to_signed
-from training.looks import SIZE, background
 from training.optim import Optimizer, update_average, warm_cosine
-from training.world import make_clip, make_collision
+from training.photographs import draw_shot, film_shot
+from training.precision import half_is_faster, half_products
+from training.reel import HELD_OUT, TILE, Reel, to_signed
+from training.world import film_many, make_scene
+from training.world.draw import SIZE
 
 DEMO_VAE = VAEConfig(
-    video_size=SIZE, video_length=TILE, embed_dim=192, depth=4, num_heads=4, z_chans=16, use_final_proj=True
+    video_size=SIZE, video_length=TILE, embed_dim=256, depth=4, num_heads=4, z_chans=16, use_final_proj=True
 )
-BATCH = 16
+BATCH = 8
 KL_WEIGHT = 2e-5
 AVERAGE_DECAY = 0.997
 RATE, MATRIX_RATE = 2e-3, 0.02
-HELD_OUT = 900_000
-"""Seeds from here on are never trained on."""
+TIME_WEIGHT, SPACE_WEIGHT = 6.0, 0.5
+MOVING_WEIGHT = 4.0
+"""How much more a pixel counts that changes from frame to frame: most of the picture stands still and is easy."""
+MOVING = 0.03
+"""Change of a pixel from frame to frame, of a range of 2, from which it moves."""
+PATCH_RATE = 3e-4
+PATCH_WEIGHT = 0.02
+_EDGES = (3, 7, 11, 15, 19)
+"""The frames of a second after which the next latent frame begins."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What the autoencoder must reach: steps across latent borders over those inside, against the truth; PSNR in dB."""
+
+    border: float = 1.15
+    world: float = 36.0
+    photographs: float = 28.0
+
+    def passed(self, measured: dict[str, float]) -> dict[str, bool]:
+        """Which of the gates the figures of `measure_vae` pass; photographs only where there are some."""
+        met = {"border": measured["border"] < self.border, "world_psnr": measured["world_psnr"] >= self.world}
+        if "photographs_psnr" in measured:
+            met["photographs_psnr"] = measured["photographs_psnr"] >= self.photographs
+        return met
 
 
 def make_vae(config: VAEConfig = DEMO_VAE) -> ViTVAE:
@@ -44,61 +75,87 @@ def make_vae(config: VAEConfig = DEMO_VAE) -> ViTVAE:
     return vae
 
 
-def film(clips: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of every kind of motion: frames (P, 24, 64, 64, 3) uint8, and where bodies are (P, 24, 64, 64) bool."""
-    frames, bodies = [], []
-    for number in range(seed, seed + clips):
-        clip = make_clip(number, extended=number % 4 == 0) if number % 12 else make_collision(number)
-        stage = background(clip.look.background).astype(np.int16)
-        frames.append(clip.frames)
-        bodies.append(np.abs(clip.frames.astype(np.int16) - stage).max(-1) > 8)
-    return np.stack(frames), np.stack(bodies)
+def differences(x: Tensor, axis: int) -> Tensor:
+    """First differences along an axis."""
+    return x.narrow(axis, 1, x.shape[axis] - 1) - x.narrow(axis, 0, x.shape[axis] - 1)
 
 
-def draw_batch(
-    frames: np.ndarray, bodies: np.ndarray, size: int, image: bool, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Clips (B, 3, 12, H, W), or images as (B, 3, 4, H, W), in [-1, 1]; and the bodies (B, 1, T, H, W) as 0/1."""
-    picks = torch.randint(len(frames), (size,), generator=generator).tolist()
-    starts = torch.randint(frames.shape[1] - TILE + 1, (size,), generator=generator).tolist()
-    slices = [np.full(4, s) if image else np.arange(s, s + TILE) for s in starts]
-    x = np.stack([frames[pick][frame] for pick, frame in zip(picks, slices, strict=True)])
-    body = np.stack([bodies[pick][frame] for pick, frame in zip(picks, slices, strict=True)])
-    return to_signed(x), torch.from_numpy(body)[:, None].float()
+def reconstruction_loss(made: Tensor, x: Tensor) -> Tensor:
+    """L1 of a reconstruction (B, 3, T, H, W), of its steps in time and of its edges, all counted more where x moves."""
+    error = made - x
+    steps = differences(x, 2).abs().amax(1, keepdim=True) > MOVING
+    moves = F.pad(steps.float(), (0, 0, 0, 0, 0, 1)).maximum(F.pad(steps.float(), (0, 0, 0, 0, 1, 0)))
+    loss = ((1 + MOVING_WEIGHT * moves) * error.abs()).mean()
+    loss = loss + TIME_WEIGHT * ((1 + MOVING_WEIGHT * steps) * differences(error, 2).abs()).mean()
+    return loss + SPACE_WEIGHT * (differences(error, 3).abs().mean() + differences(error, 4).abs().mean())
 
 
-def vae_loss(vae: ViTVAE, x: Tensor, body: Tensor, generator: torch.Generator, decoder_only: bool = False) -> Tensor:
-    """Weighted L1 + L2 of the reconstruction plus the KL term."""
-    with torch.set_grad_enabled(not decoder_only and torch.is_grad_enabled()):
-        mean, log_variance = vae.moments(x)
+def vae_loss(vae: ViTVAE, x: Tensor, generator: torch.Generator) -> Tensor:
+    """The reconstruction's loss and the KL term."""
+    mean, log_variance = vae.moments(x)
     log_variance = log_variance.clamp(max=4.0)
     noise = torch.randn(mean.shape, generator=generator)
-    difference = vae.decoder(mean + noise * (0.5 * log_variance).exp()) - x
-    weight = 1 + 3 * body
     kl = (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    return 0.3 * (weight * difference.abs()).mean() + 2 * (weight * difference.square()).mean() + KL_WEIGHT * kl
+    return reconstruction_loss(vae.decoder(mean + noise * (0.5 * log_variance).exp()), x) + KL_WEIGHT * kl
+
+
+# --- what it has learned ---------------------------------------------------------------------------------------------
+
+
+def held_out_clips(pictures: tuple[np.ndarray, ...], clips: int) -> dict[str, Tensor]:
+    """Seconds never trained on, (N, 24, H, W, 3) uint8, of the world and of held-back pictures."""
+    rng = np.random.default_rng(HELD_OUT)
+    made = {"world": film_many([make_scene(HELD_OUT + n) for n in range(clips)])}
+    if pictures:
+        made["photographs"] = torch.stack(
+            [film_shot(draw_shot(pictures[n % len(pictures)], 1, rng)) for n in range(clips)]
+        )
+    return made
 
 
 @torch.no_grad()
-def held_out_psnr(vae: ViTVAE, clips: int = 48) -> Tensor:
-    """PSNR in dB of half seconds never trained on, one value a clip."""
-    values = []
-    for seed in range(HELD_OUT, HELD_OUT + clips):
-        x = to_signed(make_clip(seed).frames[None, :TILE])
-        error = (vae.decode(vae.encode(x)).clamp(-1, 1) - x).square().mean()
-        values.append(10 * torch.log10(4 / error))
-    return torch.stack(values)
+def reconstruct(vae: ViTVAE, frames: Tensor) -> Tensor:
+    """What is left of seconds (N, 24, H, W, 3) uint8, in tiles of half a second, as signed (N, 3, 24, H, W)."""
+    x = to_signed(frames)
+    parts = [vae.decode(vae.encode(x[:, :, i : i + TILE])) for i in range(0, x.shape[2], TILE)]
+    return torch.cat(parts, dim=2).clamp(-1, 1)
+
+
+def border_ratio(made: Tensor, x: Tensor) -> float:
+    """Mean step across latent borders over the mean step inside, of clips (N, 3, 24, H, W), over the truth's own."""
+    inside = [i for i in range(x.shape[2] - 1) if i not in _EDGES]
+    ratio = []
+    for clip in (made, x):
+        step = differences(clip, 2).abs().mean((0, 1, 3, 4))
+        ratio.append(float(step[list(_EDGES)].mean() / step[inside].mean()))
+    return ratio[0] / ratio[1]
+
+
+def measure_vae(vae: ViTVAE, clips: dict[str, Tensor]) -> dict[str, float]:
+    """PSNR in dB, mean over clips, and border ratio of every kind of clip; `border` is the worst of them."""
+    facts: dict[str, float] = {}
+    for name, frames in clips.items():
+        made, x = [], []
+        for part in frames.split(4):
+            made.append(reconstruct(vae, part))
+            x.append(to_signed(part))
+        one, two = torch.cat(made), torch.cat(x)
+        error = (one - two).square().mean((1, 2, 3, 4))
+        facts[f"{name}_psnr"] = round(float((10 * torch.log10(4 / error)).mean()), 2)
+        facts[f"{name}_border"] = round(border_ratio(one, two), 3)
+    return facts | {"border": max(value for name, value in facts.items() if name.endswith("_border"))}
 
 
 @torch.no_grad()
-def fold_normalization(vae: ViTVAE, clips: int = 96) -> None:
+def fold_normalization(vae: ViTVAE, latents: Tensor) -> None:
     """Change the encoder's last and the decoder's first linear so that encode * SCALE_FACTOR has mean 0, variance 1.
 
     Channel c: latent' = (latent - mean) / (deviation * SCALE_FACTOR), undone where the decoder begins. What
     decode(encode(x)) gives does not change.
+
+    Args:
+        latents: (N, C, T, H, W), unscaled, of many clips.
     """
-    frames, _ = film(clips, seed=700_001)
-    latents = torch.cat([vae.encode(to_signed(frames[i : i + 8, :TILE])) for i in range(0, clips, 8)])
     mean = latents.mean((0, 2, 3, 4))
     deviation = latents.std((0, 2, 3, 4)) * SCALE_FACTOR
     last, first, channels = vae.encoder.last_layer, vae.decoder.proj_in, len(mean)
@@ -110,41 +167,53 @@ def fold_normalization(vae: ViTVAE, clips: int = 96) -> None:
     first.weight *= deviation
 
 
+# --- training --------------------------------------------------------------------------------------------------------
+
+
 def train_vae(
     work: Path,
     budget: Budget,
+    reel: Reel,
     *,
     config: VAEConfig = DEMO_VAE,
-    clips: int = 1400,
     batch: int = BATCH,
     seed: int = 0,
-    decoder_only: bool = False,
     warm: int = 60,
     rates: tuple[float, float] = (RATE, MATRIX_RATE),
+    flat: float = 0.5,
+    check: dict[str, Tensor] | None = None,
+    half: bool | None = None,
+    keep_every: float = 180.0,
 ) -> ViTVAE:
     """Train, or go on training, the autoencoder in `work`; returns the averaged weights.
 
-    `decoder_only` goes on with the latents frozen, so that a transformer trained on them stays valid; do it after
-    `fold_normalization`.
+    The budget counts all steps ever made, so that a run that was cut off goes on where it was.
+
+    Args:
+        check: clips of `held_out_clips`, measured every 250 steps. half: products in bfloat16; None: what is faster.
+        keep_every: seconds between checkpoints.
     """
     torch.manual_seed(seed)
     vae = make_vae(config)
-    path, log = work / "vae.safetensors", work / "vae.log"
+    path, log = work / "vae.safetensors", work / "training.jsonl"
     generator = checkpoint.generators(seed + 1)
-    trained = {n: p for n, p in vae.named_parameters() if not decoder_only or n.startswith("decoder.")}
-    optimizer = Optimizer(trained, *rates)
+    optimizer = Optimizer(dict(vae.named_parameters()), *rates)
     average = {n: t.clone() for n, t in vae.state_dict().items()}
     step = 0
     if path.is_file():
         groups, facts = checkpoint.load(path)
         vae.load_state_dict(groups["model"])
-        average = groups["average"]
-        step = int(facts["step"])
-        if bool(facts["decoder_only"]) == decoder_only:
-            optimizer.load_state_dict(groups["optimizer"], step)
-            generator.set_state(groups["generator"]["state"])
-    budget.first_step = step
-    frames, bodies = film(clips, seed=100_000)
+        average, step = groups["average"], int(facts["step"])
+        optimizer.load_state_dict(groups["optimizer"], step)
+        generator.set_state(groups["generator"]["state"])
+    if budget.fraction(step) >= 1:
+        vae.load_state_dict(average)
+        return vae
+    if half is None:
+        x = reel.batch(batch, False, checkpoint.generators(0))
+        half, timed = half_is_faster(vae, lambda: vae_loss(vae, x, checkpoint.generators(0)).backward())
+        checkpoint.record(log, "vae precision", bfloat16=half, **timed)
+    optimizer.half = half
 
     def keep() -> None:
         groups = {
@@ -153,22 +222,142 @@ def train_vae(
             "optimizer": optimizer.state_dict(),
             "generator": {"state": generator.get_state()},
         }
-        checkpoint.save(path, groups, {"step": step, "decoder_only": decoder_only})
+        checkpoint.save(path, groups, {"step": step})
 
-    while (fraction := budget.fraction(step)) < 1:
-        x, body = draw_batch(frames, bodies, batch, step % 8 == 7, generator)
-        loss = vae_loss(vae, x, body, generator, decoder_only)
-        vae.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step(warm_cosine(fraction, step, warm))
-        step += 1
-        update_average(average, vae.state_dict(), step, AVERAGE_DECAY)
-        if step % 50 == 0:
-            checkpoint.log(log, f"vae step {step} loss {loss.item():.4f} used {fraction:.2f}")
-        if step % 200 == 0:
-            keep()
+    kept, running = time.monotonic(), None
+    with half_products(vae) if half else checkpoint.nothing():
+        while (fraction := budget.fraction(step)) < 1:
+            reel.renew()
+            loss = vae_loss(vae, reel.batch(batch, step % 8 == 7, generator), generator)
+            vae.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step(warm_cosine(fraction, step, warm, flat=flat))
+            step += 1
+            update_average(average, vae.state_dict(), step, AVERAGE_DECAY)
+            running = loss.item() if running is None else 0.97 * running + 0.03 * loss.item()
+            if step % 50 == 0:
+                checkpoint.record(log, "vae", step=step, loss=round(running, 4), used=round(fraction, 3))
+            if step % 250 == 0 and check:
+                trained = {n: t.clone() for n, t in vae.state_dict().items()}
+                vae.load_state_dict(average)
+                checkpoint.record(log, "vae measured", step=step, **measure_vae(vae, check))
+                vae.load_state_dict(trained)
+            if time.monotonic() - kept > keep_every:
+                keep()
+                kept = time.monotonic()
     keep()
     vae.load_state_dict(average)
-    values = held_out_psnr(vae, 16)
-    checkpoint.log(log, f"vae done step {step} held-out psnr {values.mean():.2f} +- {values.std() / math.sqrt(16):.2f}")
     return vae
+
+
+class Patches(nn.Module):
+    """A small 3-D discriminator: clips (N, 3, T, H, W) to a score for every patch of about 15 x 15 pixels."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv3d(3, width, (3, 4, 4), (1, 2, 2), 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv3d(width, 2 * width, (3, 4, 4), (2, 2, 2), 1),
+            nn.GroupNorm(8, 2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Conv3d(2 * width, 1, 3, 1, 1),
+        )
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.layers(clips)
+
+
+def refine_decoder(
+    work: Path,
+    budget: Budget,
+    reel: Reel,
+    start: dict[str, Tensor],
+    *,
+    config: VAEConfig = DEMO_VAE,
+    batch: int = BATCH,
+    seed: int = 3,
+    rates: tuple[float, float] = (7e-4, 0.006),
+    check: dict[str, Tensor] | None = None,
+    half: bool | None = None,
+    keep_every: float = 180.0,
+) -> ViTVAE:
+    """Train the decoder alone from the weights `start`, or go on, with a discriminator of patches (hinge loss).
+
+    The latents stay, so that a transformer trained on them stays valid. Returns the averaged weights.
+    """
+    torch.manual_seed(seed)
+    vae, patches = make_vae(config), Patches()
+    vae.load_state_dict(start)
+    path, log = work / "decoder.safetensors", work / "training.jsonl"
+    generator = checkpoint.generators(seed + 1)
+    optimizer = Optimizer({n: p for n, p in vae.named_parameters() if n.startswith("decoder.")}, *rates)
+    judge = Optimizer(dict(patches.named_parameters()), PATCH_RATE, 0.0)
+    average = {n: t.clone() for n, t in vae.state_dict().items()}
+    step = 0
+    if path.is_file():
+        groups, facts = checkpoint.load(path)
+        vae.load_state_dict(groups["model"])
+        patches.load_state_dict(groups["patches"])
+        average, step = groups["average"], int(facts["step"])
+        optimizer.load_state_dict(groups["optimizer"], step)
+        judge.load_state_dict(groups["judge"], step)
+        generator.set_state(groups["generator"]["state"])
+    if half is None:
+        x = reel.batch(batch, False, checkpoint.generators(0))
+        half, _ = half_is_faster(vae, lambda: vae_loss(vae, x, checkpoint.generators(0)).backward())
+    optimizer.half = half
+
+    def keep() -> None:
+        groups = {
+            "model": vae.state_dict(),
+            "patches": patches.state_dict(),
+            "average": average,
+            "optimizer": optimizer.state_dict(),
+            "judge": judge.state_dict(),
+            "generator": {"state": generator.get_state()},
+        }
+        checkpoint.save(path, groups, {"step": step})
+
+    kept = time.monotonic()
+    with half_products(vae) if half else checkpoint.nothing():
+        while (fraction := budget.fraction(step)) < 1:
+            reel.renew()
+            image = step % 8 == 7
+            x = reel.batch(batch, image, generator)
+            with torch.no_grad():
+                latents = vae.moments(x)[0]
+            made = vae.decoder(latents)
+            loss = reconstruction_loss(made, x)
+            if not image:
+                loss = loss - PATCH_WEIGHT * min(1.0, step / 200) * patches(made).mean()
+            vae.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step(warm_cosine(fraction, step, 20, flat=0.3))
+            patch_loss = torch.zeros(())
+            if not image:
+                patch_loss = F.relu(1 - patches(x)).mean() + F.relu(1 + patches(made.detach())).mean()
+                patches.zero_grad(set_to_none=True)
+                patch_loss.backward()
+                judge.step(1.0)
+            step += 1
+            update_average(average, vae.state_dict(), step, 0.995)
+            if step % 50 == 0:
+                losses = {"loss": round(loss.item(), 4), "patches": round(patch_loss.item(), 3)}
+                checkpoint.record(log, "decoder", step=step, **losses, used=round(fraction, 3))
+            if step % 250 == 0 and check:
+                measured = make_vae(config)
+                measured.load_state_dict(average)
+                checkpoint.record(log, "decoder measured", step=step, **measure_vae(measured, check))
+            if time.monotonic() - kept > keep_every:
+                keep()
+                kept = time.monotonic()
+    keep()
+    vae.load_state_dict(average)
+    return vae
+
+
+def reached(measured: dict[str, float], gates: Gates, twice: bool) -> bool:
+    """Whether training may go on: all gates are passed, or they were not after twice the budget."""
+    assert not any(math.isnan(value) for value in measured.values()), measured
+    return all(gates.passed(measured).values()) or twice

@@ -147,7 +147,7 @@ class Run:
         vocabulary = Vocabulary.beside(self.files.text_encoder)
         if vocabulary is None or vocabulary.picture_decibels is None or not self.files.trained:
             return
-        with self.at("decode"):
+        with self.during("decode"):
             kept = networks.decode(latents[:, :, -CHUNK_LATENT_FRAMES:])
         decibels = psnr(kept, pixels[-len(kept) :])
         if decibels < vocabulary.picture_decibels:

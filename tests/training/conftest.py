@@ -49,4 +49,5 @@ def tiny_pool() -> Pool:
         images=(pattern[:, None, :, 0] + 0.1 * torch.randn(12, 3, 16, 4, 4)).half(),
         body=torch.rand(12, 18, 4, 4) < 0.2,
         tokens=tokens,
+        pictured=torch.zeros(12, dtype=torch.bool),
     )

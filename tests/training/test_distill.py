@@ -127,10 +127,10 @@ def test_distillation_resumes_and_keeps_the_words(tmp_path, model, tiny_pool):
     weights = dict(model.named_parameters())
     options = {"pool": tiny_pool, "config": TINY_DIT, "chunks_per_batch": 3, "half": False}
     checkpoint.save(tmp_path / "dit.safetensors", {"average": weights}, {"step": 0})
-    once = distill(tmp_path, Budget(steps=2), **options)
+    once = distill(tmp_path, Budget(2), **options)
     moved = dict(once.named_parameters())
     assert checkpoint.load(tmp_path / "distilled.safetensors")[1]["step"] == 2
-    resumed = distill(tmp_path, Budget(steps=2), **options)
+    resumed = distill(tmp_path, Budget(4), **options)
     assert checkpoint.load(tmp_path / "distilled.safetensors")[1]["step"] == 4
     for name, p in resumed.named_parameters():
         if name.startswith(("text.", "tokens.")):
@@ -140,4 +140,4 @@ def test_distillation_resumes_and_keeps_the_words(tmp_path, model, tiny_pool):
 
 def test_distillation_needs_a_trained_model(tmp_path, tiny_pool):
     with pytest.raises(CheckpointError, match="earlier stage"):
-        distill(tmp_path, Budget(steps=1), pool=tiny_pool, config=TINY_DIT)
+        distill(tmp_path, Budget(1), pool=tiny_pool, config=TINY_DIT)

@@ -83,10 +83,10 @@ def test_the_loader_reads_back_what_was_trained(model: e.TrainedModel, tmp_path:
 def test_the_exported_encoder_embeds_as_the_trained_one(model: e.TrainedModel, tmp_path: Path) -> None:
     e.export(tmp_path / "demo", model)
     encoder = load_text_encoder(open_model(tmp_path / "demo"))
-    text = "A Red ball, moves left on a dark background"
+    text = "A Red ball, moves left in a meadow at night"
     ids = encoder.tokenize(text)
     words = model.tokenizer.convert_ids_to_tokens(ids)
-    assert words == ["a", "red", "ball", "moves", "left", "on", "a", "dark", "background", "</s>"]
+    assert words == ["a", "red", "ball", "moves", "left", "in", "a", "meadow", "at", "night", "</s>"]
     trained = make_encoder()
     trained.load_state_dict(model.text)
     with torch.no_grad():

@@ -224,7 +224,7 @@ def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -
     assert told.folder != edited.folder
     assert latents(told) == latents(edited)
     if has_weights(DEMO_FOLDER / "ckpt/magi/demo/inference_weight.distill"):
-        from training.measure import measure
+        from training.shipped.measure import measure
 
         motions = measure(frames_of(edited.video)).motions
         assert "moves left" in motions[start : start + 3], motions

@@ -1,6 +1,6 @@
 """How well the demo model does what it is told, measured against the world's truth.
 
-    python -m training.evaluate PART ... --samples 64 [--model demo] [--out benchmarks/demo_quality.json]
+    python -m training.shipped.evaluate PART ... --samples 64 [--model demo] [--out benchmarks/demo_quality.json]
 
 Every part stands by itself and is added to the results, with a contact sheet beside them; every number comes with its
 standard error and its count. Real loader, real sampler, seeds never trained on.
@@ -15,11 +15,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from magi_lite.errors import MagiLiteError
-from training.quality import PARTS, Figures
 from training.sheets import contact_sheet
+from training.shipped.quality import PARTS, Figures
 from training.studio import Studio
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "demo_quality.json"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "demo_quality.json"
 SHEET_ROWS = 8
 """Clips on a contact sheet."""
 
@@ -51,7 +51,7 @@ def evaluate(studio: Studio, parts: Iterable[str], samples: int, out: Path, labe
 def main() -> int:
     """Parse the command line and run parts; user's mistakes are one sentence."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate",
+        prog="python -m training.shipped.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from magi_lite.errors import InputError
-from training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, background, coverage
-from training.world import CORE_MOTIONS, FRAMES, GROWTH, SLIDE_SPEED, Body, advance
+from training.shipped.looks import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, background, coverage
+from training.shipped.world import CORE_MOTIONS, FRAMES, GROWTH, SLIDE_SPEED, Body, advance
 
 MEASURABLE = (*CORE_MOTIONS, "grows", "shrinks", "slides to a stop")
 """Motions that `motion_of` can tell apart. Turning is left out: on a ball there is nothing to see."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from training.looks import Look, background, coverage, paint
-from training.measure import (
+from training.shipped.looks import Look, background, coverage, paint
+from training.shipped.measure import (
     Measurement,
     colour_tracks,
     measure,
@@ -22,8 +22,8 @@ from training.measure import (
     psnr,
     trajectory_error,
 )
+from training.shipped.world import CORE_MOTIONS, FRAMES, Body, Clip, caption, make_clip, make_collision, room
 from training.studio import Studio
-from training.world import CORE_MOTIONS, FRAMES, Body, Clip, caption, make_clip, make_collision, room
 
 HELD_OUT = 950_000
 ATTRIBUTES = ("colour", "shape", "size", "background", "motion")

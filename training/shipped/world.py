@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from magi_lite.errors import InputError
-from training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, Look, background, coverage, paint
+from training.shipped.looks import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, Look, background, coverage, paint
 
 FRAMES = 24
 """Frames in a second (one chunk of the model)."""
@@ -42,6 +42,7 @@ GROWTH = 0.15
 TURN = np.pi / 48
 """Radians per frame: a quarter turn in a second."""
 DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
+
 
 @dataclass(frozen=True)
 class Clip:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import evaluate as e
-from training import quality as q
-from training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZES, Look
-from training.measure import measure
-from training.world import CORE_MOTIONS, FRAMES, make_clip, make_collision
+from training.shipped import evaluate as e
+from training.shipped import quality as q
+from training.shipped.looks import BACKGROUNDS, COLOURS, SHAPES, SIZES, Look
+from training.shipped.measure import measure
+from training.shipped.world import CORE_MOTIONS, FRAMES, make_clip, make_collision
 
 
 def read(words: str) -> tuple[Look, str]:

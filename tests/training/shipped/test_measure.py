@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from magi_lite.errors import InputError
-from training import measure as m
-from training.looks import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, Look
-from training.world import CORE_MOTIONS, FRAMES, Clip, make_clip, make_collision
+from training.shipped import measure as m
+from training.shipped.looks import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, Look
+from training.shipped.world import CORE_MOTIONS, FRAMES, Clip, make_clip, make_collision
 
 SEEDS = range(40_000, 40_200)
 ATTRIBUTES = ("colour", "shape", "size", "background", "motion")

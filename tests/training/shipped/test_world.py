@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from magi_lite.errors import InputError
-from training import world
-from training.looks import Look
-from training.world import make_clip, make_collision
+from training.shipped import world
+from training.shipped.looks import Look
+from training.shipped.world import make_clip, make_collision
 
 LARGE_BALL = Look("red", "ball", "large", "dark")
 

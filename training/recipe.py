@@ -1,0 +1,154 @@
+"""The recipe's stages, their budgets and the gates between them; `python -m training` runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from magi_lite.errors import InputError
+from magi_lite.vae.model import ViTVAE
+from training import checkpoint
+from training.checkpoint import Budget
+from training.photographs import Album, album
+from training.reel import Reel
+from training.train_vae import (
+    Gates,
+    fold_normalization,
+    held_out_clips,
+    make_vae,
+    measure_vae,
+    reached,
+    refine_decoder,
+    train_vae,
+)
+
+STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "export")
+STEPS = {"vae": 6000, "decoder": 2000, "single": 6000, "windows": 6000, "full": 4000, "distill": 2400}
+"""Steps of every stage; the autoencoder's decoder alone makes the last quarter of its own."""
+FOLDED, FINAL = "vae_folded.safetensors", "vae_final.safetensors"
+GATE_CLIPS = 32
+"""Clips of each kind that the gates are measured on."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run: its folder, the share of every budget, the guidance that is distilled in, what is exported."""
+
+    work: Path
+    share: float = 1.0
+    guidance: float = 2.0
+    out: Path | None = None
+    distilled: bool = True
+
+    def steps(self, stage: str) -> int:
+        return max(1, round(STEPS[stage] * self.share))
+
+    def album(self) -> Album:
+        """The photographs in the work folder, or none: the world alone can be trained on."""
+        try:
+            return album(self.work / "photos", self.work / "album.safetensors")
+        except InputError:
+            return Album((), (), (), ())
+
+    def log(self, what: str, **facts: object) -> None:
+        checkpoint.record(self.work / "training.jsonl", what, **facts)
+
+
+def run(stage: str, recipe: Recipe) -> None:
+    """Run a stage of `STAGES`, or go on with it; one that is done does nothing."""
+    recipe.work.mkdir(parents=True, exist_ok=True)
+    {
+        "vae": train_autoencoder,
+        "fold": fold,
+        "decoder": sharpen,
+        "pool": fill_pool,
+        "dit": train_transformer,
+        "distill": train_student,
+        "export": write_model,
+    }[stage](recipe)
+
+
+def train_autoencoder(recipe: Recipe) -> None:
+    """Until the gates are passed, at most twice the budget."""
+    if (recipe.work / FOLDED).is_file():
+        return
+    pictures = recipe.album()
+    reel = Reel(pictures.trained)
+    clips = held_out_clips(pictures.held_back, GATE_CLIPS)
+    check = {name: some[:12] for name, some in clips.items()}
+    for times in (1, 2):
+        vae = train_vae(recipe.work, Budget(steps=times * recipe.steps("vae")), reel, check=check)
+        measured = measure_vae(vae, clips)
+        recipe.log("gates of the autoencoder", budget=times, passed=Gates().passed(measured), **measured)
+        if reached(measured, Gates(), times == 2):
+            return
+
+
+def fold(recipe: Recipe) -> None:
+    """Write the autoencoder with unit-variance latents."""
+    if (recipe.work / FOLDED).is_file():
+        return
+    groups, facts = checkpoint.load(recipe.work / "vae.safetensors")
+    vae = make_vae()
+    vae.load_state_dict(groups["average"])
+    reel = Reel(recipe.album().trained, first=96, seed=700_001)
+    generator = checkpoint.generators(1)
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(reel.batch(8, False, generator)) for _ in range(24)])
+    fold_normalization(vae, latents)
+    checkpoint.save(recipe.work / FOLDED, {"model": vae.state_dict()}, {"step": facts["step"]})
+
+
+def load_folded(work: Path, name: str = FOLDED) -> ViTVAE:
+    """The autoencoder whose latents have unit variance."""
+    vae = make_vae()
+    vae.load_state_dict(checkpoint.load(work / name)[0]["model"])
+    return vae.eval()
+
+
+def sharpen(recipe: Recipe) -> None:
+    """Train the decoder alone; the gates are measured once more, and the better decoder is kept."""
+    if (recipe.work / FINAL).is_file():
+        return
+    pictures = recipe.album()
+    clips = held_out_clips(pictures.held_back, GATE_CLIPS)
+    folded = load_folded(recipe.work)
+    reel = Reel(pictures.trained, seed=50_000)
+    check = {name: some[:12] for name, some in clips.items()}
+    vae = refine_decoder(recipe.work, Budget(steps=recipe.steps("decoder")), reel, folded.state_dict(), check=check)
+    measured = measure_vae(vae, clips)
+    recipe.log("gates of the decoder", passed=Gates().passed(measured), **measured)
+    checkpoint.save(recipe.work / FINAL, {"model": vae.state_dict()}, {"step": recipe.steps("decoder")})
+
+
+def fill_pool(recipe: Recipe) -> None:
+    """Film and encode clips of five seconds."""
+    from training.latents import make_pools
+
+    make_pools(recipe.work, load_folded(recipe.work), recipe.album().trained)
+
+
+def train_transformer(recipe: Recipe) -> None:
+    """Single chunks, windows, full windows: each phase's steps behind those of the phases before."""
+    from training.train_dit import train_dit
+
+    until = 0
+    for phase, peak in (("single", 1.0), ("windows", 0.7), ("full", 0.5)):
+        begin, until = until, until + recipe.steps(phase)
+        train_dit(recipe.work, Budget(steps=until - begin, first_step=begin), phase=phase, peak=peak)
+
+
+def train_student(recipe: Recipe) -> None:
+    """One model for 8 to 64 steps."""
+    from training.distill import distill
+
+    distill(recipe.work, Budget(steps=recipe.steps("distill")), guidance=recipe.guidance)
+
+
+def write_model(recipe: Recipe) -> None:
+    """The model folder."""
+    from training.export import export, from_work
+
+    export(recipe.out or recipe.work / "demo", from_work(recipe.work, distilled=recipe.distilled))
