@@ -15,7 +15,7 @@ from quant.fusion import Operation
 from quant.schemes import FP8_MAX, INT8_MAX
 
 try:
-    import triton
+    import triton as triton
     import triton.language as tl
 except (ImportError, OSError, RuntimeError):  # absent, or broken: then it can be of no use either
     triton = None
@@ -157,15 +157,14 @@ def scale_product(product: Tensor, scale: Tensor, weight_scale: Tensor, result: 
 def _settings(x: Tensor, features: int, operation: Operation | None) -> tuple[Tensor, Tensor, float, dict[str, object]]:
     """(weight, bias, eps, what the kernels are compiled for); x stands in for weights that are not read."""
     weight = bias = x
-    affine = operation is not None and (operation.weight is not None or operation.bias is not None)
-    if affine:
-        given = operation.weight if operation.weight is not None else operation.bias
+    given = None if operation is None else operation.bias if operation.weight is None else operation.weight
+    if operation is not None and given is not None:
         weight = torch.ones_like(given) if operation.weight is None else operation.weight.contiguous()
         bias = torch.zeros_like(given) if operation.bias is None else operation.bias.contiguous()
     block = triton.next_power_of_2(features)
     settings = {
         "FORMULA": "none" if operation is None else operation.formula,
-        "AFFINE": affine,
+        "AFFINE": given is not None,
         "BLOCK": block,
         "num_warps": min(16, max(1, block // 1024)),  # about 32 to 64 values a thread
     }

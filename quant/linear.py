@@ -7,7 +7,7 @@ quantization is the same, and a layer that quantizes differently (another static
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
 
-    def _declare(self, buffers: dict[str, tuple[Sequence[int], torch.dtype]], bias: Tensor | None, device: Any) -> None:
+    def _declare(self, buffers: Mapping[str, tuple[Sequence[int], torch.dtype]], bias: Tensor | None, device: Any) -> None:
         """Register empty buffers of these shapes and types, and the bias as it is."""
         for name, (shape, dtype) in buffers.items():
             self.register_buffer(name, torch.empty(tuple(shape), dtype=dtype, device=device))

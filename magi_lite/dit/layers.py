@@ -41,7 +41,8 @@ class ZeroCentredLayerNorm(nn.Module):
         self.single = single
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if self.single:
             x, weight, bias = x.float(), weight.float(), bias.float()
         return F.layer_norm(x, (x.shape[-1],), weight + 1, bias, self.eps)
@@ -165,7 +166,8 @@ class Modulation(nn.Module):
     def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """(N, K, condition) -> attention's gate and the MLP's, (N, K, D) each, float32 (softcap at 1)."""
         raw = self.raw(condition)
-        return torch.tanh(raw.float()).to(raw.dtype).float().chunk(2, dim=-1)
+        attention, mlp = torch.tanh(raw.float()).to(raw.dtype).float().chunk(2, dim=-1)
+        return attention, mlp
 
 
 class Activation(nn.Module):

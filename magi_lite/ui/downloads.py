@@ -80,6 +80,7 @@ class Downloads:
 
     def _run(self, model: str, entry: _Download) -> None:
         from magi_lite.weights import hub
+        from magi_lite.weights.transfer import DownloadCancelled
 
         def progress(done: int, total: int, file: str) -> None:
             entry.done, entry.total, entry.file = done, total, file
@@ -87,7 +88,7 @@ class Downloads:
         try:
             (self._fetch or hub.download)(model, self.folder, progress=progress, cancelled=entry.cancel.is_set)
             entry.state = "finished"
-        except hub.DownloadCancelled:
+        except DownloadCancelled:
             entry.state = "stopped"
         except MagiLiteError as error:
             entry.state, entry.error = "failed", str(error)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magi_lite.attention import fused
+from magi_lite.models import VAEConfig
 
 NORM_EPSILON = 1e-5
 HEAD_NORM_EPSILON = 1e-5
@@ -89,7 +90,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """What encoder and decoder share: class token, position table, blocks, final norm. Subclasses add both ends."""
 
-    def __init__(self, config) -> None:  # config: VAEConfig
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.grid = (
             config.video_length // config.patch_length,

@@ -35,7 +35,7 @@ class ViTEncoder(Transformer):
 
     def forward(self, frames: Tensor) -> Tensor:
         patches = self.patch_embed(frames)
-        grid = tuple(patches.shape[2:])
+        grid = (patches.shape[2], patches.shape[3], patches.shape[4])
         x = self.last_layer(self.transform(patches.flatten(2).transpose(1, 2), grid))
         return x.transpose(1, 2).unflatten(2, grid)
 
@@ -51,15 +51,13 @@ class ViTDecoder(Transformer):
         if self.channels * patch_volume != config.embed_dim and not config.use_final_proj:
             raise ValueError(f"embed_dim {config.embed_dim} is not a multiple of {patch_volume}; set use_final_proj.")
         self.proj_in = nn.Linear(config.z_chans, config.embed_dim)
-        if config.use_final_proj:
-            self.final_proj = nn.Linear(config.embed_dim, self.channels * patch_volume)
-            self.final_norm = nn.LayerNorm(self.channels * patch_volume, eps=NORM_EPSILON)
-        else:
-            self.final_proj = self.final_norm = nn.Identity()
+        width, final = self.channels * patch_volume, config.use_final_proj
+        self.final_proj: nn.Module = nn.Linear(config.embed_dim, width) if final else nn.Identity()
+        self.final_norm: nn.Module = nn.LayerNorm(width, eps=NORM_EPSILON) if final else nn.Identity()
         self.last_layer = nn.Conv3d(self.channels, config.in_chans, kernel_size=3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        grid = tuple(latents.shape[2:])
+        grid = (latents.shape[2], latents.shape[3], latents.shape[4])
         x = self.transform(self.proj_in(latents.flatten(2).transpose(1, 2)), grid)
         x = self.final_norm(self.final_proj(x))
         x = x.unflatten(2, (*self.patch, self.channels)).unflatten(1, grid)  # N, T, H, W, pT, pH, pW, C

@@ -125,7 +125,8 @@ def scan(path: Path) -> Scan:
         ValueError: the file is not a fragmented MP4.
         OSError: it cannot be read.
     """
-    init, fragments, end, frames, moof_start = b"", [], 0, 0, 0
+    init, end, frames, moof_start = b"", 0, 0, 0
+    fragments: list[tuple[int, int, int]] = []
     with path.open("rb") as file:
         for kind, start, size in _headers(file):
             if kind in (b"ftyp", b"moov", b"uuid", b"free") and not fragments:
@@ -185,7 +186,7 @@ def _read(file: BinaryIO, start: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _open(buffer: io.BytesIO, size: tuple[int, int], fps: int, crf: int, settings: dict[str, Any] | None):
+def _open(buffer: io.BytesIO, size: tuple[int, int], fps: int, crf: int, settings: dict[str, Any] | None) -> tuple[Any, Any]:
     """A muxer into `buffer` and its encoder: closed groups, no B-frames, headers that do not depend on the pictures."""
     import av
 

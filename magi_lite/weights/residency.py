@@ -157,4 +157,4 @@ def move_except(module: nn.Module, kept: Sequence[nn.Module], device: torch.devi
             for name, tensor in table.items():
                 if tensor is not None and tensor.device != torch.device(device):
                     moved = tensor.detach().to(device)
-                    table[name] = nn.Parameter(moved, requires_grad=False) if is_parameter else moved
+                    table[name] = nn.Parameter(moved, requires_grad=False) if is_parameter else moved  # type: ignore[assignment]

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,8 @@ class PackedWeights:
             with torch.inference_mode(False):
                 self._views[key] = [entry.view(buffer) for entry in self._entries]
         for entry, view in zip(self._entries, self._views[key], strict=True):
-            table = entry.owner._parameters if entry.is_parameter else entry.owner._buffers
+            tables = entry.owner._parameters, entry.owner._buffers
+            table = cast("dict[str, Tensor | None]", tables[0] if entry.is_parameter else tables[1])
             table[entry.name] = view
 
     def copy_to(self, buffer: Tensor) -> None:
@@ -227,8 +228,9 @@ class LayerStreamer:
             now = devices.record_event(devices.current_stream(self.device))
             self._free = [now] * BUFFERS
         slot = self._send(index)
-        if self._arrived[slot] is not None:
-            devices.current_stream(self.device).wait_event(self._arrived[slot])
+        computing, arrived = devices.current_stream(self.device), self._arrived[slot]
+        if computing is not None and arrived is not None:
+            computing.wait_event(arrived)
         self._packed[index].bind(self._buffers[slot])
         if len(self._buffers) > 1:
             self._send((index + 1) % len(self._packed), avoid=slot)
