@@ -55,7 +55,9 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
 
-    def _declare(self, buffers: Mapping[str, tuple[Sequence[int], torch.dtype]], bias: Tensor | None, device: Any) -> None:
+    def _declare(
+        self, buffers: Mapping[str, tuple[Sequence[int], torch.dtype]], bias: Tensor | None, device: Any
+    ) -> None:
         """Register empty buffers of these shapes and types, and the bias as it is."""
         for name, (shape, dtype) in buffers.items():
             self.register_buffer(name, torch.empty(tuple(shape), dtype=dtype, device=device))

@@ -186,7 +186,9 @@ def _read(file: BinaryIO, start: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _open(buffer: io.BytesIO, size: tuple[int, int], fps: int, crf: int, settings: dict[str, Any] | None) -> tuple[Any, Any]:
+def _open(
+    buffer: io.BytesIO, size: tuple[int, int], fps: int, crf: int, settings: dict[str, Any] | None
+) -> tuple[Any, Any]:
     """A muxer into `buffer` and its encoder: closed groups, no B-frames, headers that do not depend on the pictures."""
     import av
 
