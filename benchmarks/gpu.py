@@ -33,11 +33,11 @@ from benchmarks.gpu_models import RANGES, key_chunks, stage_inputs
 from benchmarks.gpu_setup import LAST_SECOND, TIME_LIMIT, Setup, setup
 from magi_lite.attention import available, choose
 from magi_lite.machine import devices
+from magi_lite.models import SamplerSettings
 from magi_lite.planner.speed import forward_flops, tokens_per_chunk
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption, CleanChunk
 from magi_lite.sampling.sampler import Sampler
-from magi_lite.sampling.settings import SamplerSettings
 from magi_lite.vae.tiling import decode_tiled, to_uint8
 from magi_lite.weights.residency import Residency
 
@@ -129,13 +129,13 @@ def _forward(s: Setup, dit: Any, scheme: str, size: tuple[int, int], window: int
         dit(**given)
     spread = s.timed(lambda: dit(**given), budget=6.0, most=6)
     taken = spread["seconds"]
-    tokens = tokens_per_chunk(s.dit, *size)
+    tokens = tokens_per_chunk(s.model(), *size)
     linear, attention = forward_flops(s.dit, window * tokens, key_chunks(given) * tokens)
     peak_rate = {"fp8": s.device.fp8_tflops, "int8": s.device.int8_tops}.get(scheme) or s.device.bf16_tflops
     ideal = linear / (peak_rate * 1e12) + attention / (s.device.bf16_tflops * 1e12)
     left_out = {"VAE", "latents", "rotary tables", "captions"}  # not there, or smaller, in this pass
     planned = sum(
-        i.bytes for i in plan.items if i.stage == "denoise" and i.place == "vram" and i.component not in left_out
+        i.bytes for i in plan.items if i.phase == "denoise" and i.place == "vram" and i.component not in left_out
     )
     return {
         **row,
@@ -234,7 +234,7 @@ def _generation(s: Setup, dit: Any, vae: Any, scheme: str, size: tuple[int, int]
                 frames = to_uint8(decode_tiled(vae, event.latents)).cpu()
                 finite = finite and bool(torch.isfinite(event.latents).all()) and frames.dtype == torch.uint8
                 at.append(time.perf_counter() - start)
-    planned = max(plan.peak_per_stage["denoise"], plan.peak_per_stage["decode"])
+    planned = max(plan.peak_per_phase["denoise"], plan.peak_per_phase["decode"])
     return {
         "size": list(size), "scheme": scheme, "steps": steps, "window": window, "chunks": len(at), "finite": finite,
         "seconds_at_each_chunk": at, "seconds_per_chunk": at[-1] / len(at), "peak_gb": peak["peak_bytes"] / 1e9,

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.machine import devices
-from magi_lite.models import CHUNK_LATENT_FRAMES, DiTConfig
+from magi_lite.models import CHUNK_LATENT_FRAMES, DiTConfig, quantizable
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.vae.model import ViTVAE
-from magi_lite.weights.loader import quantizable
 from quant.convert import convert_
 from quant.schemes import SCHEMES
 

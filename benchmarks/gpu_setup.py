@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu_models import random_dit, random_vae, timed
 from magi_lite import planner
 from magi_lite.machine import cards, devices
-from magi_lite.models import DIT_4_5B, VAE_PUBLISHED, DiTConfig, VAEConfig
+from magi_lite.models import DIT_4_5B, MODELS, VAE_PUBLISHED, DiTConfig, ModelSpec, VAEConfig
 from magi_lite.planner.execution import Execution
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
@@ -55,9 +55,8 @@ class Setup:
         """Median and spread of the seconds of `work`; in the dry mode it runs once."""
         return timed(work, budget=0.0 if self.dry else budget, most=most)
 
-    def model(self) -> planner.ModelShape:
-        shape = planner.model_shape("4.5B-distill")
-        return replace(shape, dit=self.dit, vae=self.vae)
+    def model(self) -> ModelSpec:
+        return replace(MODELS["4.5B-distill"], dit=self.dit, vae=self.vae)
 
     def execution(self, scheme: str, **changes: Any) -> Execution:
         plain = "bf16" if self.dtype == torch.bfloat16 else "float32"
@@ -90,7 +89,7 @@ class Setup:
 
     def fits(self, scheme: str, size: tuple[int, int], window: int) -> bool:
         """Whether a pass fits the card with nothing offloaded."""
-        peak = self.plan(size, window, self.execution(scheme)).peak_per_stage["denoise"]
+        peak = self.plan(size, window, self.execution(scheme)).peak_per_phase["denoise"]
         return self.dry or peak < 0.92 * self.device.vram_bytes
 
 

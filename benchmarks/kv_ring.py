@@ -24,10 +24,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from magi_lite.models import CHUNK_LATENT_FRAMES, DIT_4_5B, PIXELS_PER_LATENT
+from magi_lite.models import CHUNK_LATENT_FRAMES, DIT_4_5B, PIXELS_PER_LATENT, SamplerSettings
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.schedule import Schedule
-from magi_lite.sampling.settings import SamplerSettings
 
 RESULT = Path(__file__).parent / "results" / "kv_ring.json"
 SIDE = 720

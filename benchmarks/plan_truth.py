@@ -29,28 +29,28 @@ SLOW = [
 
 
 def rows() -> list[dict[str, Any]]:
-    """One row per combination and stage."""
+    """One row per combination and phase."""
     found = []
     for model, size, window, changes in [*COMBINATIONS, *SLOW]:
         plan = plan_of(model, size, window, changes)
         tracked, _ = denoise_and_decode(plan)
         about = {"model": model, "size": f"{size[0]}x{size[1]}", "window": window, **changes}
-        for stage in ("denoise", "decode"):
-            found.append(row(about, stage, plan.peak_per_stage[stage], tracked[stage]))
+        for phase in ("denoise", "decode"):
+            found.append(row(about, phase, plan.peak_per_phase[phase], tracked[phase]))
     for start, size, changes in ENCODINGS:
         plan = plan_of("4.5B-distill", size, 1, changes, **{start: Path("start")})
         about = {"start": start, "size": f"{size[0]}x{size[1]}", **changes}
-        found.append(row(about, "encode", plan.peak_per_stage["encode"], encode(plan)[0]))
+        found.append(row(about, "encode", plan.peak_per_phase["encode"], encode(plan)[0]))
     for kind in ("bf16", "int8", "nf4"):
         plan = plan_of("4.5B-distill", (480, 480), 1, {"t5": kind})
-        found.append(row({"model": "T5-XXL", "t5": kind}, "text", plan.peak_per_stage["text"], text(plan)[0]))
+        found.append(row({"model": "T5-XXL", "t5": kind}, "text", plan.peak_per_phase["text"], text(plan)[0]))
     return found
 
 
-def row(about: dict[str, Any], stage: str, planned: int, tracked: int) -> dict[str, Any]:
-    """Promise and truth of one stage."""
+def row(about: dict[str, Any], phase: str, planned: int, tracked: int) -> dict[str, Any]:
+    """Promise and truth of one phase."""
     off = round(100 * (planned / tracked - 1), 2)
-    return {**about, "stage": stage, "planned_gb": planned / 1e9, "tracked_gb": tracked / 1e9, "off_percent": off}
+    return {**about, "phase": phase, "planned_gb": planned / 1e9, "tracked_gb": tracked / 1e9, "off_percent": off}
 
 
 def main() -> None:

@@ -31,7 +31,6 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.request.sentences",
         "magi_lite.text_files",
         "magi_lite.sampling",
-        "magi_lite.sampling.settings",
         "magi_lite.planner.execution",
         "magi_lite.weights",
         "magi_lite.weights.layout",

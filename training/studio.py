@@ -64,7 +64,7 @@ class Studio:
         Yields:
             (24, H, W, 3) uint8.
         """
-        settings = replace(self.files.sampler, steps=steps, window=window, nearly_clean=nearly_clean)
+        settings = replace(self.files.spec.sampler, steps=steps, window=window, nearly_clean=nearly_clean)
         latents = None if prefix is None else encode_pixels(self.vae, prefix, "cpu")
         sampler = Sampler(
             self.dit,
@@ -89,5 +89,5 @@ class Studio:
     def _caption(self, text: str, remaining: int | None) -> Caption:
         if text not in self._words:
             self._words[text] = self._encoder.encode([text])[0]
-        most = self.files.dit.caption_max_length
+        most = self.files.spec.dit.caption_max_length
         return Caption(self._table.caption(self._words[text], SpecialTokens(), remaining, most))

@@ -8,12 +8,12 @@ import math
 from dataclasses import replace
 
 from magi_lite import planner
+from magi_lite.cli import plan_table
 from magi_lite.cli.reading import add_options, check_paths, options_given
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.library import plan_request
 from magi_lite.machine import cards, devices
 from magi_lite.machine.cards import GIB, Device
-from magi_lite.planner import table
 from magi_lite.request.build import build
 from magi_lite.request.request import OPTIONS
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             raise
         print(json.dumps({"error": str(error), "choices": list(getattr(error, "choices", ()))}, indent=2))
         return error.exit_code
-    print(json.dumps(plan.to_json(), indent=2) if args.json else table.text(plan))
+    print(json.dumps(plan.to_json(), indent=2) if args.json else plan_table.text(plan))
     return 0
 
 

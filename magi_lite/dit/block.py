@@ -15,6 +15,7 @@ from magi_lite.attention import Backend, masked_sdpa
 from magi_lite.dit.captions import CaptionContext, KeyValue
 from magi_lite.dit.layers import MLP, Modulation, SingleLinear, ZeroCentredLayerNorm, gated_residual, project_shared
 from magi_lite.dit.rope import rotate
+from magi_lite.dit.slicing import Piece, pieces
 from magi_lite.dit.store import KVStore
 from magi_lite.models import DiTConfig
 
@@ -39,26 +40,6 @@ class Pass:
     backend: Backend
     mlp_slice: int | None = None
     attention_slice: int | None = None
-
-
-class Piece(tuple[slice, slice, slice]):
-    """An index into (N, chunks, tokens, ...): whole chunks, or a part of one."""
-
-    @property
-    def chunks(self) -> slice:
-        return self[1]
-
-
-def pieces(chunks: int, tokens: int, most: int | None) -> list[Piece]:
-    """The pass in one piece, or in pieces of at most `most` tokens that do not cross a chunk's end."""
-    everything = slice(None)
-    if most is None or most >= chunks * tokens:
-        return [Piece((everything, slice(0, chunks), slice(0, tokens)))]
-    return [
-        Piece((everything, slice(chunk, chunk + 1), slice(start, min(start + most, tokens))))
-        for chunk in range(chunks)
-        for start in range(0, tokens, most)
-    ]
 
 
 def by_pieces(x: Tensor, parts: list[Piece], work: Callable[[Piece], Tensor]) -> Tensor:

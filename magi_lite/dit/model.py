@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from magi_lite.attention import SDPA, Backend
-from magi_lite.dit.block import Pass, TransformerLayer, pieces
+from magi_lite.dit.block import Pass, TransformerLayer
 from magi_lite.dit.captions import CaptionContext, CaptionEncoding, caption_lengths
 from magi_lite.dit.layers import (
     CaptionEmbedding,
@@ -24,6 +24,7 @@ from magi_lite.dit.layers import (
     unpatchify,
 )
 from magi_lite.dit.rope import Rope
+from magi_lite.dit.slicing import pieces
 from magi_lite.dit.store import KVStore
 from magi_lite.errors import InputError
 from magi_lite.models import DiTConfig

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from magi_lite.dit.slicing import CACHED_TABLES
+
 REFERENCE_PATCHES = 256
 """Patches of the picture whose positions are not stretched."""
-CACHED_TABLES = 4
-"""Tables kept: the window's, the clean chunk's and the nearly clean copy's, and one of the stage before."""
 
 
 def centred_positions(size: int, reference: float, device: torch.device) -> Tensor:

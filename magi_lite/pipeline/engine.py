@@ -18,15 +18,15 @@ from magi_lite.dit.model import DiT
 from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors
 from magi_lite.machine import devices
+from magi_lite.models import quantizable
 from magi_lite.pipeline.decoding import decode_chunk, decode_preview, encode_pixels
 from magi_lite.pipeline.prompts import PromptBank
-from magi_lite.planner import ModelShape, Plan, T5Shape
+from magi_lite.planner import Plan
 from magi_lite.planner.execution import Execution
 from magi_lite.planner.shapes import t5_bytes
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption
-from magi_lite.sampling.settings import SamplerSettings
 from magi_lite.text.cache import EmbeddingCache
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import null_caption
@@ -38,11 +38,9 @@ from magi_lite.weights.loader import (
     load_special_tokens,
     load_text_encoder,
     load_vae,
-    quantizable,
-    vae_config,
 )
 from magi_lite.weights.residency import Residency, drop_weights
-from magi_lite.weights.t5 import fingerprint, load_tokenizer, t5_numbers
+from magi_lite.weights.t5 import fingerprint, load_tokenizer
 
 TEXT_SPARE_BYTES = 512 << 20
 """Device memory that the text encoder wants beside its weights."""
@@ -58,43 +56,15 @@ def _cache_folder() -> Path:
         return Path(tempfile.gettempdir()) / "magi_lite"
 
 
-def planning_shape(files: ModelFiles) -> ModelShape:
-    """What the planner has to know of a model on disk."""
-    t5 = t5_numbers(files.text_encoder)
-    return ModelShape(
-        name=files.name,
-        dit=files.dit,
-        vae=vae_config(files.vae),
-        t5=T5Shape(
-            layers=t5["num_layers"],
-            width=t5["d_model"],
-            heads=t5["num_heads"],
-            head_dim=t5["d_kv"],
-            feed_forward=t5["d_ff"],
-            vocabulary=t5["vocab_size"],
-        ),
-        distilled=files.distilled,
-        stored_scheme=files.stored_scheme,
-    )
-
-
 def plan_for(files: ModelFiles, request: GenerationRequest) -> Plan:
     """Memory and time of a request on this machine.
 
     Raises:
         PlanError, InputError, PresetError: it cannot be carried out here.
     """
-    plan = planner.plan(request, request.preset, None, planning_shape(files))
+    plan = planner.plan(request, request.preset, None, files.spec)
     choose_attention(plan.execution.attention, plan.execution.device, DTYPES[plan.execution.dtype])
     return plan
-
-
-def sampler_settings(files: ModelFiles, request: GenerationRequest, window: int) -> SamplerSettings:
-    """The model's own way of sampling with what the request chooses."""
-    nearly_clean = files.sampler.nearly_clean and request.nearly_clean
-    return replace(
-        files.sampler, steps=request.steps, window=window, shortcut=request.shortcut, nearly_clean=nearly_clean
-    )
 
 
 def prompt_bank(files: ModelFiles, execution: Execution) -> PromptBank:
@@ -114,7 +84,7 @@ def prompt_bank(files: ModelFiles, execution: Execution) -> PromptBank:
         fingerprint(files.text_encoder, execution.t5),
         EmbeddingCache(EMBEDDINGS_FOLDER or _cache_folder() / "embeddings"),
         load_special_tokens(files),
-        files.dit.caption_max_length,
+        files.spec.dit.caption_max_length,
         lambda: load_tokenizer(files.text_encoder),
         Vocabulary.beside(files.text_encoder),
     )
@@ -129,7 +99,7 @@ def text_execution(files: ModelFiles, execution: Execution) -> Execution:
         return execution
     devices.free_memory()
     memory = devices.memory_info()
-    needed = t5_bytes(planning_shape(files).t5, execution.t5) + TEXT_SPARE_BYTES
+    needed = t5_bytes(files.spec.t5, execution.t5) + TEXT_SPARE_BYTES
     if memory is None or memory[0] >= needed:
         return execution
     return replace(execution, t5_device="cpu")
@@ -216,7 +186,7 @@ def recorded(networks: Engine, file: Path | None) -> Iterator[None]:
     from quant import QuantError, Recorder
 
     try:
-        recorder = Recorder(networks.dit, quantizable(networks.files.dit))
+        recorder = Recorder(networks.dit, quantizable(networks.files.spec.dit))
     except QuantError as error:
         raise InputError("Activations can be recorded with unquantized weights only; add --scheme bf16.") from error
     with recorder:

@@ -34,12 +34,11 @@ from magi_lite.events import (
 from magi_lite.models import CHUNK_LATENT_FRAMES, PIXELS_PER_LATENT
 from magi_lite.pipeline.decoding import psnr
 from magi_lite.pipeline.delivery import Delivery
-from magi_lite.pipeline.engine import Engine, engine, plan_for, prompt_bank, recorded, sampler_settings
+from magi_lite.pipeline.engine import Engine, engine, plan_for, prompt_bank, recorded
 from magi_lite.pipeline.prefix import prefix_pixels, read_prefix, save_prefix
 from magi_lite.pipeline.prompts import PromptBank
 from magi_lite.pipeline.resume import ResumePoint, find_resume_point
-from magi_lite.planner import Plan
-from magi_lite.planner import Stage as Phase
+from magi_lite.planner import Phase, Plan
 from magi_lite.project import Project
 from magi_lite.request.checks import check_prompts, notices
 from magi_lite.request.request import GenerationRequest
@@ -106,7 +105,7 @@ class Run:
         bank = prompt_bank(self.files, plan.execution)
         yield from self.encode_prompts(bank)
         if not self.leaving:
-            yield PhaseStarted("load", f"Loading {self.files.name}")
+            yield PhaseStarted("load", f"Loading {self.files.spec.name}")
         if self.leaving:
             yield self.stopped()
             return
@@ -176,7 +175,7 @@ class Run:
         with torch.inference_mode():
             sampler = Sampler(
                 networks.dit,
-                sampler_settings(self.files, request, plan.window),
+                self.files.spec.sampling(request, plan.window),
                 latent_size=(request.height // PIXELS_PER_LATENT, request.width // PIXELS_PER_LATENT),
                 chunks=request.seconds,
                 caption=caption,

@@ -6,23 +6,22 @@ Holds no tensors: any card can be planned on any machine, before a weight is loa
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from magi_lite.machine.cards import Device, cpu_device, with_memory
+from magi_lite.models import ModelSpec, T5Shape, published_model
 from magi_lite.planner import choose, refusal
 from magi_lite.planner.execution import Execution
-from magi_lite.planner.plan import STAGES, Item, Plan, Stage, ram_limits, vram_limit
-from magi_lite.planner.shapes import ModelShape, T5Shape, model_shape
+from magi_lite.planner.plan import PHASES, Item, Phase, Plan, ram_limits, vram_limit
 from magi_lite.request import presets
 from magi_lite.request.request import GenerationRequest, Overrides
 
 __all__ = [
     "Item",
-    "ModelShape",
+    "ModelSpec",
+    "Phase",
     "Plan",
-    "Stage",
     "T5Shape",
-    "model_shape",
     "next_smaller",
     "plan",
     "plan_execution",
@@ -34,7 +33,7 @@ def plan(
     request: GenerationRequest,
     preset: str | presets.Preset = "auto",
     device: Device | None = None,
-    model: Any = None,
+    model: ModelSpec | None = None,
     *,
     free_window: bool = False,
 ) -> Plan:
@@ -44,7 +43,7 @@ def plan(
         request: what is wanted. Its overrides win over the preset, the preset over the planner's own choice.
         preset: a preset or its name; "auto": none, everything is chosen for the device.
         device: the device; None: the one found here.
-        model: anything `model_shape` takes; None: the request's model by name.
+        model: what is known of the model; None: the request's, by its published name.
         free_window: take a smaller window where the request's own does not fit.
 
     Returns:
@@ -59,7 +58,7 @@ def plan(
         from magi_lite.machine.devices import detect
 
         device = detect()
-    shape = model_shape(request.model if model is None else model)
+    spec = published_model(request.model) if model is None else model
     chosen = presets.load(preset) if isinstance(preset, str) and preset != "auto" else preset
     name = chosen.name if isinstance(chosen, presets.Preset) else "auto"
     layers = [request.overrides]
@@ -75,22 +74,24 @@ def plan(
         w for w in choose.WINDOWS if free_window and w < request.window and request.steps % w == 0
     ]
     for window in windows:
-        found = choose.best(request, window, device, shape, fixed, name)
+        found = choose.best(request, window, device, spec, fixed, name)
         if found is not None:
             open_fields = frozenset(
                 {f for f in Overrides.__dataclass_fields__ if f not in fixed} | {"attention_slice"}
             )
             return replace(found, frees=open_fields, notes=_notes(found, request))
-    raise refusal.refuse(request, windows[0], device, shape, fixed)
+    raise refusal.refuse(request, windows[0], device, spec, fixed)
 
 
-def plan_execution(request: GenerationRequest, window: int, model: Any, execution: Any, device: Device) -> Plan:
+def plan_execution(
+    request: GenerationRequest, window: int, model: ModelSpec, execution: Execution, device: Device
+) -> Plan:
     """The plan of one given execution, fitting or not: for tables, tests and measurements."""
-    return choose.build(request, window, model_shape(model), execution, device, "given")
+    return choose.build(request, window, model, execution, device, "given")
 
 
 def next_smaller(
-    plan: Plan, stage: Stage | None = None, place: Literal["vram", "ram"] = "vram"
+    plan: Plan, phase: Phase | None = None, place: Literal["vram", "ram"] = "vram"
 ) -> Plan | None:
     """The next plan to try after memory ran out: the fastest one that needs clearly less.
 
@@ -99,19 +100,19 @@ def next_smaller(
 
     Args:
         plan: the one that failed.
-        stage: where it failed; None: not known, so denoising and decoding shrink, and the text encoder too where it is
+        phase: where it failed; None: not known, so denoising and decoding shrink, and the text encoder too where it is
             among the largest.
         place: which memory ran out: the card's or RAM. Without a card it is RAM.
 
     Returns:
-        A plan whose failed stages need at most 90 % of what they did of that memory, and the others no more than the
+        A plan whose failed phases need at most 90 % of what they did of that memory, and the others no more than the
         largest did, without asking for more of the other memory than there is; or None where nothing smaller exists.
     """
-    now = _stage_peaks(plan, place)
+    now = _phase_peaks(plan, place)
     execution = plan.execution
-    if stage == "text" or (stage is None and now["text"] >= 0.9 * now["rest"]):
+    if phase == "text" or (phase is None and now["text"] >= 0.9 * now["rest"]):
         execution = _smaller_text_encoder(plan)
-        if stage == "text":
+        if phase == "text":
             if execution == plan.execution:
                 return None
             return _finish(
@@ -122,8 +123,8 @@ def next_smaller(
     for candidate in choose.candidates(plan.device, plan.model, {**fixed, "device": plan.execution.device}):
         candidate = replace(candidate, t5=execution.t5, t5_device=execution.t5_device)
         built = choose.build(plan.request, plan.window, plan.model, candidate, plan.device, plan.preset)
-        then = _stage_peaks(built, place)
-        failed = "rest" if stage is None else stage
+        then = _phase_peaks(built, place)
+        failed = "rest" if phase is None else phase
         if then[failed] <= 0.9 * now[failed] and then["rest"] <= now["rest"] and _other_fits(built, plan, place):
             smaller.append(built)
     if not smaller:
@@ -157,11 +158,11 @@ def _other_fits(built: Plan, before: Plan, place: Literal["vram", "ram"]) -> boo
     )
 
 
-def _stage_peaks(plan: Plan, place: Literal["vram", "ram"]) -> dict[str, int]:
-    """Bytes of what ran out: of each stage, and of the largest but `text` ("rest")."""
+def _phase_peaks(plan: Plan, place: Literal["vram", "ram"]) -> dict[str, int]:
+    """Bytes of what ran out: of each phase, and of the largest but `text` ("rest")."""
     places = ("vram",) if plan.execution.device == "cuda" and place == "vram" else ("ram", "pinned")
-    peaks = {stage: plan.stage_bytes(stage, *places) for stage in STAGES}
-    return {**peaks, "rest": max(size for stage, size in peaks.items() if stage != "text")}
+    peaks = {phase: plan.phase_bytes(phase, *places) for phase in PHASES}
+    return {**peaks, "rest": max(size for phase, size in peaks.items() if phase != "text")}
 
 
 def _smaller_text_encoder(plan: Plan) -> Execution:

@@ -9,21 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, DiTConfig, VAEConfig
+from magi_lite.dit.slicing import CACHED_TABLES, largest_piece
+from magi_lite.models import FPS, FRAMES_PER_LATENT, PIXELS_PER_LATENT, PUBLISHED_TILING, DiTConfig, T5Shape, VAEConfig
 from magi_lite.planner.execution import Execution
-from magi_lite.planner.shapes import T5Shape
+from magi_lite.planner.passes import WindowPass
 
 FLOAT32 = 4
-ROTARY_TABLES = 4
-"""Tables that the transformer keeps (`dit.rope.CACHED_TABLES`)."""
 QUANT_SLICE_BYTES = (1 << 22) * FLOAT32
 """Most float32 temporaries of quantizing activations at a time (`quant.activations.SLICE_VALUES`).
 
 Of the plain path. Where kernels do it there are none; which of them will serve on a card that is planned for somewhere
 else nobody knows, and the slices are so small that it does not matter.
 """
-RANGES = (5, 4, 3, 2)
-TILE_LATENTS, TILE_PIXELS, TILE_FRAMES, TILE_STEP = 32, 256, 12, 192
 
 
 @dataclass(frozen=True)
@@ -39,13 +36,9 @@ class PassShape:
 
     @classmethod
     def of(cls, tokens: int, chunks: int, execution: Execution) -> PassShape:
-        rows = tokens * chunks
-
-        def piece(most: int | None) -> int:
-            return rows if most is None or most >= rows else min(most, tokens)
-
-        attention = piece(execution.attention_slice)
-        return cls(tokens, chunks, attention, piece(execution.mlp_slice), attention < rows)
+        attention = largest_piece(chunks, tokens, execution.attention_slice)
+        mlp = largest_piece(chunks, tokens, execution.mlp_slice)
+        return cls(tokens, chunks, attention, mlp, attention < tokens * chunks)
 
     @property
     def rows(self) -> int:
@@ -57,34 +50,16 @@ def item_size(execution: Execution) -> int:
     return 2 if execution.dtype == "bfloat16" else 4
 
 
-def window_reach(window: int, slots: int) -> tuple[int, int]:
-    """(past chunks, first chunks): the most stored chunks one range reads, and how many ranges start differently.
-
-    Ranges that start with the same stored chunk share one copy of keys and values; others have one each.
-    """
-    best = (0, 0)
-    for quarter_step in range(max(1, len(RANGES) // window)):
-        starts = set()
-        for place in range(window):
-            quarter = len(RANGES) * (window - 1 - place) // window + quarter_step
-            back = RANGES[quarter] - 1 - place
-            if back > 0:
-                starts.add(min(back, slots))
-        if starts:
-            best = max(best, (max(starts), len(starts)))
-    return best
-
-
-def dit_activation_bytes(dit: DiTConfig, tokens: int, window: int, slots: int, execution: Execution) -> int:
-    """Peak of one pass over `window` chunks of `tokens` tokens that reads up to `slots` stored chunks.
+def dit_activation_bytes(dit: DiTConfig, tokens: int, reads: WindowPass, execution: Execution) -> int:
+    """Peak of one pass over a window of chunks of `tokens` tokens.
 
     Weights, captions, rotary tables, latents and the store itself are counted elsewhere.
     """
-    shape = PassShape.of(tokens, window, execution)
-    return max(*_attention_moments(dit, shape, slots, execution), *_mlp_moments(dit, shape, execution))
+    shape = PassShape.of(tokens, reads.chunks, execution)
+    return max(*_attention_moments(dit, shape, reads, execution), *_mlp_moments(dit, shape, execution))
 
 
-def _attention_moments(dit: DiTConfig, shape: PassShape, slots: int, execution: Execution) -> list[int]:
+def _attention_moments(dit: DiTConfig, shape: PassShape, reads: WindowPass, execution: Execution) -> list[int]:
     size, rows, piece = item_size(execution), shape.rows, shape.attention_rows
     queries = dit.num_attention_heads * dit.head_dim
     groups = dit.num_query_groups * dit.head_dim
@@ -99,8 +74,8 @@ def _attention_moments(dit: DiTConfig, shape: PassShape, slots: int, execution: 
         moments.append(x + 2 * own)
     # Norm and rotation of the keys work in float32: the normed keys, the two rotated halves and their union.
     moments.append(x + projected + own + rotation_bytes(rows * groups))
-    past, firsts = window_reach(shape.chunks, slots)
-    joined = firsts * 2 * (past + shape.chunks) * shape.tokens * groups * size if past else 0
+    past = reads.past
+    joined = reads.starts * 2 * (past + shape.chunks) * shape.tokens * groups * size if past else 0
     fetched = 2 * past * shape.tokens * groups * size if execution.kv_dtype == "fp8" else 0
     moments.append(x + projected + own + joined + fetched)
     held = x + projected + own + joined + q
@@ -149,8 +124,8 @@ def rotary_bytes(dit: DiTConfig, tokens: int, window: int) -> int:
     """Rotary tables kept: of the window and of single chunks, a sine and a cosine for 3/8 of a head's numbers."""
     per_token = 2 * 3 * (dit.head_dim // 8) * FLOAT32
     if window == 1:
-        return ROTARY_TABLES * tokens * per_token
-    half = ROTARY_TABLES // 2
+        return CACHED_TABLES * tokens * per_token
+    half = CACHED_TABLES // 2
     return half * (window + 1) * tokens * per_token
 
 
@@ -168,10 +143,10 @@ def decode_activation_bytes(vae: VAEConfig, width: int, height: int, execution: 
     At the end the float32 frames exist three times: joined, and twice more on their way to 8 bits.
     """
     frames = FPS * width * height * 3 * FLOAT32
-    tile_frames = TILE_FRAMES * tile_pixels(width, height) * 3 * FLOAT32
-    rows = ceil(width / TILE_STEP)
+    tile_frames = PUBLISHED_TILING.frames * tile_pixels(width, height) * 3 * FLOAT32
+    rows = ceil(width / PUBLISHED_TILING.step)
     joined = frames // 2 + 2 * (rows + 1) * tile_frames
-    return max(3 * frames, joined + _tile_bytes(vae, width, height, TILE_FRAMES, execution))
+    return max(3 * frames, joined + _tile_bytes(vae, width, height, PUBLISHED_TILING.frames, execution))
 
 
 def encode_activation_bytes(vae: VAEConfig, width: int, height: int, frames: int, execution: Execution) -> int:
@@ -179,29 +154,31 @@ def encode_activation_bytes(vae: VAEConfig, width: int, height: int, frames: int
 
     The frames themselves stay in RAM; a single one is encoded as four alike.
     """
-    size, length = item_size(execution), max(4, min(frames, TILE_FRAMES))
+    size, length = item_size(execution), max(4, min(frames, PUBLISHED_TILING.frames))
     numbers = tiles_at_once(width, execution) * length * tile_pixels(width, height) * 3
     tiles = numbers * (FLOAT32 + (size if size < FLOAT32 else 0))
-    patches = numbers // (3 * 4 * 8 * 8) * vae.embed_dim * size  # before they join the class token and their positions
-    latents = 2 * vae.z_chans * ceil(frames / 4) * (width // 8) * (height // 8) * FLOAT32
+    # Before they join the class token and their positions.
+    patches = numbers // (3 * FRAMES_PER_LATENT * PIXELS_PER_LATENT**2) * vae.embed_dim * size
+    size_in_latents = (width // PIXELS_PER_LATENT) * (height // PIXELS_PER_LATENT)
+    latents = 2 * vae.z_chans * ceil(frames / FRAMES_PER_LATENT) * size_in_latents * FLOAT32
     return tiles + patches + latents + _tile_bytes(vae, width, height, length, execution)
 
 
 def tile_pixels(width: int, height: int) -> int:
     """Pixels of one frame of a tile."""
-    return min(TILE_PIXELS, width) * min(TILE_PIXELS, height)
+    return min(PUBLISHED_TILING.width, width) * min(PUBLISHED_TILING.height, height)
 
 
 def tiles_at_once(width: int, execution: Execution) -> int:
     """Tiles that really run together: those of one shape that follow each other in a row."""
-    whole = max(1, (width - TILE_PIXELS) // TILE_STEP + 1)
-    return execution.vae_tile_batch if width <= TILE_STEP else min(execution.vae_tile_batch, whole)
+    whole = max(1, (width - PUBLISHED_TILING.width) // PUBLISHED_TILING.step + 1)
+    return execution.vae_tile_batch if width <= PUBLISHED_TILING.step else min(execution.vae_tile_batch, whole)
 
 
 def _tile_bytes(vae: VAEConfig, width: int, height: int, frames: int, execution: Execution) -> int:
     """What a batch of tiles of `frames` frames takes inside the transformer, in its widest layer."""
     size = item_size(execution)
-    cells = frames // 4 * (tile_pixels(width, height) // 64)
+    cells = frames // FRAMES_PER_LATENT * (tile_pixels(width, height) // PIXELS_PER_LATENT**2)
     tokens = (cells + int(vae.with_cls_token)) * tiles_at_once(width, execution)
     # q, k and v in the model's type, before and after; normalized: in float32, centred, and squared or divided.
     normed = 3 * FLOAT32 + (size if size < FLOAT32 else 0)
@@ -210,7 +187,11 @@ def _tile_bytes(vae: VAEConfig, width: int, height: int, frames: int, execution:
     return max(heads, hidden)
 
 
-def latent_bytes(latent_channels: int, width: int, height: int, window: int, slots: int) -> int:
-    """Float32 latents: the window's at the last boundary and now, its velocity twice, and clean chunks within reach."""
-    chunk = latent_channels * CHUNK_LATENT_FRAMES * (width // 8) * (height // 8) * FLOAT32
+def latent_bytes(chunk_shape: tuple[int, int], width: int, height: int, window: int, slots: int) -> int:
+    """Float32 latents: the window's at the last boundary and now, its velocity twice, and clean chunks within reach.
+
+    chunk_shape: channels and latent frames of a chunk.
+    """
+    channels, frames = chunk_shape
+    chunk = channels * frames * (width // PIXELS_PER_LATENT) * (height // PIXELS_PER_LATENT) * FLOAT32
     return (5 * window + slots) * chunk

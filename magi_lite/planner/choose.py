@@ -12,10 +12,10 @@ from typing import Any
 
 from magi_lite.errors import InputError
 from magi_lite.machine.cards import Device
+from magi_lite.models import ModelSpec
 from magi_lite.planner import memory, speed
 from magi_lite.planner.execution import Execution
 from magi_lite.planner.plan import Plan
-from magi_lite.planner.shapes import ModelShape
 from magi_lite.request.request import GenerationRequest, Overrides
 
 PENALTY = {
@@ -39,7 +39,7 @@ SLICES = (8192, 2048)
 WINDOWS = (4, 2, 1)
 
 
-def candidates(device: Device, model: ModelShape, fixed: dict[str, Any]) -> Iterator[Execution]:
+def candidates(device: Device, model: ModelSpec, fixed: dict[str, Any]) -> Iterator[Execution]:
     """Every execution that the device can run and the fixed choices allow, the text encoder left for later."""
     on_card = fixed.get("device", device.kind) == "cuda"
     for scheme in _schemes(device, model, fixed, on_card):
@@ -65,7 +65,7 @@ def candidates(device: Device, model: ModelShape, fixed: dict[str, Any]) -> Iter
             )
 
 
-def _schemes(device: Device, model: ModelShape, fixed: dict[str, Any], on_card: bool) -> tuple[str, ...]:
+def _schemes(device: Device, model: ModelSpec, fixed: dict[str, Any], on_card: bool) -> tuple[str, ...]:
     stored = model.stored_scheme
     if stored is not None:
         wanted = fixed.get("scheme", stored)
@@ -100,7 +100,7 @@ def fixed_choices(*layers: Overrides) -> dict[str, Any]:
 def build(
     request: GenerationRequest,
     window: int,
-    model: ModelShape,
+    model: ModelSpec,
     execution: Execution,
     device: Device,
     preset: str,
@@ -121,7 +121,7 @@ def build(
 
 
 def weighted_seconds(
-    request: GenerationRequest, window: int, model: ModelShape, execution: Execution, device: Device
+    request: GenerationRequest, window: int, model: ModelSpec, execution: Execution, device: Device
 ) -> float:
     """Seconds per chunk, made longer by what the execution costs in quality: what the best plan has least of."""
     weight = 1.0
@@ -153,17 +153,17 @@ def smallest_text_encoder(execution: Execution, fixed: dict[str, Any]) -> Execut
 
 
 def best(
-    request: GenerationRequest, window: int, device: Device, model: ModelShape, fixed: dict[str, Any], preset: str
+    request: GenerationRequest, window: int, device: Device, model: ModelSpec, fixed: dict[str, Any], preset: str
 ) -> Plan | None:
     """The best plan that fits, or None."""
 
     def fits(execution: Execution, *, words: bool) -> bool:
-        """Whether its text stage fits, or all others do; times are not asked for, which take longer than memory."""
+        """Whether its text phase fits, or all others do; times are not asked for, which take longer than memory."""
         items = memory.items_of(request, window, model, execution)
-        items = tuple(item for item in items if (item.stage == "text") == words)
+        items = tuple(item for item in items if (item.phase == "text") == words)
         return Plan(request, preset, device, model, execution, items, 0.0, 0.0, window).fits
 
-    words: dict[tuple[Any, ...], tuple[str, str] | None] = {}  # the text stage knows nothing of the others
+    words: dict[tuple[Any, ...], tuple[str, str] | None] = {}  # the text phase knows nothing of the others
     found: list[Execution] = []
     for execution in candidates(device, model, fixed):
         ways = text_encoders(execution, fixed)

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from magi_lite.errors import OutputError
 from magi_lite.files import output_errors
-from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, PIXELS_PER_LATENT, VAE_PUBLISHED
+from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, PIXELS_PER_LATENT, VAE_PUBLISHED, SamplerSettings
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.schedule import Schedule
-from magi_lite.sampling.settings import SamplerSettings
 
 _FLOAT = 4
 """Bytes of a number in latents, states and captions."""

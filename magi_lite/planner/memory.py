@@ -1,6 +1,6 @@
-"""Bytes of everything a run holds, stage by stage: weights, keys and values, captions, activations, frames.
+"""Bytes of everything a run holds, phase by phase: weights, keys and values, captions, activations, frames.
 
-Stages: `text` (only the text encoder is loaded), `encode` (the picture or clip that the video continues, if there is
+Phases: `text` (only the text encoder is loaded), `encode` (the picture or clip that the video continues, if there is
 one; the DiT is loaded and idle), `denoise` and `decode` (which alternate for every chunk, the DiT staying where it is).
 A clean chunk and the nearly clean copy are forwards of their own with one chunk, so the pass over the window sets the
 peak.
@@ -8,7 +8,7 @@ peak.
 
 from __future__ import annotations
 
-from magi_lite.models import FPS
+from magi_lite.models import FRAMES_PER_LATENT, ModelSpec
 from magi_lite.planner import shapes
 from magi_lite.planner.activations import (
     PassShape,
@@ -21,9 +21,9 @@ from magi_lite.planner.activations import (
     text_activation_bytes,
 )
 from magi_lite.planner.execution import Execution
+from magi_lite.planner.passes import kv_slots, prefix_chunks, schedule_of, window_passes
 from magi_lite.planner.pinned import pinned_bytes
-from magi_lite.planner.plan import Item, Place, Stage
-from magi_lite.planner.shapes import ModelShape
+from magi_lite.planner.plan import Item, Phase, Place
 from magi_lite.planner.speed import kv_bytes_per_token, tokens_per_chunk
 from magi_lite.request.request import GenerationRequest
 
@@ -35,26 +35,10 @@ KV_PREFETCH_BUFFERS = 2
 """Device buffers of a pinned KV store: the layer at work and the one being copied."""
 NULL_CAPTION_TOKENS = 50
 """Valid tokens of the learned null caption, which clean chunks are run with."""
-NOISE_TO_CLEAN_RANGES = (5, 4, 3, 2)
-CLIP_FRAMES = 4 * FPS
-"""Frames of a clip that are looked at: as many chunks as the longest range reaches back (`prefix.REACH`)."""
-BUSY: tuple[Stage, ...] = ("denoise", "decode")
+BUSY: tuple[Phase, ...] = ("denoise", "decode")
 
 
-def kv_slots(window: int, *, after_clip: bool = False) -> int:
-    """Finished chunks whose keys and values a window of `window` chunks can still read: slots of the KV store.
-
-    The chunk at place j of the window is in quarter 4*(window-1-j)/window of its denoising or later, reads that
-    quarter's range r, itself included, and so r-1-j chunks before the window. A window that still fills up behind a
-    clip (`after_clip`) has its noisiest chunk in front, which reads the longest range.
-    """
-    ranges = NOISE_TO_CLEAN_RANGES
-    if after_clip:
-        return ranges[0] - 1
-    return max(1, *(ranges[len(ranges) * (window - 1 - place) // window] - 1 - place for place in range(window)))
-
-
-def caption_tokens(request: GenerationRequest, model: ModelShape) -> int:
+def caption_tokens(request: GenerationRequest, model: ModelSpec) -> int:
     """Tokens to allow for in the longest caption: one for every two bytes of its prompt, and the special tokens."""
     timeline = request.timeline
     prompts = [segment.prompt for segment in timeline.segments]
@@ -65,69 +49,76 @@ def caption_tokens(request: GenerationRequest, model: ModelShape) -> int:
 
 
 def items_of(
-    request: GenerationRequest, window: int, model: ModelShape, execution: Execution
+    request: GenerationRequest, window: int, model: ModelSpec, execution: Execution
 ) -> tuple[Item, ...]:
     """Every item of a run, zero-sized ones left out."""
     cuda = execution.device == "cuda"
     items: list[Item] = []
 
-    def add(component: str, stages: tuple[Stage, ...], place: Place, size: int) -> None:
+    def add(component: str, phases: tuple[Phase, ...], place: Place, size: int) -> None:
         if not cuda:
             place = "ram"
         if size > 0:
-            items.extend(Item(component, stage, place, int(size)) for stage in stages)
+            items.extend(Item(component, phase, place, int(size)) for phase in phases)
 
-    add("program", ("text", *loaded_stages(request)), "ram", PROCESS_BYTES[execution.device])
+    add("program", ("text", *loaded_phases(request)), "ram", PROCESS_BYTES[execution.device])
     _add_text(add, request, model, execution)
     _add_dit(add, request, model, execution)
     _add_captions_and_kv(add, request, window, model, execution)
     _add_vae(add, request, model, execution)
-    dit, tokens = model.dit, tokens_per_chunk(model.dit, request.width, request.height)
-    slots = kv_slots(window, after_clip=request.video is not None)
-    latents = latent_bytes(dit.latent_channels, request.width, request.height, window, slots)
+    dit, tokens = model.dit, tokens_per_chunk(model, request.width, request.height)
+    schedule = schedule_of(request, window, model)
+    chunk_shape = (dit.latent_channels, model.sampler.chunk_width)
+    latents = latent_bytes(chunk_shape, request.width, request.height, window, kv_slots(schedule))
     add("latents", BUSY, "vram", latents)
     add("rotary tables", BUSY, "vram", rotary_bytes(dit, tokens, window))
-    add("activations", ("denoise",), "vram", dit_activation_bytes(dit, tokens, window, slots, execution))
-    for stage in loaded_stages(request) if cuda else ():
-        pinned = sum(item.bytes for item in items if (item.stage, item.place) == (stage, "pinned"))
-        blocks = pinned_bytes(_pinned_buffers(request, window, model, execution, stage))
-        add("rounding of pinned memory", (stage,), "pinned", blocks - pinned)
+    worst = max(dit_activation_bytes(dit, tokens, reads, execution) for reads in window_passes(schedule))
+    add("activations", ("denoise",), "vram", worst)
+    for phase in loaded_phases(request) if cuda else ():
+        pinned = sum(item.bytes for item in items if (item.phase, item.place) == (phase, "pinned"))
+        blocks = pinned_bytes(_pinned_buffers(request, window, model, execution, phase))
+        add("rounding of pinned memory", (phase,), "pinned", blocks - pinned)
     return tuple(items)
 
 
-def loaded_stages(request: GenerationRequest) -> tuple[Stage, ...]:
-    """The stages in which transformer and autoencoder are there."""
-    return BUSY if clip_frames(request) == 0 else ("encode", *BUSY)
+def loaded_phases(request: GenerationRequest) -> tuple[Phase, ...]:
+    """The phases in which transformer and autoencoder are there."""
+    return BUSY if request.image is None and request.video is None else ("encode", *BUSY)
 
 
-def clip_frames(request: GenerationRequest) -> int:
+def clip_frames(request: GenerationRequest, model: ModelSpec) -> int:
     """Frames to encode before the first new second."""
-    return 1 if request.image is not None else CLIP_FRAMES if request.video is not None else 0
+    settings = model.sampler
+    return 1 if request.image is not None else prefix_chunks(request, settings) * frames_per_chunk(model)
+
+
+def frames_per_chunk(model: ModelSpec) -> int:
+    """Video frames of a chunk."""
+    return model.sampler.chunk_width * FRAMES_PER_LATENT
 
 
 def _pinned_buffers(
-    request: GenerationRequest, window: int, model: ModelShape, execution: Execution, stage: Stage
+    request: GenerationRequest, window: int, model: ModelSpec, execution: Execution, phase: Phase
 ) -> list[list[int]]:
     """Sizes of the buffers cut from pinned blocks, in the order and the groups in which the program asks for them."""
     dit, size, groups = model.dit, item_size(execution), []
     if execution.layers == "streamed":
-        edges = (0, dit.num_layers - 1)
-        groups.append([shapes.layer_bytes(dit, execution.scheme, size, edge=n in edges) for n in range(dit.num_layers)])
+        groups.append(list(shapes.layer_sizes(model, execution.scheme, size)))
     if execution.vae == "swapped":
         groups.append([shapes.vae_weights(model.vae)[1] * size])
-    if execution.kv_place == "pinned" and stage != "encode":
+    if execution.kv_place == "pinned" and phase != "encode":
         groups.append([_store_bytes(request, window, model, execution) // dit.num_layers] * dit.num_layers)
     return groups
 
 
-def _store_bytes(request: GenerationRequest, window: int, model: ModelShape, execution: Execution) -> int:
+def _store_bytes(request: GenerationRequest, window: int, model: ModelSpec, execution: Execution) -> int:
     """Keys and values of all slots and layers."""
-    tokens = tokens_per_chunk(model.dit, request.width, request.height)
-    slots = kv_slots(window, after_clip=request.video is not None)
+    tokens = tokens_per_chunk(model, request.width, request.height)
+    slots = kv_slots(schedule_of(request, window, model))
     return slots * tokens * kv_bytes_per_token(model.dit, execution)
 
 
-def _add_text(add, request: GenerationRequest, model: ModelShape, execution: Execution) -> None:
+def _add_text(add, request: GenerationRequest, model: ModelSpec, execution: Execution) -> None:
     place: Place = "vram" if execution.t5_device == "cuda" else "ram"
     add("text encoder", ("text",), place, shapes.t5_bytes(model.t5, execution.t5))
     add(
@@ -138,24 +129,23 @@ def _add_text(add, request: GenerationRequest, model: ModelShape, execution: Exe
     )
 
 
-def _add_dit(add, request: GenerationRequest, model: ModelShape, execution: Execution) -> None:
-    dit, size, busy = model.dit, item_size(execution), loaded_stages(request)
+def _add_dit(add, request: GenerationRequest, model: ModelSpec, execution: Execution) -> None:
+    dit, size, busy = model.dit, item_size(execution), loaded_phases(request)
     add("DiT shell", busy, "vram", shapes.shell_bytes(dit))
-    layers = shapes.all_layers_bytes(dit, execution.scheme, size)
+    layers = shapes.layer_sizes(model, execution.scheme, size)
     if execution.layers == "resident":
-        add("DiT layers", busy, "vram", layers)
+        add("DiT layers", busy, "vram", sum(layers))
         return
-    largest = shapes.layer_bytes(dit, execution.scheme, size, edge=True)
-    add("DiT layers", busy, "pinned", layers)
-    add("layer buffers", BUSY, "vram", min(STREAM_BUFFERS, dit.num_layers) * largest)
+    add("DiT layers", busy, "pinned", sum(layers))
+    add("layer buffers", BUSY, "vram", min(STREAM_BUFFERS, dit.num_layers) * max(layers))
 
 
 def _add_captions_and_kv(
-    add, request: GenerationRequest, window: int, model: ModelShape, execution: Execution
+    add, request: GenerationRequest, window: int, model: ModelSpec, execution: Execution
 ) -> None:
     dit, size, busy = model.dit, item_size(execution), BUSY
     per_token = 2 * dit.num_query_groups * dit.head_dim * size * dit.num_layers
-    tokens = tokens_per_chunk(dit, request.width, request.height)
+    tokens = tokens_per_chunk(model, request.width, request.height)
     # Captions of one length are attended in one batch, a second copy, where the pass is one piece.
     one_batch = window > 1 and not PassShape.of(tokens, window, execution).attention_sliced
     words = caption_tokens(request, model) * window * (2 if one_batch else 1)
@@ -168,9 +158,9 @@ def _add_captions_and_kv(
     add("key and value buffers", busy, "vram", KV_PREFETCH_BUFFERS * store // dit.num_layers)
 
 
-def _add_vae(add, request: GenerationRequest, model: ModelShape, execution: Execution) -> None:
+def _add_vae(add, request: GenerationRequest, model: ModelSpec, execution: Execution) -> None:
     encoder, decoder = (weights * item_size(execution) for weights in shapes.vae_weights(model.vae))
-    busy, frames = loaded_stages(request), clip_frames(request)
+    busy, frames = loaded_phases(request), clip_frames(request, model)
     if execution.vae == "resident":
         add("VAE", busy, "vram", encoder + decoder)
     elif execution.vae == "cpu":
@@ -195,4 +185,4 @@ def _add_vae(add, request: GenerationRequest, model: ModelShape, execution: Exec
         place,
         decode_activation_bytes(model.vae, request.width, request.height, execution),
     )
-    add("frames", BUSY, "ram", 2 * FPS * request.width * request.height * 3)
+    add("frames", BUSY, "ram", 2 * frames_per_chunk(model) * request.width * request.height * 3)

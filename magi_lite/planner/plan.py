@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from magi_lite.machine.cards import GIB, PINNED_SHARE, Device
+from magi_lite.models import ModelSpec
 from magi_lite.planner.execution import Execution
-from magi_lite.planner.shapes import ModelShape
 from magi_lite.request.request import GenerationRequest
 
-Stage = Literal["text", "encode", "denoise", "decode"]
+Phase = Literal["text", "encode", "denoise", "decode"]
 Place = Literal["vram", "ram", "pinned"]
-STAGES: tuple[Stage, ...] = ("text", "encode", "denoise", "decode")
+PHASES: tuple[Phase, ...] = ("text", "encode", "denoise", "decode")
 """Words, the picture or clip that the video continues (if any), and the two that alternate for every chunk."""
 
 SPARE = 0.05
@@ -25,17 +25,17 @@ FRAGMENTATION = 0.02
 
 @dataclass(frozen=True)
 class Item:
-    """Bytes of one component during one stage."""
+    """Bytes of one component during one phase."""
 
     component: str
-    stage: Stage
+    phase: Phase
     place: Place
     bytes: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An itemised promise: bytes per component, place and stage, and seconds.
+    """An itemised promise: bytes per component, place and phase, and seconds.
 
     `peak_vram_bytes` counts tensors, as `torch.cuda.max_memory_allocated` does; what the card must have besides
     (`allowance_bytes`) is stated apart and is part of `needed_vram_bytes`.
@@ -44,7 +44,7 @@ class Plan:
     request: GenerationRequest
     preset: str
     device: Device
-    model: ModelShape
+    model: ModelSpec
     execution: Execution
     items: tuple[Item, ...]
     seconds_per_chunk: float
@@ -54,31 +54,31 @@ class Plan:
     frees: frozenset[str] = frozenset()
     """What the user left open, for `next_smaller`: names of Execution fields, and "window"."""
 
-    def stage_bytes(self, stage: Stage, *places: Place) -> int:
-        """Bytes of a stage in the given places."""
-        return sum(item.bytes for item in self.items if item.stage == stage and item.place in places)
+    def phase_bytes(self, phase: Phase, *places: Place) -> int:
+        """Bytes of a phase in the given places."""
+        return sum(item.bytes for item in self.items if item.phase == phase and item.place in places)
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages that this run has."""
-        there = {item.stage for item in self.items}
-        return tuple(stage for stage in STAGES if stage in there)
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases that this run has."""
+        there = {item.phase for item in self.items}
+        return tuple(phase for phase in PHASES if phase in there)
 
     @property
-    def peak_per_stage(self) -> dict[str, int]:
-        """Device bytes per stage."""
-        return {stage: self.stage_bytes(stage, "vram") for stage in STAGES}
+    def peak_per_phase(self) -> dict[str, int]:
+        """Device bytes per phase."""
+        return {phase: self.phase_bytes(phase, "vram") for phase in PHASES}
 
     @property
-    def peak_stage(self) -> str:
-        """The stage in which device memory (on a CPU: RAM) is highest."""
+    def peak_phase(self) -> str:
+        """The phase in which device memory (on a CPU: RAM) is highest."""
         places: tuple[Place, ...] = ("vram",) if self.execution.device == "cuda" else ("ram", "pinned")
-        return max(STAGES, key=lambda stage: self.stage_bytes(stage, *places))
+        return max(PHASES, key=lambda phase: self.phase_bytes(phase, *places))
 
     @property
     def peak_vram_bytes(self) -> int:
         """Most device bytes held by tensors at once."""
-        return max(self.peak_per_stage.values())
+        return max(self.peak_per_phase.values())
 
     @property
     def allowance_bytes(self) -> int:
@@ -95,12 +95,12 @@ class Plan:
     @property
     def peak_ram_bytes(self) -> int:
         """Most RAM at once: pinned memory, memory-mapped weights in use and the program itself included."""
-        return max(self.stage_bytes(stage, "ram", "pinned") for stage in STAGES)
+        return max(self.phase_bytes(phase, "ram", "pinned") for phase in PHASES)
 
     @property
     def pinned_bytes(self) -> int:
         """Most pinned RAM at once."""
-        return max(self.stage_bytes(stage, "pinned") for stage in STAGES)
+        return max(self.phase_bytes(phase, "pinned") for phase in PHASES)
 
     @property
     def fits(self) -> bool:
@@ -114,7 +114,7 @@ class Plan:
         return self.peak_ram_bytes <= most and self.pinned_bytes <= most_pinned
 
     def summary(self) -> str:
-        """The plan in two sentences, for a status line; the whole table: `planner.table.text`."""
+        """The plan in two sentences, for a status line; `magi_lite.cli.plan_table` prints all of it."""
         execution = self.execution
         place = f"{self.peak_ram_bytes / GIB:.1f} GB of RAM"
         if execution.device == "cuda":
@@ -144,7 +144,7 @@ class Plan:
             "window": self.window,
             "execution": asdict(self.execution),
             "items": [asdict(item) for item in self.items],
-            "peak_per_stage": self.peak_per_stage,
+            "peak_per_phase": self.peak_per_phase,
             "peak_vram_bytes": self.peak_vram_bytes,
             "allowance_bytes": self.allowance_bytes,
             "needed_vram_bytes": self.needed_vram_bytes,

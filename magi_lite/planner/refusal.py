@@ -12,10 +12,9 @@ from typing import Any
 
 from magi_lite.errors import InputError, PlanError
 from magi_lite.machine.cards import GIB, PINNED_SHARE, Device, cpu_device
-from magi_lite.models import MODELS
+from magi_lite.models import MODELS, ModelSpec
 from magi_lite.planner import choose
 from magi_lite.planner.plan import SPARE, Plan, ram_limits, vram_limit
-from magi_lite.planner.shapes import ModelShape, model_shape
 from magi_lite.request.request import GenerationRequest
 
 KEPT_FREE = f"{100 * SPARE:.0f} % is kept free"
@@ -26,7 +25,7 @@ SMALLER_MODELS = ("4.5B-distill-fp8", "4.5B-distill")
 
 
 def refuse(
-    request: GenerationRequest, window: int, device: Device, model: ModelShape, fixed: dict[str, Any]
+    request: GenerationRequest, window: int, device: Device, model: ModelSpec, fixed: dict[str, Any]
 ) -> PlanError:
     """The error that says what is missing and what would fit instead, nearest first."""
     size = f"{request.width}x{request.height} with window {window}"
@@ -43,7 +42,7 @@ def refuse(
 
 
 def shortage(
-    request: GenerationRequest, window: int, device: Device, model: ModelShape, fixed: dict[str, Any]
+    request: GenerationRequest, window: int, device: Device, model: ModelSpec, fixed: dict[str, Any]
 ) -> str:
     """What the plan that comes nearest needs and the machine has not: "needs at least 3.1 GB of ..."."""
     plans = [
@@ -73,7 +72,7 @@ def shortage(
 
 
 def _best(
-    request: GenerationRequest, window: int, device: Device, model: ModelShape, fixed: dict[str, Any]
+    request: GenerationRequest, window: int, device: Device, model: ModelSpec, fixed: dict[str, Any]
 ) -> Plan | None:
     """The plan, or None where nothing fits or the choices contradict the weights."""
     try:
@@ -83,7 +82,7 @@ def _best(
 
 
 def _fits(
-    request: GenerationRequest, window: int, device: Device, model: ModelShape, fixed: dict[str, Any]
+    request: GenerationRequest, window: int, device: Device, model: ModelSpec, fixed: dict[str, Any]
 ) -> bool:
     """Whether anything fits: with the smallest slices, so that a quarter of the executions has to be looked at."""
     smallest = dict.fromkeys(("mlp_slice", "attention_slice"), choose.SLICES[-1])
@@ -91,7 +90,7 @@ def _fits(
 
 
 def _choices(
-    request: GenerationRequest, window: int, device: Device, model: ModelShape, fixed: dict[str, Any]
+    request: GenerationRequest, window: int, device: Device, model: ModelSpec, fixed: dict[str, Any]
 ) -> Iterator[str]:
     """Single changes, then sizes, then size and window together, then all but what matters most, as far as they fit."""
     for name in ("layers", "kv_dtype", "kv_place", "vae", "scheme", "t5", "t5_device", "mlp_slice"):
@@ -121,12 +120,12 @@ def _choices(
 
 
 def _elsewhere(
-    request: GenerationRequest, window: int, device: Device, model: ModelShape, fixed: dict[str, Any]
+    request: GenerationRequest, window: int, device: Device, model: ModelSpec, fixed: dict[str, Any]
 ) -> Iterator[str]:
     """Another model, or the processor."""
     if request.model in MODELS and model.dit != MODELS[SMALLER_MODELS[0]].dit:
         for name in SMALLER_MODELS:
-            if _fits(replace(request, model=name), window, device, model_shape(name), fixed):
+            if _fits(replace(request, model=name), window, device, MODELS[name], fixed):
                 yield f"model {name} instead of {request.model}"
                 break
     on_cpu = (request, window, cpu_device(device.ram_bytes), model, {**fixed, "device": "cpu"})

@@ -5,134 +5,16 @@ Counted from the published state-dict layout; a test compares the counts with th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from magi_lite.errors import InputError
-from magi_lite.models import DIT_4_5B, MODELS, VAE_PUBLISHED, DiTConfig, ModelFamily, VAEConfig
+from magi_lite.models import DiTConfig, Linear, ModelSpec, T5Shape, VAEConfig, layer_linears, linear_name
 from quant.schemes import SCHEMES
 
 TIMESTEP_FEATURES = 256
 """Width of the sinusoidal timestep embedding."""
 
 
-@dataclass(frozen=True)
-class T5Shape:
-    """Shape of a T5 v1.1 encoder (gated GELU, tied word embeddings unused)."""
-
-    layers: int
-    width: int
-    heads: int
-    head_dim: int
-    feed_forward: int
-    vocabulary: int
-
-    @property
-    def linear_weights(self) -> int:
-        """Weights of all linears: q, k, v, o and the three of the gated MLP."""
-        inner = self.heads * self.head_dim
-        return self.layers * (4 * self.width * inner + 3 * self.width * self.feed_forward)
-
-    @property
-    def other_weights(self) -> int:
-        """Word embedding, norms and the relative position table."""
-        return self.vocabulary * self.width + (2 * self.layers + 1) * self.width + 32 * self.heads
-
-
-T5_XXL = T5Shape(layers=24, width=4096, heads=64, head_dim=64, feed_forward=10240, vocabulary=32128)
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """All that planning needs to know of a model."""
-
-    name: str
-    dit: DiTConfig
-    vae: VAEConfig
-    t5: T5Shape
-    distilled: bool
-    stored_scheme: str | None = None
-    """How its linears lie in the files: published, fp8, int8 or nf4; None: unquantized."""
-
-
-@dataclass(frozen=True)
-class Linear:
-    """One linear of a layer: rows x columns, and whether a scheme may quantize it."""
-
-    name: str
-    outputs: int
-    inputs: int
-    quantizable: bool
-
-    @property
-    def weights(self) -> int:
-        return self.outputs * self.inputs
-
-
-def model_shape(model: Any) -> ModelShape:
-    """The shape of a model given by name, by `ModelFamily`, or by what the loader found on disk.
-
-    Args:
-        model: a `ModelShape`; a name in `config.MODELS`; a `ModelFamily`; or any object with attributes `dit` and,
-            where they differ from the published ones, `vae`, `t5`, `distilled`, `stored_scheme` and `name`.
-
-    Raises:
-        InputError: nothing is known of a model of that name.
-    """
-    if isinstance(model, ModelShape):
-        return model
-    if isinstance(model, str):
-        if model not in MODELS:
-            raise InputError(f'No model called "{model}" can be planned; choose one of {", ".join(MODELS)}.')
-        model = MODELS[model]
-    if isinstance(model, ModelFamily):
-        stored = "published" if model.quantized else None
-        return ModelShape(model.name, model.dit, VAE_PUBLISHED, T5_XXL, model.distilled, stored)
-    dit = model.dit
-    return ModelShape(
-        name=str(getattr(model, "name", "model")),
-        dit=dit,
-        vae=getattr(model, "vae", None) or VAE_PUBLISHED,
-        t5=_t5_of(getattr(model, "t5", None), dit),
-        distilled=bool(getattr(model, "distilled", True)),
-        stored_scheme=getattr(model, "stored_scheme", None),
-    )
-
-
-def _t5_of(t5: Any, dit: DiTConfig) -> T5Shape:
-    """The given shape, or T5-XXL for full-size captions, or a small encoder of the captions' width for small ones."""
-    if isinstance(t5, T5Shape):
-        return t5
-    if dit.caption_channels >= DIT_4_5B.caption_channels:
-        return T5_XXL
-    width = dit.caption_channels
-    return T5Shape(
-        layers=2, width=width, heads=4, head_dim=max(1, width // 4), feed_forward=4 * width, vocabulary=512
-    )
-
-
 # --- the DiT --------------------------------------------------------------------------------------------------------
-
-
-@cache
-def layer_linears(dit: DiTConfig) -> tuple[Linear, ...]:
-    """The linears of one layer, by the last part of their published names."""
-    hidden = dit.hidden_size
-    queries = dit.num_attention_heads * dit.head_dim
-    groups = dit.num_query_groups * dit.head_dim
-    fc1 = dit.ffn_hidden_size * (2 if dit.gated_linear_unit else 1)
-    return (
-        Linear("q", queries, hidden, True),
-        Linear("qx", queries, hidden, True),
-        Linear("k", groups, hidden, True),
-        Linear("v", groups, hidden, True),
-        Linear("linear_kv_xattn", 2 * groups, hidden, False),
-        Linear("linear_proj", hidden, 2 * queries, True),
-        Linear("ada_modulate_layer", 2 * hidden, dit.cond_size, False),
-        Linear("linear_fc1", fc1, hidden, True),
-        Linear("linear_fc2", hidden, dit.ffn_hidden_size, True),
-    )
 
 
 def layer_float32_vectors(dit: DiTConfig) -> int:
@@ -161,35 +43,35 @@ def shell_weights(dit: DiTConfig) -> int:
     )  # fmt: skip
 
 
-def scheme_weight_bytes(linear: Linear, scheme: str, dtype_bytes: int) -> int:
-    """Bytes of one quantizable linear in a scheme, its scales included."""
-    if scheme in SCHEMES:
-        return SCHEMES[scheme].weight_bytes(linear.outputs, linear.inputs, linear.name)
-    return linear.weights * dtype_bytes
-
-
 @cache
-def layer_bytes(dit: DiTConfig, scheme: str, dtype_bytes: int, *, edge: bool) -> int:
-    """Bytes of one layer.
+def layer_sizes(model: ModelSpec, scheme: str, dtype_bytes: int) -> tuple[int, ...]:
+    """Bytes of every layer.
 
     Args:
         scheme: as in `Execution.scheme`.
         dtype_bytes: 2 for bfloat16, 4 for float32, of what is not quantized.
-        edge: whether it is the first or the last layer, which are never quantized.
     """
+    return tuple(_layer_bytes(model, scheme, dtype_bytes, layer) for layer in range(model.dit.num_layers))
+
+
+def _layer_bytes(model: ModelSpec, scheme: str, dtype_bytes: int, layer: int) -> int:
+    dit = model.dit
     total = layer_float32_vectors(dit) * 4 + layer_plain_vectors(dit) * dtype_bytes
     for linear in layer_linears(dit):
-        quantized = linear.quantizable and not edge
-        total += scheme_weight_bytes(linear, scheme, dtype_bytes) if quantized else linear.weights * dtype_bytes
+        quantized = scheme in SCHEMES and model.quantizes(linear_name(layer, linear))
+        total += _scheme_bytes(model, linear, scheme) if quantized else linear.weights * dtype_bytes
     return total
 
 
-def all_layers_bytes(dit: DiTConfig, scheme: str, dtype_bytes: int) -> int:
+def _scheme_bytes(model: ModelSpec, linear: Linear, scheme: str) -> int:
+    """Bytes of a quantized linear, its scales included; as it is stored, where it is stored quantized."""
+    kind = SCHEMES[scheme] if model.stored is None else model.stored
+    return kind.weight_bytes(linear.outputs, linear.inputs, linear.name)
+
+
+def all_layers_bytes(model: ModelSpec, scheme: str, dtype_bytes: int) -> int:
     """Bytes of all layers."""
-    edges = min(2, dit.num_layers)
-    inner = dit.num_layers - edges
-    edge_bytes = layer_bytes(dit, scheme, dtype_bytes, edge=True)
-    return edges * edge_bytes + inner * layer_bytes(dit, scheme, dtype_bytes, edge=False)
+    return sum(layer_sizes(model, scheme, dtype_bytes))
 
 
 def shell_bytes(dit: DiTConfig) -> int:

@@ -9,16 +9,10 @@ import math
 from dataclasses import dataclass
 
 from magi_lite.machine.cards import Device
-from magi_lite.models import DiTConfig
+from magi_lite.models import PIXELS_PER_LATENT, PUBLISHED_TILING, DiTConfig, ModelSpec, layer_linears
 from magi_lite.planner.execution import Execution
-from magi_lite.planner.shapes import (
-    ModelShape,
-    layer_bytes,
-    layer_linears,
-    shell_weights,
-    t5_bytes,
-    vae_weights,
-)
+from magi_lite.planner.passes import Work, schedule_of, work_per_second, work_to_first_second
+from magi_lite.planner.shapes import all_layers_bytes, shell_weights, t5_bytes, vae_weights
 from magi_lite.request.request import GenerationRequest
 
 LINEAR_EFFICIENCY = {"float32": 0.6, "bf16": 0.65, "fp8": 0.55, "published": 0.5, "int8": 0.35, "nf4": 0.45}
@@ -49,48 +43,35 @@ class Seconds:
     to_first_chunk: float
 
 
-def tokens_per_chunk(dit: DiTConfig, width: int, height: int, latent_frames: int = 6) -> int:
+def tokens_per_chunk(model: ModelSpec, width: int, height: int) -> int:
     """DiT tokens of one chunk of a video of `width` x `height` pixels."""
-    patch = 8 * dit.patch_size
-    return latent_frames // dit.t_patch_size * (width // patch) * (height // patch)
+    dit, patch = model.dit, PIXELS_PER_LATENT * model.dit.patch_size
+    return model.sampler.chunk_width // dit.t_patch_size * (width // patch) * (height // patch)
 
 
 def predict(
-    request: GenerationRequest, window: int, model: ModelShape, execution: Execution, device: Device
+    request: GenerationRequest, window: int, model: ModelSpec, execution: Execution, device: Device
 ) -> Seconds:
     """Seconds per chunk in the steady state, and until the first chunk can be watched, loading included."""
-    dit = model.dit
-    tokens = tokens_per_chunk(dit, request.width, request.height)
-    passes = 1 if model.distilled else 3
-    steps = request.steps
-    extra = 0.25 * steps if model.distilled and request.nearly_clean else 0.0
-    clean = 1.0
-    ranges = _mean_range(steps)
+    tokens = tokens_per_chunk(model, request.width, request.height)
+    schedule = schedule_of(request, window, model)
 
-    def forward(kv_chunks: float, chunks: int) -> float:
-        """Seconds of one forward of `chunks` chunks whose queries see `kv_chunks` chunks each."""
-        compute = _compute_seconds(dit, tokens * chunks, kv_chunks * tokens, execution, device)
-        issue = CALL_SECONDS[device.kind] * dit.num_layers
-        if device.kind == "cpu":  # calls and arithmetic take turns
-            return compute + issue
-        return max(compute, issue, _copy_seconds(dit, tokens, kv_chunks, execution, device))
+    def seconds(work: tuple[Work, ...]) -> float:
+        return sum(one.times * _forward_seconds(model, tokens, one, execution, device) for one in work)
 
-    window_forward = forward(ranges, window)
-    alone = forward(1.0, 1)
-    steps_in_stage = max(1, steps // max(1, window))
-    per_chunk = passes * (steps_in_stage * window_forward) + (clean + extra) * alone
     vae = _decode_seconds(request, model, execution, device)
-    chunks = request.seconds or 10**6
-    ramp = sum(min(stage, chunks) for stage in range(1, window + 1)) * steps_in_stage
-    first = passes * ramp * forward(ranges, 1) + extra * alone
-    to_first = _text_seconds(request, model, execution, device) + _load_seconds(model, execution) + first + vae
-    return Seconds(per_chunk + vae + WRITE_SECONDS, to_first + WRITE_SECONDS)
+    loading = _text_seconds(request, model, execution, device) + _load_seconds(model, execution)
+    to_first = loading + seconds(work_to_first_second(schedule)) + vae
+    return Seconds(seconds(work_per_second(schedule)) + vae + WRITE_SECONDS, to_first + WRITE_SECONDS)
 
 
-def _mean_range(steps: int) -> float:
-    """Mean KV range over a chunk's denoising: 5, 4, 3, 2 over the quarters of its steps."""
-    quarters = [min(3, 4 * step // max(1, steps)) for step in range(steps)] or [0]
-    return sum((5, 4, 3, 2)[quarter] for quarter in quarters) / len(quarters)
+def _forward_seconds(model: ModelSpec, tokens: int, work: Work, execution: Execution, device: Device) -> float:
+    """Seconds of one forward."""
+    compute = _compute_seconds(model, tokens * work.chunks, work.keys * tokens, execution, device)
+    issue = CALL_SECONDS[device.kind] * model.dit.num_layers
+    if device.kind == "cpu":  # calls and arithmetic take turns
+        return compute + issue
+    return max(compute, issue, _copy_seconds(model, tokens, work.keys, execution, device))
 
 
 def linear_rate(execution: Execution, device: Device) -> float:
@@ -116,25 +97,26 @@ def forward_flops(dit: DiTConfig, tokens: int, keys: float) -> tuple[float, floa
     return linear, attention + cross
 
 
-def _compute_seconds(dit: DiTConfig, tokens: int, keys: float, execution: Execution, device: Device) -> float:
+def _compute_seconds(model: ModelSpec, tokens: int, keys: float, execution: Execution, device: Device) -> float:
+    dit = model.dit
     linear, attention = forward_flops(dit, tokens, keys)
     backend = execution.attention if execution.attention in ATTENTION_EFFICIENCY else "sdpa"
     attention_rate = device.bf16_tflops * 1e12 * ATTENTION_EFFICIENCY[backend]
     item = 2 if execution.dtype == "bfloat16" else 4
     moved = tokens * dit.hidden_size * item * ELEMENTWISE_PASSES * dit.num_layers
-    weights = layer_bytes(dit, execution.scheme, item, edge=False) * dit.num_layers
+    weights = all_layers_bytes(model, execution.scheme, item)
     memory = (moved + weights) / (device.bandwidth_gbs * 1e9 * COPY_EFFICIENCY)
     return linear / linear_rate(execution, device) + attention / attention_rate + memory
 
 
-def _copy_seconds(dit: DiTConfig, tokens: int, kv_chunks: float, execution: Execution, device: Device) -> float:
+def _copy_seconds(model: ModelSpec, tokens: int, kv_chunks: float, execution: Execution, device: Device) -> float:
     """Host-to-device copies of one forward, which overlap its computation."""
     item = 2 if execution.dtype == "bfloat16" else 4
     copied = 0.0
     if execution.layers == "streamed":
-        copied += layer_bytes(dit, execution.scheme, item, edge=False) * dit.num_layers
+        copied += all_layers_bytes(model, execution.scheme, item)
     if execution.kv_place == "pinned":
-        copied += max(0.0, kv_chunks - 1) * tokens * kv_bytes_per_token(dit, execution)
+        copied += max(0.0, kv_chunks - 1) * tokens * kv_bytes_per_token(model.dit, execution)
     return copied / (device.pcie_gbs * 1e9)
 
 
@@ -145,11 +127,14 @@ def kv_bytes_per_token(dit: DiTConfig, execution: Execution) -> int:
 
 
 def _decode_seconds(
-    request: GenerationRequest, model: ModelShape, execution: Execution, device: Device
+    request: GenerationRequest, model: ModelSpec, execution: Execution, device: Device
 ) -> float:
-    """One chunk through the decoder's tiles: at most 3 x 32 x 32 latents each, a quarter overlapping."""
-    tiles = 2 * math.ceil(request.width / 192) * math.ceil(request.height / 192)
-    tokens = 3 * min(32, request.width // 8) * min(32, request.height // 8) + 1
+    """One chunk through the decoder's tiles."""
+    depth, height, width = PUBLISHED_TILING.latent_sizes
+    sides = (request.width // PIXELS_PER_LATENT, request.height // PIXELS_PER_LATENT)
+    columns, rows = (math.ceil(side / PUBLISHED_TILING.step) for side in (request.width, request.height))
+    tiles = math.ceil(model.sampler.chunk_width / depth) * columns * rows
+    tokens = depth * min(width, sides[0]) * min(height, sides[1]) + 1
     _, decoder = vae_weights(model.vae)
     flops = tiles * (2.0 * tokens * decoder + 4.0 * tokens**2 * model.vae.embed_dim * model.vae.depth)
     on_cpu = execution.device == "cpu" or execution.vae == "cpu"
@@ -161,7 +146,7 @@ def _decode_seconds(
     return seconds
 
 
-def _text_seconds(request: GenerationRequest, model: ModelShape, execution: Execution, device: Device) -> float:
+def _text_seconds(request: GenerationRequest, model: ModelSpec, execution: Execution, device: Device) -> float:
     """Loading the text encoder and encoding every distinct prompt, padding dropped."""
     prompts = len({segment.prompt for segment in request.timeline.segments}) or 1
     flops = prompts * 2.0 * 150 * model.t5.linear_weights
@@ -169,8 +154,7 @@ def _text_seconds(request: GenerationRequest, model: ModelShape, execution: Exec
     return t5_bytes(model.t5, "bf16") / (DISK_GBS * 1e9) + flops / (tflops * 1e12)
 
 
-def _load_seconds(model: ModelShape, execution: Execution) -> float:
+def _load_seconds(model: ModelSpec, execution: Execution) -> float:
     """Reading the DiT and the VAE from disk; converting on the fly reads the bf16 checkpoint."""
-    layer = layer_bytes(model.dit, model.stored_scheme or "bf16", 2, edge=False)
-    dit = layer * model.dit.num_layers + 4 * shell_weights(model.dit)
+    dit = all_layers_bytes(model, model.stored_scheme or "bf16", 2) + 4 * shell_weights(model.dit)
     return (dit + 4 * sum(vae_weights(model.vae))) / (DISK_GBS * 1e9)

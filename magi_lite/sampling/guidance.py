@@ -11,8 +11,8 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from magi_lite.models import Guidance
 from magi_lite.sampling.schedule import f32
-from magi_lite.sampling.settings import Guidance
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from magi_lite.dit.captions import CaptionContext
+from magi_lite.models import SamplerSettings
 from magi_lite.sampling.guidance import GuidanceWeights, blend_nearly_clean, guidance_weights
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption
 from magi_lite.sampling.schedule import Schedule, Stage, f32
-from magi_lite.sampling.settings import SamplerSettings
 
 if TYPE_CHECKING:
     from magi_lite.dit.model import DiT

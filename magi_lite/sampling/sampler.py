@@ -19,12 +19,12 @@ from torch import Tensor
 from magi_lite.dit.captions import CaptionContext
 from magi_lite.errors import InputError
 from magi_lite.machine import devices
+from magi_lite.models import SamplerSettings
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.noise import chunk_noise
 from magi_lite.sampling.passes import Passes, Window
 from magi_lite.sampling.results import Caption, CleanChunk, SamplerState, StageDone, StepDone
 from magi_lite.sampling.schedule import Schedule, Stage, chunk_steps, f32
-from magi_lite.sampling.settings import SamplerSettings
 from magi_lite.sampling.state import Progress, pack, unpack
 
 if TYPE_CHECKING:

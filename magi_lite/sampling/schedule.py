@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Literal
 
 from magi_lite.errors import InputError
-from magi_lite.sampling.settings import SamplerSettings
+from magi_lite.models import SamplerSettings
 
 Shortcut = Literal["", "8,16,16", "16,16,8"]
 Transform = Literal["sd3", "square", "identity", "piecewise"]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from magi_lite.errors import InputError
+from magi_lite.models import SamplerSettings
 from magi_lite.sampling.results import Caption, SamplerState
-from magi_lite.sampling.settings import SamplerSettings
 
 FORMAT = 1
 

@@ -16,11 +16,11 @@ from magi_lite import planner
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.machine import devices
 from magi_lite.models import MODELS
-from magi_lite.planner.picture import svg
 from magi_lite.request.build import choose_model, choose_preset, models_on_disk
 from magi_lite.request.request import GenerationRequest
 from magi_lite.ui.downloads import Downloads
 from magi_lite.ui.expose import sentence
+from magi_lite.ui.plan_picture import svg
 
 
 class Machine:
@@ -123,7 +123,7 @@ class Machine:
         models = [{"name": "demo", "detail": detail, "present": True, "size": 0}]
         for name, family in MODELS.items():
             kind = "distilled, fast" if family.distilled else "base, slow and best"
-            detail = f"{kind}{', FP8' if family.quantized else ''}, about {download_gb(name):.0f} GB to download"
+            detail = f"{kind}{', FP8' if family.published_fp8 else ''}, about {download_gb(name):.0f} GB to download"
             models.append(
                 {
                     "name": name,
@@ -155,11 +155,10 @@ class Machine:
 
     def _shape(self, model: str) -> Any:
         """What the planner takes for a model: files on disk where there are any, else the published numbers."""
-        from magi_lite.pipeline.engine import planning_shape
         from magi_lite.weights.loader import open_model
 
         try:
-            return planning_shape(open_model(model, self.models_folder))
+            return open_model(model, self.models_folder).spec
         except MagiLiteError:
             return None
 
@@ -192,7 +191,7 @@ def download_gb(name: str) -> float:
     sizes = getattr(hub, "APPROXIMATE_GB", None)
     if isinstance(sizes, dict) and name in sizes:
         return float(sizes[name])
-    return 19.0 + {"4.5B": 9.0, "24B": 48.0}[name.split("-")[0]] / (2 if MODELS[name].quantized else 1)
+    return 19.0 + {"4.5B": 9.0, "24B": 48.0}[name.split("-")[0]] / (2 if MODELS[name].published_fp8 else 1)
 
 
 def _folder_size(root: Path, family: str) -> int:

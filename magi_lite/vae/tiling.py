@@ -8,40 +8,13 @@ are stacked into batches of `tile_batch`: the result does not depend on it beyon
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from magi_lite.models import FPS, FRAMES_PER_LATENT, PIXELS_PER_LATENT, SCALE_FACTOR
+from magi_lite.models import PUBLISHED_TILING, SCALE_FACTOR, Tiling
 from magi_lite.vae.model import ViTVAE
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Sizes of a tile in frames and pixels. The published program uses 12 frames (half a second), 256 pixels, 0.25."""
-
-    frames: int = FPS // 2
-    height: int = 256
-    width: int = 256
-    overlap: float = 0.25
-    overlap_time: float = 0.0
-
-    @property
-    def sample_sizes(self) -> tuple[int, int, int]:
-        return self.frames, self.height, self.width
-
-    @property
-    def latent_sizes(self) -> tuple[int, int, int]:
-        return self.frames // FRAMES_PER_LATENT, self.height // PIXELS_PER_LATENT, self.width // PIXELS_PER_LATENT
-
-    @property
-    def overlaps(self) -> tuple[float, float, float]:
-        return self.overlap_time, self.overlap, self.overlap
-
-
-PUBLISHED_TILING = Tiling()
 
 
 def encode_tiled(

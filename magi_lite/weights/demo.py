@@ -59,9 +59,13 @@ def open_demo(models_folder: Path | None = None) -> ModelFiles:
         MagiLiteError: neither can be written.
     """
     if has_weights(DEMO_FOLDER / _WEIGHTS):
-        return dataclasses.replace(find_model(DEMO_FOLDER / _WEIGHTS), name="demo")
+        return _called_demo(find_model(DEMO_FOLDER / _WEIGHTS))
     root = _untrained_root(Path(models_folder) if models_folder is not None else DEFAULT_MODELS_FOLDER)
-    return dataclasses.replace(find_model(root), name="demo", trained=False)
+    return dataclasses.replace(_called_demo(find_model(root)), trained=False)
+
+
+def _called_demo(files: ModelFiles) -> ModelFiles:
+    return dataclasses.replace(files, spec=dataclasses.replace(files.spec, name="demo"))
 
 
 def _untrained_root(models_folder: Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from magi_lite.errors import CheckpointError, DownloadError, InputError
 from magi_lite.files import storage_errors
-from magi_lite.models import MODELS, ModelFamily
+from magi_lite.models import MODELS, ModelSpec
 from magi_lite.text.special_tokens import SPECIAL_TOKENS_SHA256
 from magi_lite.weights.layout import (
     DEFAULT_MODELS_FOLDER,
@@ -114,7 +114,7 @@ def download(
     """Bring a published model into a folder; files that are there already are kept.
 
     Args:
-        name: a name in `config.MODELS`.
+        name: a name in `models.MODELS`.
         folder: root of the published layout; None: the default models folder.
         offline: touch no network; fail with the names of what is missing.
         cancelled: asked while bytes arrive; True ends the download, to be continued another time.
@@ -155,7 +155,7 @@ def download(
     return find_model(name, root)
 
 
-def needed_files(files: Iterable[RemoteFile], family: ModelFamily) -> list[RemoteFile]:
+def needed_files(files: Iterable[RemoteFile], family: ModelSpec) -> list[RemoteFile]:
     """Of the repository's files, those of one family with autoencoder and text encoder.
 
     Pickled text encoder weights are left out where safetensors are offered.
@@ -187,7 +187,7 @@ def missing_files(name: str, folder: Path | None = None) -> list[str]:
     root = Path(folder) if folder is not None else DEFAULT_MODELS_FOLDER
     family = _family(name)
     parts: tuple[tuple[Callable[[], Path], str], ...] = (
-        (lambda: family_weights(root, family), f"ckpt/magi/{family.folder}/{family.weights}/*.safetensors"),
+        (lambda: family_weights(root, family), f"ckpt/magi/{family.folder}/{family.weights_folder}/*.safetensors"),
         (lambda: vae_folder(root), "ckpt/vae/config.json"),
         (lambda: text_folder(root), "ckpt/t5/t5-v1_1-xxl/config.json"),
         (lambda: special_tokens_file(root), SPECIAL_TOKEN_FILES[0]),
@@ -217,7 +217,7 @@ def _relative(path: Path, root: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def _family(name: str) -> ModelFamily:
+def _family(name: str) -> ModelSpec:
     if name not in MODELS:
         raise InputError(f"There is no model '{name}' to download; choose from {', '.join(MODELS)}.")
     return MODELS[name]

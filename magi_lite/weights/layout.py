@@ -19,10 +19,9 @@ from typing import Any
 from magi_lite.config_files import Part, read_json
 from magi_lite.errors import CheckpointError, InputError
 from magi_lite.files import storage_errors
-from magi_lite.models import MODELS, DiTConfig, ModelFamily
+from magi_lite.models import MODELS, DiTConfig, Guidance, ModelSpec, SamplerSettings, T5Shape, VAEConfig
 from magi_lite.resources import home_folder, presets_folder
-from magi_lite.sampling.settings import Guidance, SamplerSettings
-from quant.schemes import detect
+from quant.schemes import detect, quantized_names
 from quant.storage.shards import tensor_names
 
 DEFAULT_MODELS_FOLDER = home_folder() / "models"
@@ -31,32 +30,21 @@ DEMO_FOLDER = presets_folder() / "demo"
 """The small model that is shipped with the program."""
 SPECIAL_TOKEN_FILES = ("special_tokens.npz", "special_tokens.safetensors")
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.zst", "*.safetensors.index.json")
-_BASE_STEPS = 64
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A complete model on disk and how it wants to be sampled."""
+    """A complete model on disk."""
 
-    name: str
-    dit: DiTConfig
-    sampler: SamplerSettings
-    """Defaults of this model; a request overrides steps, window and the like."""
+    spec: ModelSpec
+    """What its configuration files and the names of its tensors say of it."""
     weights: Path
     """Folder with the transformer's safetensors."""
     vae: Path
     text_encoder: Path
     special_tokens: Path
-    distilled: bool
     trained: bool = True
     """False: random weights made from a seed, for want of the shipped demo model."""
-    stored_scheme: str | None = None
-    """How the transformer's linears lie in the files: published, fp8, int8 or nf4; None: unquantized."""
-
-    @property
-    def quantized(self) -> bool:
-        """Whether the weights are the published FP8 ones."""
-        return self.stored_scheme == "published"
 
 
 @storage_errors()
@@ -64,7 +52,7 @@ def find_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
     """Files of a published model by name, or of whatever model a folder holds.
 
     Args:
-        name_or_folder: a name in `config.MODELS`, or a root, family or weights folder of the published layout.
+        name_or_folder: a name in `models.MODELS`, or a root, family or weights folder of the published layout.
         models_folder: where named models are looked for; None: `DEFAULT_MODELS_FOLDER`.
 
     Raises:
@@ -83,7 +71,18 @@ def find_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
     return _complete(weights, _root_of(weights), _family_of(weights))
 
 
-def _complete(weights: Path, root: Path, family: ModelFamily | None) -> ModelFiles:
+def _complete(weights: Path, root: Path, family: ModelSpec | None) -> ModelFiles:
+    vae, text_encoder, tokens = vae_folder(root), text_folder(root), special_tokens_file(root)
+    spec = read_spec(weights, vae, text_encoder, family)
+    return ModelFiles(spec, weights, vae, text_encoder, tokens)
+
+
+def read_spec(weights: Path, vae: Path, text_encoder: Path, family: ModelSpec | None) -> ModelSpec:
+    """What the files of a model say; `family`: the published one it is named after, if any.
+
+    Raises:
+        CheckpointError: a configuration is missing or cannot be used.
+    """
     config = read_config(weights)
     if config is None and family is None:
         raise CheckpointError(
@@ -92,17 +91,17 @@ def _complete(weights: Path, root: Path, family: ModelFamily | None) -> ModelFil
     if config is not None:
         dit, sampler = DiTConfig.from_published(config["model_config"]), sampler_settings(config)
     else:
-        dit, sampler = family.dit, family_settings(family)
-    return ModelFiles(
+        dit, sampler = family.dit, family.sampler
+    names = tensor_names(weights)
+    stored = detect(names)
+    return ModelSpec(
         name=family.name if family else weights.parent.name,
         dit=dit,
+        vae=vae_config(vae),
+        t5=text_shape(text_encoder),
         sampler=sampler,
-        weights=weights,
-        vae=vae_folder(root),
-        text_encoder=text_folder(root),
-        special_tokens=special_tokens_file(root),
-        distilled=sampler.distilled,
-        stored_scheme=scheme_of(tensor_names(weights)),
+        stored=stored,
+        stored_linears=None if stored is None else quantized_names(names),
     )
 
 
@@ -190,11 +189,32 @@ def _guidance(runtime: Part) -> Guidance:
     return found
 
 
-def family_settings(family: ModelFamily) -> SamplerSettings:
-    """How a published family samples when no configuration lies beside its weights."""
-    if family.distilled:
-        return SamplerSettings()
-    return SamplerSettings(steps=_BASE_STEPS, distilled=False, guidance=Guidance(), nearly_clean=False)
+def vae_config(folder: Path) -> VAEConfig:
+    """The shape of an autoencoder: `ddconfig` of its config.json.
+
+    Raises:
+        CheckpointError: the file cannot be read or used.
+    """
+    path = Path(folder) / "config.json"
+    what = "an autoencoder's configuration (JSON with a ddconfig)"
+    content = read_json(path, what)
+    if "ddconfig" not in content:
+        raise CheckpointError(f"{path} is not {what}; download it again.")
+    return VAEConfig.from_published(content["ddconfig"], f"The ddconfig in {path}")
+
+
+def text_shape(folder: Path) -> T5Shape:
+    """The shape of a text encoder in transformers layout.
+
+    Raises:
+        CheckpointError: its config.json cannot be read or used.
+    """
+    path = Path(folder) / "config.json"
+    content = read_json(path, "a T5 configuration")
+    kind = content.get("model_type", "t5")
+    if kind != "t5":
+        raise CheckpointError(f"{path} is of a {kind} model where T5 is needed.")
+    return T5Shape.from_published(content, str(path))
 
 
 # --- where things lie ----------------------------------------------------------------------------------------------
@@ -206,13 +226,13 @@ def has_weights(folder: Path) -> bool:
     return any(path.name not in SPECIAL_TOKEN_FILES for path in found)
 
 
-def weight_candidates(root: Path, family: ModelFamily) -> list[Path]:
+def weight_candidates(root: Path, family: ModelSpec) -> list[Path]:
     """Where the transformer of a family may lie under a root, the published place first."""
-    inside = [Path(family.folder) / family.weights, Path(family.folder)]
+    inside = [Path(family.folder) / family.weights_folder_folder, Path(family.folder)]
     return [base / place for base in (root / "ckpt" / "magi", root / "magi", root) for place in inside]
 
 
-def family_weights(root: Path, family: ModelFamily) -> Path:
+def family_weights(root: Path, family: ModelSpec) -> Path:
     """Where the transformer of a family lies under a root; raises CheckpointError."""
     candidates = weight_candidates(root, family)
     for folder in candidates:
@@ -246,7 +266,7 @@ def _only_weights(folder: Path) -> Path:
     return found[0]
 
 
-def _family_of(weights: Path) -> ModelFamily | None:
+def _family_of(weights: Path) -> ModelSpec | None:
     """The published family that a folder is named after, when its name says so."""
     for family in MODELS.values():
         if family.folder in (weights.name, weights.parent.name):

@@ -1,29 +1,28 @@
 """From files to models: built without memory, given the files' own tensors, converted where the plan says so.
 
 Everything is strict: a checkpoint must hold exactly the tensors of its model. Tensors that are already of the wanted
-type stay memory-mapped. Which linears of the transformer may be quantized: `quantizable`.
+type stay memory-mapped. Which linears of the transformer may be quantized: `models.quantizable`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from magi_lite.config_files import read_json
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.errors import CheckpointError
 from magi_lite.files import storage_errors
-from magi_lite.models import DiTConfig, VAEConfig
+from magi_lite.models import DiTConfig, quantizable
 from magi_lite.planner.execution import Execution
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import SpecialTokenTable
 from magi_lite.vae.model import ViTVAE
 from magi_lite.weights.assign import Conversion, assign
-from magi_lite.weights.layout import ModelFiles, find_model, scheme_of
+from magi_lite.weights.layout import ModelFiles, find_model, scheme_of, vae_config
 from magi_lite.weights.pickles import Progress
 from magi_lite.weights.t5 import load_t5
 from quant import QuantError, QuantizedLinear, convert_, read_manifest, scheme_named
@@ -33,10 +32,6 @@ from quant.storage.shards import Checkpoint
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ON_THE_FLY = ("fp8", "int8", "nf4")
 """Schemes to which unquantized weights are converted while loading."""
-_LAYER_LINEAR = re.compile(
-    r"^videodit_blocks\.layers\.(?P<layer>\d+)\."
-    r"(self_attention\.linear_(qkv\.(q|qx|k|v)|proj)|mlp\.linear_fc[12])$"
-)
 
 
 def open_model(name_or_folder: str | Path, models_folder: Path | None = None) -> ModelFiles:
@@ -53,21 +48,16 @@ def open_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
         from magi_lite.weights.demo import open_demo
 
         return open_demo(models_folder)
-    return find_model(name_or_folder, models_folder)
-
-
-def quantizable(config: DiTConfig) -> Callable[[str], bool]:
-    """Which linears of a DiT may be quantized, by name: those of every layer but the first and the last.
-
-    Embedders, modulation, caption keys and values, norms and the final linear stay in high precision: together they are
-    a few percent of the weights, and quantizing them is what visibly hurts.
-    """
-
-    def may(name: str) -> bool:
-        match = _LAYER_LINEAR.match(name)
-        return match is not None and 0 < int(match["layer"]) < config.num_layers - 1
-
-    return may
+    files = find_model(name_or_folder, models_folder)
+    if files.spec.stored is None:
+        return files
+    try:
+        manifest = read_manifest(files.weights)
+    except QuantError as error:
+        raise CheckpointError(str(error)) from error
+    if manifest is None:
+        return files
+    return replace(files, spec=replace(files.spec, stored=manifest.scheme))  # names do not tell its settings
 
 
 def load_dit(
@@ -88,8 +78,8 @@ def load_dit(
         CheckpointError: files are missing, damaged or of another model or scheme.
         LoadCancelled: `cancelled()`.
     """
-    execution = execution or Execution(scheme=files.stored_scheme or "float32")
-    return load_dit_weights(files.weights, files.dit, execution, device, cancelled=cancelled)
+    execution = execution or Execution(scheme=files.spec.stored_scheme or "float32")
+    return load_dit_weights(files.weights, files.spec.dit, execution, device, cancelled=cancelled)
 
 
 @storage_errors()
@@ -203,24 +193,10 @@ def load_text_encoder(
         files.text_encoder,
         execution.t5,
         place,
-        files.dit.caption_max_length,
+        files.spec.dit.caption_max_length,
         progress=progress,
         cancelled=cancelled,
     )
-
-
-def vae_config(folder: Path) -> VAEConfig:
-    """The shape of an autoencoder: `ddconfig` of its config.json.
-
-    Raises:
-        CheckpointError: the file cannot be read or used.
-    """
-    path = Path(folder) / "config.json"
-    what = "an autoencoder's configuration (JSON with a ddconfig)"
-    content = read_json(path, what)
-    if "ddconfig" not in content:
-        raise CheckpointError(f"{path} is not {what}; download it again.")
-    return VAEConfig.from_published(content["ddconfig"], f"The ddconfig in {path}")
 
 
 def load_special_tokens(files: ModelFiles) -> SpecialTokenTable:
@@ -230,9 +206,9 @@ def load_special_tokens(files: ModelFiles) -> SpecialTokenTable:
         CheckpointError: the file is missing, damaged or of another width than the model's captions.
     """
     table = SpecialTokenTable.load(files.special_tokens)
-    if table.channels != files.dit.caption_channels:
+    if table.channels != files.spec.dit.caption_channels:
         raise CheckpointError(
             f"The special tokens in {files.special_tokens} have {table.channels} channels where the model needs "
-            f"{files.dit.caption_channels}; put the file of this model there."
+            f"{files.spec.dit.caption_channels}; put the file of this model there."
         )
     return table

@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from magi_lite.config_files import Part, read_json
 from magi_lite.errors import CheckpointError, OutputError
 from magi_lite.files import storage_errors
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.weights.assign import Conversion, assign
-from magi_lite.weights.layout import has_weights
+from magi_lite.weights.layout import has_weights, text_shape
 from magi_lite.weights.pickles import EMBEDDING, TIED, Pickles, Progress, converted, is_surplus
 from quant import scheme_named
 from quant.errors import DiskError
@@ -23,7 +22,6 @@ from quant.storage.files import is_denied
 from quant.storage.shards import Checkpoint
 from quant.storage.tensors import kind_of
 
-_SIZES = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "vocab_size")
 _SAMPLE = 1 << 16
 _WHOLE = 64 << 20
 """Weight files up to this many bytes go into the fingerprint whole."""
@@ -144,32 +142,14 @@ def fingerprint(folder: Path, scheme: str) -> str:
     return digest.hexdigest()
 
 
-def t5_numbers(folder: Path) -> dict[str, int]:
-    """Sizes of a text encoder by their names in its config.json, without loading anything.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, of another model, or a size in it is senseless.
-    """
-    return {name: _part(folder).whole(name) for name in _SIZES}
-
-
-def _part(folder: Path) -> Part:
-    path = folder / "config.json"
-    part = Part(read_json(path, "a T5 configuration"), str(path))
-    kind = part.content.get("model_type", "t5")
-    if kind != "t5":
-        raise CheckpointError(f"{path} is of a {kind} model where T5 is needed.")
-    return part
-
-
 def _build(folder: Path) -> nn.Module:
     """The encoder that a folder's configuration describes, without numbers."""
     from transformers import T5Config, T5EncoderModel
 
-    t5_numbers(folder)
+    text_shape(folder)
     try:
         with torch.device("meta"):
-            return T5EncoderModel(T5Config(**_part(folder).content))
+            return T5EncoderModel(T5Config(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     except Exception as error:  # whatever the library's own checks, or an activation that is none, raise
         raise CheckpointError(f"{folder / 'config.json'} is not a T5 configuration; download it again.") from error
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from magi_lite.dit.captions import CaptionContext
 from magi_lite.dit.model import DiT
+from magi_lite.models import Guidance
 from magi_lite.sampling.guidance import blend_nearly_clean, guidance_weights
-from magi_lite.sampling.settings import Guidance
 from tests.parity.dit_recorder import Recorder
 
 NEARLY_CLEAN_SCALE = 0.7

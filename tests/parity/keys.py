@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from magi_lite.dit.model import DiT
-from magi_lite.models import DiTConfig, VAEConfig
+from magi_lite.models import DiTConfig, VAEConfig, quantizable
 from magi_lite.vae.model import ViTVAE
-from magi_lite.weights.loader import quantizable
 from quant import convert_
 from quant.schemes import Published
 from tests.parity.report import CaseResult, exact

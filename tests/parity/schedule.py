@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from magi_lite.models import Guidance, SamplerSettings
 from magi_lite.sampling import schedule as ours
 from magi_lite.sampling.guidance import guidance_scales
-from magi_lite.sampling.settings import Guidance, SamplerSettings
 from tests.parity.report import CaseResult, exact
 
 FLOAT_LIMIT = 1e-7

@@ -165,7 +165,7 @@ def test_words_are_read_on_the_cpu_where_the_card_is_full(tiny_model: Path, monk
 def test_previews_come_from_a_decoder_that_is_beside_the_latents(tiny_model: Path, vae: str) -> None:
     files, execution = open_model(tiny_model), Execution(vae=vae)
     with engine(files, execution) as networks:
-        latents = torch.randn(1, files.dit.latent_channels, 6, 4, 4)
+        latents = torch.randn(1, files.spec.dit.latent_channels, 6, 4, 4)
         assert (networks.preview(latents) is None) == (vae == "swapped")
         networks.home.device = torch.device("meta")  # as on a card, whose autoencoder may be elsewhere
         if vae == "cpu":

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from magi_lite import planner
 from magi_lite.machine import cards
+from magi_lite.models import MODELS
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 
 MODEL = "4.5B-distill"
+SPEC = MODELS[MODEL]
 
 
 def request(width: int = 720, height: int = 720, window: int = 4, **changes: object) -> GenerationRequest:

@@ -1,4 +1,4 @@
-"""The full-size pipeline on fake tensors: what a plan's execution really takes, stage by stage.
+"""The full-size pipeline on fake tensors: what a plan's execution really takes, phase by phase.
 
 Everything is the program's own: the sampler with its passes, the transformer with its quantized layers, streamed or
 resident; the KV ring; the autoencoder's tiles; transformers' T5. Only the numbers are absent.
@@ -16,7 +16,7 @@ from torch import nn
 
 from magi_lite import planner
 from magi_lite.dit.model import DiT
-from magi_lite.models import CHUNK_LATENT_FRAMES, MODELS
+from magi_lite.models import CHUNK_LATENT_FRAMES, quantizable
 from magi_lite.pipeline.engine import Engine
 from magi_lite.planner import memory
 from magi_lite.sampling.results import Caption, CleanChunk
@@ -24,8 +24,6 @@ from magi_lite.sampling.sampler import Sampler
 from magi_lite.sampling.state import Progress
 from magi_lite.vae.model import ViTVAE
 from magi_lite.vae.tiling import decode_tiled, encode_tiled, to_uint8
-from magi_lite.weights.layout import family_settings
-from magi_lite.weights.loader import quantizable
 from magi_lite.weights.residency import Residency
 from quant.convert import convert_, quantized_linear
 from quant.schemes import SCHEMES
@@ -59,7 +57,7 @@ def build_dit(plan: planner.Plan, device: torch.device) -> DiT:
 
 
 def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[str, int], LiveBytes]:
-    """Peak card bytes of both stages: the sampler's own next second, its store full, and that second's decoding."""
+    """Peak card bytes of both phases: the sampler's own next second, its store full, and that second's decoding."""
     execution = plan.execution
     warm_up(execution.scheme)
     peaks = {}
@@ -97,8 +95,8 @@ def steady_sampler(plan: planner.Plan, networks: Engine) -> Sampler:
     """A sampler in the middle of a run: its window full, every chunk within reach made, one of them not yet stored."""
     request, window, config = plan.request, plan.window, plan.model.dit
     height, width = request.height // 8, request.width // 8
-    settings = family_settings(MODELS[plan.model.name])
-    settings = replace(settings, steps=8 if window > 1 else 4, window=window)  # every range is used at least once
+    steps = 8 if window > 1 else 4  # every range is used at least once
+    settings = replace(plan.model.sampler, steps=steps, window=window)
 
     def chunk(count: int = 1) -> torch.Tensor:
         frames = count * CHUNK_LATENT_FRAMES
@@ -134,7 +132,8 @@ def encode(plan: planner.Plan, explain: bool = False) -> tuple[int, LiveBytes]:
         home.place_vae(vae)
         gc.collect()
         # Made without data like every large host tensor, and counted as the host's.
-        pixels = torch.empty(1, memory.clip_frames(request), request.height, request.width, 3, dtype=torch.uint8)
+        frames = memory.clip_frames(request, plan.model)
+        pixels = torch.empty(1, frames, request.height, request.width, 3, dtype=torch.uint8)
         counter.reset_peak()
         with home.vae_at_work("encoder") as working:
             latents = encode_tiled(working, pixels, tile_batch=execution.vae_tile_batch, device=CARD)

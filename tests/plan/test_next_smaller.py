@@ -19,15 +19,15 @@ def plan(device: cards.Device, size: int = 480, window: int = 1) -> planner.Plan
     return planner.plan(asked, "auto", device)
 
 
-@pytest.mark.parametrize("stage", ["denoise", "decode", None])
-def test_where_ram_ran_out_beside_a_card_the_next_plan_takes_less_ram(stage: planner.Stage | None) -> None:
+@pytest.mark.parametrize("phase", ["denoise", "decode", None])
+def test_where_ram_ran_out_beside_a_card_the_next_plan_takes_less_ram(phase: planner.Phase | None) -> None:
     device = replace(cards.known_card("RTX 4050 Laptop"), ram_bytes=32 * GIB)
     current = plan(device)
     assert current.pinned_bytes > 0
-    smaller = planner.next_smaller(current, stage, "ram")
+    smaller = planner.next_smaller(current, phase, "ram")
     assert smaller is not None
     for busy in ("denoise", "decode"):
-        assert smaller.stage_bytes(busy, "ram", "pinned") <= 0.9 * current.stage_bytes(busy, "ram", "pinned")
+        assert smaller.phase_bytes(busy, "ram", "pinned") <= 0.9 * current.phase_bytes(busy, "ram", "pinned")
     assert smaller.needed_vram_bytes <= vram_limit(device)
 
 

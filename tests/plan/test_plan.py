@@ -12,20 +12,30 @@ import pytest
 import torch
 
 from magi_lite import planner
+from magi_lite.cli import plan_table
 from magi_lite.errors import InputError, PlanError
 from magi_lite.machine import cards
 from magi_lite.machine.cards import GIB
-from magi_lite.models import DIT_4_5B, DIT_24B, FPS, VAE_PUBLISHED
-from magi_lite.pipeline.prefix import REACH
-from magi_lite.planner import memory, shapes, table
-from magi_lite.planner.plan import STAGES
+from magi_lite.models import (
+    DIT_4_5B,
+    FPS,
+    MODELS,
+    T5_XXL,
+    VAE_PUBLISHED,
+    ModelSpec,
+    SamplerSettings,
+    T5Shape,
+    layer_linears,
+)
+from magi_lite.planner import memory, passes, shapes
+from magi_lite.planner.plan import PHASES
 from magi_lite.request import presets
 from magi_lite.request.request import QUALITIES, Overrides
 from magi_lite.sampling.schedule import Schedule
-from magi_lite.sampling.settings import SamplerSettings
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.weights.streaming import PinnedMemory
-from tests.plan.asked import MODEL, plan, request
+from quant.schemes import SCHEMES
+from tests.plan.asked import SPEC, plan, request
 
 KEYS = Path(__file__).parents[1] / "goldens" / "keys"
 
@@ -33,29 +43,31 @@ KEYS = Path(__file__).parents[1] / "goldens" / "keys"
 
 
 @pytest.mark.parametrize(
-    ("name", "dit", "scheme"),
-    [("dit_4.5B_distill", DIT_4_5B, "bf16"), ("dit_4.5B_distill_quant", DIT_4_5B, "published"),
-     ("dit_24B_distill", DIT_24B, "bf16")],
+    ("name", "model", "scheme"),
+    [("dit_4.5B_distill", "4.5B-distill", "bf16"), ("dit_4.5B_distill_quant", "4.5B-distill-fp8", "published"),
+     ("dit_24B_distill", "24B-distill", "bf16")],
 )  # fmt: skip
-def test_bytes_are_those_of_the_true_key_lists(name: str, dit: object, scheme: str) -> None:
+def test_bytes_are_those_of_the_true_key_lists(name: str, model: str, scheme: str) -> None:
     sizes = {"float32": 4, "bfloat16": 2, "float8_e4m3fn": 1}
     tensors = json.loads((KEYS / f"{name}.json").read_text())["tensors"]
     counted = sum(math.prod(shape) * sizes[run] for shape, _, run in tensors.values())
-    assert shapes.all_layers_bytes(dit, scheme, 2) + shapes.shell_bytes(dit) == pytest.approx(counted, rel=5e-4)
+    spec = MODELS[model]
+    assert shapes.all_layers_bytes(spec, scheme, 2) + shapes.shell_bytes(spec.dit) == pytest.approx(counted, rel=5e-4)
 
 
 def test_published_sizes() -> None:
-    weights = sum(linear.weights for linear in shapes.layer_linears(DIT_4_5B) if linear.quantizable) * 34
+    weights = sum(linear.weights for linear in layer_linears(DIT_4_5B) if linear.quantizable) * 34
     assert 3.8e9 < weights < 3.9e9 * 34 / 32
     assert sum(shapes.vae_weights(VAE_PUBLISHED)) == 613_755_239
-    assert shapes.t5_bytes(shapes.T5_XXL, "bf16") == pytest.approx(9.52e9, rel=2e-3)
+    assert shapes.t5_bytes(T5_XXL, "bf16") == pytest.approx(9.52e9, rel=2e-3)
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])
 @pytest.mark.parametrize("steps", [8, 12, 16, 64])
 def test_the_store_has_the_slots_that_the_schedule_needs(window: int, steps: int) -> None:
     schedule = Schedule(SamplerSettings(steps=steps, window=window), 0, None)
-    assert memory.kv_slots(window) == schedule.slots(50)
+    planned = passes.schedule_of(request(window=window, steps=steps, seconds=None), window, SPEC)
+    assert passes.kv_slots(planned) == schedule.slots(50)
 
 
 def test_more_pixels_and_more_window_never_take_less() -> None:
@@ -63,9 +75,9 @@ def test_more_pixels_and_more_window_never_take_less() -> None:
     card = cards.known_card("H200")
     for _ in range(20):
         sides = sorted(16 * generator.randint(12, 90) for _ in range(2))
-        execution = generator.choice(list(planner.choose.candidates(card, planner.model_shape(MODEL), {})))
-        small = planner.plan_execution(request(sides[0], sides[0]), 1, MODEL, execution, card)
-        large = planner.plan_execution(request(sides[1], sides[1]), 1, MODEL, execution, card)
+        execution = generator.choice(list(planner.choose.candidates(card, SPEC, {})))
+        small = planner.plan_execution(request(sides[0], sides[0]), 1, SPEC, execution, card)
+        large = planner.plan_execution(request(sides[1], sides[1]), 1, SPEC, execution, card)
         assert small.peak_vram_bytes <= large.peak_vram_bytes
         assert small.seconds_per_chunk <= large.seconds_per_chunk
 
@@ -123,7 +135,7 @@ def test_every_preset_fits_its_card_with_5_percent_to_spare(name: str, quality: 
         machines = [ada, replace(ada, name="Ampere", capability=(8, 6), fp8_tflops=0.0)]
     else:
         machines = [cards.cpu_device(32 * GIB)]
-    model = demo_shape() if preset.model == "demo" else preset.model
+    model = demo_spec() if preset.model == "demo" else MODELS[preset.model]
     for machine in machines:
         found = planner.plan(replace(request(), quality=quality, **chosen.settings()), preset, machine, model)
         assert found.preset == name and found.window == chosen.window
@@ -133,19 +145,19 @@ def test_every_preset_fits_its_card_with_5_percent_to_spare(name: str, quality: 
             assert found.peak_ram_bytes <= 0.95 * 32 * GIB
 
 
-def demo_shape() -> planner.ModelShape:
+def demo_spec() -> ModelSpec:
     dit = replace(
         DIT_4_5B, num_layers=8, hidden_size=256, ffn_hidden_size=1024, num_attention_heads=8, num_query_groups=4,
         head_dim=32, caption_channels=128, caption_max_length=64,
     )  # fmt: skip
-    return planner.ModelShape("demo", dit, VAE_PUBLISHED, planner.T5Shape(2, 128, 4, 32, 256, 512), True)
+    return ModelSpec("demo", dit, VAE_PUBLISHED, T5Shape(2, 128, 4, 32, 256, 512), SamplerSettings())
 
 
 def test_a_small_model_plans_in_megabytes_on_the_cpu() -> None:
-    found = planner.plan(request(64, 64), "auto", cards.cpu_device(16 * GIB), demo_shape())
+    found = planner.plan(request(64, 64), "auto", cards.cpu_device(16 * GIB), demo_spec())
     assert found.execution.device == "cpu" and found.execution.dtype == "float32"
     assert found.peak_vram_bytes == 0
-    assert found.stage_bytes("denoise", "ram") < 4 * GIB
+    assert found.phase_bytes("denoise", "ram") < 4 * GIB
 
 
 # --- choices --------------------------------------------------------------------------------------------------------
@@ -165,7 +177,7 @@ def test_an_override_is_honoured(name: str, value: object) -> None:
 def test_memory_by_hand_counts_and_cards_without_fp8_get_int8() -> None:
     assert plan("RTX 4090", 480, 480, 1, overrides=Overrides(vram_gb=6)).needed_vram_bytes <= 0.95 * 6 * GIB
     assert plan("RTX 3060", 720, 720, 4).execution.scheme in ("int8", "bf16")
-    published = planner.plan(request(), "auto", cards.known_card("RTX 4070"), "4.5B-distill-fp8")
+    published = planner.plan(request(), "auto", cards.known_card("RTX 4070"), MODELS["4.5B-distill-fp8"])
     assert published.execution.scheme == "published"
 
 
@@ -189,8 +201,8 @@ def test_ram_and_pinned_memory_are_limits_where_they_are_known() -> None:
 def test_contradictions_with_the_weights_are_refused_in_one_sentence() -> None:
     card = cards.known_card("RTX 4090")
     with pytest.raises(InputError, match="already FP8"):
-        planner.plan(request(overrides=Overrides(scheme="nf4")), "auto", card, "4.5B-distill-fp8")
-    converted = replace(planner.model_shape("4.5B-distill"), stored_scheme="int8")
+        planner.plan(request(overrides=Overrides(scheme="nf4")), "auto", card, MODELS["4.5B-distill-fp8"])
+    converted = replace(SPEC, stored=SCHEMES["int8"])
     assert planner.plan(request(), "auto", card, converted).execution.scheme == "int8"
     with pytest.raises(InputError, match='already INT8 and cannot become fp8; use scheme "int8"'):
         planner.plan(request(overrides=Overrides(scheme="fp8")), "auto", card, converted)
@@ -210,7 +222,7 @@ def test_nothing_at_all_fits_a_hopeless_card_and_a_free_window_is_taken_when_it_
         execution = planner.plan(request(640, 640, window, overrides=overrides), "auto", roomy).execution
         least = replace(execution, mlp_slice=2048, attention_slice=2048)
         asked = request(640, 640, window, overrides=overrides)
-        needed[window] = planner.plan_execution(asked, window, MODEL, least, roomy).needed_vram_bytes
+        needed[window] = planner.plan_execution(asked, window, SPEC, least, roomy).needed_vram_bytes
     between = cards.generic_card((needed[1] + needed[4]) / 2 / 0.95 / GIB)
     with pytest.raises(PlanError) as caught:
         planner.plan(request(640, 640, 4, overrides=overrides), "auto", between)
@@ -226,10 +238,10 @@ def test_each_smaller_plan_is_smaller_until_there_is_none(card: float) -> None:
         smaller = planner.next_smaller(current)
         if smaller is None:
             break
-        for stage in ("denoise", "decode"):
-            before = max(current.peak_per_stage[s] for s in ("denoise", "decode"))
-            assert smaller.peak_per_stage[stage] <= 0.9 * before
-        assert smaller.peak_per_stage["text"] <= current.peak_per_stage["text"]
+        for phase in ("denoise", "decode"):
+            before = max(current.peak_per_phase[s] for s in ("denoise", "decode"))
+            assert smaller.peak_per_phase[phase] <= 0.9 * before
+        assert smaller.peak_per_phase["text"] <= current.peak_per_phase["text"]
         assert (smaller.window, smaller.request) == (current.window, current.request)
         assert smaller.execution.kv_dtype == "bf16", "what the user fixed stays"
         current = smaller
@@ -242,7 +254,7 @@ def test_memory_that_ran_out_while_encoding_text_changes_the_text_encoder_only()
     current = plan(24.0, 480, 480, 1)
     seen = [(current.execution.t5_device, current.execution.t5)]
     while (smaller := planner.next_smaller(current, "text")) is not None:
-        assert smaller.peak_per_stage["text"] < current.peak_per_stage["text"]
+        assert smaller.peak_per_phase["text"] < current.peak_per_phase["text"]
         assert replace(smaller.execution, t5="bf16", t5_device="cuda") == replace(
             current.execution, t5="bf16", t5_device="cuda"
         )
@@ -251,30 +263,34 @@ def test_memory_that_ran_out_while_encoding_text_changes_the_text_encoder_only()
     assert seen == [("cuda", "bf16"), ("cuda", "int8"), ("cuda", "nf4"), ("cpu", "nf4")]
 
 
-@pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
-def test_where_memory_ran_out_there_the_smaller_plan_is_smaller(stage: planner.Stage) -> None:
+@pytest.mark.parametrize("phase", ["encode", "denoise", "decode"])
+def test_where_memory_ran_out_there_the_smaller_plan_is_smaller(phase: planner.Phase) -> None:
     current = plan(24.0, 720, 720, 4, video=Path("clip.mp4"), overrides=Overrides(attention="sdpa", kv_dtype="bf16"))
     steps = 0
-    while (smaller := planner.next_smaller(current, stage)) is not None:
-        assert smaller.peak_per_stage[stage] <= 0.9 * current.peak_per_stage[stage]
-        assert max(smaller.peak_per_stage[s] for s in ("encode", "denoise", "decode")) <= current.peak_vram_bytes
+    while (smaller := planner.next_smaller(current, phase)) is not None:
+        assert smaller.peak_per_phase[phase] <= 0.9 * current.peak_per_phase[phase]
+        assert max(smaller.peak_per_phase[s] for s in ("encode", "denoise", "decode")) <= current.peak_vram_bytes
         assert (smaller.execution.attention, smaller.execution.kv_dtype) == ("sdpa", "bf16"), "fixed"
         assert smaller.execution.t5 == current.execution.t5
         current, steps = smaller, steps + 1
     assert steps >= 2
 
 
-def test_encoding_is_a_stage_only_where_something_is_encoded() -> None:
+def test_encoding_is_a_phase_only_where_something_is_encoded() -> None:
     without, image, clip = (plan(12.0, 480, 480, 1, **x) for x in ({}, {"image": Path("a")}, {"video": Path("b")}))
-    assert without.stages == ("text", "denoise", "decode") and without.peak_per_stage["encode"] == 0
-    assert image.stages == clip.stages == STAGES
-    assert 0 < image.peak_per_stage["encode"] < clip.peak_per_stage["encode"] < clip.peak_per_stage["denoise"]
-    assert "encoding" in table.text(clip)
-    assert "encoding" not in table.text(without)
+    assert without.phases == ("text", "denoise", "decode") and without.peak_per_phase["encode"] == 0
+    assert image.phases == clip.phases == PHASES
+    assert 0 < image.peak_per_phase["encode"] < clip.peak_per_phase["encode"] < clip.peak_per_phase["denoise"]
+    assert "encoding" in plan_table.text(clip)
+    assert "encoding" not in plan_table.text(without)
 
 
 def test_the_clip_that_is_counted_is_the_one_that_is_read() -> None:
-    assert memory.CLIP_FRAMES == REACH * FPS
+    """And the model decides how much that is."""
+    for ranges in ((5, 4, 3, 2), (9, 7, 5, 3), (2, 2)):
+        model = replace(SPEC, sampler=replace(SPEC.sampler, noise_to_clean_ranges=ranges))
+        clip = request(video=Path("clip.mp4"))
+        assert memory.clip_frames(clip, model) == (ranges[0] - 1) * FPS == model.sampler.prefix_reach * FPS
 
 
 def test_pinned_memory_is_counted_in_the_blocks_that_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,9 +303,8 @@ def test_pinned_memory_is_counted_in_the_blocks_that_are_pinned(monkeypatch: pyt
 
     overrides = Overrides(layers="streamed", vae="swapped", kv_place="pinned", kv_dtype="bf16")
     found = plan(24.0, 1280, 720, 4, overrides=overrides)
-    pinned = {i.component: i.bytes for i in found.items if (i.stage, i.place) == ("denoise", "pinned")}
-    dit, host = found.model.dit, PinnedMemory(pin=True)
-    sizes = [shapes.layer_bytes(dit, found.execution.scheme, 2, edge=n in (0, 33)) for n in range(34)]
+    pinned = {i.component: i.bytes for i in found.items if (i.phase, i.place) == ("denoise", "pinned")}
+    host, sizes = PinnedMemory(pin=True), shapes.layer_sizes(found.model, found.execution.scheme, 2)
     assert sum(sizes) == pinned["DiT layers"]
     monkeypatch.setattr(torch, "empty", empty)
     for group in (sizes, [pinned["VAE decoder"]], [pinned["keys and values"] // 34] * 34):
@@ -297,13 +312,13 @@ def test_pinned_memory_is_counted_in_the_blocks_that_are_pinned(monkeypatch: pyt
         for size in group:
             host.take(size)
     assert all(block & (block - 1) == 0 for block in blocks)
-    assert found.stage_bytes("denoise", "pinned") == sum(blocks) == found.pinned_bytes
+    assert found.phase_bytes("denoise", "pinned") == sum(blocks) == found.pinned_bytes
     assert pinned["rounding of pinned memory"] < 0.25 * sum(blocks)
 
 
 def test_captions_are_counted_by_their_words() -> None:
     short = request(timeline=Timeline((Segment(0, 4, "a cat"),)))
     long = request(timeline=Timeline((Segment(0, 4, "a cat walks. " * 200),)))
-    model = planner.model_shape(MODEL)
+    model = SPEC
     assert memory.caption_tokens(short, model) == 50
     assert memory.caption_tokens(long, model) == 800

@@ -9,6 +9,7 @@ import pytest
 
 from magi_lite import planner
 from magi_lite.machine.cards import known_card
+from magi_lite.models import MODELS
 from magi_lite.planner import memory
 from magi_lite.planner.execution import Execution
 from magi_lite.request.request import GenerationRequest
@@ -55,7 +56,7 @@ def plan_of(
     request = GenerationRequest(
         Timeline(), width=size[0], height=size[1], window=window, seconds=8, model=model, **asked
     )
-    return planner.plan_execution(request, window, model, replace(USUAL, **changes), known_card("RTX 4090"))
+    return planner.plan_execution(request, window, MODELS[model], replace(USUAL, **changes), known_card("RTX 4090"))
 
 
 @pytest.mark.parametrize(("model", "size", "window", "changes"), COMBINATIONS)
@@ -64,10 +65,10 @@ def test_peaks_of_denoising_and_decoding(
 ) -> None:
     plan = plan_of(model, size, window, changes)
     tracked, _ = denoise_and_decode(plan)
-    promised = max(plan.peak_per_stage[stage] for stage in ("denoise", "decode"))
+    promised = max(plan.peak_per_phase[phase] for phase in ("denoise", "decode"))
     assert -UNDER <= promised / max(tracked["denoise"], tracked["decode"]) - 1 <= OVER
-    assert -UNDER <= plan.peak_per_stage["denoise"] / tracked["denoise"] - 1 <= OVER
-    held = [i for i in plan.items if i.stage == "denoise" and i.place != "vram" and i.component not in NOT_MODELS]
+    assert -UNDER <= plan.peak_per_phase["denoise"] / tracked["denoise"] - 1 <= OVER
+    held = [i for i in plan.items if i.phase == "denoise" and i.place != "vram" and i.component not in NOT_MODELS]
     if sum(item.bytes for item in held) > 1e9:
         assert sum(item.bytes for item in held) == pytest.approx(tracked["host"], rel=UNDER)
 
@@ -76,15 +77,16 @@ def test_peaks_of_denoising_and_decoding(
 def test_peak_of_encoding_a_prompt(kind: str) -> None:
     plan = plan_of("4.5B-distill", (480, 480), 1, {"t5": kind})
     tracked, _ = text(plan)
-    assert -UNDER <= plan.peak_per_stage["text"] / tracked - 1 <= OVER
+    assert -UNDER <= plan.peak_per_phase["text"] / tracked - 1 <= OVER
 
 
 @pytest.mark.parametrize(("start", "size", "changes"), ENCODINGS)
 def test_peak_of_encoding_a_picture_or_a_clip(
     start: str, size: tuple[int, int], changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "CLIP_FRAMES", 24)  # two tiles long, as true and quicker
+    frames = 1 if start == "image" else 24  # a clip two tiles long, as true and quicker
+    monkeypatch.setattr(memory, "clip_frames", lambda *_: frames)
     plan = plan_of("4.5B-distill", size, 1, changes, **{start: Path("start")})
     tracked, _ = encode(plan)
-    assert -UNDER <= plan.peak_per_stage["encode"] / tracked - 1 <= OVER
-    assert plan.stages == ("text", "encode", "denoise", "decode")
+    assert -UNDER <= plan.peak_per_phase["encode"] / tracked - 1 <= OVER
+    assert plan.phases == ("text", "encode", "denoise", "decode")

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from magi_lite.dit.model import DiT
-from magi_lite.models import DiTConfig
+from magi_lite.models import DiTConfig, Guidance, SamplerSettings
 from magi_lite.sampling.results import Caption, CleanChunk
 from magi_lite.sampling.sampler import Sampler
-from magi_lite.sampling.settings import Guidance, SamplerSettings
 
 CONFIG = DiTConfig(
     num_layers=2,

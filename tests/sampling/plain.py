@@ -13,8 +13,8 @@ from torch import Tensor
 
 from magi_lite.dit.captions import CaptionContext
 from magi_lite.dit.model import DiT
+from magi_lite.models import SamplerSettings
 from magi_lite.sampling.schedule import time_grid
-from magi_lite.sampling.settings import SamplerSettings
 
 WIDTH = 6
 

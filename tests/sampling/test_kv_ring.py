@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from magi_lite.models import SamplerSettings
 from magi_lite.sampling.kv_store import KVRing, power_of_two_scale
 from magi_lite.sampling.results import CleanChunk
 from magi_lite.sampling.sampler import Sampler
-from magi_lite.sampling.settings import SamplerSettings
 from tests.sampling.conftest import settings, words
 
 TOKENS, GROUPS, WIDTH = 5, 2, 8

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from magi_lite.models import SamplerSettings
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import StageDone
 from magi_lite.sampling.sampler import Sampler
-from magi_lite.sampling.settings import SamplerSettings
 from quant import Fp8, Int8, convert_
 from tests.sampling.conftest import base_settings, settings
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from magi_lite.dit.model import DiT
 from magi_lite.errors import InputError
+from magi_lite.models import SamplerSettings
 from magi_lite.sampling.noise import chunk_noise
 from magi_lite.sampling.results import Caption, CleanChunk, SamplerState, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
 from magi_lite.sampling.schedule import time_grid
-from magi_lite.sampling.settings import SamplerSettings
 from tests.sampling.conftest import (
     CONFIG,
     SIZE,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from magi_lite.errors import InputError
+from magi_lite.models import Guidance, SamplerSettings
 from magi_lite.sampling.guidance import guidance_weights
 from magi_lite.sampling.schedule import PUBLISHED_STEPS, Schedule, step_intervals, step_size_number, time_grid
-from magi_lite.sampling.settings import Guidance, SamplerSettings
 
 CASES = [(steps, window) for steps in PUBLISHED_STEPS for window in (1, 2, 3, 4, 8, 16) if steps % window == 0]
 

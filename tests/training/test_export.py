@@ -70,7 +70,7 @@ def model() -> e.TrainedModel:
 def test_the_loader_reads_back_what_was_trained(model: e.TrainedModel, tmp_path: Path) -> None:
     e.export(tmp_path / "demo", model)
     files = open_model(tmp_path / "demo")
-    assert files.distilled and files.dit == DIT
+    assert files.spec.distilled and files.spec.dit == DIT
     dit = load_dit(files).state_dict()
     assert dit.keys() == model.dit.keys()
     for name, tensor in dit.items():

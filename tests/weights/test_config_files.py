@@ -11,9 +11,7 @@ import pytest
 
 from magi_lite.errors import CheckpointError
 from magi_lite.models import DIT_24B, DiTConfig, VAEConfig
-from magi_lite.pipeline.engine import planning_shape
-from magi_lite.weights.layout import find_model
-from magi_lite.weights.loader import vae_config
+from magi_lite.weights.layout import find_model, vae_config
 from magi_lite.weights.t5 import load_t5
 
 FILES = {
@@ -43,7 +41,7 @@ def changed(root: Path, file: str, part: str | None, values: dict[str, Any]) -> 
 
 def look(root: Path) -> None:
     """What a run does before it loads anything."""
-    planning_shape(find_model(root))
+    find_model(root)
 
 
 BAD: dict[str, tuple[str, str | None, dict[str, Any], str]] = {

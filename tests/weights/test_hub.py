@@ -77,7 +77,7 @@ def test_only_what_is_needed_arrives_whole_and_loads(hub: FakeHub, tmp_path: Pat
     done = [now for now, _, _ in told]
     assert done == sorted(done) and done[-1] == total
     assert {file for _, _, file in told} == wanted
-    assert load_dit(files).config == files.dit
+    assert load_dit(files).config == files.spec.dit
     assert open_model(MODEL, tmp_path / "models") == files
     assert missing_files(MODEL, tmp_path / "models") == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ import zstandard
 from safetensors.torch import save_file
 
 from magi_lite.errors import CheckpointError, InputError
-from magi_lite.models import DIT_24B, MODELS
-from magi_lite.sampling.settings import Guidance
+from magi_lite.models import DIT_24B, MODELS, VAE_PUBLISHED, Guidance
 from magi_lite.weights.layout import find_model, sampler_settings
 
 FAMILY = MODELS["4.5B-base"]
+T5_CONFIG = {
+    "num_layers": 24, "d_model": 4096, "num_heads": 64, "d_kv": 64, "d_ff": 10240, "vocab_size": 32128
+}  # fmt: skip
 EMPTY = (2).to_bytes(8, "little") + b"{}"
 """A safetensors file of no tensors."""
 
@@ -29,8 +32,8 @@ def root(tmp_path: Path) -> Path:
     for folder in ("ckpt/magi/4.5B_base/inference_weight", "ckpt/vae", "ckpt/t5/t5-v1_1-xxl"):
         (root / folder).mkdir(parents=True)
         (root / folder / "model.safetensors").write_bytes(EMPTY)
-    for folder in ("ckpt/vae", "ckpt/t5/t5-v1_1-xxl"):
-        (root / folder / "config.json").write_text("{}")
+    (root / "ckpt/vae/config.json").write_text(json.dumps({"ddconfig": asdict(VAE_PUBLISHED)}))
+    (root / "ckpt/t5/t5-v1_1-xxl/config.json").write_text(json.dumps(T5_CONFIG))
     (root / "special_tokens.npz").touch()
     return root
 
@@ -67,13 +70,14 @@ PLACES: dict[str, Callable[[Path], object]] = {
 def test_a_named_model_is_found_wherever_it_may_lie(place: str, root: Path) -> None:
     PLACES[place](root)
     files = find_model("4.5B-base", root)
-    assert files.dit == FAMILY.dit
-    assert not files.distilled and not files.quantized
-    assert files.sampler.guidance == Guidance() and files.sampler.steps == 64 and not files.sampler.nearly_clean
+    assert files.spec == replace(FAMILY, folder="", weights_folder="")
+    assert not files.spec.distilled and not files.spec.published_fp8
+    sampler = files.spec.sampler
+    assert sampler.guidance == Guidance() and sampler.steps == 64 and not sampler.nearly_clean
     assert any(files.weights.iterdir()) and (files.vae / "config.json").is_file()
     assert (files.text_encoder / "config.json").is_file() and files.special_tokens.is_file()
     by_folder = find_model(files.weights)
-    assert by_folder.weights == files.weights and by_folder.dit == files.dit
+    assert by_folder.weights == files.weights and by_folder.spec.dit == files.spec.dit
 
 
 MISSING: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -136,9 +140,9 @@ def test_a_configuration_beside_the_weights_decides(root: Path) -> None:
     scale = {"videodit_blocks.layers.1.mlp.linear_fc1.input_scale": torch.ones(3)}
     save_file(scale, root / "ckpt/magi/4.5B_base/inference_weight/model.safetensors")
     files = find_model(root)
-    assert (files.dit.num_layers, files.dit.hidden_size, files.dit.gated_linear_unit) == (5, 6144, True)
-    assert files.distilled and files.quantized
-    settings = files.sampler
+    assert (files.spec.dit.num_layers, files.spec.dit.hidden_size, files.spec.dit.gated_linear_unit) == (5, 6144, True)
+    assert files.spec.distilled and files.spec.published_fp8
+    settings = files.spec.sampler
     assert (settings.steps, settings.window, settings.shortcut, settings.clean_t) == (12, 1, "16,16,8", 0.99)
     assert settings.guidance is None
 

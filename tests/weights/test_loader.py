@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from magi_lite.dit.model import DiT
 from magi_lite.errors import CheckpointError
-from magi_lite.models import DIT_4_5B, DIT_24B
+from magi_lite.models import DIT_4_5B, DIT_24B, quantizable
 from magi_lite.planner.execution import Execution
-from magi_lite.weights.layout import scheme_of
+from magi_lite.weights.layout import scheme_of, vae_config
 from magi_lite.weights.loader import (
     load_dit,
     load_dit_weights,
@@ -24,8 +24,6 @@ from magi_lite.weights.loader import (
     load_text_encoder,
     load_vae,
     open_model,
-    quantizable,
-    vae_config,
 )
 from quant import QuantizedLinear, convert_folder, scheme_named
 from quant.storage.shards import tensor_names
@@ -159,13 +157,13 @@ def test_a_complete_model_opens_by_root_family_or_weights_folder(model_root: Pat
     found = [open_model(place) for place in (model_root, weights.parent, weights)]
     assert len({(files.weights.resolve(), files.vae.resolve(), files.text_encoder.resolve()) for files in found}) == 1
     files = found[0]
-    assert files.distilled and not files.quantized and files.trained and files.stored_scheme is None
-    assert load_dit(files).config == files.dit
-    assert load_special_tokens(files).channels == files.dit.caption_channels
+    assert files.spec.distilled and not files.spec.published_fp8 and files.trained and files.spec.stored_scheme is None
+    assert load_dit(files).config == files.spec.dit
+    assert load_special_tokens(files).channels == files.spec.dit.caption_channels
     encoder = load_text_encoder(files)
-    assert encoder.max_length == files.dit.caption_max_length
+    assert encoder.max_length == files.spec.dit.caption_max_length
     with torch.inference_mode():
-        assert encoder.encode(["a red ball"])[0].shape == (4, files.dit.caption_channels)
+        assert encoder.encode(["a red ball"])[0].shape == (4, files.spec.dit.caption_channels)
         assert load_vae(files.vae).decode(torch.randn(1, 16, 3, 4, 4)).shape[-2:] == (32, 32)
 
 
@@ -176,7 +174,7 @@ def test_demo_without_trained_weights_is_made_once_and_labelled(
 
     monkeypatch.setattr(demo, "DEMO_FOLDER", tmp_path / "nothing")
     files = open_model("demo", tmp_path / "models")
-    assert files.name == "demo" and not files.trained
+    assert files.spec.name == "demo" and not files.trained
     file = files.weights / "model.safetensors"
     stamp, content = file.stat().st_mtime_ns, file.read_bytes()
     assert open_model("demo", tmp_path / "models") == files
@@ -202,7 +200,7 @@ def test_demo_falls_back_to_a_temporary_folder(tmp_path: Path, monkeypatch: pyte
 
 def test_the_shipped_demo_model_opens(tmp_path: Path) -> None:
     files = open_model("demo", tmp_path)
-    assert files.trained and files.name == "demo"
+    assert files.trained and files.spec.name == "demo"
     assert load_dit(files).config.caption_channels == load_special_tokens(files).channels
     assert list(tmp_path.iterdir()) == []
 
@@ -224,7 +222,9 @@ def test_vae_of_another_shape_has_its_sentence(model_root: Path, tmp_path: Path)
 
 def test_tokens_of_another_width_have_their_sentence(model_root: Path) -> None:
     files = open_model(model_root)
-    wrong = dataclasses.replace(files, dit=dataclasses.replace(files.dit, caption_channels=128))
+    wrong = dataclasses.replace(
+        files, spec=dataclasses.replace(files.spec, dit=dataclasses.replace(files.spec.dit, caption_channels=128))
+    )
     with pytest.raises(CheckpointError, match="have 64 channels where the model needs 128"):
         load_special_tokens(wrong)
 
@@ -238,9 +238,9 @@ def test_a_model_knows_how_its_weights_are_stored(model_root: Path, tmp_path: Pa
     shutil.rmtree(weights)
     (tmp_path / "converted").rename(weights)
     files = open_model(root)
-    assert files.stored_scheme == "int8" and not files.quantized
+    assert files.spec.stored_scheme == "int8" and not files.spec.published_fp8
     layers = [layer for layer in load_dit(files).modules() if isinstance(layer, QuantizedLinear)]
-    assert len(layers) == 7 * (files.dit.num_layers - 2)
+    assert len(layers) == 7 * (files.spec.dit.num_layers - 2)
 
 
 def test_what_cannot_be_quantized_is_a_sentence_of_ours(

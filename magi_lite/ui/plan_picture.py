@@ -1,4 +1,4 @@
-"""A plan as a picture: one stacked bar per stage, as a self-contained SVG string for the page."""
+"""A plan as a picture: one stacked bar per phase, as a self-contained SVG string for the page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OTHER = "#777777"
 
 
 def svg(plan: Plan) -> str:
-    """Stacked bars of device memory (of RAM on a CPU) per stage, the card's end marked, names as tooltips and a legend.
+    """Stacked bars of device memory (of RAM on a CPU) per phase, the card's end marked, names as tooltips and a legend.
 
     Text takes the page's colour (`currentColor`), so it is readable on dark pages too.
     """
@@ -38,12 +38,12 @@ def svg(plan: Plan) -> str:
     places = ("vram",) if cuda else ("ram", "pinned")
     whole = plan.device.vram_bytes if cuda else plan.device.ram_bytes or max(1, plan.peak_ram_bytes)
     extra = plan.allowance_bytes
-    longest = max(whole, *(plan.stage_bytes(stage, *places) + extra for stage in plan.stages))
+    longest = max(whole, *(plan.phase_bytes(phase, *places) + extra for phase in plan.phases))
     scale = (WIDTH - LEFT - RIGHT) / longest
     body, y = [], 8.0
-    for stage in plan.stages:
-        items = [item for item in plan.items if item.stage == stage and item.place in places]
-        body.append(_bar(stage, items, extra, scale, y))
+    for phase in plan.phases:
+        items = [item for item in plan.items if item.phase == phase and item.place in places]
+        body.append(_bar(phase, items, extra, scale, y))
         y += BAR_HEIGHT + GAP
     end = LEFT + whole * scale
     body.append(
@@ -60,11 +60,11 @@ def svg(plan: Plan) -> str:
     )
 
 
-def _bar(stage: str, items: list[Item], extra: int, scale: float, y: float) -> str:
-    """One stage: its name, a rectangle per component, the allowance hatched grey, and the sum."""
+def _bar(phase: str, items: list[Item], extra: int, scale: float, y: float) -> str:
+    """One phase: its name, a rectangle per component, the allowance hatched grey, and the sum."""
     middle = y + BAR_HEIGHT / 2 + 4
     parts = [
-        f'<text x="{LEFT - 8}" y="{middle:.1f}" text-anchor="end" fill="currentColor">{escape(stage)}</text>'
+        f'<text x="{LEFT - 8}" y="{middle:.1f}" text-anchor="end" fill="currentColor">{escape(phase)}</text>'
     ]
     x = float(LEFT)
     pieces = [(item.component, item.bytes, COLOURS.get(item.component, OTHER), 1.0) for item in items]

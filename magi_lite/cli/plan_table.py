@@ -16,7 +16,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def text(plan: Plan) -> str:
-    """Heading, table of items, bars per stage, times and notes, as one block of text."""
+    """Heading, table of items, bars per phase, times and notes, as one block of text."""
     return "\n".join([*heading(plan), "", *table(plan), "", *bars(plan), "", *times(plan), *notes(plan), "", *WORDS])
 
 
@@ -36,26 +36,26 @@ def heading(plan: Plan) -> list[str]:
 
 
 def table(plan: Plan) -> list[str]:
-    """One row per component and place, one column per stage, in MB of 2^20 bytes."""
+    """One row per component and place, one column per phase, in MB of 2^20 bytes."""
     rows: dict[tuple[str, str], dict[str, int]] = {}
     for item in plan.items:
-        rows.setdefault((item.component, item.place), {}).setdefault(item.stage, 0)
-        rows[item.component, item.place][item.stage] += item.bytes
-    lines = [f"{'MB':<26}{'where':<8}" + "".join(f"{stage:>10}" for stage in plan.stages)]
+        rows.setdefault((item.component, item.place), {}).setdefault(item.phase, 0)
+        rows[item.component, item.place][item.phase] += item.bytes
+    lines = [f"{'MB':<26}{'where':<8}" + "".join(f"{phase:>10}" for phase in plan.phases)]
     order = {"vram": 0, "pinned": 1, "ram": 2}
-    for (component, place), stages in sorted(rows.items(), key=lambda row: order[row[0][1]]):
-        cells = "".join(f"{_megabytes(stages.get(stage, 0)):>10}" for stage in plan.stages)
+    for (component, place), phases in sorted(rows.items(), key=lambda row: order[row[0][1]]):
+        cells = "".join(f"{_megabytes(phases.get(phase, 0)):>10}" for phase in plan.phases)
         lines.append(f"{component:<26}{place:<8}{cells}")
     if plan.execution.device == "cuda":
-        sums = "".join(f"{_megabytes(plan.peak_per_stage[stage]):>10}" for stage in plan.stages)
+        sums = "".join(f"{_megabytes(plan.peak_per_phase[phase]):>10}" for phase in plan.phases)
         lines.append(f"{'graphics memory':<26}{'vram':<8}{sums}")
-    sums = "".join(f"{_megabytes(plan.stage_bytes(stage, 'ram', 'pinned')):>10}" for stage in plan.stages)
+    sums = "".join(f"{_megabytes(plan.phase_bytes(phase, 'ram', 'pinned')):>10}" for phase in plan.phases)
     lines.append(f"{'RAM':<26}{'':<8}{sums}")
     return lines
 
 
 def bars(plan: Plan) -> list[str]:
-    """A bar per stage against the memory of the device."""
+    """A bar per phase against the memory of the device."""
     if plan.execution.device == "cuda":
         whole, places = plan.device.vram_bytes, ("vram",)
         extra, what = plan.allowance_bytes, f"of {plan.device.vram_gb:g} GB graphics memory"
@@ -63,9 +63,9 @@ def bars(plan: Plan) -> list[str]:
         whole = plan.device.ram_bytes or max(plan.peak_ram_bytes, 1)
         places, extra, what = ("ram", "pinned"), 0, f"of {whole / GIB:.1f} GB RAM"
     lines = []
-    for stage in plan.stages:
-        size = plan.stage_bytes(stage, *places) + extra
-        lines.append(f"{stage:<8}▕{_bar(size / whole)}▏ {size / GIB:6.2f} {what}")
+    for phase in plan.phases:
+        size = plan.phase_bytes(phase, *places) + extra
+        lines.append(f"{phase:<8}▕{_bar(size / whole)}▏ {size / GIB:6.2f} {what}")
     return lines
 
 
@@ -75,7 +75,7 @@ def times(plan: Plan) -> list[str]:
     if plan.execution.device == "cuda":
         spare = 1 - plan.needed_vram_bytes / max(1, plan.device.vram_bytes)
         lines.append(
-            f"peak {plan.peak_vram_bytes / GIB:.2f} GB of tensors in stage {plan.peak_stage}, "
+            f"peak {plan.peak_vram_bytes / GIB:.2f} GB of tensors in phase {plan.peak_phase}, "
             f"{plan.allowance_bytes / GIB:.2f} GB allowed for context and fragmentation, {spare:.0%} of the card left"
             + ("" if plan.fits else f": more than the {vram_limit(plan.device) / GIB:.2f} GB that may be used")
         )

@@ -1,4 +1,4 @@
-"""Faces of a plan: its JSON, the table, bars and picture; and the presets' own words."""
+"""A plan shown: as JSON, table, bars and picture; and what presets refuse."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from pathlib import Path
 import pytest
 
 from magi_lite import planner
+from magi_lite.cli import plan_table
 from magi_lite.errors import PresetError
 from magi_lite.machine import cards
 from magi_lite.machine.cards import GIB
-from magi_lite.planner import picture, table
-from magi_lite.planner.plan import STAGES, spoken
+from magi_lite.planner.plan import PHASES, spoken
 from magi_lite.request import presets
+from magi_lite.ui.plan_picture import svg
 from tests.plan.asked import plan, request
 
 
 def test_the_json_adds_up() -> None:
     found = plan("RTX 4070", 720, 720, 4)
     data = json.loads(json.dumps(found.to_json()))
-    for stage in STAGES:
-        parts = [i["bytes"] for i in data["items"] if i["stage"] == stage and i["place"] == "vram"]
-        assert sum(parts) == data["peak_per_stage"][stage]
-    assert data["peak_vram_bytes"] == max(data["peak_per_stage"].values())
+    for phase in PHASES:
+        parts = [i["bytes"] for i in data["items"] if i["phase"] == phase and i["place"] == "vram"]
+        assert sum(parts) == data["peak_per_phase"][phase]
+    assert data["peak_vram_bytes"] == max(data["peak_per_phase"].values())
     assert data["needed_vram_bytes"] == data["peak_vram_bytes"] + data["allowance_bytes"]
     assert data["peak_ram_bytes"] > 0 and data["seconds_per_chunk"] > 0 and data["time_to_first_chunk"] > 0
 
@@ -35,12 +36,12 @@ def test_table_bars_and_picture_show_every_item(card: str | None) -> None:
     device = cards.known_card(card) if card else cards.cpu_device(64 * GIB)
     odd = replace(device, name="<card> & \"friends\"")
     found = planner.plan(request(256, 256, 1), "auto", odd)
-    text = table.text(found)
+    text = plan_table.text(found)
     for item in found.items:
         assert item.component in text
-    assert all(len(line.split("▏")[0]) <= 60 for line in table.bars(found))
+    assert all(len(line.split("▏")[0]) <= 60 for line in plan_table.bars(found))
     assert found.summary().count("\n") == 0
-    root = ElementTree.fromstring(picture.svg(found))
+    root = ElementTree.fromstring(svg(found))
     names = "".join(root.itertext())
     places = ("vram",) if card else ("ram", "pinned")
     for item in found.items:
@@ -85,6 +86,6 @@ def test_times_are_said_as_people_say_them(seconds: float, said: str) -> None:
 
 
 def test_the_table_explains_its_words() -> None:
-    explained = table.text(plan("RTX 4060", 720, 720, 4)).casefold()
+    explained = plan_table.text(plan("RTX 4060", 720, 720, 4)).casefold()
     for word in ("dit:", "keys and values:", "vae:", "activations:", "pinned:", "window:"):
         assert word in explained

@@ -1,0 +1,134 @@
+"""Which passes a run makes and what each of them reads, taken from the sampler's own `Schedule`.
+
+A plan counts what the sampler will do, so it asks the sampler's schedule and copies none of it: chunks in the window,
+stored chunks that its ranges reach, slots of the KV store, and how many passes there are for a second of video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from magi_lite.models import ModelSpec, SamplerSettings
+from magi_lite.request.request import GenerationRequest
+from magi_lite.sampling.guidance import guidance_weights
+from magi_lite.sampling.schedule import Schedule, Stage
+
+
+@dataclass(frozen=True)
+class WindowPass:
+    """What memory a pass over the window depends on, chunk counts throughout.
+
+    past: the most stored chunks that one range reads; starts: ranges that begin with different stored chunks, each of
+    which joins its keys and values to the window's own.
+    """
+
+    chunks: int
+    past: int
+    starts: int
+
+
+def prefix_chunks(request: GenerationRequest, settings: SamplerSettings) -> int:
+    """Whole chunks before the first new one: of a clip, as many as the first new chunk sees."""
+    return settings.prefix_reach if request.video is not None else 0
+
+
+def schedule_of(request: GenerationRequest, window: int, model: ModelSpec) -> Schedule:
+    """The schedule that the sampler will follow.
+
+    Raises:
+        InputError: the request's steps and window cannot be scheduled.
+    """
+    settings = model.sampling(request, window)
+    offset = prefix_chunks(request, settings)
+    return Schedule(settings, offset, None if request.seconds is None else offset + request.seconds)
+
+
+@lru_cache(maxsize=512)
+def stages_to_look_at(schedule: Schedule) -> tuple[Stage, ...]:
+    """Stages among which every kind of pass of the run is: those until the window and all ranges are full."""
+    count = schedule.settings.window + max(schedule.settings.noise_to_clean_ranges) + 1
+    last = count if schedule.stage_count is None else min(count, schedule.stage_count)
+    return tuple(schedule.stage(index) for index in range(last))
+
+
+@lru_cache(maxsize=512)
+def window_passes(schedule: Schedule) -> frozenset[WindowPass]:
+    """The different passes over the window that a run makes."""
+    return frozenset(
+        _pass_of(stage, schedule.kv_ranges(stage, step))
+        for stage in stages_to_look_at(schedule)
+        for step in range(schedule.steps_per_stage)
+    )
+
+
+def _pass_of(stage: Stage, ranges: tuple[tuple[int, int], ...]) -> WindowPass:
+    stored = {first for first, _ in ranges if first < stage.first}
+    return WindowPass(stage.chunks, stage.first - min(stored, default=stage.first), len(stored))
+
+
+@lru_cache(maxsize=512)
+def kv_slots(schedule: Schedule) -> int:
+    """Clean chunks whose keys and values are kept at once, at most."""
+    return max(schedule.slots(stage.index) for stage in stages_to_look_at(schedule))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Forwards of one kind: `chunks` chunks whose queries see `keys` chunks each on average, `times` of them."""
+
+    chunks: int
+    keys: float
+    times: float
+
+
+@lru_cache(maxsize=512)
+def work_per_second(schedule: Schedule) -> tuple[Work, ...]:
+    """The forwards that one more second of video takes in the steady state, a full window far from any start."""
+    stage = _steady_stage(schedule)
+    return tuple(_merged(_stage_work(schedule, stage)))
+
+
+@lru_cache(maxsize=512)
+def work_to_first_second(schedule: Schedule) -> tuple[Work, ...]:
+    """The forwards until the first new second is clean."""
+    window = schedule.settings.window
+    last = window if schedule.stage_count is None else min(window, schedule.stage_count)
+    prefix = [Work(1, 1.0, 1.0)] * schedule.offset
+    return tuple(_merged([*prefix, *(w for i in range(last) for w in _stage_work(schedule, schedule.stage(i)))]))
+
+
+def _steady_stage(schedule: Schedule) -> Stage:
+    settings = schedule.settings
+    index = settings.window + max(settings.noise_to_clean_ranges)
+    return Schedule(settings, schedule.offset).stage(index)
+
+
+def _stage_work(schedule: Schedule, stage: Stage) -> Iterator[Work]:
+    """The forwards of a stage, as `sampling.passes` makes them."""
+    settings = schedule.settings
+    clean_passes = 0 if stage.clean is None else 1
+    for step in range(schedule.steps_per_stage):
+        seen = [last - first for first, last in schedule.kv_ranges(stage, step)]
+        whole = Work(stage.chunks, sum(seen) / len(seen), 1.0)
+        times = schedule.timesteps(stage, step)
+        if settings.guidance is None:
+            yield whole
+            if settings.nearly_clean and times[0] > settings.nearly_clean_threshold:
+                yield Work(1, 1.0, 1.0)
+            continue
+        weights = [guidance_weights(settings.guidance, t) for t in times]
+        with_caption = any(weight.full for weight in weights)
+        yield from [whole] * (2 if with_caption else 1)
+        yield Work(1, 1.0, float(sum(bool(weight.uncond) for weight in weights)))
+        if step == 0 and with_caption:
+            clean_passes *= 2
+    yield Work(1, 1.0, float(clean_passes))
+
+
+def _merged(work: list[Work] | Iterator[Work]) -> Iterator[Work]:
+    times: dict[tuple[int, float], float] = {}
+    for one in work:
+        times[one.chunks, one.keys] = times.get((one.chunks, one.keys), 0.0) + one.times
+    return (Work(chunks, keys, count) for (chunks, keys), count in times.items() if count)
