@@ -21,9 +21,6 @@ from magi_lite.project import PREFIX_NAME, Project
 from magi_lite.request.request import GenerationRequest
 from magi_lite.request.sentences import count
 
-REACH = 4
-"""Chunks before the first new one that the model can see: what of a clip is read."""
-
 
 @dataclass(frozen=True, eq=False)
 class PrefixSource:
@@ -33,12 +30,15 @@ class PrefixSource:
     notice: str = ""
 
 
-def prefix_pixels(request: GenerationRequest) -> PrefixSource | None:
+def prefix_pixels(request: GenerationRequest, reach: int) -> PrefixSource | None:
     """The picture (1 frame) or the tail of the clip (whole seconds) that a request starts from, or None.
 
     A clip is read from its end, as many whole seconds as it has and the model can see. One shorter than a second is
     filled up to one by holding its first frame. The road not taken, the published one for a prefix that ends inside a
     chunk, would make the first new second shorter by the clip's length, and every prompt after it late.
+
+    Args:
+        reach: chunks before the first new one that the model sees (`SamplerSettings.prefix_reach`).
 
     Raises:
         MediaError: the file cannot be read, or the clip is too short.
@@ -52,7 +52,7 @@ def prefix_pixels(request: GenerationRequest) -> PrefixSource | None:
         return None
     from magi_lite.video.clips import load_tail
 
-    frames, name = load_tail(Path(request.video), size, request.fit, REACH * FPS), Path(request.video).name
+    frames, name = load_tail(Path(request.video), size, request.fit, reach * FPS), Path(request.video).name
     if len(frames) < FRAMES_PER_LATENT:
         has = count(len(frames), "frame")
         raise MediaError(f"{name} has {has}; a clip to continue needs at least {FRAMES_PER_LATENT}.")
@@ -63,7 +63,7 @@ def prefix_pixels(request: GenerationRequest) -> PrefixSource | None:
     return PrefixSource(frames[len(frames) % FPS :])
 
 
-def prefix_latents(request: GenerationRequest) -> Tensor | None:
+def prefix_latents(request: GenerationRequest, reach: int) -> Tensor | None:
     """Latents to continue from where the clip is the video of a run, so that nothing is decoded and encoded again.
 
     Any other file that lies in a project's folder is a clip like all others.
@@ -78,8 +78,8 @@ def prefix_latents(request: GenerationRequest) -> Tensor | None:
             same_size = (source.request.width, source.request.height) == (request.width, request.height)
             if not source.chunks or not same_size or source.request.model != request.model:
                 return None
-            reach = range(max(0, source.chunks - REACH), source.chunks)
-            latents = torch.cat([source.read_latents(second) for second in reach], dim=2)
+            last = range(max(0, source.chunks - reach), source.chunks)
+            latents = torch.cat([source.read_latents(second) for second in last], dim=2)
             whole = latents.shape[2] // CHUNK_LATENT_FRAMES * CHUNK_LATENT_FRAMES
             return latents[:, :, -whole:] if whole else None  # seconds of earlier versions may be short
     except InputError:  # damaged, or of another version: the clip is still one to look at

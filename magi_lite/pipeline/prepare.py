@@ -39,10 +39,12 @@ def prepare_project(
         if request is None:
             raise InputError("There is nothing to make; give a prompt, or a project to resume.")
         check_room(request, root)
-        latents = prefix_latents(request)
-        plan_for(open_model(request.model, request.models_folder), request)
+        files = open_model(request.model, request.models_folder)
+        reach = files.spec.sampler.prefix_reach
+        latents = prefix_latents(request, reach)
+        plan_for(files, request)
         if latents is None:
-            prefix_pixels(request)
+            prefix_pixels(request, reach)
         project = Project.create(root, request)
         if latents is not None:
             with _closed_on_error(project):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from magi_lite.pipeline.prefix import REACH
 from magi_lite.project import Project, SavedState
 from magi_lite.sampling.results import SamplerState
 from magi_lite.sampling.sampler import Sampler
@@ -42,7 +41,7 @@ class ResumePoint:
         if self.state is not None:
             sampler.restore(SamplerState(self.state.position, self.state.tensors))
         elif self.behind:
-            last = range(max(0, self.behind - REACH), self.behind)
+            last = range(max(0, self.behind - sampler.settings.prefix_reach), self.behind)
             sampler.follow(self.behind, [project.read_latents(second) for second in last])
 
 

@@ -97,7 +97,8 @@ class Run:
             )
         start = find_resume_point(self.project)
         prefix = None if start.state else read_prefix(self.project)
-        source = None if start.state or prefix is not None else prefix_pixels(self.request)
+        reach = self.files.spec.sampler.prefix_reach
+        source = None if start.state or prefix is not None else prefix_pixels(self.request, reach)
         for notice in (start.notice, source.notice if source else ""):
             if notice:
                 yield Notice(notice)

@@ -157,21 +157,21 @@ def best(
 ) -> Plan | None:
     """The best plan that fits, or None."""
 
-    def fits(execution: Execution, *, words: bool) -> bool:
+    def fits(execution: Execution, *, text: bool) -> bool:
         """Whether its text phase fits, or all others do; times are not asked for, which take longer than memory."""
         items = memory.items_of(request, window, model, execution)
-        items = tuple(item for item in items if (item.phase == "text") == words)
+        items = tuple(item for item in items if (item.phase == "text") == text)
         return Plan(request, preset, device, model, execution, items, 0.0, 0.0, window).fits
 
-    words: dict[tuple[Any, ...], tuple[str, str] | None] = {}  # the text phase knows nothing of the others
+    encoders: dict[tuple[Any, ...], tuple[str, str] | None] = {}  # the text phase depends on no other choice
     found: list[Execution] = []
     for execution in candidates(device, model, fixed):
         ways = text_encoders(execution, fixed)
         key = (execution.device, *((way.t5_device, way.t5) for way in ways))
-        if key not in words:
-            words[key] = next(((way.t5_device, way.t5) for way in ways if fits(way, words=True)), None)
-        if words[key] is not None and fits(execution, words=False):
-            place, kind = words[key]
+        if key not in encoders:
+            encoders[key] = next(((way.t5_device, way.t5) for way in ways if fits(way, text=True)), None)
+        if encoders[key] is not None and fits(execution, text=False):
+            place, kind = encoders[key]
             found.append(replace(execution, t5_device=place, t5=kind))
     if not found:
         return None

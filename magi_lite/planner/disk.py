@@ -1,4 +1,4 @@
-"""What a run will write, said before it begins: bytes per second of video, in its project's folder and at `out`.
+"""What a run will write, estimated before it begins: bytes per second of video, in its project's folder and at `out`.
 
 States are the larger part. They are kept for every second of a finite run, because from them any second can be made
 again exactly; an endless run keeps its newest ones. The estimate is plain arithmetic on the request, so that a folder

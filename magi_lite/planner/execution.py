@@ -1,4 +1,4 @@
-"""How a run is executed: the part of a plan that loader and residency obey."""
+"""How a run is executed: the part of a plan that says where tensors live and in which precision they compute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Scheme = Literal["float32", "bf16", "fp8", "int8", "nf4", "published"]
 
 @dataclass(frozen=True)
 class Execution:
-    """Where everything lives and in which numbers it is computed: the part of a plan that loader and residency obey."""
+    """Placement and precision of everything in a run; read by the loader, the KV store and the residency."""
 
     device: Literal["cuda", "cpu"] = "cpu"
     dtype: Literal["bfloat16", "float32"] = "float32"

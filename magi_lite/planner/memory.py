@@ -131,7 +131,7 @@ def _add_text(add, request: GenerationRequest, model: ModelSpec, execution: Exec
 
 def _add_dit(add, request: GenerationRequest, model: ModelSpec, execution: Execution) -> None:
     dit, size, busy = model.dit, item_size(execution), loaded_phases(request)
-    add("DiT shell", busy, "vram", shapes.shell_bytes(dit))
+    add("DiT shell", busy, "vram", shapes.shell_bytes(model, execution.scheme))
     layers = shapes.layer_sizes(model, execution.scheme, size)
     if execution.layers == "resident":
         add("DiT layers", busy, "vram", sum(layers))
@@ -148,8 +148,8 @@ def _add_captions_and_kv(
     tokens = tokens_per_chunk(model, request.width, request.height)
     # Captions of one length are attended in one batch, a second copy, where the pass is one piece.
     one_batch = window > 1 and not PassShape.of(tokens, window, execution).attention_sliced
-    words = caption_tokens(request, model) * window * (2 if one_batch else 1)
-    add("captions", busy, "vram", (words + min(NULL_CAPTION_TOKENS, dit.caption_max_length)) * per_token)
+    rows = caption_tokens(request, model) * window * (2 if one_batch else 1)
+    add("captions", busy, "vram", (rows + min(NULL_CAPTION_TOKENS, dit.caption_max_length)) * per_token)
     store = _store_bytes(request, window, model, execution)
     if execution.kv_place == "device":
         add("keys and values", busy, "vram", store)

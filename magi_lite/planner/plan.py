@@ -13,7 +13,7 @@ from magi_lite.request.request import GenerationRequest
 Phase = Literal["text", "encode", "denoise", "decode"]
 Place = Literal["vram", "ram", "pinned"]
 PHASES: tuple[Phase, ...] = ("text", "encode", "denoise", "decode")
-"""Words, the picture or clip that the video continues (if any), and the two that alternate for every chunk."""
+"""Encoding prompts, encoding the picture or clip that the video starts from (if any), and the two that alternate."""
 
 SPARE = 0.05
 """Share of a card's memory that a plan leaves free."""

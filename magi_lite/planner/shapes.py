@@ -74,9 +74,22 @@ def all_layers_bytes(model: ModelSpec, scheme: str, dtype_bytes: int) -> int:
     return sum(layer_sizes(model, scheme, dtype_bytes))
 
 
-def shell_bytes(dit: DiTConfig) -> int:
-    """Bytes of everything outside the layers (float32)."""
-    return shell_weights(dit) * 4
+def shell_linears(dit: DiTConfig) -> tuple[Linear, ...]:
+    """The linears outside the layers, by full name; quantized only in files that somebody converted so."""
+    return (
+        Linear("t_embedder.mlp.0", dit.cond_size, TIMESTEP_FEATURES, False),
+        Linear("t_embedder.mlp.2", dit.cond_size, dit.cond_size, False),
+        Linear("y_embedder.y_proj_xattn.0", dit.hidden_size, dit.caption_channels, False),
+        Linear("y_embedder.y_proj_adaln.0", dit.cond_size, dit.caption_channels, False),
+        Linear("final_linear.linear", dit.t_patch_size * dit.patch_size**2 * dit.out_channels, dit.hidden_size, False),
+    )
+
+
+def shell_bytes(model: ModelSpec, scheme: str) -> int:
+    """Bytes of everything outside the layers; what is not quantized is float32."""
+    quantized = [one for one in shell_linears(model.dit) if scheme in SCHEMES and model.quantizes(one.name)]
+    plain = 4 * (shell_weights(model.dit) - sum(one.weights for one in quantized))
+    return plain + sum(_scheme_bytes(model, one, scheme) for one in quantized)
 
 
 # --- the autoencoder and the text encoder ---------------------------------------------------------------------------

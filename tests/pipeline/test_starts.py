@@ -51,7 +51,7 @@ def remove_states(folder: Path, keep: Callable[[int], bool] = lambda stage: Fals
 
 @pytest.mark.parametrize("frames", [4, 8, 20, 23])
 def test_a_clip_shorter_than_a_second_is_held_to_fill_one(frames: int, request_for: Callable, tmp_path: Path) -> None:
-    before = prefix_pixels(request_for(video=clip(tmp_path / "short.mp4", frames)))
+    before = prefix_pixels(request_for(video=clip(tmp_path / "short.mp4", frames)), reach=4)
     assert before is not None
     assert len(before.pixels) == 24
     held = 24 - frames
@@ -69,7 +69,7 @@ def test_seconds_behind_a_short_clip_are_whole(request_for: Callable, run: Calla
 
 
 def test_a_longer_clip_is_read_from_its_end_and_needs_no_notice(request_for: Callable, tmp_path: Path) -> None:
-    before = prefix_pixels(request_for(video=clip(tmp_path / "long.mp4", 27)))
+    before = prefix_pixels(request_for(video=clip(tmp_path / "long.mp4", 27)), reach=4)
     assert len(before.pixels) == 24
     assert before.pixels[0].mean() > 15
     assert before.notice == ""
