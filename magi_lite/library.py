@@ -148,17 +148,16 @@ def plan_request(request: GenerationRequest, machine: Device | None = None, *, f
         InputError: a setting cannot be used.
     """
     from magi_lite import planner
-    from magi_lite.pipeline.engine import planning_shape
     from magi_lite.weights.loader import open_model
 
     check(request, prompts=False)
-    shape: Any = request.model
     try:
-        shape = planning_shape(open_model(request.model, request.models_folder))
+        spec = open_model(request.model, request.models_folder).spec
     except CheckpointError:
         if request.model not in MODELS:
             raise
-    return planner.plan(request, request.preset, machine, shape, free_window=free_window)
+        spec = MODELS[request.model]
+    return planner.plan(request, request.preset, machine, spec, free_window=free_window)
 
 
 def ask(

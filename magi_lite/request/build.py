@@ -30,7 +30,7 @@ from magi_lite.request.sentences import count, did_you_mean, shortened, shown
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
 from magi_lite.timeline.text import parse
-from magi_lite.weights.layout import family_settings, find_model
+from magi_lite.weights.layout import find_model
 
 DEMO = "demo"
 PREFERRED_MODELS = ("4.5B-distill-fp8", "4.5B-distill", "4.5B-base", "24B-distill-fp8", "24B-distill", "24B-base")
@@ -302,8 +302,9 @@ def choose_model(preset: Preset, models_folder: Path | None = None) -> str:
 def own_steps(model: str, models_folder: Path | None = None) -> int | None:
     """Steps of a model that was not distilled, whatever a preset says; None: the preset's few steps will do."""
     try:
-        files = find_model(model, models_folder)
-    except (MagiLiteError, OSError, ValueError):  # not here: said with all that is missing when it is loaded
-        family = MODELS.get(model)
-        return None if family is None or family.distilled else family_settings(family).steps
-    return None if files.distilled else files.sampler.steps
+        spec = find_model(model, models_folder).spec
+    except (MagiLiteError, OSError, ValueError):  # not here: refused with all that is missing when it is loaded
+        if model not in MODELS:
+            return None
+        spec = MODELS[model]
+    return None if spec.distilled else spec.sampler.steps

@@ -15,7 +15,7 @@ from typing import Any
 from magi_lite import planner
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.machine import devices
-from magi_lite.models import MODELS
+from magi_lite.models import MODELS, ModelSpec
 from magi_lite.request.build import choose_model, choose_preset, models_on_disk
 from magi_lite.request.request import GenerationRequest
 from magi_lite.ui.downloads import Downloads
@@ -139,7 +139,7 @@ class Machine:
     def plan(self, request: GenerationRequest) -> dict[str, Any]:
         """A plan as {"sentence", "svg", "notes"}, or {"error"} with what would fit."""
         try:
-            plan = planner.plan(request, request.preset, self.device, self._shape(request.model))
+            plan = planner.plan(request, request.preset, self.device, self._spec(request.model))
         except MagiLiteError as error:
             return {"error": sentence(error)}
         on_card = plan.execution.device == "cuda"
@@ -153,7 +153,7 @@ class Machine:
             "notes": list(plan.notes),
         }
 
-    def _shape(self, model: str) -> Any:
+    def _spec(self, model: str) -> ModelSpec | None:
         """What the planner takes for a model: files on disk where there are any, else the published numbers."""
         from magi_lite.weights.loader import open_model
 
