@@ -228,7 +228,7 @@ def has_weights(folder: Path) -> bool:
 
 def weight_candidates(root: Path, family: ModelSpec) -> list[Path]:
     """Where the transformer of a family may lie under a root, the published place first."""
-    inside = [Path(family.folder) / family.weights_folder_folder, Path(family.folder)]
+    inside = [Path(family.folder) / family.weights_folder, Path(family.folder)]
     return [base / place for base in (root / "ckpt" / "magi", root / "magi", root) for place in inside]
 
 

@@ -21,11 +21,12 @@ from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption, CleanChunk
 from magi_lite.sampling.sampler import Sampler
 from magi_lite.weights.demo import random_weights
-from magi_lite.weights.loader import load_dit_weights, stored_linears
-from quant import QuantizedLinear, convert_, convert_folder, scheme_named
+from magi_lite.weights.loader import load_dit_weights
+from quant import QuantizedLinear, convert_, convert_folder, read_manifest, scheme_named
 from quant.activations import SLICE_VALUES
-from quant.schemes import SCHEMES, Fp8, Int8, Published, Scheme
+from quant.schemes import SCHEMES, Fp8, Int8, Published, Scheme, detect, quantized_names
 from quant.select import Selection
+from quant.storage.shards import tensor_names
 from tests.plan.asked import request
 from tests.sampling.conftest import CONFIG as TINY
 
@@ -161,7 +162,9 @@ def write(folder: Path, config: Any) -> Path:
 
 def check(folder: Path, config: Any, execution: Execution) -> DiT:
     """The planner's bytes of the model that this folder holds, against those of the loaded one."""
-    stored, linears = stored_linears(folder)
+    names, manifest = tensor_names(folder), read_manifest(folder)
+    stored = detect(names) if manifest is None else manifest.scheme
+    linears = None if stored is None else quantized_names(names)
     spec = spec_of(config, stored=stored, stored_linears=linears)
     model = load_dit_weights(folder, config, execution)
     layers, shell = loaded_bytes(model)
