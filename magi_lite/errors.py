@@ -72,3 +72,7 @@ class OutOfMemory(MagiLiteError):
     """Device or host memory ran out, and the smaller plan did too."""
 
     exit_code = 5
+
+
+class Interrupted(MagiLiteError):
+    """The process that made a video died or hung; what is finished is kept, and the run can be resumed."""

@@ -6,13 +6,9 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from magi_lite.resources import home_folder
-
-if TYPE_CHECKING:
-    from magi_lite.jobs.job import Job
 
 SESSIONS = 64
 """Pages whose state Gradio keeps, about a quarter of a megabyte each; the one unused for longest is forgotten."""
@@ -35,38 +31,41 @@ def run(arguments: argparse.Namespace) -> int:
     # Gradio reads these when it is imported: no analytics, no look-ups, nothing leaves this computer.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    print(f"MAGI Lite is starting; its page will be http://{_shown(arguments)}/ in a few seconds.", flush=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return serve(arguments)
 
 
+def _shown(arguments: argparse.Namespace) -> str:
+    """Host and port as this computer's browser takes them."""
+    host = "127.0.0.1" if arguments.server in ("0.0.0.0", "::", "") else arguments.server
+    return f"[{host}]:{arguments.port}" if ":" in host.strip("[]") else f"{host}:{arguments.port}"
+
+
 def serve(arguments: argparse.Namespace) -> int:
     """Build everything and listen."""
-    from magi_lite import pipeline
     from magi_lite.errors import InputError
     from magi_lite.jobs import JobQueue
+    from magi_lite.jobs.recover import unfinished
     from magi_lite.ui import assets, guard, page, uploads
     from magi_lite.ui.actions import Actions
     from magi_lite.ui.library import Library
     from magi_lite.ui.machine import Machine
     from magi_lite.ui.saved import Saved
+    from magi_lite.workers.fleet import Fleet
+    from magi_lite.workers.worker import Settings
 
     projects = arguments.projects.resolve()
-
-    def run(job: Job, control):
-        return pipeline.generate(
-            job.request, control=control, projects_folder=projects, resume=job.source, from_chunk=job.from_chunk
-        )
-
-    machine = Machine(arguments.models.resolve(), arguments.preset)
-    queue = JobQueue(projects / ".queue", run)
+    fleet = Fleet(Settings(projects))
+    machine = Machine(arguments.models.resolve(), arguments.preset, fleet)
+    queue = JobQueue(projects / ".queue", fleet.runners, lambda: unfinished(projects))
     library = Library(projects)
     actions = Actions(queue, library, machine)
     used = {path for job in queue.jobs() for path in (job.request.image, job.request.video) if path}
     uploads.clean(actions.uploads_folder, used)
     demo = page.build(actions, library, machine, Saved(queue)).queue(default_concurrency_limit=8)
     hosts = guard.Hosts(arguments.server)
-    warm_up()
     queue.start()
     try:
         demo.launch(
@@ -97,11 +96,5 @@ def serve(arguments: argparse.Namespace) -> int:
         raise InputError(f"Port {arguments.port} cannot be used ({error}); choose another one with --port.") from None
     finally:
         queue.close()
+        fleet.close()
     return 0
-
-
-def warm_up() -> None:
-    """Import what the first video needs before the page is served, so that neither the page nor the video waits."""
-    import transformers
-
-    _ = transformers.T5EncoderModel, transformers.AutoTokenizer  # lazy: asking for them is what loads them

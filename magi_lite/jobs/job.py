@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from magi_lite.request.json import request_from_json, request_to_json
 from magi_lite.request.request import GenerationRequest
@@ -35,6 +35,10 @@ class Job:
     created: float = 0.0
     started: float | None = None
     ended: float | None = None
+    card: str = ""
+    """The card that it is tied to; empty: whichever is free."""
+    deaths: int = 0
+    """How often in a row its worker died without another second being finished."""
 
     @property
     def title(self) -> str:
@@ -54,9 +58,20 @@ def to_row(job: Job) -> dict[str, Any]:
 
 
 def from_row(row: dict[str, Any]) -> Job:
-    """The job of a row that `to_row` made."""
-    values = dict(row)
+    """The job of a row that `to_row` made.
+
+    Raises:
+        MagiLiteError, ValueError, TypeError, KeyError: it is damaged.
+    """
+    values = {name: row[name] for name in Job.__dataclass_fields__ if name in row}
     values["request"] = request_from_json(json.loads(row["request"]))
+    if values["state"] not in get_args(State):
+        raise ValueError(f"a job cannot be {values['state']!r}")
     for name in ("project", "source", "video"):
         values[name] = Path(row[name]) if row[name] else None
+    for name in ("position", "created", "started", "ended"):
+        values[name] = None if values[name] is None and name in ("started", "ended") else float(values[name])
+    for name in ("from_chunk", "done", "deaths"):
+        if name in values:
+            values[name] = None if values[name] is None and name == "from_chunk" else int(values[name])
     return Job(**values)

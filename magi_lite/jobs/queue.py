@@ -1,8 +1,9 @@
-"""The queue and its one worker.
+"""The queue: jobs in order, handed to whichever card is free.
 
-Jobs are rows in a file; one thread takes the first waiting one, runs it, and goes on whatever happens to it. What was
-running when the process died comes back as "interrupted", with its project, so that it can be resumed to the same bits.
-The runner is given in, so the queue knows nothing of models.
+Jobs are rows in a file. Each card has a thread that takes the first waiting job, follows its run, and goes on whatever
+happens to it. What was running when the app ended comes back as "interrupted", with its project, so that it can be
+resumed to the same bits; so does a job whose worker died. What makes a job's events is given in, so the queue knows
+nothing of models or processes.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from magi_lite import events
 from magi_lite.control import RunControl
-from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.errors import InputError, Interrupted, MagiLiteError
 from magi_lite.jobs.job import RESUMABLE, Job, State, from_row, to_row
 from magi_lite.jobs.live import Live
 from magi_lite.jobs.store import Store
@@ -35,77 +36,108 @@ KEPT_ROWS = 200
 """Ended jobs that stay listed; their videos stay in the gallery for good."""
 
 
+SET_ASIDE = 2
+"""Deaths of its worker in a row, no second finished in between, after which a job counts as failed."""
 Run = Callable[[Job, RunControl], Iterator[events.Event]]
 
 
+@dataclass
+class Lane:
+    """A card, what runs on it, and its thread."""
+
+    name: str
+    run: Run
+    job: str | None = None
+    control: RunControl | None = None
+    thread: threading.Thread | None = None
+
+
 class JobQueue:
-    """Jobs in order, and the thread that works them off.
+    """Jobs in order, and the threads that work them off.
 
     Args:
         folder: where the queue's file lives.
-        run: makes one job's events; raises on failure.
+        run: makes one job's events, raises on failure; several by the names of their cards.
+        recover: unfinished jobs as the disk knows them, to start with after the queue's file was damaged.
 
     Raises:
         OutputError: the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, run: Run) -> None:
+    def __init__(
+        self, folder: Path, run: Run | Mapping[str, Run], recover: Callable[[], Iterable[Job]] = tuple
+    ) -> None:
         self._store = Store(folder / "queue.sqlite")
-        self._run = run
+        self._lanes = [Lane(name, one) for name, one in (run if isinstance(run, Mapping) else {"": run}).items()]
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._jobs: dict[str, Job] = dict(self._readable())
         self._live: OrderedDict[str, Live] = OrderedDict()
-        self._control: RunControl | None = None
-        self._running: str | None = None
         self._closing = False
-        self._thread: threading.Thread | None = None
         self.version = 1
         for job in list(self._jobs.values()):
             if job.state == "running":
                 self._put(replace(job, state="interrupted", error="The app ended while this video was being made."))
+        if self._store.damaged:
+            known = {job.project for job in self._jobs.values()}
+            for job in recover():
+                if job.project not in known:
+                    self._put(job)
 
     def _readable(self) -> Iterator[tuple[str, Job]]:
         """The jobs on disk; one that cannot be read does not keep the others from being worked off."""
         for row in self._store.rows():
             try:
                 yield row["id"], from_row(row)
-            except (MagiLiteError, ValueError, TypeError, KeyError) as error:
+            except (MagiLiteError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 log.warning("a job of the queue cannot be read and is left out: %s", error)
 
-    # --- the worker
+    # --- the cards' threads
 
     def start(self) -> None:
         """Start working the queue off."""
-        self._thread = threading.Thread(target=self._work, name="magi-jobs", daemon=True)
-        self._thread.start()
+        for lane in self._lanes:
+            lane.thread = threading.Thread(target=self._work, args=(lane,), name=f"magi-jobs-{lane.name}", daemon=True)
+            lane.thread.start()
+        threading.Thread(target=self._keep_saved, name="magi-jobs-saver", daemon=True).start()
 
     def close(self, timeout: float = 30.0) -> None:
-        """Pause what runs, wait for it, and end the worker."""
+        """Pause what runs, wait for it, and end the threads."""
         with self._wake:
             self._closing = True
-            if self._control:
-                self._control.pause()
+            for lane in self._lanes:
+                if lane.control:
+                    lane.control.pause()
             self._wake.notify_all()
-        if self._thread:
-            self._thread.join(timeout)
-        if not (self._thread and self._thread.is_alive()):
+        until = time.monotonic() + timeout
+        for lane in self._lanes:
+            if lane.thread:
+                lane.thread.join(max(0.0, until - time.monotonic()))
+        if not any(lane.thread and lane.thread.is_alive() for lane in self._lanes):
             self._store.close()
 
-    def _work(self) -> None:
+    def _keep_saved(self) -> None:
+        """Write what could not be written before."""
+        while not self._closing:
+            self._store.flush()
+            time.sleep(1.0)
+
+    def _work(self, lane: Lane) -> None:
         while True:
             with self._wake:
-                job = None if self._closing or self.paused else self._next()
                 if self._closing:
                     return
+                job = None if self.paused else self._next(lane)
                 if job is None:
                     self._wake.wait(1.0)
                     continue
                 control, live = RunControl(), self._new_live(job)
-                self._control, self._running = control, job.id
+                lane.control, lane.job = control, job.id
                 job = self._put(replace(job, state="running", started=time.time(), ended=None, error=""))
             try:
-                self._follow(job, control, live)
+                self._follow(lane, job, control, live)
+            except Interrupted as error:
+                self._died(job.id, str(error))
             except MagiLiteError as error:
                 self._end(job.id, "failed", str(error))
             except Exception as error:
@@ -113,17 +145,18 @@ class JobQueue:
                 what = f"{type(error).__name__}: {error}"
                 self._end(job.id, "failed", f"The program made a mistake ({what}); the console has the details.")
             finally:
-                with self._lock:
-                    self._control = self._running = None
+                with self._wake:
+                    lane.control = lane.job = None
+                    self._wake.notify_all()
 
-    def _follow(self, job: Job, control: RunControl, live: Live) -> None:
-        for event in self._run(job, control):
+    def _follow(self, lane: Lane, job: Job, control: RunControl, live: Live) -> None:
+        for event in lane.run(job, control):
             live.take(event)
             match event:
                 case events.Opened(project, video):
                     self._change(job.id, project=project, video=video)
                 case events.ChunkFinished():
-                    self._change(job.id, done=live.done)
+                    self._change(job.id, done=live.done, deaths=0)
                 case events.Finished(video, project, _, _):
                     self._change(job.id, video=self.get(job.id).video or video, project=project)
                     self._end(job.id, "finished")
@@ -133,13 +166,26 @@ class JobQueue:
         if self.get(job.id).state == "running":
             self._end(job.id, "failed", "The run ended without a result; try it again.")
 
-    def _next(self) -> Job | None:
-        return next((job for job in self.jobs() if job.state == "waiting"), None)
+    def _died(self, identity: str, why: str) -> None:
+        """The worker of a job died: the job can be resumed; one that does this again and again is set aside."""
+        job = self.get(identity)
+        if job.state != "running":  # its result had come already
+            return
+        self._change(identity, deaths=job.deaths + 1, done=max(job.done, _seconds_on_disk(job)))
+        if job.deaths + 1 >= SET_ASIDE:
+            self._end(identity, "failed", f"It ended its worker {job.deaths + 1} times and is set aside. {why}")
+        else:
+            self._end(identity, "interrupted", why)
+
+    def _next(self, lane: Lane) -> Job | None:
+        names = {lane.name for lane in self._lanes}
+        waiting = (job for job in self.jobs() if job.state == "waiting")
+        return next((job for job in waiting if job.card == lane.name or job.card not in names or not job.card), None)
 
     def _new_live(self, job: Job) -> Live:
         self._live.pop(job.id, None)
         live = self._live[job.id] = Live(window=job.request.window, seconds=job.request.seconds, done=job.done)
-        while len(self._live) > KEPT_LIVE:
+        while len(self._live) > KEPT_LIVE + len(self._lanes):
             self._live.popitem(last=False)
         return live
 
@@ -166,8 +212,25 @@ class JobQueue:
 
     @property
     def running(self) -> Job | None:
+        """What is being made; the first of several."""
+        return next(iter(self.running_jobs.values()), None)
+
+    @property
+    def running_jobs(self) -> dict[str, Job]:
+        """What is being made, by card."""
         with self._lock:
-            return self._jobs.get(self._running) if self._running else None
+            found = {lane.name: self._jobs.get(lane.job or "") for lane in self._lanes}
+            return {name: job for name, job in found.items() if job is not None}
+
+    @property
+    def cards(self) -> list[str]:
+        """The names of the cards that jobs can be tied to; none where there is but one."""
+        return [lane.name for lane in self._lanes if lane.name]
+
+    @property
+    def trouble(self) -> str:
+        """Why the queue is not saved just now, in one sentence; empty while it is."""
+        return self._store.trouble
 
     def live(self, identity: str) -> Live | None:
         """What the job looks like right now, if it ran since the start."""
@@ -224,6 +287,20 @@ class JobQueue:
             job = self._waiting(identity, "edited")
             return self._put(replace(job, request=request))
 
+    def tie(self, identity: str, card: str) -> Job:
+        """Let a job that does not run be made on one card only; an empty name: on whichever is free.
+
+        Raises:
+            InputError: there is no such card, or the job runs or is finished.
+        """
+        with self._wake:
+            job = self.get(identity)
+            if card and card not in self.cards:
+                raise InputError(f"There is no card {card!r} in use; choose one of {', '.join(self.cards) or 'none'}.")
+            if job.state in ("running", "finished"):
+                raise InputError(f"This video is {job.state}; only one that waits can be tied to a card.")
+            return self._put(replace(job, card=card))
+
     def clone(self, identity: str) -> Job:
         """Put the same request at the end of the queue once more."""
         job = self.get(identity)
@@ -274,8 +351,9 @@ class JobQueue:
     def stop(self, identity: str) -> None:
         """End a running job and keep its finished seconds; a waiting one is taken off the list."""
         with self._lock:
-            if identity == self._running and self._control:
-                self._control.stop()
+            control = self._control_of(identity)
+            if control:
+                control.stop()
             elif self.get(identity).state == "waiting":
                 self.delete(identity)
 
@@ -302,9 +380,13 @@ class JobQueue:
 
     def _running_control(self, identity: str) -> RunControl:
         with self._lock:
-            if identity != self._running or self._control is None:
+            control = self._control_of(identity)
+            if control is None:
                 raise InputError("This video is not being made right now.")
-            return self._control
+            return control
+
+    def _control_of(self, identity: str) -> RunControl | None:
+        return next((lane.control for lane in self._lanes if lane.job == identity), None)
 
     def _waiting(self, identity: str, what: str) -> Job:
         job = self.get(identity)
@@ -329,3 +411,13 @@ class JobQueue:
         ended = [job for job in self._jobs.values() if job.state not in ("waiting", "running", "paused", "interrupted")]
         for job in sorted(ended, key=lambda job: job.created)[: max(0, len(ended) - KEPT_ROWS)]:
             self.delete(job.id)
+
+
+def _seconds_on_disk(job: Job) -> int:
+    """Finished seconds of a job whose last events were lost."""
+    from magi_lite.project import Project
+
+    try:
+        return Project.open(job.project).chunks if job.project else 0
+    except (MagiLiteError, OSError):
+        return 0

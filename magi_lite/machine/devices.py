@@ -5,14 +5,20 @@ Importing this module needs no torch; functions that look at the machine import 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import json
 import logging
 import os
 import platform
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from magi_lite.machine.cards import GIB, Device, cpu_device, find_card, generic_card
@@ -23,7 +29,52 @@ SEGMENT_BYTES = 1 << 26
 
 
 def detect() -> Device:
-    """The device that runs here: the first CUDA card, or else the CPU; its RAM and free memory included."""
+    """The device that runs here: the first CUDA card, or else the CPU; its RAM and free memory included.
+
+    A process that has not loaded torch does not load it for this: a short-lived one looks in its place, once.
+    """
+    if "torch" in sys.modules:
+        return detect_here()
+    with _LOOKING:
+        return _detect_apart()
+
+
+_LOOKING = threading.Lock()
+
+
+@lru_cache
+def _detect_apart() -> Device:
+    if cuda_driver():
+        root = str(Path(__file__).resolve().parents[2])
+        command = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); " + _PROBE, root]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            return Device(**found | {"capability": tuple(found["capability"])})
+        except (OSError, subprocess.SubprocessError, ValueError, TypeError, IndexError, KeyError) as error:
+            _log.warning("The card cannot be asked what it is: %s", error)
+    return cpu_device(ram_bytes(), os.cpu_count() or 1)
+
+
+_PROBE = (
+    "import dataclasses, json; from magi_lite.machine.devices import detect_here; "
+    "print(json.dumps(dataclasses.asdict(detect_here())))"
+)
+
+
+@lru_cache
+def cuda_driver() -> bool:
+    """Whether there is a driver for cards that torch may use; told without torch."""
+    names = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcuda.so")
+    for name in names:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
+            return True
+    return Path("/dev/kfd").exists()  # an AMD card, which torch calls CUDA, too
+
+
+def detect_here() -> Device:
+    """As `detect`, by this process's own torch."""
     ram = ram_bytes()
     if not cuda_available():
         return cpu_device(ram, os.cpu_count() or 1)

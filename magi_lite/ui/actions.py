@@ -70,6 +70,7 @@ class Actions:
             "version": queue.version,
             "running": running.id if running else None,
             "paused": queue.paused,
+            "trouble": queue.trouble,
             "gallery": self._library.version(),
             "machine": self._machine.gauges(),
             "model": running.request.model if running else self._machine.model,
@@ -120,7 +121,9 @@ class Actions:
 
     def system(self) -> dict[str, Any]:
         """What this computer has, which models are here, and downloads under way."""
-        return self._machine.report()
+        report = self._machine.report()
+        making = {card: job.title for card, job in self._queue.running_jobs.items()}
+        return report | {"machine": report["machine"] + self._machine.workers(making)}
 
     def plan(self, request: GenerationRequest) -> dict[str, Any]:
         """Memory and time that a request would take, as a sentence and a picture, before anything is loaded.

@@ -21,6 +21,7 @@ from magi_lite.request.request import GenerationRequest
 from magi_lite.ui.downloads import Downloads
 from magi_lite.ui.expose import sentence
 from magi_lite.ui.plan_picture import svg
+from magi_lite.workers.fleet import Fleet
 
 
 class Machine:
@@ -29,10 +30,11 @@ class Machine:
     Args:
         models_folder: root of the published layout.
         preset: the machine profile asked for at start; "auto": the one that fits.
+        fleet: the worker processes, which tell what they hold.
     """
 
-    def __init__(self, models_folder: Path, preset: str = "auto") -> None:
-        self.models_folder, self.preset = models_folder, preset
+    def __init__(self, models_folder: Path, preset: str = "auto", fleet: Fleet | None = None) -> None:
+        self.models_folder, self.preset, self._fleet = models_folder, preset, fleet
         self.downloads = Downloads(models_folder)
         self.device = devices.detect()
 
@@ -63,7 +65,7 @@ class Machine:
     def gauges(self) -> dict[str, Any]:
         """Memory in use right now, bytes."""
         total = devices.ram_bytes()
-        card = devices.memory_info() if self.device.kind == "cuda" else None
+        card = self._card_memory() if self.device.kind == "cuda" else None
         return {
             "ram_total": total,
             "ram_used": total - devices.free_ram_bytes(),
@@ -71,6 +73,24 @@ class Machine:
             "vram_used": card[1] - card[0] if card else 0,
             "backend": self.backend,
         }
+
+    def _card_memory(self) -> tuple[int, int]:
+        """(free, total) bytes of all cards in use, as their workers last told; without workers as found at start."""
+        told = [one for one in (self._fleet.report() if self._fleet else ()) if one["card_total"]]
+        if not told:
+            return self.device.free_bytes or self.device.vram_bytes, self.device.vram_bytes
+        return sum(one["card_free"] for one in told), sum(one["card_total"] for one in told)
+
+    def workers(self, making: dict[str, str]) -> list[tuple[str, str]]:
+        """A row about each worker: its card, its memory, and the title of what it makes (`making`, by card)."""
+        rows = []
+        for one in self._fleet.report() if self._fleet else ():
+            state = f"makes “{making[one['card']]}”" if one["card"] in making else "ready" if one["pid"] else "not needed"
+            held = f", {one['memory'] / 1e9:.1f} GB of RAM" if one["memory"] else ""
+            if one["card_total"]:
+                held += f", {(one['card_total'] - one['card_free']) / 1e9:.1f} of {one['card_total'] / 1e9:.1f} GB on the card"
+            rows.append((f"Worker on card {one['card']}" if one["card"] else "Worker", state + held))
+        return rows
 
     def report(self) -> dict[str, Any]:
         """The System tab: rows about this computer, advice, models."""
@@ -163,8 +183,10 @@ class Machine:
             return None
 
     def free_memory(self) -> str:
-        """Hand cached memory back; says how much is free now."""
+        """End the workers that have nothing to do, with all that they hold; says how much is free now."""
         before = devices.free_ram_bytes()
+        if self._fleet:
+            self._fleet.free()
         devices.free_memory()
         gained = max(0, devices.free_ram_bytes() - before)
         return f"Done: {gained / 1e6:.0f} MB of RAM came free, {devices.free_ram_bytes() / 1e9:.1f} GB are free now."

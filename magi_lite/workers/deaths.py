@@ -1,0 +1,96 @@
+"""What to say of a worker that ended by itself: one sentence, what happened and what to try."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+_CGROUP_FILES = (
+    Path("/sys/fs/cgroup/memory.events"),
+    Path("/sys/fs/cgroup/memory/memory.oom_control"),
+    Path("/proc/vmstat"),
+)
+_WINDOWS = {0xC0000005: "SIGSEGV", 0xC000001D: "SIGILL", 0xC0000409: "SIGABRT", 0xC00000FD: "SIGSEGV"}
+_CRASHES = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
+RESUME = "Press Resume to go on from the last finished step"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a worker held when it was last looked at, and what was free then, bytes."""
+
+    used: int = 0
+    free: int = 0
+
+    @property
+    def words(self) -> str:
+        """As a phrase; empty where nobody looked."""
+        return f"it held {self.used / 1e9:.1f} GB and {self.free / 1e9:.1f} GB were free" if self.used else ""
+
+
+def killed_for_memory() -> int:
+    """How often the system has ended a process for lack of memory, as far as it tells: more than before means again."""
+    count = 0
+    for path in _CGROUP_FILES:
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        count += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill ") and line.split()[1].isdigit())
+    return count
+
+
+def describe(status: int | None, memory: Memory, *, for_memory: bool = False) -> str:
+    """Why a worker ended.
+
+    Args:
+        status: its exit status; negative: the signal.
+        memory: what it held.
+        for_memory: whether the system counts one more process that it ended for lack of memory.
+    """
+    name = _signal(status)
+    held = f" ({memory.words})" if memory.words else ""
+    if name == "SIGKILL" and for_memory:
+        return (
+            f"Memory ran out and the system ended the worker{held}; close other programs or choose a smaller size or "
+            f"window. {RESUME}."
+        )
+    if name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"):
+        return (
+            f"Another program or the system ended the worker with {name}{held}; if memory was short, choose a smaller "
+            f"size or window. {RESUME}."
+        )
+    if name in _CRASHES:
+        return (
+            f"The worker crashed ({name}), as a faulty driver or attention package makes it{held}. {RESUME}; if it "
+            "happens again, choose sdpa as attention under Advanced, or update the driver."
+        )
+    if name == "SIGABRT":
+        return (
+            f"A library in the worker gave up (SIGABRT; the terminal shows its last words){held}. {RESUME}; if it "
+            "happens again, choose other settings under Advanced."
+        )
+    how = f"signal {name}" if name else f"exit code {status}"
+    return f"The worker ended unexpectedly ({how}; the terminal shows its last words){held}. {RESUME}."
+
+
+def describe_hang(seconds: float, memory: Memory) -> str:
+    """Why a worker that gave no sign was ended."""
+    passed = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+    held = f" ({memory.words})" if memory.words else ""
+    return (
+        f"The worker gave no sign for {passed} and was ended{held}. {RESUME}; if it happens again, restart the "
+        "computer or choose other settings under Advanced."
+    )
+
+
+def _signal(status: int | None) -> str:
+    if status is None:
+        return ""
+    if status < 0:
+        try:
+            return signal.Signals(-status).name
+        except ValueError:
+            return str(-status)
+    return _WINDOWS.get(status, "")
