@@ -58,7 +58,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
     3: ("magi_lite.weights.*", "quant*"),
     4: ("magi_lite.sampling*", "magi_lite.video*", "magi_lite.project*"),
     5: ("magi_lite.pipeline*",),
-    6: ("magi_lite.jobs*",),
+    6: ("magi_lite.jobs*", "magi_lite.workers*"),
     7: (
         "magi_lite.ui*",
         "training*",

@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's servers")
     parser.add_argument("--inbrowser", action="store_true", help="open the browser")
     parser.add_argument("--preset", default="auto", help="machine profile of presets/ (default: the one that fits)")
+    parser.add_argument(
+        "--cards", metavar="all|0,1", help="CUDA cards to use, a worker each (default: the first; jobs are shared out)"
+    )
     parser.add_argument("--projects", type=Path, default=home / "outputs", help="where runs are kept")
     parser.add_argument("--models", type=Path, default=home / "models", help="where weights are (default: models)")
 
@@ -35,6 +38,31 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return serve(arguments)
+
+
+def chosen_cards(asked: str | None) -> list[int]:
+    """The numbers of the cards that `--cards` names; empty: one worker for whatever there is.
+
+    Raises:
+        InputError: a card is not there, or it is no list of numbers.
+    """
+    from magi_lite.errors import InputError
+    from magi_lite.machine import devices
+
+    if asked is None:
+        return []
+    present = [card.name for card in devices.cards()]
+    if asked.strip().lower() == "all":
+        return list(range(len(present))) if len(present) > 1 else []
+    try:
+        numbers = sorted({int(part) for part in asked.split(",")})
+    except ValueError:
+        raise InputError(f"--cards takes all, or numbers such as 0,1, not {asked!r}.") from None
+    for number in numbers:
+        if not 0 <= number < len(present):
+            known = ", ".join(f"{place} ({name})" for place, name in enumerate(present)) or "none"
+            raise InputError(f"There is no card {number}; this computer has {known}.")
+    return numbers
 
 
 def _shown(arguments: argparse.Namespace) -> str:
@@ -57,7 +85,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from magi_lite.workers.worker import Settings
 
     projects = arguments.projects.resolve()
-    fleet = Fleet(Settings(projects))
+    fleet = Fleet(Settings(projects), chosen_cards(arguments.cards))
     machine = Machine(arguments.models.resolve(), arguments.preset, fleet)
     queue = JobQueue(projects / ".queue", fleet.runners, lambda: unfinished(projects))
     library = Library(projects)

@@ -283,4 +283,6 @@ def _as_far_as_it_goes(connection: sqlite3.Connection, query: str) -> Iterable[d
 def _is_damage(error: sqlite3.Error) -> bool:
     """Whether an error is about the file's contents, and not about the lock or the disk."""
     words = str(error).lower()
-    return any(mark in words for mark in ("malformed", "no such table", "no such column", "has no column", "not a database"))
+    return any(
+        mark in words for mark in ("malformed", "no such table", "no such column", "has no column", "not a database")
+    )

@@ -31,35 +31,43 @@ SEGMENT_BYTES = 1 << 26
 def detect() -> Device:
     """The device that runs here: the first CUDA card, or else the CPU; its RAM and free memory included.
 
+    A process that has not loaded torch does not load it for this; see `cards`.
+    """
+    if "torch" in sys.modules and cuda_available():
+        return _card(0)
+    return next(iter(cards()), None) or cpu_device(ram_bytes(), os.cpu_count() or 1)
+
+
+def cards() -> list[Device]:
+    """The CUDA cards that can be used here, by number.
+
     A process that has not loaded torch does not load it for this: a short-lived one looks in its place, once.
     """
     if "torch" in sys.modules:
-        return detect_here()
+        return cards_here()
     with _LOOKING:
-        return _detect_apart()
+        return list(_cards_apart())
 
 
 _LOOKING = threading.Lock()
+_PROBE = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import dataclasses, json; "
+    "from magi_lite.machine.devices import cards_here; print(json.dumps([dataclasses.asdict(c) for c in cards_here()]))"
+)
 
 
 @lru_cache
-def _detect_apart() -> Device:
-    if cuda_driver():
-        root = str(Path(__file__).resolve().parents[2])
-        command = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); " + _PROBE, root]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            return Device(**found | {"capability": tuple(found["capability"])})
-        except (OSError, subprocess.SubprocessError, ValueError, TypeError, IndexError, KeyError) as error:
-            _log.warning("The card cannot be asked what it is: %s", error)
-    return cpu_device(ram_bytes(), os.cpu_count() or 1)
-
-
-_PROBE = (
-    "import dataclasses, json; from magi_lite.machine.devices import detect_here; "
-    "print(json.dumps(dataclasses.asdict(detect_here())))"
-)
+def _cards_apart() -> tuple[Device, ...]:
+    if not cuda_driver():
+        return ()
+    command = [sys.executable, "-c", _PROBE, str(Path(__file__).resolve().parents[2])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        return tuple(Device(**card | {"capability": tuple(card["capability"])}) for card in found)
+    except (OSError, subprocess.SubprocessError, ValueError, TypeError, IndexError, KeyError) as error:
+        _log.warning("The cards cannot be asked what they are: %s", error)
+        return ()
 
 
 @lru_cache
@@ -73,15 +81,20 @@ def cuda_driver() -> bool:
     return Path("/dev/kfd").exists()  # an AMD card, which torch calls CUDA, too
 
 
-def detect_here() -> Device:
-    """As `detect`, by this process's own torch."""
-    ram = ram_bytes()
+def cards_here() -> list[Device]:
+    """As `cards`, by this process's own torch."""
     if not cuda_available():
-        return cpu_device(ram, os.cpu_count() or 1)
+        return []
     import torch
 
-    properties = torch.cuda.get_device_properties(0)
-    free, total = torch.cuda.mem_get_info(0)
+    return [_card(number) for number in range(torch.cuda.device_count())]
+
+
+def _card(number: int) -> Device:
+    import torch
+
+    properties = torch.cuda.get_device_properties(number)
+    free, total = torch.cuda.mem_get_info(number)
     capability = (properties.major, properties.minor)
     known = find_card(properties.name, total)
     if known is None:
@@ -89,7 +102,7 @@ def detect_here() -> Device:
         if capability < (8, 9):
             known = replace(known, fp8_tflops=0.0)
     return replace(
-        known, name=properties.name, vram_bytes=total, capability=capability, ram_bytes=ram, free_bytes=free
+        known, name=properties.name, vram_bytes=total, capability=capability, ram_bytes=ram_bytes(), free_bytes=free
     )
 
 

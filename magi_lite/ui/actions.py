@@ -69,6 +69,7 @@ class Actions:
         answer: dict[str, Any] = {
             "version": queue.version,
             "running": running.id if running else None,
+            "cards": {card: job.id for card, job in queue.running_jobs.items()},
             "paused": queue.paused,
             "trouble": queue.trouble,
             "gallery": self._library.version(),
@@ -238,6 +239,11 @@ class Actions:
     def move(self, job: str, place: int) -> dict[str, Any]:
         """Put a waiting job at a place among the waiting ones, 0 first."""
         self._queue.move(job, place)
+        return {}
+
+    def tie(self, job: str, card: str = "") -> dict[str, Any]:
+        """Let a job be made on one card only; an empty name: on whichever is free first."""
+        self._queue.tie(job, str(card))
         return {}
 
     def clone(self, job: str) -> dict[str, Any]:

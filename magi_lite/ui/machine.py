@@ -85,11 +85,11 @@ class Machine:
         """A row about each worker: its card, its memory, and the title of what it makes (`making`, by card)."""
         rows = []
         for one in self._fleet.report() if self._fleet else ():
-            state = f"makes “{making[one['card']]}”" if one["card"] in making else "ready" if one["pid"] else "not needed"
+            card, used, total = one["card"], one["card_total"] - one["card_free"], one["card_total"]
+            state = f"makes “{making[card]}”" if card in making else "ready" if one["pid"] else "starts with a job"
             held = f", {one['memory'] / 1e9:.1f} GB of RAM" if one["memory"] else ""
-            if one["card_total"]:
-                held += f", {(one['card_total'] - one['card_free']) / 1e9:.1f} of {one['card_total'] / 1e9:.1f} GB on the card"
-            rows.append((f"Worker on card {one['card']}" if one["card"] else "Worker", state + held))
+            held += f", {used / 1e9:.1f} of {total / 1e9:.1f} GB on the card" if total else ""
+            rows.append((f"Worker on card {card}" if card else "Worker", state + held))
         return rows
 
     def report(self) -> dict[str, Any]:

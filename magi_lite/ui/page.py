@@ -19,9 +19,9 @@ from magi_lite.ui.panels import STYLED, GalleryPanel, QueuePanel, SystemPanel, T
 from magi_lite.ui.theme import theme
 
 API = (
-    "generate", "status", "stop", "pause", "resume", "redirect", "extend", "redo", "queue", "move", "clone", "remove",
-    "clear_ended", "hold", "gallery", "details", "delete_video", "reveal", "system", "download", "stop_download",
-    "free_memory",
+    "generate", "status", "stop", "pause", "resume", "redirect", "extend", "redo", "queue", "move", "clone", "tie",
+    "remove", "clear_ended", "hold", "gallery", "details", "delete_video", "reveal", "system", "download",
+    "stop_download", "free_memory",
 )  # fmt: skip
 """Actions offered as endpoints, each under its own name."""
 FIRST_MODEL = "4.5B-distill-fp8"

@@ -16,9 +16,7 @@ def main() -> int:
     parser.add_argument("--silence", type=float, default=900.0, help="seconds without a sign after which a run hangs")
     arguments = parser.parse_args()
     if arguments.card is not None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        known = len(visible) > arguments.card and visible[arguments.card]
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[arguments.card] if known else str(arguments.card)
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible(arguments.card, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     if arguments.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(arguments.threads))
     # Threads that wait for one another sleep instead of spinning: on a busy machine spinning takes ten times the work.
@@ -30,6 +28,12 @@ def main() -> int:
     from magi_lite.workers.process import main as work
 
     return work(vars(arguments))
+
+
+def visible(card: int, known: str) -> str:
+    """What makes card number `card` of those in `known` (a list as CUDA_VISIBLE_DEVICES has it) the only one."""
+    names = [name.strip() for name in known.split(",") if name.strip()]
+    return names[card] if card < len(names) else str(card)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def killed_for_memory() -> int:
             lines = path.read_text().splitlines()
         except OSError:
             continue
-        count += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill ") and line.split()[1].isdigit())
+        count += sum(
+            int(line.split()[1]) for line in lines if line.startswith("oom_kill ") and line.split()[1].isdigit()
+        )
     return count
 
 

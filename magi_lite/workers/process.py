@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MEMORY_EVERY = 2.0
 """Seconds between two reports of the card's memory."""
 WRITER_PATIENCE = 120.0
-"""Seconds to wait for another process that still writes the run's folder: a worker whose app has died ends by itself."""
+"""Seconds to wait for another process that still writes the run's folder: a worker outlives its app for a second."""
 
 
 def pipes() -> tuple[BinaryIO, BinaryIO]:

@@ -15,7 +15,7 @@ import pytest
 
 from magi_lite import events
 from magi_lite.control import RunControl
-from magi_lite.errors import InputError, OutOfMemory, OutputError, TimelineError
+from magi_lite.errors import InputError, Interrupted, OutOfMemory, TimelineError
 from magi_lite.jobs import JobQueue
 from magi_lite.jobs.job import Job
 from magi_lite.jobs.live import Live
@@ -183,14 +183,15 @@ def test_a_job_that_the_power_cut_is_interrupted_and_resumes(tmp_path: Path, run
     first.start()
     runner.step()
     eventually(lambda: first.get(job.id).done == 1)
-    second = JobQueue(tmp_path / "queue", Runner(tmp_path))  # the first one's process is as good as dead
+    later = Runner(tmp_path)
+    second = JobQueue(tmp_path / "queue", later)  # the first one's process is as good as dead
     cut = second.get(job.id)
     assert cut.state == "interrupted" and cut.done == 1 and cut.project == tmp_path / job.id
     second.resume(job.id)
-    second._run.step(2)  # type: ignore[attr-defined]
+    later.step(2)
     second.start()
     eventually(lambda: second.get(job.id).state == "finished")
-    assert second._run.jobs[0].source == tmp_path / job.id  # type: ignore[attr-defined]
+    assert later.jobs[0].source == tmp_path / job.id
     second.close()
     runner.step(10)
     first.close()
@@ -241,10 +242,61 @@ def test_refusals_say_why(queue: JobQueue, runner: Runner, deed: Callable[..., o
         deed(queue, running.id, ended.id)
 
 
-def test_a_damaged_file_is_named(tmp_path: Path, runner: Runner) -> None:
-    (tmp_path / "queue.sqlite").write_bytes(b"not a database, but long enough to be looked at" * 100)
-    with pytest.raises(OutputError, match=r"queue\.sqlite cannot be used"):
-        JobQueue(tmp_path, runner)
+def test_a_worker_that_dies_interrupts_its_job_and_a_second_time_sets_it_aside(tmp_path: Path) -> None:
+    deaths: list[str] = []
+
+    def run(job: Job, control: RunControl) -> Iterator[events.Event]:
+        yield events.Opened(tmp_path, tmp_path / "video.mp4")
+        if job.title == "fine":
+            yield events.Finished(tmp_path / "video.mp4", tmp_path, 1, 0.1)
+            return
+        if job.title == "moves" and len(deaths) == 1:
+            yield events.ChunkFinished(0, None, 0.1)
+        deaths.append(job.id)
+        raise Interrupted("The worker crashed.")
+
+    queue = JobQueue(tmp_path / "queue", run)
+    queue.start()
+    job, other = queue.add(request("stays")), queue.add(request("fine"))
+    eventually(lambda: queue.get(other.id).state == "finished")
+    assert queue.get(job.id).state == "interrupted" and queue.get(job.id).error == "The worker crashed."
+    queue.resume(job.id)
+    eventually(lambda: queue.get(job.id).state == "failed")
+    assert "2 times and is set aside. The worker crashed." in queue.get(job.id).error
+    deaths.clear()
+    moves = queue.add(request("moves"))
+    for count in (1, 2):
+        eventually(lambda: queue.get(moves.id).state == "interrupted")
+        assert len(deaths) == count
+        queue.resume(moves.id)
+        eventually(lambda: len(deaths) > count)  # noqa: B023
+    eventually(lambda: queue.get(moves.id).state == "failed")
+    queue.close()
+
+
+def test_each_card_takes_the_next_job_and_a_tied_one_waits_for_its_own(tmp_path: Path) -> None:
+    runners = {name: Runner(tmp_path) for name in ("0", "1")}
+    queue = JobQueue(tmp_path / "queue", runners)
+    tied = [queue.add(request(f"tied {n}", 1)) for n in range(2)]
+    free = [queue.add(request(f"free {n}", 1)) for n in range(2)]
+    for job in tied:
+        queue.tie(job.id, "1")
+    queue.start()
+    eventually(lambda: len(queue.running_jobs) == 2)
+    assert queue.running_jobs == {"0": queue.get(free[0].id), "1": queue.get(tied[0].id)}
+    runners["0"].step()
+    eventually(lambda: queue.running_jobs.get("0") == queue.get(free[1].id))
+    assert queue.get(tied[1].id).state == "waiting"
+    queue.stop(free[1].id)
+    runners["0"].step()
+    eventually(lambda: queue.get(free[1].id).state == "stopped")
+    assert queue.get(tied[0].id).state == "running"  # a stop reaches one run alone
+    runners["1"].step(2)
+    eventually(lambda: [queue.get(job.id).state for job in tied] == ["finished"] * 2)
+    assert [job.id for job in runners["1"].jobs] == [job.id for job in tied]
+    with pytest.raises(InputError, match="no card '7'"):
+        queue.tie(queue.add(request("later")).id, "7")
+    queue.close()
 
 
 def test_locked_seconds_follow_the_window() -> None:

@@ -1,0 +1,201 @@
+"""Workers that die, hang, and outlive their app: nothing finished is lost, and the page can say what happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from magi_lite.project import Project
+from magi_lite.workers import deaths
+from tests.jobs.test_queue import eventually
+from tests.workers.conftest import PATIENCE, Studio, request
+
+SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)
+SAYS = {
+    signal.SIGKILL: "ended the worker with SIGKILL",
+    signal.SIGSEGV: r"crashed \(SIGSEGV\)",
+    signal.SIGABRT: r"gave up \(SIGABRT",
+}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(24, marks=pytest.mark.thorough)])
+def test_killed_at_random_moments_it_resumes_to_the_same_bits(studio: Callable[..., Studio], kills: int) -> None:
+    """Two jobs wait behind; they are made in their order, in fresh workers, whatever becomes of the first."""
+    here = studio()
+    queue = here.queue
+    unbroken = queue.add(request(seconds=8)).id
+    eventually(lambda: queue.get(unbroken).state == "finished", PATIENCE)
+    job = queue.add(request(seconds=8)).id
+    behind = [queue.add(request(f"number {n}", 1)).id for n in range(2)]
+    given, finished = 0, 0
+    while queue.get(job).state != "finished":
+        assert queue.get(job).state in ("waiting", "running"), queue.get(job)
+        eventually(lambda: queue.get(job).state == "running" and here.pid(), PATIENCE)
+        sent = SIGNALS[given % len(SIGNALS)]
+        time.sleep(random.uniform(0, 6))
+        pid = here.pid()
+        if given == kills or pid is None or queue.get(job).state != "running":
+            eventually(lambda: queue.get(job).state not in ("running", "waiting"), PATIENCE)
+        else:
+            os.kill(pid, sent)
+            eventually(lambda: queue.get(job).state != "running", PATIENCE)
+            given += 1
+            if queue.get(job).state in ("interrupted", "failed"):
+                assert re.search(SAYS[sent], queue.get(job).error), queue.get(job).error
+        project = queue.get(job).project
+        if project is not None:
+            assert Project.open(project).chunks >= finished
+            finished = Project.open(project).chunks
+        if queue.get(job).state != "finished":
+            queue.resume(job)
+    eventually(lambda: all(queue.get(one).state == "finished" for one in behind), PATIENCE)
+    assert queue.get(behind[0]).ended <= queue.get(behind[1]).ended
+    assert here.latents(job) == here.latents(unbroken)
+
+
+def test_what_hangs_is_ended_and_said(studio: Callable[..., Studio]) -> None:
+    here = studio(silence=4.0)
+    queue = here.queue
+    job, other = queue.add(request(seconds=30)).id, queue.add(request("other", 1)).id
+    eventually(lambda: queue.get(job).done >= 1, PATIENCE)
+    hung = here.pid()
+    assert hung is not None
+    os.kill(hung, signal.SIGSTOP)
+    eventually(lambda: queue.get(job).state == "interrupted", PATIENCE)
+    assert "gave no sign for" in queue.get(job).error and queue.get(job).done >= 1
+    assert not psutil.pid_exists(hung)
+    eventually(lambda: queue.get(other).state == "finished", PATIENCE)
+    assert here.pid() != hung
+
+
+def test_a_worker_is_kept_warm_and_ended_when_idle_or_freed(studio: Callable[..., Studio]) -> None:
+    here = studio(idle=5.0)
+    queue = here.queue
+    assert here.pid() is None  # nothing to do yet
+    pids = []
+    for n in range(2):
+        job = queue.add(request(seed=n, seconds=1) if n else request(seconds=1)).id
+        eventually(lambda: queue.get(job).state == "finished", PATIENCE)  # noqa: B023
+        pids.append(here.pid())
+    assert pids[0] is not None and pids[0] == pids[1]
+    eventually(lambda: here.pid() is None, 60)
+    job = queue.add(request(seconds=1)).id
+    eventually(lambda: queue.get(job).state == "finished", PATIENCE)
+    fresh = here.pid()
+    assert fresh not in (None, pids[0])
+    assert here.fleet.free() == 1 and not psutil.pid_exists(fresh or 0)
+
+
+def test_stop_pause_and_redirect_reach_it(studio: Callable[..., Studio]) -> None:
+    from magi_lite.timeline import Timeline
+
+    here = studio()
+    queue = here.queue
+    job = queue.add(request(seconds=30)).id
+    eventually(lambda: queue.get(job).done >= 1, PATIENCE)
+    queue.redirect(job, Timeline((), "a small blue box falls"))
+    eventually(lambda: queue.live(job).snapshot()["redirected"], PATIENCE)  # type: ignore[union-attr]
+    queue.pause(job)
+    eventually(lambda: queue.get(job).state == "paused", PATIENCE)
+    queue.resume(job)
+    eventually(lambda: queue.get(job).state == "running", PATIENCE)
+    queue.stop(job)
+    eventually(lambda: queue.get(job).state == "stopped", PATIENCE)
+    project = Project.open(queue.get(job).project or "")
+    assert project.status == "stopped" and project.chunks == queue.get(job).done
+
+
+def test_what_fails_there_fails_here_with_the_same_sentence(studio: Callable[..., Studio]) -> None:
+    here = studio()
+    job = here.queue.add(request(seconds=1, model="4.5B-distill")).id
+    eventually(lambda: here.queue.get(job).state == "failed", PATIENCE)
+    assert "no weights of 4.5B-distill" in here.queue.get(job).error and here.pid() is not None
+
+
+SERVER = """
+import sys, time
+from pathlib import Path
+from tests.workers.conftest import Studio, request
+studio = Studio(Path(sys.argv[1]))
+job = studio.queue.add(request(seconds=40)).id
+while studio.queue.get(job).done < 1:
+    time.sleep(0.05)
+print(studio.pid(), studio.queue.get(job).project, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_worker_whose_app_died_ends_its_second_and_itself(tmp_path: Path, how: signal.Signals) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout
+    pid, folder = server.stdout.readline().split(" ", 1)
+    worker = psutil.Process(int(pid))
+    server.send_signal(how)
+    server.wait()
+    worker.wait(PATIENCE)
+    project = Project.open(folder.strip())
+    assert project.status == "paused" and 1 <= project.chunks < 40
+
+
+def test_a_resume_waits_for_the_worker_of_an_app_that_died(studio: Callable[..., Studio], tmp_path: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout
+    pid = int(server.stdout.readline().split()[0])
+    os.kill(pid, signal.SIGSTOP)  # it takes long to end its second
+    server.kill()
+    server.wait()
+    here = studio()
+    (job,) = here.queue.jobs()
+    assert job.state == "interrupted"
+    here.queue.resume(job.id)
+    eventually(lambda: here.pid(), PATIENCE)
+    time.sleep(2)
+    os.kill(pid, signal.SIGCONT)
+    eventually(lambda: here.queue.get(job.id).done > job.done + 1, PATIENCE)
+    here.queue.stop(job.id)
+    eventually(lambda: here.queue.get(job.id).state == "stopped", PATIENCE)
+    assert not psutil.pid_exists(pid)
+
+
+MEMORY = deaths.Memory(8_100_000_000, 200_000_000)
+
+
+@pytest.mark.parametrize(
+    ("status", "options", "said"),
+    [
+        (
+            -9,
+            {"for_memory": True},
+            "Memory ran out and the system ended the worker (it held 8.1 GB and 0.2 GB were free)",
+        ),
+        (-9, {}, "Another program or the system ended the worker with SIGKILL"),
+        (-15, {}, "SIGTERM"),
+        (-11, {}, "crashed (SIGSEGV)"),
+        (-7, {}, "crashed (SIGBUS)"),
+        (-6, {}, "A library in the worker gave up (SIGABRT"),
+        (0xC0000005, {}, "crashed (SIGSEGV)"),
+        (3, {}, "ended unexpectedly (exit code 3"),
+        (-62, {}, "ended unexpectedly (signal 62"),
+        (None, {}, "ended unexpectedly"),
+    ],
+)
+def test_what_is_said_of_a_death(status: int | None, options: dict[str, bool], said: str) -> None:
+    sentence = deaths.describe(status, MEMORY, **options)
+    assert said in sentence and "Press Resume" in sentence and "\n" not in sentence
+    assert "8.1 GB" in sentence
