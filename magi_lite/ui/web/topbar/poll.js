@@ -16,7 +16,8 @@ export function poller(element, server, draw) {
     failures = 0,
     first = true,
     timer = null,
-    asked = 0;
+    asked = 0,
+    unsaved = false;
 
   async function poll() {
     clearTimeout(timer);
@@ -55,6 +56,10 @@ export function poller(element, server, draw) {
       app.offline = false;
       emit("offline", false);
       toast("Connected again. What you typed is still here.");
+    }
+    if (Boolean(state.trouble) !== unsaved) {
+      unsaved = Boolean(state.trouble);
+      toast(state.trouble || "The queue is saved again.", unsaved ? "error" : "info");
     }
     take(state, wanted);
   }

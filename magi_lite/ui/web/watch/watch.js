@@ -14,7 +14,7 @@ const STATES = {
   finished: "Finished",
   stopped: "Stopped: the finished seconds are kept",
   failed: "This video failed",
-  interrupted: "Interrupted: the app ended before this video did",
+  interrupted: "Interrupted: every finished second is kept",
 };
 const RESUMABLE = ["paused", "stopped", "interrupted", "failed"];
 

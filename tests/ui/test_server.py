@@ -1,0 +1,67 @@
+"""The server's process: light, without torch, and answering whatever happens to what makes the videos."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from gradio_client import Client
+
+from tests.ui.conftest import PATIENCE, App
+
+LARGEST = 300e6
+"""Bytes of RAM that the server may take: Gradio alone takes half of it."""
+SMALL = {"width": 32, "height": 32, "quality": "draft"}
+
+
+def worker_of(app: App) -> psutil.Process | None:
+    assert app.process
+    children = psutil.Process(app.process.pid).children()
+    return next((child for child in children if "magi_lite.workers" in " ".join(child.cmdline())), None)
+
+
+def wait(client: Client, job: str, *states: str) -> dict[str, object]:
+    """A job's detail once it is in one of the states."""
+    until = time.monotonic() + PATIENCE / 1000
+    while (shown := client.predict(job, api_name="/status")["shown"])["state"] not in states:
+        assert time.monotonic() < until, shown
+        time.sleep(0.1)
+    return shown
+
+
+def test_it_is_light_and_loads_no_torch(app: App) -> None:
+    """After plans, looks at the gallery and models, an upload and a video."""
+    assert app.process
+    client = Client(app.url, verbose=False)
+    job = client.predict("a large red ball moves right", 1, **SMALL, api_name="/generate")["job"]
+    wait(client, job, "finished")
+    for name in ("gallery", "system", "queue"):
+        client.predict(api_name=f"/{name}")
+    mapped = Path(f"/proc/{app.process.pid}/maps").read_text()
+    assert "libtorch" not in mapped and "bitsandbytes" not in mapped
+    assert psutil.Process(app.process.pid).memory_info().rss < LARGEST
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_the_page_outlives_its_worker(app: App, sent: signal.Signals) -> None:
+    client = Client(app.url, verbose=False)
+    job = client.predict("a large red ball moves right", 30, **SMALL, api_name="/generate")["job"]
+    wait(client, job, "running")
+    time.sleep(random.uniform(0, 8))
+    victim = worker_of(app)
+    assert victim is not None
+    os.kill(victim.pid, sent)
+    shown = wait(client, job, "interrupted")
+    assert sent.name in str(shown["error"]) and "Press Resume" in str(shown["error"])
+    assert client.predict(api_name="/gallery")["videos"] is not None
+    client.predict(job, api_name="/resume")
+    wait(client, job, "running")
+    client.predict(job, api_name="/stop")
+    wait(client, job, "stopped", "finished")
+    after = worker_of(app)
+    assert after is not None and after.pid != victim.pid
