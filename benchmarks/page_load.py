@@ -1,7 +1,9 @@
-"""How soon the page can be used, and how smooth the timeline is with 120 blocks: `python benchmarks/page_load.py`.
+"""How soon the page can be used, how it answers while a video is made, and how smooth a timeline of 120 blocks is.
 
-Starts the app on an empty folder and visits it with a Chromium of its own, each time as a new visitor with an empty
-cache. Wall times depend on what else the computer does: the load and the page's own processor time stand beside them.
+`python benchmarks/page_load.py` starts the app on an empty folder and visits it with a Chromium of its own, each time
+as a new visitor with an empty cache. Then it asks for a video and for the status all the while, once with the worker
+process and once with a thread of the server in its place. Wall times depend on what else the computer does: the load
+and the processor time stand beside them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+from gradio_client import Client
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,25 +36,77 @@ FRAMES = """() => { window.frames_ms = []; let last = performance.now();
   window.watching = true; requestAnimationFrame((now) => { last = now; requestAnimationFrame(next); }); }"""
 
 
+WORKER = "import sys; from magi_lite.cli import main; sys.exit(main(['app', *sys.argv[1:]]))"
+THREAD = f"""
+from magi_lite import pipeline
+from magi_lite.workers import fleet
+import transformers
+_ = transformers.T5EncoderModel, transformers.AutoTokenizer
+class InThread(fleet.Fleet):
+    def __init__(self, settings, cards=()):
+        super().__init__(settings, cards)
+        self.projects = settings.projects
+    @property
+    def runners(self):
+        return {{"": lambda job, control: pipeline.generate(
+            job.request, control=control, projects_folder=self.projects, resume=job.source, from_chunk=job.from_chunk)}}
+fleet.Fleet = InThread
+{WORKER}
+"""
+"""The app with a thread of the server where a worker process is: what it was before, for comparison."""
+
+
 @contextlib.contextmanager
-def app() -> Iterator[str]:
-    """The app's address while it runs."""
+def app(code: str = WORKER) -> Iterator[tuple[str, psutil.Process, float]]:
+    """The app's address while it runs, its process, and the seconds until it answered."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "app.py", "--port", str(port), "--projects", f"{folder}/outputs"]
+        command = [sys.executable, "-c", code, "--port", str(port), "--projects", f"{folder}/outputs"]
+        began = time.monotonic()
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             address = f"http://127.0.0.1:{port}/"
             while process.poll() is None:
                 with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5):
                     break
-                time.sleep(0.2)
-            yield address
+                time.sleep(0.05)
+            yield address, psutil.Process(process.pid), time.monotonic() - began
         finally:
             process.terminate()
             process.wait()
+
+
+def answering(code: str) -> dict[str, float]:
+    """Milliseconds of a status call at rest, while a model loads, and while a video is made; the server's memory."""
+    with app(code) as (address, process, ready):
+        spent = process.cpu_times()
+        client = Client(address, verbose=False)
+        calls: dict[str, list[float]] = {"rest": [], "load": [], "denoise": []}
+        for _ in range(40):
+            timed_status(client, None, calls["rest"])
+        options = {"width": 64, "height": 64, "seed": 1}
+        job = client.predict("a large red ball moves right", 12, **options, api_name="/generate")["job"]
+        while (shown := timed_status(client, job, None))["state"] in ("waiting", "running"):
+            phase = "load" if not shown["progress"] else "denoise"
+            timed_status(client, job, calls[phase])
+        held = process.memory_info().rss / 1e6
+    found = {"ready_s": ready, "ready_cpu_s": spent.user + spent.system, "server_mb": held}
+    for name, times in calls.items():
+        ordered = sorted(times)
+        found |= {f"{name}_median_ms": statistics.median(ordered), f"{name}_p95_ms": ordered[int(0.95 * len(ordered))]}
+        found[f"{name}_calls"] = len(ordered)
+    return found
+
+
+def timed_status(client: Client, job: str | None, times: list[float] | None) -> dict[str, Any]:
+    """One status call; what it says of the job."""
+    began = time.perf_counter()
+    answer = client.predict(job or "", api_name="/status")
+    if times is not None:
+        times.append(1e3 * (time.perf_counter() - began))
+    return answer.get("shown", {})
 
 
 def visit(browser: Browser, address: str) -> dict[str, float]:
@@ -100,7 +156,8 @@ def drag_among_blocks(page: Page) -> dict[str, float]:
 def measure(visits: int) -> dict[str, Any]:
     """All figures."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with app() as address, sync_playwright() as playwright:
+    side_by_side = {"worker": answering(WORKER), "thread": answering(THREAD)}
+    with app() as (address, _, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         load = os.getloadavg()[0]
         seen = [visit(browser, address) for _ in range(visits)]
@@ -112,7 +169,7 @@ def measure(visits: int) -> dict[str, Any]:
     middle = {name: statistics.median(one[name] for one in seen) for name in seen[0]}
     return {
         "cores": os.cpu_count(), "load_average": load, "visits": visits, "median": middle,
-        "best_ready_ms": min(one["ready_ms"] for one in seen), "timeline": timeline,
+        "best_ready_ms": min(one["ready_ms"] for one in seen), "timeline": timeline, "while_working": side_by_side,
     }  # fmt: skip
 
 
