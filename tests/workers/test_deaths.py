@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from magi_lite.project import Project
+from magi_lite.timeline import Timeline
 from magi_lite.workers import deaths
 from tests.jobs.test_queue import eventually
 from tests.workers.conftest import PATIENCE, Studio, request
@@ -92,14 +93,13 @@ def test_a_worker_is_kept_warm_and_ended_when_idle_or_freed(studio: Callable[...
     eventually(lambda: here.pid() is None, 60)
     job = queue.add(request(seconds=1)).id
     eventually(lambda: queue.get(job).state == "finished", PATIENCE)
+    eventually(lambda: queue.running is None)
     fresh = here.pid()
     assert fresh not in (None, pids[0])
     assert here.fleet.free() == 1 and not psutil.pid_exists(fresh or 0)
 
 
 def test_stop_pause_and_redirect_reach_it(studio: Callable[..., Studio]) -> None:
-    from magi_lite.timeline import Timeline
-
     here = studio()
     queue = here.queue
     job = queue.add(request(seconds=30)).id
