@@ -141,11 +141,11 @@ class WorkerProcess:
 
     def _wait_for_writer(self, folder: Path | None, control: RunControl) -> None:
         """Where a worker of an app that died still ends its second, wait for it."""
-        from magi_lite.project.lock import is_locked
+        from magi_lite.project import Project
 
         until = time.monotonic() + WRITER_PATIENCE
-        while folder is not None and is_locked(folder) and time.monotonic() < until:
-            if control.stop_requested or control.pause_requested:
+        while folder is not None and time.monotonic() < until:
+            if control.stop_requested or control.pause_requested or Project.open(folder).status != "running":
                 return
             time.sleep(0.1)
 

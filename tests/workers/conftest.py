@@ -10,7 +10,7 @@ import pytest
 
 from magi_lite.jobs import JobQueue
 from magi_lite.project import Project
-from magi_lite.request.defaults import with_defaults
+from magi_lite.request.build import with_defaults
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 from magi_lite.workers.fleet import Fleet
