@@ -22,7 +22,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDENS = ROOT / "tests" / "goldens"
-TOOLS = (ROOT / "package.json").is_file()
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Each of several processes on one thread: the models are tiny, and more threads only wait for each other."""
 
@@ -79,9 +78,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     much.add_argument("--all", action="store_true", help="also the tests marked thorough, minutes each")
     parser.add_argument("--no-install", action="store_true", help="install nothing")
     parser.add_argument("--goldens", type=Path, action="append", default=[], metavar="FOLDER", help="more goldens")
-    parser.add_argument(
-        "--processes", type=int, default=min(8, os.cpu_count() or 1), help="for most tests"
-    )
+    parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1), help="for most tests")
     options, passed_on = parser.parse_known_args(list(arguments))
     return options, [argument for argument in passed_on if argument != "--"]
 
@@ -103,7 +100,7 @@ def install(with_browser: bool = True) -> list[str]:
     npm = shutil.which("npm")
     if not npm:
         missing.append("Node.js with npm could not be installed here; install it from https://nodejs.org.")
-    elif TOOLS and not run([npm, "ci", "--silent", "--no-audit", "--no-fund"], cwd=ROOT):
+    elif not run([npm, "ci", "--silent", "--no-audit", "--no-fund"], cwd=ROOT):
         missing.append("npm could not install the tools of package.json; check the connection to its registry.")
     if with_browser and not browser():
         install_with_manager("browser")
@@ -140,11 +137,8 @@ def steps(options: argparse.Namespace, passed_on: Sequence[str]) -> list[tuple[s
     python, npm = sys.executable, shutil.which("npm") or "npm"
     checks: list[tuple[str, list[str]]] = [
         ("ruff", [python, "-m", "ruff", "check", "."]),
-        *(
-            [("JavaScript", [npm, "run", "--silent", "lint"]), ("its tests", [npm, "test", "--silent"])]
-            if TOOLS
-            else []
-        ),
+        ("JavaScript", [npm, "run", "--silent", "lint"]),
+        ("JavaScript's tests", [npm, "test", "--silent"]),
         ("types", [python, "-m", "mypy"]),
         *((f"parity on {folder}", [python, "-m", "tests.parity", str(folder)]) for folder in goldens(options)),
     ]

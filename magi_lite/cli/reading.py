@@ -41,8 +41,9 @@ def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     given = {name: getattr(arguments, name, None) for name in OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
-    if given.get("timeline"):
-        given["timeline"] = timeline_of(given["timeline"])
+    timeline = given.get("timeline")
+    if timeline:
+        given["timeline"] = timeline_of(timeline)
     return given
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from magi_lite.events import ChunkFinished, Event, Finished, Notice, PhaseStarted, PlanReady, Progress, Stopped
 from magi_lite.planner import Plan
 from magi_lite.request.sentences import count
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells know it."""
@@ -63,7 +67,7 @@ def _plan_sentence(plan: Plan) -> str:
     )
 
 
-def _advance(bar, progress: Progress) -> None:
+def _advance(bar: tqdm[Any], progress: Progress) -> None:
     """Move the bar to where the run is, with the time that is left in words."""
     left = "" if progress.eta_seconds is None else f", {_clock(progress.eta_seconds)} left"
     of = "" if progress.chunks is None else f"/{progress.chunks}"

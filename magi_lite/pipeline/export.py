@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def export(
     to: Path | str,
     seconds: tuple[float, float] | float | None = None,
     progress: Callable[[Progress], None] | None = None,
-    **options: object,
+    **options: Any,
 ) -> Path:
     """Write a finished run, or a part of it, as another file; see `exporting` for the arguments.
 
@@ -139,10 +140,15 @@ def _frames(project: Project, seconds: tuple[float, float] | float | None, name:
     total = sum(_frame_counts(project))
     if not total:
         raise InputError(f"{project.name} has no finished second yet; let it run until the first one is done.")
-    one = isinstance(seconds, (int, float))
-    start, stop = (0.0, total / FPS) if seconds is None else (seconds, seconds) if one else seconds
+    one = FORMATS[name].kind == "frame"
+    if seconds is None:
+        start, stop = 0.0, total / FPS
+    elif isinstance(seconds, tuple):
+        start, stop = seconds
+    else:
+        start, stop, one = seconds, seconds, True
     first = round(start * FPS)
-    end = first + 1 if one or FORMATS[name].kind == "frame" else round(stop * FPS)
+    end = first + 1 if one else round(stop * FPS)
     if not 0 <= first < end <= total:
         raise InputError(
             f"{project.name} has {total / FPS:.4g} finished seconds; ask for a range inside 0-{total / FPS:.4g}."
@@ -161,7 +167,8 @@ def _frame_counts(project: Project) -> list[int]:
 
 def _chunks(project: Project, first: int, end: int) -> list[tuple[int, int, int | None]]:
     """(second, first frame of it, frame behind the last; None: to its end) of all seconds that the range touches."""
-    found, before = [], 0
+    found: list[tuple[int, int, int | None]] = []
+    before = 0
     for index, count in enumerate(_frame_counts(project)):
         start, stop = max(0, first - before), min(count, end - before)
         if start < stop:
@@ -174,7 +181,7 @@ def _whole(chunks: list[tuple[int, int, int | None]]) -> bool:
     return all(start == 0 and stop is None for _, start, stop in chunks)
 
 
-def _copy(project: Project, seconds: list[int], target: Path, settings: dict | None) -> None:
+def _copy(project: Project, seconds: list[int], target: Path, settings: dict[str, Any] | None) -> None:
     """The fragments of some seconds as an ordinary MP4."""
     request = project.request
     with output_errors(target), replacing(target) as temporary:

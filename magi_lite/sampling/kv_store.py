@@ -249,8 +249,9 @@ class KVRing:
         elif self._so_far is not None:
             self._so_far = (min(first, self._so_far[0]), max(last, self._so_far[1]))
         staged = self._send(layer, first, last)
-        if staged.arrived is not None:
-            self._streams.current_stream(self.device).wait_event(staged.arrived)
+        computing = self._streams.current_stream(self.device)
+        if computing is not None and staged.arrived is not None:
+            computing.wait_event(staged.arrived)
         self.prefetch(layer + 1)
         return self._stage[layer % 2]
 
@@ -262,7 +263,7 @@ class KVRing:
         while len(self._stage) < 2:
             self._stage.append(_Slots.allocate(source.key.shape, self.dtype, self.device))
         done = self._streams.record_event(self._streams.current_stream(self.device))
-        if done is not None:
+        if self._side is not None and done is not None:
             self._side.wait_event(done)  # what still reads this half of the stage, or writes the slots, comes first
         with self._streams.on_stream(self._side):
             for a, b in self._pieces(first, last):

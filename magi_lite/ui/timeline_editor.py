@@ -25,11 +25,11 @@ class TimelineEditor(Panel):
         functions = (print_timeline, parse_timeline)
         super().__init__(value, seconds=seconds or 0, server_functions=functions, **options)
 
-    def preprocess(self, payload: Any) -> Timeline:
-        """Raises: TimelineError."""
+    def preprocess(self, payload: Any) -> Any:
+        """The timeline in what the script sends. Raises: TimelineError."""
         return Timeline.from_json(payload) if payload else Timeline()
 
-    def postprocess(self, value: Timeline | dict[str, Any] | None) -> dict[str, Any]:
+    def postprocess(self, value: Any) -> Any:
         if isinstance(value, dict):
             value = Timeline.from_json(value)
         return (value or Timeline()).to_json()

@@ -154,7 +154,7 @@ def check_space(root: Path, files: list[RemoteFile]) -> None:
 @contextlib.contextmanager
 def network(what: str) -> Iterator[None]:
     """Turn the many errors of a transfer into one sentence."""
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its versions differ in whose it is
 
     try:
         yield

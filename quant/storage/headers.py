@@ -10,6 +10,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quant.errors import WeightsError
 from quant.storage.files import parse_json
@@ -122,10 +123,10 @@ def parse_header(start: bytes, path: Path, size: int) -> Header:
     return Header(metadata, tuple(tensors), end)
 
 
-def _tensor(name: str, entry: dict[str, object], path: Path, offset: int) -> TensorInfo:
+def _tensor(name: str, entry: dict[str, Any], path: Path, offset: int) -> TensorInfo:
     """Raises ValueError, KeyError or TypeError where an entry makes no sense."""
     kind, width = KINDS[str(entry["dtype"])]
-    shape, (start, end) = entry["shape"], entry["data_offsets"]  # type: ignore[misc]
+    shape, (start, end) = entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
         raise ValueError(name)
     if end - start != math.prod(shape) * width:

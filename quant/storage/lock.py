@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,7 +119,7 @@ def _lock(descriptor: int, *, shared: bool = False) -> None:
 
     A shared lock is refused by a writer's only, so that those who ask do not take each other for one; Windows has none.
     """
-    if os.name == "nt":
+    if sys.platform == "win32":
         import msvcrt
 
         os.lseek(descriptor, 0, os.SEEK_SET)

@@ -27,7 +27,7 @@ _NAMES = {getattr(torch, kind): name for name, (kind, _) in KINDS.items()}
 
 def torch_type(info: TensorInfo) -> torch.dtype:
     """The type of a tensor that a header describes."""
-    return getattr(torch, info.kind)  # type: ignore[no-any-return]
+    return getattr(torch, info.kind)
 
 
 def kind_of(dtype: torch.dtype) -> str:
@@ -42,7 +42,7 @@ def read(info: TensorInfo) -> Tensor:
     """A tensor in memory of its own; raises OSError."""
     tensor = _empty(info)
     if info.bytes:
-        view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        view = _bytes_of(tensor)
         with info.file.open("rb", buffering=0) as file:
             file.seek(info.start)
             while view:
@@ -55,7 +55,7 @@ def read(info: TensorInfo) -> Tensor:
 
 def map_file(path: Path) -> torch.UntypedStorage:
     """The bytes of a file as memory: read when used, never written back. Raises OSError, RuntimeError."""
-    return torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    return torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)  # type: ignore[return-value]
 
 
 def mapped(storage: torch.UntypedStorage, info: TensorInfo) -> Tensor:
@@ -64,15 +64,20 @@ def mapped(storage: torch.UntypedStorage, info: TensorInfo) -> Tensor:
     if info.start + info.bytes > storage.nbytes():
         raise OSError("the file was cut")
     made = torch.empty(0, dtype=dtype)
-    return made.set_(storage, info.start // dtype.itemsize, info.shape)  # type: ignore[call-overload, no-any-return]
+    return made.set_(storage, info.start // dtype.itemsize, info.shape)  # type: ignore[call-overload]
 
 
 def from_bytes(data: bytes, info: TensorInfo) -> Tensor:
     """A tensor of a file that is in memory, copied."""
     tensor = _empty(info)
     if info.bytes:
-        memoryview(tensor.reshape(-1).view(torch.uint8).numpy())[:] = data[info.start : info.start + info.bytes]
+        _bytes_of(tensor)[:] = data[info.start : info.start + info.bytes]
     return tensor
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, byte by byte."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # it is a buffer
 
 
 def _empty(info: TensorInfo) -> Tensor:
@@ -152,4 +157,4 @@ def _pieces(tensors: Mapping[str, Declared], make: Callable[[str], Tensor]) -> I
     for name, declared in tensors.items():
         tensor = make(name)
         assert (tuple(tensor.shape), tensor.dtype) == (declared.shape, declared.dtype), name
-        yield memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        yield _bytes_of(tensor.detach().cpu().contiguous())
