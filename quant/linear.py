@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -190,7 +190,7 @@ def shared_forward(layers: Iterable[nn.Module], x: Tensor, before: Before | None
         keys = {layer.input_key if isinstance(layer, QuantizedLinear) else None for layer in layers}
         if len(keys) == 1 and None not in keys:
             (key,) = keys
-            inputs[key] = layers[0].quantize_input(x, before)
+            inputs[key] = cast(QuantizedLinear, layers[0]).quantize_input(x, before)
         else:
             x = before(x)
     results = []
