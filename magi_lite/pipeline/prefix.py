@@ -45,9 +45,13 @@ def prefix_pixels(request: GenerationRequest, reach: int) -> PrefixSource | None
     """
     size = (request.width, request.height)
     if request.image is not None:
-        from magi_lite.video.images import load_image
+        from magi_lite.video.images import is_animated, load_image
 
-        return PrefixSource(load_image(Path(request.image), size, request.fit)[None])
+        pixels = load_image(Path(request.image), size, request.fit)[None]
+        if is_animated(request.image):
+            name = request.image.name
+            return PrefixSource(pixels, f"{name} is animated; its first picture is used. As a clip it is continued.")
+        return PrefixSource(pixels)
     if request.video is None:
         return None
     from magi_lite.video.clips import load_tail

@@ -11,12 +11,20 @@ from magi_lite.errors import MagiLiteError, MediaError
 from magi_lite.models import FPS
 from magi_lite.request.json import request_to_json
 from magi_lite.request.settings import settings_from_data
+from magi_lite.video.containers import DAMAGED, NO_PICTURE, kind_of
 
 LIMIT_BYTES = 500_000_000
 """Largest file taken."""
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
-VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
-_PROBE = (64, 64)
+_PICTURES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".apng", ".heic", ".heif",
+    ".jp2", ".ico", ".ppm", ".tga",
+)  # fmt: skip
+_CLIPS = (
+    ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".3gp", ".3g2", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv",
+    ".asf", ".flv", ".ogv", ".mxf", ".vob",
+)  # fmt: skip
+SUFFIXES = frozenset(_PICTURES + _CLIPS)
+"""Endings that kept files may have; what a file is shows in its content alone."""
 
 
 def look_at(path: Path, name: str) -> dict[str, Any]:
@@ -25,17 +33,43 @@ def look_at(path: Path, name: str) -> dict[str, Any]:
     Raises:
         MediaError: empty, too large, of a kind that cannot be used, or damaged.
     """
+    from magi_lite.video.look import look_at as look
+
     size = path.stat().st_size
-    suffix = Path(name).suffix.lower()
     if size == 0:
         raise MediaError(f"{name} is empty (0 bytes); choose another file.")
     if size > LIMIT_BYTES:
         raise MediaError(f"{name} has {size / 1e6:.0f} MB; the largest file taken is {LIMIT_BYTES / 1e6:.0f} MB.")
-    if suffix in IMAGES:
-        return _image(path, name)
-    if suffix in VIDEOS:
-        return _video(path, name)
-    raise MediaError(f"{name} is neither an image nor a video; drop a PNG, JPEG or WebP, or an MP4, MOV, MKV or WebM.")
+    try:
+        seen = look(path)
+    except MediaError as error:
+        suffix = Path(name).suffix.lower()
+        if DAMAGED in str(error) and suffix in _PICTURES:
+            raise MediaError(f"{name} {NO_PICTURE}") from None
+        if DAMAGED in str(error) and suffix not in _CLIPS:
+            raise MediaError(
+                f"{name} is neither an image nor a video; drop a PNG, JPEG or WebP, or an MP4, MOV, MKV or WebM."
+            ) from None
+        raise MediaError(str(error).replace(path.name, name).replace(str(path), name)) from None
+    found = {"kind": seen.kind, "name": name, "width": seen.width, "height": seen.height}
+    if seen.kind == "image":
+        return {**found, "info": f"{seen.width} × {seen.height}, the first frame"}
+    info = f"{seen.width} × {seen.height}, {seen.seconds:.1f} s"
+    info += "" if round(seen.rate) == FPS else f", {seen.rate:.0f} frames per second"
+    return {**found, "info": info, **_settings(path, name)}
+
+
+def _settings(path: Path, name: str) -> dict[str, Any]:
+    """The settings inside a video of ours, checked, or the sentence why they cannot be used."""
+    from magi_lite.video.writer import read_settings
+
+    if kind_of(path) != "other":  # an animated picture
+        return {}
+    try:
+        settings = read_settings(path)
+        return {"settings": request_to_json(settings_from_data(settings), paths=False)} if settings else {}
+    except MagiLiteError as error:
+        return {"settings_error": f"The settings in {name} cannot be used: {error}"}
 
 
 def received_folder() -> Path:
@@ -48,7 +82,8 @@ def received_folder() -> Path:
 def keep(path: Path, name: str, folder: Path) -> Path:
     """Copy a file into `folder` under a name made of its contents, so that a queued job finds it after a restart."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:20]
-    kept = folder / f"{digest}{Path(name).suffix.lower()}"
+    suffix = Path(name).suffix.lower()
+    kept = folder / (digest + (suffix if suffix in SUFFIXES else ".media"))  # never one that a browser would run
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_suffix(kept.suffix + ".part")
@@ -62,44 +97,3 @@ def clean(folder: Path, used: set[Path]) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if path not in used:
             path.unlink(missing_ok=True)
-
-
-def _image(path: Path, name: str) -> dict[str, Any]:
-    from PIL import Image
-
-    from magi_lite.video.images import load_image
-
-    try:
-        load_image(path, _PROBE, "crop")
-    except MediaError as error:
-        raise MediaError(str(error).replace(path.name, name).replace(str(path), name)) from None
-    with Image.open(path) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5
-        width, height = image.size[::-1] if turned else image.size
-    info = f"{width} × {height}, the first frame"
-    return {"kind": "image", "name": name, "width": width, "height": height, "info": info}
-
-
-def _video(path: Path, name: str) -> dict[str, Any]:
-    import av
-
-    from magi_lite.video.clips import load_tail
-    from magi_lite.video.writer import read_settings
-
-    try:
-        load_tail(path, _PROBE, "crop", 1)
-    except MediaError as error:
-        raise MediaError(str(error).replace(path.name, name).replace(str(path), name)) from None
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        width, height = stream.codec_context.width, stream.codec_context.height
-        seconds = float(container.duration or 0) / av.time_base
-    info = f"{width} × {height}, {seconds:.1f} s" if seconds else f"{width} × {height}"
-    rate = float(stream.average_rate or FPS)
-    info += "" if round(rate) == FPS else f", {rate:.0f} frames per second"
-    found = {"kind": "video", "name": name, "width": width, "height": height, "info": info}
-    try:
-        settings = read_settings(path)
-        return found | ({"settings": request_to_json(settings_from_data(settings), paths=False)} if settings else {})
-    except MagiLiteError as error:
-        return {**found, "settings_error": f"The settings in {name} cannot be used: {error}"}

@@ -7,7 +7,10 @@ the last wanted moment shows the clip's last frame.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +19,24 @@ import numpy as np
 from magi_lite.errors import MediaError
 from magi_lite.files import check_source
 from magi_lite.models import FPS
-from magi_lite.video.images import Fit, fit_pixels
+from magi_lite.video.colour import is_wide, matrix_of, to_bt709
+from magi_lite.video.containers import (
+    DAMAGED,
+    MAX_FRAME_PIXELS,
+    kind_of,
+    moving_pictures,
+    open_media,
+    too_large,
+)
+from magi_lite.video.images import BACKGROUND, Fit, fit_pixels, is_animated
 
 if TYPE_CHECKING:
     import av
 
-MAX_FRAME_PIXELS = 40_000_000
-"""Largest frame that is decoded: above 8K."""
 _TOLERANCE = 0.25 / FPS
 """Containers round times, to milliseconds for instance; a frame that starts this little late has started."""
 _SEEK_MARGIN = 2.0
 """Seconds before the wanted ones that are read, for durations that are a little wrong."""
-_DAMAGED = "is damaged or not a video that can be read; use an MP4, MOV or WebM."
 _LONGEST_FRAME = 1.0
 """Seconds that the last frame of a clip is taken to be shown at most."""
 
@@ -47,14 +56,40 @@ def load_tail(path: Path | str, size: tuple[int, int], fit: Fit = "crop", frames
     Raises:
         MediaError: no such file, no video in it, or damaged; one sentence.
     """
+    return read_tail(Path(path), size, fit, frames)[0]
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """What is known of a clip that was read: the size that is shown, in square pixels, its length, and its rate."""
+
+    width: int
+    height: int
+    seconds: float
+    rate: float
+
+
+def read_tail(path: Path, size: tuple[int, int], fit: Fit, frames: int) -> tuple[np.ndarray, ClipFacts]:
+    """What `load_tail` gives, and what was seen of the clip on the way.
+
+    Raises:
+        MediaError: see `load_tail`.
+    """
     import av
 
-    path = Path(path)
     check_source(path, "a video")
+    if kind_of(path) != "other":
+        if not is_animated(path):
+            raise MediaError(f"{path.name} is a single image; start with it as an image instead.")
+        from magi_lite.video.animations import animation_tail
+
+        pixels, facts = animation_tail(path, size, fit, frames)
+        return pixels, facts
     try:
-        return _Clip(path).tail(size, fit, frames)
+        clip = _Clip(path)
+        return clip.tail(size, fit, frames), clip.facts()
     except (av.FFmpegError, OSError, ValueError, IndexError):
-        raise MediaError(f"{path.name} {_DAMAGED}") from None
+        raise MediaError(f"{path.name} {DAMAGED}") from None
 
 
 class _Clip:
@@ -62,7 +97,14 @@ class _Clip:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._aspect = 1.0
+        self._shown: tuple[int, int] | None = None
+        """Width and height as shown, of the frames that were turned into pixels."""
+        self._end = self._rate = 0.0
+
+    def facts(self) -> ClipFacts:
+        """Of a clip whose tail was read."""
+        assert self._shown is not None
+        return ClipFacts(*self._shown, self._end, self._rate)
 
     def tail(self, size: tuple[int, int], fit: Fit, frames: int) -> np.ndarray:
         first, end = self._span(frames)
@@ -77,11 +119,11 @@ class _Clip:
         """Where the last frames start and end, in seconds: at least `frames` / 24 apart if there are so many."""
         need = frames / FPS + _SEEK_MARGIN
         for start_before_end in (need, None):
-            container, stream = self._open()
-            with container:
+            with self._open() as (container, stream):
                 sought = _seek(container, stream, start_before_end)
                 packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-                rate = float(stream.average_rate or stream.guessed_rate or FPS)
+                self._rate = rate = float(stream.average_rate or stream.guessed_rate or FPS)
+                began = float((stream.start_time or 0) * stream.time_base)
                 if packets and all(p.pts is not None for p in packets):
                     times = sorted(float(p.pts * p.time_base) for p in packets)
                     shown = max(packets, key=lambda p: p.pts).duration
@@ -91,7 +133,9 @@ class _Clip:
                 else:
                     times, length = self._decoded_times(rate), 1 / rate
             if times and (not sought or times[-1] - times[0] >= frames / FPS):
-                return times[0], times[-1] + min(max(length, 1 / FPS), _LONGEST_FRAME)
+                end = times[-1] + min(max(length, 1 / FPS), _LONGEST_FRAME)
+                self._end = end - began
+                return times[0], end
         raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
 
     def _decoded_times(self, rate: float) -> list[float]:
@@ -113,52 +157,121 @@ class _Clip:
         return picked, time
 
     def _decode(self, start: float, rate: float = FPS) -> Iterator[tuple[float, av.VideoFrame]]:
-        """(time, frame) from a key frame before `start` on; damaged packets are passed over."""
-        import av
-
-        container, stream = self._open()
-        with container:
-            stream.thread_type = "AUTO"
+        """(time, frame) from a key frame before `start` on; damaged packets are passed over, fields woven."""
+        with self._open() as (container, stream):
             if start > 0:
                 container.seek(int(start / stream.time_base), stream=stream)
-            number = 0
-            for packet in container.demux(stream):
-                try:
-                    decoded = packet.decode()
-                except av.InvalidDataError:
-                    continue
-                for frame in decoded:
-                    yield (number / rate if frame.pts is None else frame.time), frame
-                    number += 1
+            for number, frame in enumerate(_deinterlaced(_frames(container, stream), stream)):
+                if frame.width * frame.height > MAX_FRAME_PIXELS:
+                    raise MediaError(f"{self.path.name} {too_large()}")
+                yield (number / rate if frame.pts is None else frame.time), frame
 
-    def _open(self) -> tuple[av.container.InputContainer, av.VideoStream]:
-        import av
-
-        container = av.open(str(self.path.absolute()))  # a relative "a:b.mp4" would be taken for protocol a
-        pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        name = container.format.name
-        problem = None
-        if not container.streams.video and not container.streams.audio:
-            problem = _DAMAGED
-        elif not pictures:
-            problem = "has no moving pictures in it; use an MP4, MOV or WebM."
-        elif name.endswith("_pipe") or name == "image2":
-            problem = "is a single image; start with it as an image instead."
-        elif pictures[0].codec_context.width * pictures[0].codec_context.height > MAX_FRAME_PIXELS:
-            problem = f"has frames of more than {MAX_FRAME_PIXELS // 10**6} megapixels; make it smaller."
-        if problem:
-            container.close()
-            raise MediaError(f"{self.path.name} {problem}")
-        self._aspect = float(pictures[0].sample_aspect_ratio or 1)
-        return container, pictures[0]
+    @contextmanager
+    def _open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+        with open_media(self.path) as container:
+            stream = moving_pictures(container, self.path.name)
+            aspect = float(stream.sample_aspect_ratio or 1)
+            self._aspect = aspect if 1 / 8 <= aspect <= 8 else 1.0
+            yield container, stream
 
     def _pixels(self, frame: av.VideoFrame, size: tuple[int, int], fit: Fit) -> np.ndarray:
-        """Upright pixels of a frame; its display matrix turns counterclockwise."""
+        """A frame as it is shown: colours in BT.709, opaque, turned by its display matrix."""
         from PIL import Image
 
-        pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-        aspect = 1 / self._aspect if round(frame.rotation / 90) % 2 else self._aspect
+        transposed, mirrored, flipped = _orientation(frame)
+        width, height, aspect = frame.width * self._aspect, frame.height, self._aspect
+        if transposed:
+            width, height, aspect = height, width, 1 / aspect
+        self._shown = (max(1, round(width)), max(1, round(height)))
+        pixels = _rgb(frame, max(size))
+        pixels = pixels.swapaxes(0, 1) if transposed else pixels
+        pixels = pixels[:: -1 if flipped else 1, :: -1 if mirrored else 1]
         return fit_pixels(Image.fromarray(np.ascontiguousarray(pixels)), size, fit, aspect)
+
+
+def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Every frame that can be decoded."""
+    import av
+
+    context = stream.codec_context
+    library = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
+    if stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) == "1" and library:
+        context = av.CodecContext.create(library, "r")  # FFmpeg's own decoders leave transparency out
+        context.extradata = stream.codec_context.extradata
+    else:
+        context.thread_type = "AUTO"
+    if context.width * context.height > MAX_FRAME_PIXELS // 4:
+        context.thread_count = 2  # each thread holds a frame
+    for packet in container.demux(stream):
+        try:
+            decoded = context.decode(packet if packet.size else None)
+        except (av.InvalidDataError, av.EOFError):
+            continue
+        for frame in decoded:
+            frame.time_base = stream.time_base  # those that come at the end have none
+            yield frame
+
+
+def _deinterlaced(frames: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Frames with their fields made whole, from the first interlaced frame on; others pass as they are."""
+    import av
+
+    graph = None
+
+    def finished() -> Iterator[av.VideoFrame]:
+        while True:
+            try:
+                yield graph.pull()
+            except (av.BlockingIOError, av.EOFError):
+                return
+
+    for frame in frames:
+        if graph is None and frame.interlaced_frame:
+            graph = av.filter.Graph()
+            source = graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=stream.time_base
+            )
+            graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
+            graph.configure()
+        if graph is None:
+            yield frame
+        else:
+            graph.push(frame)
+            yield from finished()
+    if graph is not None:
+        graph.push(None)
+        yield from finished()
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """Transposed, then mirrored left to right, then turned upside down: what a frame's display matrix says.
+
+    The matrix maps (x, y) to (a x + c y, b x + d y), in 16.16 fixed point (ISO/IEC 14496-12, 6.2.2).
+    """
+    for item in frame.side_data:
+        if item.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = struct.unpack_from("=5i", bytes(item))
+            if abs(a) + abs(d) >= abs(b) + abs(c):
+                return False, a < 0, d < 0
+            return True, c < 0, b < 0
+    return False, False, False
+
+
+def _rgb(frame: av.VideoFrame, longest: int) -> np.ndarray:
+    """A frame's pixels (H, W, 3) uint8 in BT.709, opaque; HDR is made smaller first where `longest` allows it."""
+    transfer, primaries = int(frame.color_trc), int(frame.color_primaries)
+    matrix = matrix_of(int(frame.colorspace), primaries, frame.width, frame.height)
+    if is_wide(transfer, primaries):
+        scale = min(1.0, 2 * longest / min(frame.width, frame.height))
+        width, height = round(frame.width * scale), round(frame.height * scale)
+        frame = frame.reformat(width, height, "rgb48le", src_colorspace=matrix)
+        return to_bt709(frame.to_ndarray().astype(np.float32) / 65535, transfer, primaries)
+    names = {component.is_alpha for component in frame.format.components}
+    if True in names or frame.format.has_palette:
+        values = frame.reformat(format="rgba", src_colorspace=matrix).to_ndarray()
+        alpha = values[..., 3:].astype(np.float32) / 255
+        return np.rint(values[..., :3] * alpha + np.array(BACKGROUND, np.float32) * (1 - alpha)).astype(np.uint8)
+    return frame.reformat(format="rgb24", src_colorspace=matrix).to_ndarray()
 
 
 def _seek(container: av.container.InputContainer, stream: av.VideoStream, before_end: float | None) -> bool:

@@ -6,6 +6,7 @@ transparent parts over a plain background; then scale and crop in one resampling
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import warnings
 from pathlib import Path
@@ -19,13 +20,14 @@ from PIL import Image, ImageCms, ImageOps
 
 from magi_lite.errors import MediaError
 from magi_lite.files import check_source
+from magi_lite.video.containers import NO_PICTURE, kind_of
 
 Fit = Literal["crop", "pad", "stretch"]
 MAX_PIXELS = 120_000_000
 """Largest picture that is decoded: more than any camera makes, 360 MB in memory."""
 BACKGROUND = (255, 255, 255)
 """What shows through transparent parts, as in a browser; `pad` bars are black."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM", "TGA", "ICO", "JPEG2000", "MPO")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM", "TGA", "ICO", "JPEG2000", "MPO", "HEIF")
 """Formats that are read; others of Pillow's would start outside programs."""
 
 
@@ -50,7 +52,7 @@ def load_image(
     path = Path(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # large or oddly tagged pictures are judged below
-        with _open(path) as picture:
+        with open_picture(path) as picture:
             image = picture.image
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
@@ -60,10 +62,41 @@ def load_image(
             try:
                 image.draft("RGB", (2 * max(size), 2 * max(size)))  # a JPEG far too large is decoded at a fraction
                 image.load()
-                image = _opaque(_to_srgb(_upright(image)), background)
+                image = to_rgb(image, background)
             except Exception as error:  # decoders of foreign files raise anything
                 raise _damaged(path, error) from None
     return fit_pixels(image, size, fit)
+
+
+def is_animated(path: Path) -> bool:
+    """Whether a picture moves: a GIF, WebP, AVIF or PNG of more than one frame.
+
+    Raises:
+        MediaError: it is no picture.
+    """
+    with open_picture(path) as picture:
+        image = picture.image
+        return image.format in ("GIF", "WEBP", "AVIF", "PNG") and getattr(image, "n_frames", 1) > 1
+
+
+def shown_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as it is shown, upright.
+
+    Raises:
+        MediaError: it is no picture.
+    """
+    with open_picture(path) as picture:
+        image = picture.image
+        try:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        except Exception:  # a damaged EXIF says nothing
+            turned = False
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def to_rgb(image: Image.Image, background: tuple[int, int, int] = BACKGROUND) -> Image.Image:
+    """A decoded picture upright, in sRGB, opaque, with 8 bits a colour."""
+    return _opaque(_to_srgb(_upright(image)), background)
 
 
 def fit_pixels(image: Image.Image, size: tuple[int, int], fit: Fit, pixel_aspect: float = 1.0) -> np.ndarray:
@@ -100,9 +133,11 @@ class Picture(PillowPlugin):
         return self._image
 
 
-def _open(path: Path) -> Picture:
+def open_picture(path: Path) -> Picture:
     """The picture with its header read only; close it."""
     check_source(path, "an image")
+    if kind_of(path) == "heif" and importlib.util.find_spec("pillow_heif") is None:
+        raise MediaError(f"{path.name} is a HEIC picture; install pillow-heif to read it, or save it as JPEG.")
     try:
         picture = iio.imopen(path.absolute(), "r", plugin=Picture)
     except Exception as error:  # imageio wraps what a decoder raises
@@ -111,11 +146,11 @@ def _open(path: Path) -> Picture:
             limit = MAX_PIXELS // 10**6
             raise MediaError(f"{path.name} has more than {limit} megapixels; make it smaller first.") from None
         if cause is None or isinstance(cause, InitializationError):
-            raise MediaError(f"{path.name} is not an image that can be read; use PNG, JPEG or WebP.") from None
+            raise MediaError(f"{path.name} {NO_PICTURE}") from None
         raise _damaged(path, cause) from None
     if picture.image.format not in FORMATS:
         picture.close()
-        raise MediaError(f"{path.name} is not an image that can be read; use PNG, JPEG or WebP.")
+        raise MediaError(f"{path.name} {NO_PICTURE}")
     return picture
 
 

@@ -19,6 +19,7 @@ from magi_lite.files import check_source, output_error, output_errors
 from magi_lite.models import FPS
 from magi_lite.request.settings import LIMIT_BYTES
 from magi_lite.video import fragments, labels
+from magi_lite.video.containers import open_media
 from quant.storage.files import replacing, write_all
 
 
@@ -168,8 +169,9 @@ def read_settings(path: Path | str) -> dict[str, Any] | None:
     path = Path(path)
     check_source(path, "a video")
     try:
-        with av.open(str(path.absolute())) as container:  # a relative "a:b.mp4" would be taken for protocol a
-            comment = container.metadata.get("comment", "")
+        with open_media(path) as container:
+            tags = {name.lower(): tag for name, tag in container.metadata.items()}  # Matroska has upper case
+            comment = tags.get("comment", "")
     except (av.FFmpegError, OSError, ValueError):
         raise MediaError(f"{path.name} cannot be read as a video; give an MP4 file.") from None
     if len(comment) > LIMIT_BYTES:

@@ -1,0 +1,91 @@
+"""Opening foreign media files: by their content, and without anything else being opened with them.
+
+A playlist or a list of files inside a "video" can name other files and addresses; only formats that hold their own
+data are read, and from the file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magi_lite.errors import MediaError
+
+if TYPE_CHECKING:
+    import av
+
+MAX_FRAME_PIXELS = 40_000_000
+"""Largest frame that is decoded: above 8K."""
+DAMAGED = "is damaged or not a video that can be read; use an MP4, MOV or WebM."
+NO_PICTURE = "is not an image that can be read; use PNG, JPEG or WebP."
+_FORMATS = (
+    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h261",
+    "h263", "h264", "hevc", "vvc", "av1", "obu", "ivf", "flv", "asf", "ogg", "mxf", "nut", "rm", "dv", "vc1", "wtv",
+    "yuv4mpegpipe", "dnxhd", "mp3", "wav", "w64", "flac", "aac", "ac3", "eac3", "aiff", "caf", "au", "amr",
+)  # fmt: skip
+"""Containers and raw streams that are read: none refers to other files."""
+_BRANDS = {b"avif": "picture", b"avis": "picture", b"heic": "heif", b"heix": "heif", b"hevc": "heif", b"hevx": "heif"}
+_BRANDS |= {b"heim": "heif", b"heis": "heif", b"mif1": "heif", b"msf1": "heif"}
+
+_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\1\0")
+_STARTS += (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
+"""How PNG, JPEG, GIF, TIFF, ICO and JPEG 2000 begin."""
+
+
+def kind_of(path: Path) -> str:
+    """What a file is by its first bytes: "picture", "heif" (a picture that needs pillow-heif), or "other"."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[4:8] == b"ftyp":
+        brands = [
+            head[8:12],
+            *(head[at : at + 4] for at in range(16, min(len(head), int.from_bytes(head[:4], "big")), 4)),
+        ]
+        found = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
+        return "picture" if "picture" in found else "heif" if brands[0] in _BRANDS else "other"
+    known = head.startswith(_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    known |= head[:2] == b"BM" and head[6:10] == bytes(4)
+    known |= head[:1] == b"P" and head[1:2] in b"1234567" and head[2:3].isspace()
+    return "picture" if known or path.suffix.lower() == ".tga" else "other"
+
+
+@contextmanager
+def open_media(path: Path) -> Iterator[av.container.InputContainer]:
+    """A media file, opened for reading.
+
+    Raises:
+        av.FFmpegError, OSError, ValueError: it is none, or of a format that refers to other files.
+    """
+    import av
+
+    options = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file"}
+    with av.open(str(path.absolute()), options=options) as container:  # a relative "a:b.mp4" would be protocol a
+        yield container
+
+
+def moving_pictures(container: av.container.InputContainer, name: str) -> av.VideoStream:
+    """The stream of a clip's pictures; covers of music do not count.
+
+    Raises:
+        MediaError: there is none that can be decoded, or its frames are too large; one sentence.
+    """
+    import av
+
+    pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not container.streams.video and not container.streams.audio:
+        raise MediaError(f"{name} {DAMAGED}")
+    if not pictures:
+        raise MediaError(f"{name} has no moving pictures in it; use an MP4, MOV or WebM.")
+    stream = next((stream for stream in pictures if stream.codec_context is not None), None)
+    if stream is None:
+        raise MediaError(f"{name} has pictures in a format that cannot be decoded; convert it to H.264 first.")
+    if stream.codec_context.width * stream.codec_context.height > MAX_FRAME_PIXELS:
+        raise MediaError(f"{name} {too_large()}")
+    return stream
+
+
+def too_large() -> str:
+    """The sentence for frames that are not decoded."""
+    return f"has frames of more than {MAX_FRAME_PIXELS // 10**6} megapixels; make it smaller."

@@ -1,0 +1,41 @@
+"""What a file is, as the readers see it: a picture to start from or a clip to continue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from magi_lite.files import check_source
+from magi_lite.models import FPS
+from magi_lite.video.containers import kind_of
+
+_PROBE = (64, 64)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A picture or a clip: its size as it is shown, and of a clip its seconds and frames per second."""
+
+    kind: Literal["image", "video"]
+    width: int
+    height: int
+    seconds: float = 0.0
+    rate: float = FPS
+
+
+def look_at(path: Path) -> Look:
+    """Read a file as a run that starts from it would; what it is shows in its content, not in its name.
+
+    Raises:
+        MediaError: it can be used neither as a picture nor as a clip; one sentence.
+    """
+    from magi_lite.video.clips import read_tail
+    from magi_lite.video.images import is_animated, load_image, shown_size
+
+    check_source(path, "an image or a video")
+    if kind_of(path) != "other" and not is_animated(path):
+        load_image(path, _PROBE)
+        return Look("image", *shown_size(path))
+    _, facts = read_tail(path, _PROBE, "crop", 1)
+    return Look("video", facts.width, facts.height, facts.seconds, facts.rate)

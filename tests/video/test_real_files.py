@@ -1,0 +1,231 @@
+"""Clips as cameras, phones and browsers make them: shown as players show them, whatever they are called."""
+
+import struct
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from magi_lite.errors import MediaError
+from magi_lite.ui import uploads
+from magi_lite.video import colour
+from magi_lite.video.clips import load_tail
+from magi_lite.video.images import load_image
+from magi_lite.video.look import look_at
+from magi_lite.video.writer import VideoWriter, read_settings
+
+CASES = Path(__file__).parent / "cases"
+RED, BLUE, YELLOW = (200, 60, 40), (30, 120, 220), (240, 230, 60)
+
+
+def ffmpeg(*arguments):
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True)
+
+
+def ffmpeg_frame(path, number=0):
+    """A frame as ffmpeg shows it, its automatic rotation included: an implementation of its own."""
+    out = path.with_suffix(".shown.png")
+    ffmpeg("-i", path, "-vf", f"select=eq(n\\,{number})", "-frames:v", 1, out)
+    return np.asarray(Image.open(out).convert("RGB")).astype(int)
+
+
+def corners(pixels):
+    """Top left, top right, bottom left, bottom right."""
+    h, w = pixels.shape[0] // 16, pixels.shape[1] // 16
+    return [pixels[y, x].astype(int) for y in (h, -h) for x in (w, -w)]
+
+
+def near(got, wanted, tolerance):
+    return np.abs(np.asarray(got, int) - np.asarray(wanted, int)).max() <= tolerance
+
+
+SCENE = (BLUE, RED, RED, YELLOW)
+
+
+@pytest.mark.parametrize(
+    ("name", "scene", "tolerance"),
+    [
+        ("base.mp4", SCENE, 3),
+        ("hflip.mp4", (RED, BLUE, YELLOW, RED), 3),
+        ("untag709_1280.mp4", SCENE, 3),
+        ("hlg.mov", SCENE, 20),
+        ("b.3gp", SCENE, 3),
+    ],
+)
+def test_the_scene(name, scene, tolerance):
+    got = corners(load_tail(CASES / name, (256, 256), frames=2)[-1])
+    assert all(near(one, wanted, tolerance) for one, wanted in zip(got, scene, strict=True)), got
+
+
+def test_red_in_hlg_is_red():
+    assert near(corners(load_tail(CASES / "hlg.mov", (256, 256), frames=1)[0])[1], RED, 8)
+
+
+MATRICES = [
+    (1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1),
+    (0, 1, 1, 0), (0, 1, -1, 0), (0, -1, 1, 0), (0, -1, -1, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_all_eight_orientations(tmp_path, matrix):
+    """The display matrix of the track header is rewritten; what ffmpeg shows is right, and the app says that size."""
+    source = tmp_path / "wide.mp4"
+    ffmpeg("-i", CASES / "base.mp4", "-vf", "scale=256:128", "-g", 1, source)
+    data = bytearray(source.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    assert struct.unpack_from(">9i", data, at) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    a, b, c, d = (value * 65536 for value in matrix)
+    struct.pack_into(">9i", data, at, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path = tmp_path / "turned.mp4"
+    path.write_bytes(data)
+    shown = ffmpeg_frame(path)
+    seen = look_at(path)
+    assert (seen.height, seen.width) == shown.shape[:2]
+    got = load_tail(path, (seen.width, seen.height), "stretch", frames=96)[0]
+    for one, other in zip(corners(got), corners(shown), strict=True):
+        assert near(one, other, 12), matrix
+
+
+def test_the_app_says_the_size_that_the_reader_gives(tmp_path):
+    seen = uploads.look_at(CASES / "anamorph.mp4", "clip.mp4")
+    assert (seen["width"], seen["height"]) == (640, 360)
+    ffmpeg("-display_rotation", 90, "-i", CASES / "anamorph.mp4", "-c", "copy", tmp_path / "turned.mp4")
+    seen = uploads.look_at(tmp_path / "turned.mp4", "clip.mp4")
+    assert (seen["width"], seen["height"]) == (360, 640) and "360 × 640" in seen["info"]
+    white = (load_tail(tmp_path / "turned.mp4", (90, 160), "pad", frames=1)[0].sum(-1) > 0).mean()
+    assert white > 0.95, "padded to the size that was said, nothing is left to pad"
+
+
+@pytest.mark.parametrize(("size", "matrix"), [((640, 480), "bt601"), ((1280, 720), "bt709"), ((1024, 768), "bt709")])
+def test_untagged_clips_are_read_by_convention(tmp_path, size, matrix):
+    path = tmp_path / "a.mkv"
+    scale = f"color=0xC83C28:s={size[0]}x{size[1]}:r=24:d=1,format=rgb24,scale=out_color_matrix={matrix}:out_range=tv"
+    ffmpeg("-f", "lavfi", "-i", scale + ",format=yuv420p", "-c:v", "ffv1", path)
+    assert near(load_tail(path, (64, 64), frames=1)[0, 32, 32], RED, 3)
+
+
+def test_interlaced_clips_have_no_combs(tmp_path):
+    """A bar that moves between fields: read straight, odd and even lines disagree at its edges."""
+    path = tmp_path / "a.mkv"
+    fields = "color=black:s=320x240:r=50:d=1.2[b];color=white:s=40x240:r=50:d=1.2[w];[b][w]overlay=x='mod(n*9,280)'"
+    ffmpeg(
+        "-f", "lavfi", "-i", fields + ",tinterlace=interleave_top,setfield=tff,format=yuv420p",
+        "-c:v", "libx264", "-flags", "+ildct+ilme", "-x264opts", "tff=1", "-qp", 4, path,
+    )  # fmt: skip
+    pixels = load_tail(path, (320, 240), frames=12).astype(int)[..., 0]
+    comb = np.abs(pixels[:, 2:-2] - (pixels[:, 1:-3] + pixels[:, 3:-1]) / 2).max((1, 2))
+    assert np.median(comb) < 90, comb
+    left = np.array([np.flatnonzero(frame[120] > 128)[0] for frame in pixels])
+    assert (np.diff(left) >= 0).all() and left[-1] > left[0] + 60, "and the moments are the right ones"
+
+
+def test_transparent_clips_lie_on_white(tmp_path):
+    got = load_tail(CASES / "alpha.webm", (256, 256), frames=1)[0]
+    assert near(got[8, 8], (255, 255, 255), 12)
+    path = tmp_path / "a.mov"
+    ffmpeg("-f", "lavfi", "-i", "color=red@0.5:s=64x48:r=24:d=1,format=rgba", "-c:v", "qtrle", path)
+    assert near(load_tail(path, (64, 48), frames=1)[0, 24, 32], (255, 127, 127), 4)
+
+
+def animation(path, **options):
+    pictures = [Image.new("RGB", (64, 48), (value,) * 3) for value in (40, 120, 200)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[500, 250, 250], **options)
+
+
+@pytest.mark.parametrize(
+    ("ending", "options"), [("gif", {}), ("webp", {"lossless": True}), ("png", {}), ("avif", {"quality": 90})]
+)
+@pytest.mark.parametrize("named", ["clip", "clip.png", "clip.mp4"])
+def test_animated_pictures_are_clips(tmp_path, ending, options, named):
+    animation(tmp_path / f"a.{ending}", **options)
+    path = (tmp_path / f"a.{ending}").rename(tmp_path / named)
+    shown = load_tail(path, (32, 32), frames=96).astype(float).mean((1, 2, 3))
+    assert np.abs(shown - np.repeat([40, 120, 200], [12, 6, 6])).max() < 4
+    tail = load_tail(path, (32, 32), frames=9).astype(float).mean((1, 2, 3))
+    assert np.abs(tail - np.repeat([120, 200], [3, 6])).max() < 4
+    seen = uploads.look_at(path, path.name)
+    assert (seen["kind"], seen["width"], seen["height"]) == ("video", 64, 48) and "1.0 s" in seen["info"]
+    assert near(load_image(path, (32, 32))[16, 16], (40,) * 3, 4), "as a picture it is its first one"
+
+
+def test_the_cases_in_the_app():
+    for name, kind in (("b.gif", "video"), ("anim.webp", "video"), ("photo.jfif", "image"), ("b.3gp", "video")):
+        assert uploads.look_at(CASES / name, name)["kind"] == kind
+        assert uploads.look_at(CASES / name, "IMG_0001")["kind"] == kind, "by content, not by name"
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec"),
+    [("mpg", "mpeg2video"), ("ts", "libx264"), ("3gp", "mpeg4"), ("flv", "libx264"), ("ogv", "libvpx")],
+)
+def test_other_containers_under_any_name(tmp_path, ending, codec):
+    muxer = {"mpg": "mpeg", "ts": "mpegts", "ogv": "ogg"}.get(ending, ending)
+    ffmpeg("-i", CASES / "base.mp4", "-c:v", codec, "-b:v", "2M", "-f", muxer, tmp_path / f"a.{ending}")
+    path = (tmp_path / f"a.{ending}").rename(tmp_path / "a.bin")
+    assert near(corners(load_tail(path, (256, 256), frames=4)[-1])[1], RED, 30)
+    assert uploads.look_at(path, f"a.{ending}")["kind"] == "video"
+
+
+@pytest.mark.parametrize("ending", ["jp2", "tiff", "bmp", "ppm"])
+def test_other_pictures_under_any_name(tmp_path, ending):
+    Image.new("RGB", (64, 48), RED).save(tmp_path / f"a.{ending}")
+    path = (tmp_path / f"a.{ending}").rename(tmp_path / "a")
+    assert uploads.look_at(path, "a")["kind"] == "image" and near(load_image(path, (32, 32))[16, 16], RED, 3)
+
+
+def test_heic_is_named(tmp_path):
+    path = tmp_path / "IMG_1.jpg"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    for work in (lambda: load_image(path, (32, 32)), lambda: look_at(path)):
+        with pytest.raises(MediaError, match=r"IMG_1\.jpg is (a HEIC picture; install pillow-heif|damaged)"):
+            work()
+
+
+def test_kept_files_cannot_be_run_by_a_browser(tmp_path):
+    kept = uploads.keep(CASES / "photo.jfif", "photo.html", tmp_path / "kept")
+    assert kept.suffix == ".media"
+    assert uploads.keep(CASES / "photo.jfif", "photo.jfif", tmp_path / "kept").suffix == ".jfif"
+
+
+def test_settings_survive_a_remux(tmp_path, frames):
+    with VideoWriter(tmp_path / "a.mp4", (64, 48), settings={"seed": 8}) as writer:
+        writer.append(frames(24))
+    ffmpeg("-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "a.mkv")
+    with av.open(str(tmp_path / "a.mkv")) as container:
+        assert "COMMENT" in container.metadata
+    assert read_settings(tmp_path / "a.mkv") == {"seed": 8}
+
+
+def test_tone_curves():
+    """Known points: PQ 0.508 is 100 nits, 0.58 about 203; HLG 0.5 is a twelfth; white stays white and grey neutral."""
+    assert colour.pq_nits(np.array([0.0, 0.508078, 1.0])) == pytest.approx([0, 100, 10000], abs=0.1)
+    assert colour.hlg_scene(np.array([0.0, 0.5, 1.0])) == pytest.approx([0, 1 / 12, 1], abs=1e-5)
+    ramp = np.linspace(0, 1, 256)[None, :, None].repeat(3, -1)
+    for transfer, white in ((colour.PQ, 0.5807), (colour.HLG, 0.75)):
+        out = colour.to_bt709(ramp, transfer, 9).astype(int)
+        assert (np.ptp(out, -1) <= 1).all() and (np.diff(out[0, :, 0]) >= 0).all()
+        assert 215 <= out[0, round(white * 255), 0] <= 250 and out[0, -1, 0] >= 253 and out[0, 0, 0] == 0
+
+
+def test_time_bases_of_deinterlaced_frames(tmp_path):
+    """A deinterlaced clip of another time base keeps its moments."""
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 12800)
+        stream.options = {"x264-params": "tff=1", "qp": "2"}
+        for number in range(50):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 + 4 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number * 512, Fraction(1, 12800)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    shown = load_tail(path, (32, 32), frames=24).astype(float).mean((1, 2, 3))
+    wanted = [20 + 4 * min(49, int((2 - (24 - k) / 24 + 0.011) * 25)) for k in range(24)]
+    assert np.abs(shown - wanted).max() < 5
