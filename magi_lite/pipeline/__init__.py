@@ -59,6 +59,8 @@ def generate(
         yield Opened(project.folder, project.video)
         if resume is not None and project.history[-1]["what"] == "moved" and project.chunks:
             yield Notice("Precision or placement differ from those the run began with; a seam may be visible.")
+        for sentence in project.repairs:
+            yield Notice(sentence, "warning")
         try:
             project.set_status("running")
             yield from _with_smaller_plans(Run(project, control, record))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,6 +169,27 @@ def engine(files: ModelFiles, execution: Execution) -> Iterator[Engine]:
     finally:
         for model in loaded:
             drop_weights(model)
+        devices.free_memory()
+
+
+@contextmanager
+def decoder(files: ModelFiles, execution: Execution) -> Iterator[Callable[[Tensor], np.ndarray]]:
+    """Load the autoencoder alone: scaled latents (1, 16, t, h, w) to frames (T, H, W, 3) uint8 in host memory."""
+    if execution.device == "cuda":
+        devices.grow_segments()
+    vae = load_vae(files.vae, DTYPES[execution.dtype])
+    try:
+        with Residency(execution) as home:
+            home.place_vae(vae)
+
+            @torch.inference_mode()
+            def decode(latents: Tensor) -> np.ndarray:
+                with home.vae_at_work("decoder") as network:
+                    return decode_chunk(network, latents.to(home.vae_device), execution.vae_tile_batch)
+
+            yield decode
+    finally:
+        drop_weights(vae)
         devices.free_memory()
 
 

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from magi_lite.errors import InputError, MediaError
-from magi_lite.files import write_tensors
 from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, FRAMES_PER_LATENT
 from magi_lite.project import PREFIX_NAME, Project
+from magi_lite.project.tensors import Damaged, load_tensors, save_tensors
 from magi_lite.request.request import GenerationRequest
 from magi_lite.request.sentences import count
 
@@ -92,7 +90,7 @@ def prefix_latents(request: GenerationRequest, reach: int) -> Tensor | None:
 
 def save_prefix(project: Project, latents: Tensor) -> None:
     """Keep an encoded prefix (1, C, frames, H, W) in the project."""
-    write_tensors(_file(project), {"latents": latents})
+    save_tensors(_file(project), {"latents": latents})
 
 
 def read_prefix(project: Project) -> Tensor | None:
@@ -105,8 +103,8 @@ def read_prefix(project: Project) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        return load(path.read_bytes())["latents"]
-    except (SafetensorError, KeyError):
+        return load_tensors(path)[0]["latents"]
+    except (Damaged, KeyError):
         kept = request.image or request.video
         if kept is None or not kept.is_file():
             raise InputError(f"{path} is damaged and what it was made from is gone; start a new video.") from None

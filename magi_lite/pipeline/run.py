@@ -34,7 +34,7 @@ from magi_lite.events import (
 from magi_lite.models import CHUNK_LATENT_FRAMES, PIXELS_PER_LATENT
 from magi_lite.pipeline.decoding import psnr
 from magi_lite.pipeline.delivery import Delivery
-from magi_lite.pipeline.engine import Engine, engine, plan_for, prompt_bank, recorded
+from magi_lite.pipeline.engine import Engine, decoder, engine, plan_for, prompt_bank, recorded
 from magi_lite.pipeline.prefix import prefix_pixels, read_prefix, save_prefix
 from magi_lite.pipeline.prompts import PromptBank
 from magi_lite.pipeline.resume import ResumePoint, find_resume_point
@@ -69,6 +69,8 @@ class Run:
         """Notices about prompts that were given, so that each is given once."""
         self.phase: Phase | None = None
         """What takes memory now; where it runs out, the smaller plan must be smaller here."""
+        self.gap_filled = False
+        """Whether the second just made stands before finished ones: the sampler then skips them."""
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -91,6 +93,10 @@ class Run:
             yield self.finished()
             return
         yield PlanReady(plan)
+        yield from self.decode_missing(plan)
+        if self.complete:
+            yield self.finished()
+            return
         if not self.files.trained:
             yield Notice(
                 "The demo model in use is untrained: its pictures are noise that shows the app at work.", "warning"
@@ -120,11 +126,35 @@ class Run:
             if self.leaving:
                 yield self.stopped()
                 return
-            sampler = self.make_sampler(networks, plan, bank, start, prefix)
             yield PhaseStarted("denoise", f"Making the {'next' if self.project.chunks else 'first'} second")
-            self.clock = Clock(sampler.steps_done)
             with recorded(networks, self.record):
-                yield from self.denoise(sampler, networks, bank)
+                while True:
+                    sampler = self.make_sampler(networks, plan, bank, start, prefix)
+                    self.clock = Clock(sampler.steps_done)
+                    yield from self.denoise(sampler, networks, bank)
+                    if not self.gap_filled:
+                        return
+                    self.gap_filled = False
+                    start = find_resume_point(self.project)
+
+    def decode_missing(self, plan: Plan) -> Iterator[Event]:
+        """Decode seconds whose latents are on disk and whose frames are not: a crash or a damaged file left them so."""
+        second = self.undecoded()
+        if second is None:
+            return
+        yield PhaseStarted("decode", f"Decoding second {second}")
+        with self.during("decode"), decoder(self.files, plan.execution) as decode:
+            while second is not None:
+                frames = decode(self.project.seconds.read_latents(second))
+                self.project.write_chunk(second, self.project.seconds.read_latents(second), frames)
+                self.delivery.update()
+                yield ChunkFinished(second, frames, self.clock.lap())
+                second = self.undecoded()
+
+    def undecoded(self) -> int | None:
+        """The next second to decode, if the run still wants it."""
+        second, wanted = self.project.seconds.undecoded(), self.request.seconds
+        return second if second is not None and (wanted is None or second < wanted) else None
 
     # --- what the sampler needs ------------------------------------------------------------------------------------
 
@@ -215,6 +245,8 @@ class Run:
                         return
                 case CleanChunk():
                     yield from self.finish_chunk(result, networks)
+                    if self.gap_filled and not self.complete:
+                        return
                 case StageDone():
                     self.project.save_state(result.stage, sampler.state())
                     if self.request.seconds is None:
@@ -231,6 +263,7 @@ class Run:
         with self.during("decode"):
             frames = networks.decode(clean.latents)
         self.project.write_chunk(clean.index, clean.latents, frames)
+        self.gap_filled = self.project.chunks > clean.index + 1
         self.delivery.update()
         yield ChunkFinished(clean.index, frames, self.clock.lap())
 

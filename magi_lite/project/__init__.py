@@ -1,5 +1,7 @@
-"""Generations on disk: `Project` writes and reads one, `listing` shows all, `lock` keeps a second writer out."""
+"""A run on disk: `Project` writes and reads one; `seconds` and `states` are what it is made of."""
 
-from magi_lite.project.project import PREFIX_NAME, Project, SavedState
+from magi_lite.project.project import PREFIX_NAME, Project
+from magi_lite.project.record import Status
+from magi_lite.project.states import SavedState
 
-__all__ = ["PREFIX_NAME", "Project", "SavedState"]
+__all__ = ["PREFIX_NAME", "Project", "SavedState", "Status"]

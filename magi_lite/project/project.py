@@ -9,6 +9,7 @@ NAME/
   states/00000.safetensors   the sampler after stage 0: tensors, and the position as JSON in the header
   video.mp4                  init segment and all fragments; grows while the run goes on, plays at any moment
   log.txt                    what happened, a line each
+  damaged/                   what was damaged or left half written, moved aside
   .lock                      held by the one process that writes
 
 Why it survives any crash: each file is written whole under another name, synced and renamed, and none is changed in
@@ -20,37 +21,31 @@ Frames are kept as encoded fragments, and video.mp4 is put together from them by
 kept, through resume, redo, extend or branch, keeps its latents, its frames and its bytes. The road not taken,
 decoding the latents and encoding again, would make another second of it on another machine.
 
-A finished second is never overwritten: `write_chunk` keeps what is there. To make it again: `redo_from`, `branch`.
+A finished second is never overwritten: `write_chunk` keeps what is there. To make it again: `branch`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from magi_lite.errors import InputError, OutputError
-from magi_lite.files import output_errors, storage_errors, write_atomic, write_tensors
+from magi_lite.files import output_errors, storage_errors
 from magi_lite.models import FPS
-from magi_lite.project.files import (
-    LOCK_NAME,
-    ProjectFiles,
-    SavedState,
-    Status,
-    link,
-    make_folder,
-    now,
-    read_json,
-    write_json,
-)
+from magi_lite.project.folder import make_folder, move_aside, share
+from magi_lite.project.record import Record, Status, new_record, now, read_record, write_record
+from magi_lite.project.seconds import THUMBNAILS, Seconds
+from magi_lite.project.states import SavedState, StateLike, States
+from magi_lite.project.tensors import Damaged
 from magi_lite.request.json import request_to_json
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
-from quant.storage.lock import FileLock
+from quant.storage.lock import FileLock, is_locked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +53,8 @@ if TYPE_CHECKING:
 
     from magi_lite.video.writer import VideoWriter
 
-__all__ = ["FIXED", "Project", "SavedState"]
+T = TypeVar("T")
+__all__ = ["FIXED", "PREFIX_NAME", "Project"]
 
 FIXED = ("width", "height", "model", "steps", "window", "shortcut")
 """Settings of a request that kept seconds and states depend on."""
@@ -66,55 +62,57 @@ CHANGEABLE = ("out", "models_folder", "preset", "overrides")
 """Settings that a run may change where it goes on: finished seconds keep their bits."""
 PREFIX_NAME = "prefix.safetensors"
 """In `inputs`: latents that the video starts from, kept by whoever encoded them; a branch takes them along."""
+LOCK_NAME = ".lock"
+_RECOMPUTED = 4
+"""Finished seconds that are rather computed again than taken as a prefix: the same bits for a moment's work."""
 
 
-class StateLike(Protocol):
-    """What `save_state` stores: `position` JSON-able, `tensors` by name."""
-
-    position: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-
-class Project(ProjectFiles):
-    """One project folder. Reading takes no lock; the first write takes it, until `close`.
+class Project:
+    """One run's folder. Reading takes no lock; the first write takes it, until `close`.
 
     Made by `create` or `open`; a context manager that closes itself.
     """
 
-    def __init__(self, folder: Path, data: dict[str, Any]) -> None:
-        super().__init__(folder, data)
+    def __init__(self, folder: Path, record: Record) -> None:
+        self.folder, self._record = folder, record
+        self.seconds, self.states = Seconds(folder / "chunks"), States(folder / "states")
+        self.repairs: list[str] = []
+        """A sentence for each second that was found damaged when this became the writer."""
         self._lock: FileLock | None = None
         self._writer: VideoWriter | None = None
 
     @classmethod
     def create(cls, root: Path | str, request: GenerationRequest) -> Project:
-        """A new project of status "running", locked, in a folder of its own under `root`, which is made if missing.
+        """A new run of status "running", locked, in a folder of its own under `root`, which is made if missing.
 
         Raises:
             OutputError: the folder cannot be written.
         """
-        return cls._new(make_folder(Path(root), request, None, lambda folder: None))
+        return cls._new(Path(root), new_record(request, None), lambda folder: None)
 
     @classmethod
     def open(cls, folder: Path | str) -> Project:
-        """A project that exists.
+        """A run that exists.
 
         Raises:
             InputError: the folder is none, or its project.json is damaged or of a newer version.
         """
-        return cls(Path(folder), read_json(Path(folder)))
+        return cls(Path(folder), read_record(Path(folder)))
 
     def lock(self) -> None:
-        """Become the one writer; drops what a crashed writer left half done.
+        """Become the one writer, and repair what is damaged as far as what is whole allows; see `repairs`.
 
         Raises:
-            OutputError: another process is writing, or there is no permission.
+            OutputError: another process is writing, there is no permission, or the disk is full.
         """
         if self._lock is None:
-            with storage_errors():
-                self._lock = FileLock(self.folder / LOCK_NAME, self.folder.name)
-            self._data = read_json(self.folder)
-            self._sweep()
+            self._acquire()
+            self._remove_temporary_files()
+            self.repairs = self.seconds.repair(self.video, self.states)
+            if self.chunks and not self.seconds.are_in(self.video):
+                move_aside(self.video)
+            for sentence in self.repairs:
+                self.log(sentence)
 
     def close(self) -> None:
         """Let others write."""
@@ -128,6 +126,131 @@ class Project(ProjectFiles):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    # --- what it holds -----------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def created(self) -> str:
+        """UTC, ISO 8601."""
+        return self._record.created
+
+    @property
+    def request(self) -> GenerationRequest:
+        """The request as it stands now; its image or clip is the run's own copy."""
+        return self._record.request
+
+    @property
+    def status(self) -> Status:
+        """As last set; "interrupted" where its process is gone, or a finished second is not there any more."""
+        status, seconds = self._record.status, self.request.seconds
+        gone = status == "running" and not is_locked(self.folder / LOCK_NAME)
+        lost = status == "finished" and seconds is not None and self.chunks < seconds
+        return "interrupted" if gone or lost else status
+
+    @property
+    def message(self) -> str:
+        """Why it failed, in one sentence; empty otherwise."""
+        return self._record.message
+
+    @property
+    def history(self) -> tuple[dict[str, Any], ...]:
+        """What was done, see `Record`."""
+        return self._record.history
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """`project` (its name) and `from` (second) of the run that this is a version of."""
+        return self._record.parent
+
+    @property
+    def video(self) -> Path:
+        """The growing video: a fragmented MP4 with every finished second."""
+        return self.folder / "video.mp4"
+
+    @property
+    def chunks(self) -> int:
+        """Finished seconds on disk."""
+        return self.seconds.count()
+
+    def thumbnail(self, chunk: int) -> Path:
+        """The strip of thumbnails of a finished second (JPEG)."""
+        return self.seconds.path(chunk, THUMBNAILS)
+
+    def read_latents(self, index: int) -> Tensor:
+        """Latents (1, C, t, H, W) of a finished second.
+
+        Raises:
+            InputError: it does not exist or is damaged.
+        """
+        return self._read(index, self.seconds.read_latents)
+
+    def latent_shape(self, index: int) -> tuple[int, ...]:
+        """(1, C, t, H, W) of a finished second, without reading its latents.
+
+        Raises:
+            InputError: it does not exist or is damaged.
+        """
+        return self._read(index, self.seconds.latent_shape)
+
+    def read_fragment(self, index: int) -> bytes:
+        """The frames of a finished second, as an H.264 fragment.
+
+        Raises:
+            InputError: it does not exist or is damaged.
+        """
+        return self._read(index, self.seconds.read_fragment)
+
+    def _read(self, index: int, read: Callable[[int], T]) -> T:
+        if not 0 <= index < self.chunks:
+            raise InputError(f"{self.name} has no finished second {index}; it has {self.chunks}.")
+        try:
+            return read(index)
+        except Damaged as error:
+            what = "frames" if error.path.suffix == ".m4s" else "latents"
+            raise InputError(f"The {what} of second {index} in {self.name} are damaged; redo from there.") from None
+
+    # --- where a run goes on -----------------------------------------------------------------------------------------
+
+    def latest_state(self) -> SavedState | None:
+        """The newest state from which the finished seconds are found again bit for bit, or None.
+
+        Their number is on disk, few of them come again, and those that do are asked for as they were then.
+        """
+        request, chunks = self.request, self.chunks
+
+        def fits(stage: int) -> bool:
+            clean = max(0, stage + 2 - request.window)
+            clean = clean if request.seconds is None else min(clean, request.seconds)
+            return clean <= chunks <= clean + self._few and stage + 1 >= min(chunks, self._changed_at)
+
+        for stage in filter(fits, reversed(self.states.stages())):
+            state = self.states.read(stage)
+            if state:
+                return state
+        return None
+
+    def state_before(self, chunk: int) -> SavedState | None:
+        """The state from which second `chunk` is the next to enter the window; None if not there, or chunk is 0."""
+        return self.states.read(chunk - 1) if chunk else None
+
+    @property
+    def restarts(self) -> bool:
+        """Whether, with no state, the run begins anew and finds its finished seconds again bit for bit."""
+        return not self.chunks or (not self._changed_at and self.chunks <= self._few)
+
+    @property
+    def _few(self) -> int:
+        """Finished seconds that may be computed again; a crash costs one, a window that fills anew its length."""
+        return max(_RECOMPUTED, self.request.window)
+
+    @property
+    def _changed_at(self) -> int:
+        """Seconds before this one were, or may have been, asked for otherwise than the request asks now."""
+        return max((e["from"] for e in self.history if e["what"] in ("branched", "redone", "extended")), default=0)
 
     # --- while it runs -----------------------------------------------------------------------------------------------
 
@@ -146,7 +269,6 @@ class Project(ProjectFiles):
             OutputError: the disk refuses; the seconds before are kept.
         """
         from magi_lite.video import fragments
-        from magi_lite.video.thumbnails import strip, to_jpeg
 
         self.lock()
         count = self.chunks
@@ -155,12 +277,14 @@ class Project(ProjectFiles):
         if index > count:
             raise ValueError(f"second {index} comes before second {count} is written")
         video = self._open_video()
-        fragment = fragments.encode_chunk(frames, video.fps, video.crf)
-        write_tensors(self._chunk(index, "safetensors"), {"latents": latents})
-        write_atomic(self._chunk(index, "jpg"), to_jpeg(strip(frames)))
-        write_atomic(self._chunk(index, "m4s"), fragments.place(fragment, index, video.frames))
+        encoded = fragments.encode_chunk(frames, video.fps, video.crf)
+        kept = self.seconds.write(index, latents, frames, fragments.place(encoded, index, video.frames))
+        if self.chunks > index + 1:  # it filled a gap: what was behind it counts again
+            self._close_video()
+            self._open_video()
+            return True
         try:
-            video.append_fragment(fragment)
+            video.append_fragment(kept)
         except OutputError:
             self._close_video()  # the second is kept; the video is put together anew when there is room
             raise
@@ -173,23 +297,21 @@ class Project(ProjectFiles):
             OutputError: the disk refuses.
         """
         self.lock()
-        write_tensors(self._state(stage), state.tensors, {"position": json.dumps(state.position)})
+        self.states.save(stage, state)
 
     def prune_states(self, keep: int) -> None:
         """Drop all but the newest `keep` states: an endless run need not remember every second."""
         self.lock()
-        stages = self._stages()
-        for stage in stages[: max(0, len(stages) - keep)]:
-            self._state(stage).unlink(missing_ok=True)
+        self.states.prune(keep)
 
     def edit_timeline(self, timeline: Timeline, from_chunk: int) -> None:
-        """From second `from_chunk` on `timeline` holds; what was said before it stays on record."""
+        """From second `from_chunk` on `timeline` holds; the prompts of earlier seconds stay on record."""
         self.lock()
         edited = splice(self.request.timeline, from_chunk, timeline)
         self._change("timeline", from_chunk, replace(self.request, timeline=edited))
 
     def run_as(self, request: GenerationRequest) -> None:
-        """From now on it runs where, in which numbers and to which `out` file `request` says; what is kept stays."""
+        """From now on it runs with the placement, precision and `out` file of `request`; what is kept stays."""
         self.lock()
         changed = replace(self.request, **{name: getattr(request, name) for name in CHANGEABLE})
         if changed != self.request:
@@ -199,8 +321,8 @@ class Project(ProjectFiles):
     def set_status(self, status: Status, message: str = "") -> None:
         """Record how the run stands; when it ends, the settings inside the video are brought up to date."""
         self.lock()
-        self._data |= {"status": status, "message": message}
-        write_json(self.folder, self._data)
+        self._record = replace(self._record, status=status, message=message)
+        write_record(self.folder, self._record)
         if status != "running":
             self._close_video()
             self._open_video()
@@ -229,52 +351,26 @@ class Project(ProjectFiles):
         new = None if seconds is None else end + seconds
         self._change("extended", end, replace(self.request, seconds=new), "stopped")
         last = new if old is None else old
-        for stage in reversed(self._stages()):
-            if last is not None and stage >= last:
-                self._state(stage).unlink(missing_ok=True)
+        if last is not None:
+            self.states.drop([stage for stage in self.states.stages() if stage >= last])
 
-    def redo_from(self, chunk: int, request: GenerationRequest | None = None) -> None:
-        """Drop the seconds from `chunk` on, to be made again as `request` says (None: as before); earlier ones stay.
+    def branch(self, from_chunk: int, request: GenerationRequest | None = None) -> Project:
+        """A new version beside this run with the seconds before `from_chunk`, bit for bit; this one stays as it is.
 
         Raises:
             InputError: there is no such second, or `request` changes what kept seconds depend on.
-        """
-        self.lock()
-        changed = self._changed(chunk, request)
-        if _sources(changed) != _sources(self.request):
-            raise InputError("A video cannot be redone from another image or clip; start a new one with it.")
-        self._close_video()
-        for index in reversed(range(chunk, self.chunks)):
-            for kind in ("m4s", "safetensors", "jpg"):
-                self._chunk(index, kind).unlink(missing_ok=True)
-        for stage in reversed(self._stages()):
-            if stage >= chunk:
-                self._state(stage).unlink(missing_ok=True)
-        self._change("redone", chunk, changed, "stopped")
-        self._open_video()
-
-    def branch(self, from_chunk: int, request: GenerationRequest | None = None) -> Project:
-        """A new project beside this one with the seconds before `from_chunk`, bit for bit; this one stays as it is.
-
-        Raises:
-            InputError: see `redo_from`.
             OutputError: the folder cannot be written.
         """
         changed = self._changed(from_chunk, request)
 
         def fill(folder: Path) -> None:
-            for index in range(from_chunk):
-                for kind in ("safetensors", "jpg", "m4s"):
-                    link(self._chunk(index, kind), folder / "chunks" / f"{index:05}.{kind}")
-            for stage in self._stages():
-                if stage < from_chunk:
-                    link(self._state(stage), folder / "states" / f"{stage:05}.safetensors")
+            self.seconds.share(folder / "chunks", from_chunk)
+            self.states.share(folder / "states", from_chunk)
             prefix = self.folder / "inputs" / PREFIX_NAME
             if _sources(changed) == _sources(self.request) and prefix.is_file():
-                link(prefix, folder / "inputs" / PREFIX_NAME)
+                share(prefix, folder / "inputs" / PREFIX_NAME)
 
-        parent = {"project": self.name, "from": from_chunk}
-        return Project._new(make_folder(self.folder.parent, changed, parent, fill))
+        return Project._new(self.folder.parent, new_record(changed, {"project": self.name, "from": from_chunk}), fill)
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
@@ -297,7 +393,8 @@ class Project(ProjectFiles):
         Raises:
             OutputError: a process is writing it, or there is no permission.
         """
-        self.lock()
+        if self._lock is None:
+            self._acquire()
         self.close()
         trash = self.folder.with_name(f".trash-{self.name}-{os.getpid()}")
         with output_errors(self.folder):
@@ -307,8 +404,16 @@ class Project(ProjectFiles):
     # --- inside ------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def _new(cls, folder: Path) -> Project:
-        project = cls.open(folder)
+    def _new(cls, root: Path, record: Record, fill: Callable[[Path], None]) -> Project:
+        """Make a folder with its video, and open it, locked."""
+
+        def fill_and_assemble(folder: Path) -> None:
+            fill(folder)
+            made = cls(folder, record)
+            made._open_video()
+            made._close_video()
+
+        project = cls.open(make_folder(root, record, fill_and_assemble))
         try:
             project.lock()
             project._open_video()
@@ -317,17 +422,19 @@ class Project(ProjectFiles):
             raise
         return project
 
+    def _acquire(self) -> None:
+        with storage_errors():
+            self._lock = FileLock(self.folder / LOCK_NAME, self.folder.name)
+        self._record = read_record(self.folder)
+
     def _change(self, what: str, chunk: int, request: GenerationRequest, status: Status | None = None) -> None:
         """Put another request on record."""
-        data = {"request": request_to_json(request)}
-        data["history"] = [*self._data["history"], {"at": now(), "what": what, "from": chunk}]
-        if status:
-            data |= {"status": status, "message": ""}
-        self._data |= data
-        write_json(self.folder, self._data)
+        ended = {"status": status, "message": ""} if status else {}
+        self._record = self._record.then(what, chunk, request=request, **ended)
+        write_record(self.folder, self._record)
 
     def _changed(self, chunk: int, request: GenerationRequest | None) -> GenerationRequest:
-        """`request` with what was said before second `chunk` left on record."""
+        """`request` with the prompts before second `chunk` left on record."""
         mine = self.request
         if not 0 <= chunk <= self.chunks:
             raise InputError(f"{self.name} cannot go on from second {chunk}; it has {self.chunks} finished seconds.")
@@ -343,15 +450,10 @@ class Project(ProjectFiles):
                 raise InputError(f"The seconds to keep have {name} {old}, not {new}; start a new video to change that.")
         return replace(request, timeline=splice(mine.timeline, chunk, request.timeline))
 
-    def _sweep(self) -> None:
-        """Remove temporary files, and files of seconds that are not whole."""
-        count = self.chunks
+    def _remove_temporary_files(self) -> None:
         with output_errors(self.folder):
             for path in [*self.folder.glob(".*.tmp*"), *self.folder.glob("*/.*.tmp*")]:
                 path.unlink(missing_ok=True)
-            for path in (self.folder / "chunks").iterdir():
-                if not path.stem.isdigit() or int(path.stem) >= count:
-                    path.unlink(missing_ok=True)
 
     def _open_video(self) -> VideoWriter:
         """The writer of video.mp4, which holds exactly the finished seconds and the present settings."""
@@ -361,7 +463,7 @@ class Project(ProjectFiles):
             request = self.request
             settings = request_to_json(request, paths=False) if request.embed_settings else None
             size, crf = (request.width, request.height), request.crf
-            assemble(self.video, [self._chunk(i, "m4s") for i in range(self.chunks)], size, FPS, crf, settings)
+            assemble(self.video, self.seconds.fragments(), size, FPS, crf, settings)
             self._writer = VideoWriter(self.video, size, FPS, crf, settings, resume=True)
         return self._writer
 

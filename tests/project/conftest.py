@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from magi_lite.errors import InputError
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.text import parse
@@ -45,6 +46,20 @@ def run(project, stop_after=None):
         if stop_after is not None and stage > stop_after:
             return
     project.set_status("finished")
+
+
+def folders(root):
+    """Runs under a folder, hidden ones and what is being deleted left out."""
+    return sorted(path for path in root.glob("[!.]*") if path.is_dir())
+
+
+def reason(folder):
+    """Why a folder cannot be opened, in a sentence; empty if it can."""
+    try:
+        Project.open(folder)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 @pytest.fixture

@@ -18,12 +18,11 @@ from PIL import Image
 
 from magi_lite.errors import InputError, OutputError
 from magi_lite.project import Project
-from magi_lite.project.listing import list_projects
 from magi_lite.request.json import request_from_json
 from magi_lite.timeline.text import parse
 from magi_lite.video.writer import read_settings
 
-from .conftest import State, run, second
+from .conftest import State, folders, reason, run, second
 
 
 def decode(path):
@@ -34,7 +33,7 @@ def decode(path):
 def seconds_of(project):
     """Everything that a second is on disk."""
     kinds = ("safetensors", "m4s", "jpg")
-    return [tuple(project._chunk(i, kind).read_bytes() for kind in kinds) for i in range(project.chunks)]
+    return [tuple(project.seconds.path(i, kind).read_bytes() for kind in kinds) for i in range(project.chunks)]
 
 
 def test_a_finished_project_holds_all_its_seconds(finished, ask):
@@ -49,11 +48,6 @@ def test_a_finished_project_holds_all_its_seconds(finished, ask):
         assert Image.open(project.thumbnail(index)).size == (288, 72)
     assert request_from_json(read_settings(project.video)) == ask()
     assert (project.folder / "log.txt").read_text().count("done\n") == 4
-    assert project.mime == 'video/mp4; codecs="avc1.64000a"'
-    size = project.size()
-    files = [path for path in project.folder.rglob("*") if path.is_file()]
-    assert sum(size[kind] for kind in ("latents", "states", "video", "other")) == sum(p.stat().st_size for p in files)
-    assert size["video"] > 2 * 4096 and size["latents"] > 4 * 384 * 4 and size["shared"] == 0
 
 
 def test_states_come_back_bit_for_bit(tmp_path, ask):
@@ -78,7 +72,7 @@ def test_a_state_counts_only_if_the_seconds_it_let_go_are_there(tmp_path, ask, w
         for index in range(chunks):
             project.write_chunk(index, *second(project.request, index, torch.zeros(1)))
         assert project.latest_state().stage == latest
-        project._state(latest).write_bytes(b"damaged")
+        project.states.path(latest).write_bytes(b"damaged")
         older = project.latest_state()
         assert older is None if latest == 0 else older.stage == latest - 1
 
@@ -117,9 +111,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, ask, finished):
 def test_redo_keeps_the_earlier_seconds_bit_for_bit(finished, ask, chunk):
     before = seconds_of(finished)
     asked = ask("[0s-4s: something else]", seed=9)
-    with Project.open(finished.folder) as project:
-        project.redo_from(chunk, asked)
-        assert (project.chunks, project.status) == (chunk, "stopped")
+    with finished.branch(chunk, asked) as project:
+        assert (project.chunks, project.status) == (chunk, "running")
         assert len(project.video.read_bytes()) == 4096 + sum(len(m4s) for _, m4s, _ in before[:chunk])
         assert (project.latest_state().stage if chunk else None) == (chunk - 1 if chunk else None)
         run(project)
@@ -128,7 +121,7 @@ def test_redo_keeps_the_earlier_seconds_bit_for_bit(finished, ask, chunk):
     assert all(new != old for new, old in zip(after[chunk:], before[chunk:], strict=True))
     told = [project.request.timeline.prompt_for(second).text for second in range(4)]
     assert told == ["a", "a", "b", "b"][:chunk] + ["something else"] * (4 - chunk)
-    assert [(e["what"], e["from"]) for e in project.history] == [("created", 0), ("redone", chunk)]
+    assert [(e["what"], e["from"]) for e in project.history] == [("branched", chunk)]
 
 
 @pytest.mark.parametrize("chunk", [0, 2, 4])
@@ -142,11 +135,10 @@ def test_branch_keeps_both_versions(finished, ask, chunk):
         run(branch)
     assert seconds_of(branch)[:chunk] == before[:chunk]
     assert (seconds_of(finished), finished.video.read_bytes()) == (before, video)
-    assert (branch.size()["shared"] > 0) == (chunk > 0)
+    shared = [path for path in branch.folder.rglob("*") if path.is_file() and path.stat().st_nlink > 1]
+    assert bool(shared) == (chunk > 0)
     finished.delete()
-    assert len(decode(branch.video)) == 96 and [p.folder for p in list_projects(branch.folder.parent)] == [
-        branch.folder
-    ]
+    assert len(decode(branch.video)) == 96 and folders(branch.folder.parent) == [branch.folder]
 
 
 def test_extend_goes_on_as_if_the_longer_video_had_been_asked_for(tmp_path, finished, ask):
@@ -232,8 +224,6 @@ def test_inputs_are_kept_with_the_project(tmp_path, ask):
     (project.folder / "inputs" / "prefix.safetensors").write_bytes(b"latents")
     with project.branch(0, ask()) as branch:
         assert list((branch.folder / "inputs").iterdir()) == [], "another start takes nothing along"
-    with project, pytest.raises(InputError, match="cannot be redone from another image or clip"):
-        project.redo_from(0, ask())
     with project.branch(1) as branch:
         assert (branch.folder / "inputs" / "prefix.safetensors").read_bytes() == b"latents"
         assert branch.request.image.read_bytes() == content and branch.request.image.is_relative_to(branch.folder)
@@ -291,12 +281,9 @@ def test_two_processes_cannot_write_one_project(tmp_path, ask, request):
     assert Project.open(project.folder).status == "stopped"
 
 
-def test_broken_folders_are_listed_with_their_reason(tmp_path, finished, ask):
+def test_broken_folders_are_refused_with_their_reason(finished):
     root = finished.folder.parent
-    assert list_projects(tmp_path / "nowhere") == []
     (root / "empty").mkdir()
-    (root / ".new-half").mkdir()
-    (root / "stray.txt").write_text("x")
     broken = {"cut": lambda text: text[: len(text) // 2], "list": lambda text: "[]", "binary": lambda text: "\0" * 50}
     broken["future"] = lambda text: text.replace('"version": 1', '"version": 9', 1)
     broken["unknown"] = lambda text: text.replace('"seed"', '"sead"')
@@ -306,27 +293,24 @@ def test_broken_folders_are_listed_with_their_reason(tmp_path, finished, ask):
         path.write_text(damage(path.read_text()))
     shutil.copytree(finished.folder, root / "bare")
     shutil.rmtree(root / "bare" / "chunks")
-    found = {info.folder.name: info for info in list_projects(root)}
-    good = found.pop(finished.name)
-    assert (good.status, good.chunks, good.seconds, good.title, good.error) == ("finished", 4, 4, "a", "")
-    assert good.video.is_file() and good.thumbnail.is_file()
+    assert reason(finished.folder) == ""
     damaged = "cannot be opened: its project.json is damaged."
-    assert {name: info.error for name, info in found.items()} == {
+    expected = {
         "empty": f"{root / 'empty'} is not a project; it holds no project.json.",
         "cut": f"cut {damaged}",
         "list": f"list {damaged}",
         "binary": f"binary {damaged}",
         "future": "future cannot be opened: it was made by another version of the program (format 9).",
-        "unknown": found["unknown"].error,
         "bare": "bare cannot be opened: its chunks or states folder is missing.",
     }
-    assert found["unknown"].error.startswith(
+    assert {name: reason(root / name) for name in expected} == expected
+    assert reason(root / "unknown").startswith(
         "unknown cannot be opened: The settings have an unknown key 'sead'; known are"
     )
 
 
 def test_damaged_latents_are_one_sentence(finished):
-    finished._chunk(1, "safetensors").write_bytes(b"not a tensor")
+    finished.seconds.path(1, "safetensors").write_bytes(b"not a tensor")
     with pytest.raises(InputError, match=f"The latents of second 1 in {finished.name} are damaged; redo from there"):
         finished.read_latents(1)
     with pytest.raises(InputError, match="has no finished second 4; it has 4"):
@@ -339,7 +323,7 @@ def test_what_a_redo_cannot_do(finished, ask):
     for change, old, new in (("width", 32, 48), ("steps", 4, 8), ("model", "demo", "24B-base")):
         sentence = f"The seconds to keep have {change} {old}, not {new}; start a new video to change that"
         with pytest.raises(InputError, match=sentence):
-            finished.redo_from(2, replace(ask(), **{change: new}))
+            finished.branch(2, replace(ask(), **{change: new}))
     assert finished.chunks == 4
     finished.close()
     with pytest.raises(InputError, match="3 seconds are kept, more than the 2 asked for"):

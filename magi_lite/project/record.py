@@ -1,0 +1,102 @@
+"""`project.json`: what is known of a run besides its seconds, read once and replaced whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.files import write_atomic
+from magi_lite.request.json import request_from_json, request_to_json
+from magi_lite.request.request import GenerationRequest
+
+VERSION = 1
+Status = Literal["running", "paused", "stopped", "finished", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Content of a `project.json`."""
+
+    request: GenerationRequest
+    """As it stands now, its timeline as edited; its picture or clip is the run's own copy."""
+    status: Status
+    """As last set; "running" says nothing about whether its process still lives."""
+    message: str
+    """Why it failed, in one sentence; empty otherwise."""
+    created: str
+    """UTC, ISO 8601."""
+    parent: dict[str, Any] | None
+    """Of a version: `project` (name of the run it was made from) and `from` (its first second of its own)."""
+    history: tuple[dict[str, Any], ...]
+    """What was done: `at` (UTC), `from` (second), `what` (created, branched, timeline, extended, moved, ...)."""
+
+    def then(self, what: str, second: int, **changes: Any) -> Record:
+        """The record with `changes` and an entry in its history."""
+        return replace(self, history=(*self.history, {"at": now(), "what": what, "from": second}), **changes)
+
+
+def new_record(request: GenerationRequest, parent: dict[str, Any] | None) -> Record:
+    """The record of a run that begins, or of a version of `parent`."""
+    empty = Record(request, "running", "", now(), parent, ())
+    return empty.then("branched", parent["from"]) if parent else empty.then("created", 0)
+
+
+def read_record(folder: Path) -> Record:
+    """The checked content of a folder's project.json.
+
+    Raises:
+        InputError: the folder is no run, or the file is damaged or of a newer version.
+    """
+    path = folder / "project.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["version"]
+        if version != VERSION:
+            raise InputError(f"it was made by another version of the program (format {version!r}).")
+        kinds = {"created": str, "status": str, "message": str, "history": list, "parent": (dict, type(None))}
+        if not all(isinstance(data[key], kind) for key, kind in kinds.items()):
+            raise ValueError("a value of the wrong kind")
+        values = {key: data[key] for key in kinds} | {"history": tuple(data["history"])}
+        record = Record(request=_with_own_inputs(request_from_json(data["request"]), folder), **values)
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            raise InputError(f"There is no permission to read {path}.") from None
+        raise InputError(f"{folder} is not a project; it holds no project.json.") from None
+    except MagiLiteError as error:
+        raise InputError(f"{folder.name} cannot be opened: {error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{folder.name} cannot be opened: its project.json is damaged.") from None
+    if not (folder / "chunks").is_dir() or not (folder / "states").is_dir():
+        raise InputError(f"{folder.name} cannot be opened: its chunks or states folder is missing.")
+    return record
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Replace project.json.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    data = {"version": VERSION, "created": record.created, "status": record.status, "message": record.message}
+    data |= {"parent": record.parent, "request": request_to_json(record.request), "history": list(record.history)}
+    write_atomic(folder / "project.json", json.dumps(data, indent=1).encode())
+
+
+def now() -> str:
+    """UTC, ISO 8601, whole seconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _with_own_inputs(request: GenerationRequest, folder: Path) -> GenerationRequest:
+    """The request with its picture or clip where the run keeps its copy, if it does."""
+    own = {}
+    for name in ("image", "video"):
+        path = getattr(request, name)
+        if path and (folder / "inputs" / path.name).is_file():
+            own[name] = folder / "inputs" / path.name
+    return replace(request, **own)

@@ -1,0 +1,270 @@
+"""The finished seconds of a run on disk, and what is done where one is damaged.
+
+A second is three files: its clean latents, its frames as an H.264 fragment, and a strip of thumbnails. The latents
+carry a checksum of themselves and of the fragment. What is damaged is moved aside, and made again from what is whole:
+the fragment from the video or by decoding the latents, the latents from a sampler's state that still held them. Only
+where nothing is left of a second it has to be computed again. Nothing whole is ever replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magi_lite.errors import InputError
+from magi_lite.files import write_atomic
+from magi_lite.project.folder import move_aside, share
+from magi_lite.project.states import States
+from magi_lite.project.tensors import Damaged, load_tensors, read_metadata, save_tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+LATENTS, FRAGMENT, THUMBNAILS = "safetensors", "m4s", "jpg"
+KINDS = (LATENTS, THUMBNAILS, FRAGMENT)
+"""In the order in which they are written: with the fragment a second is finished."""
+_FRAGMENT_SUM = "fragment"
+"""Entry of the latents' header: SHA-256 of the fragment beside them."""
+
+
+class Seconds:
+    """The seconds in a folder.
+
+    Args:
+        folder: holds `00000.safetensors`, `.m4s` and `.jpg` for second 0, and so on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, index: int, kind: str) -> Path:
+        return self.folder / f"{index:05}.{kind}"
+
+    def count(self) -> int:
+        """Finished seconds, from 0 on without a gap.
+
+        Raises:
+            InputError: the folder is gone.
+        """
+        try:
+            with os.scandir(self.folder) as entries:
+                names = {entry.name for entry in entries}
+        except OSError as error:
+            raise InputError(f"The folder {self.folder.parent} cannot be read ({error.strerror}).") from None
+        count = 0
+        while {self.path(count, LATENTS).name, self.path(count, FRAGMENT).name} <= names:
+            count += 1
+        return count
+
+    def write(self, index: int, latents: Tensor, frames: np.ndarray, fragment: bytes) -> bytes:
+        """Store a second; of its pieces, what is there whole is kept as it is.
+
+        Args:
+            latents: (1, C, t, H, W).
+            frames: (T, H, W, 3) uint8.
+            fragment: the frames, encoded and placed at this second.
+
+        Returns:
+            The fragment that is kept.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        from magi_lite.video.thumbnails import strip, to_jpeg
+
+        with contextlib.suppress(Damaged):
+            latents = self.read_latents(index)
+        path = self.path(index, FRAGMENT)
+        kept = _read_fragment(path)
+        fragment = kept or fragment
+        save_tensors(self.path(index, LATENTS), {"latents": latents}, {_FRAGMENT_SUM: _sum(fragment)})
+        write_atomic(self.path(index, THUMBNAILS), to_jpeg(strip(frames)))
+        if not kept:
+            move_aside(path)
+            write_atomic(path, fragment)
+        return fragment
+
+    def read_latents(self, index: int) -> Tensor:
+        """Latents (1, C, t, H, W) of a second.
+
+        Raises:
+            Damaged: they are missing or not those that were written.
+        """
+        tensors, _ = load_tensors(self.path(index, LATENTS))
+        if "latents" not in tensors:
+            raise Damaged(self.path(index, LATENTS))
+        return tensors["latents"]
+
+    def latent_shape(self, index: int) -> tuple[int, ...]:
+        """(1, C, t, H, W) of a second's latents, from their file's header.
+
+        Raises:
+            Damaged: they are missing or cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path(index, LATENTS)
+        try:
+            with safe_open(path, "np") as file:
+                return tuple(file.get_slice("latents").get_shape())
+        except (SafetensorError, OSError) as error:
+            raise Damaged(path) from error
+
+    def read_fragment(self, index: int) -> bytes:
+        """The frames of a second, encoded.
+
+        Raises:
+            Damaged: they are missing or not those that were written.
+        """
+        path = self.path(index, FRAGMENT)
+        fragment, wanted = _read_fragment(path), (self._header(index) or {}).get(_FRAGMENT_SUM)
+        if not fragment or wanted not in (None, _sum(fragment)):
+            raise Damaged(path)
+        return fragment
+
+    def fragments(self) -> list[Path]:
+        """The fragments of all finished seconds."""
+        return [self.path(index, FRAGMENT) for index in range(self.count())]
+
+    def share(self, target: Path, before: int) -> None:
+        """Link the seconds before `before` into another run's folder."""
+        for index in range(before):
+            for kind in KINDS:
+                if self.path(index, kind).is_file():
+                    share(self.path(index, kind), target / self.path(index, kind).name)
+
+    # --- damage ------------------------------------------------------------------------------------------------------
+
+    def damage(self) -> list[str]:
+        """A phrase for every piece that is missing or damaged, such as "the frames of second 3"."""
+        return [phrase for index in range(self._end()) for phrase in self._damage_of(index)]
+
+    def undecoded(self) -> int | None:
+        """The second behind the finished ones where its latents are whole, so that only its frames are missing."""
+        index = self.count()
+        return None if self._header(index) is None else index
+
+    def repair(self, video: Path, states: States) -> list[str]:
+        """Move damaged pieces aside, and put in their place what the video and the sampler's states still hold.
+
+        Returns:
+            A sentence for each second that was damaged.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        end = self._end()
+        damaged = {index: phrases for index in range(end) if (phrases := self._damage_of(index))}
+        if not damaged:
+            return []
+        in_video = _VideoPieces(video)
+        sentences = []
+        for index, phrases in damaged.items():
+            copy = in_video.read(index)
+            self._repair_latents(index, states, copy)
+            self._repair_fragment(index, copy)
+            if index < end - 1 or copy:  # else a crash came before it was finished
+                how = "will be made again" if self._damage_of(index) else "could be restored"
+                sentences.append(f"{_sentence(phrases)} damaged or missing and {how}.")
+        return sentences
+
+    def are_in(self, video: Path) -> bool:
+        """Whether a growing video holds nothing but these seconds' fragments: all of them, or the first ones."""
+        in_video = _VideoPieces(video)
+        return 0 < len(in_video.places) <= self.count() and all(
+            in_video.read(index) == self.path(index, FRAGMENT).read_bytes() for index in range(len(in_video))
+        )
+
+    def _repair_latents(self, index: int, states: States, in_video: bytes) -> None:
+        path = self.path(index, LATENTS)
+        if self._header(index) is not None:
+            return
+        move_aside(path)
+        for stage in states.stages():
+            state = states.read(stage) if stage >= index else None
+            found = state.latents(index) if state else None
+            if found is not None:  # the fragment's checksum went with the damaged file: two copies vouch for each other
+                fragment = _read_fragment(self.path(index, FRAGMENT))
+                known = {_FRAGMENT_SUM: _sum(fragment)} if fragment and fragment == in_video else {}
+                save_tensors(path, {"latents": found}, known)
+                return
+
+    def _repair_fragment(self, index: int, in_video: bytes) -> None:
+        path, header = self.path(index, FRAGMENT), self._header(index) or {}
+        wanted, fragment = header.get(_FRAGMENT_SUM), _read_fragment(path)
+        if fragment and (wanted == _sum(fragment) if wanted else in_video in (b"", fragment)):
+            return
+        move_aside(path)
+        if in_video and (wanted == _sum(in_video) if wanted else not fragment):
+            write_atomic(path, in_video)
+
+    def _damage_of(self, index: int) -> list[str]:
+        header, fragment = self._header(index), _read_fragment(self.path(index, FRAGMENT))
+        phrases = [] if header is not None else [f"the latents of second {index}"]
+        wanted = (header or {}).get(_FRAGMENT_SUM)
+        if not fragment or wanted not in (None, _sum(fragment)):
+            phrases.append(f"the frames of second {index}")
+        return phrases
+
+    def _header(self, index: int) -> dict[str, str] | None:
+        """Header entries of the latents; None where they are missing or damaged."""
+        try:
+            return read_metadata(self.path(index, LATENTS))
+        except Damaged:
+            return None
+
+    def _end(self) -> int:
+        """One more than the last second of which anything is there."""
+        stems = [path.stem for kind in (LATENTS, FRAGMENT) for path in self.folder.glob(f"[0-9]*.{kind}")]
+        return max((int(stem) + 1 for stem in stems if stem.isdigit()), default=0)
+
+
+def _read_fragment(path: Path) -> bytes:
+    """A file's content where it is built as a fragment is (a checksum tells more where there is one), else nothing."""
+    from magi_lite.video import fragments
+
+    try:
+        data = path.read_bytes()
+        kinds = [kind for kind, _, _ in fragments.boxes(data)]
+        return data if kinds == [b"moof", b"mdat"] and fragments.frame_count(data) > 0 else b""
+    except Exception:  # whatever a damaged file makes the reader stumble over, it is damaged
+        return b""
+
+
+class _VideoPieces:
+    """The whole fragments of a growing video, read one at a time; none where it cannot be read."""
+
+    def __init__(self, video: Path) -> None:
+        from magi_lite.video import fragments
+
+        self.video = video
+        try:
+            self.places = fragments.scan(video).fragments
+        except Exception:  # as above
+            self.places = ()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, index: int) -> bytes:
+        """Fragment `index`; nothing where there is none."""
+        if index >= len(self.places):
+            return b""
+        offset, size, _ = self.places[index]
+        with self.video.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+def _sum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sentence(phrases: list[str]) -> str:
+    """The phrases as the beginning of a sentence, with its verb."""
+    text = " and ".join(phrases)
+    return f"{text[0].upper()}{text[1:]} were"

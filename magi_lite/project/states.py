@@ -1,0 +1,97 @@
+"""The sampler's states of a run: one file per stage, from which the run goes on to the same bits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from magi_lite.project.folder import move_aside, share
+from magi_lite.project.tensors import Damaged, load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StateLike(Protocol):
+    """What can be saved: `position` JSON-able, `tensors` by name."""
+
+    @property
+    def position(self) -> dict[str, Any]: ...
+
+    @property
+    def tensors(self) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class SavedState:
+    """A sampler's state after stage `stage`; `stage + 1` seconds had entered the window by then."""
+
+    stage: int
+    position: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def seconds(self) -> int | None:
+        """New seconds of the video that it was made for; None: endless."""
+        total = self.position["total"]
+        return None if total is None else total - self.position["offset"] + self.position.get("kept", 0)
+
+    def latents(self, second: int) -> Tensor | None:
+        """The clean latents (1, C, t, H, W) of a second that the sampler still held, or None."""
+        chunk = second + self.position.get("offset", 0) - self.position.get("kept", 0)
+        return self.tensors.get(f"clean.{chunk}")
+
+
+class States:
+    """The states in a folder.
+
+    Args:
+        folder: holds `00000.safetensors` for stage 0, and so on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, stage: int) -> Path:
+        return self.folder / f"{stage:05}.safetensors"
+
+    def stages(self) -> list[int]:
+        """Stages with a file, in order."""
+        return sorted(int(path.stem) for path in self.folder.glob("*.safetensors") if path.stem.isdigit())
+
+    def save(self, stage: int, state: StateLike) -> None:
+        """Store a state.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        if self.path(stage).is_dir():
+            move_aside(self.path(stage))
+        save_tensors(self.path(stage), state.tensors, {"position": json.dumps(state.position)})
+
+    def read(self, stage: int) -> SavedState | None:
+        """The state after `stage`; None where there is none, or it is damaged."""
+        try:
+            tensors, metadata = load_tensors(self.path(stage))
+            position = json.loads(metadata["position"])
+        except (Damaged, KeyError, ValueError, RecursionError):
+            return None
+        return SavedState(stage, position, tensors) if isinstance(position, dict) else None
+
+    def prune(self, keep: int) -> None:
+        """Drop all but the newest `keep`."""
+        stages = self.stages()
+        self.drop(stages[: max(0, len(stages) - keep)])
+
+    def drop(self, stages: list[int]) -> None:
+        """Delete states, the newest first, so that a crash on the way leaves older ones."""
+        for stage in sorted(stages, reverse=True):
+            self.path(stage).unlink(missing_ok=True)
+
+    def share(self, target: Path, before: int) -> None:
+        """Link the states of stages before `before` into another run's folder."""
+        for stage in self.stages():
+            if stage < before:
+                share(self.path(stage), target / self.path(stage).name)

@@ -1,0 +1,207 @@
+"""Damaged files of a run: nothing whole is lost, what is damaged is restored or made again, and it is said."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from magi_lite.control import RunControl
+from magi_lite.errors import InputError
+from magi_lite.events import ChunkFinished, Event, Finished, Notice
+from magi_lite.pipeline import generate
+from magi_lite.project import Project
+from tests.pipeline.conftest import latents_of, same_bits
+
+SECONDS = 4
+TIMELINE = "[0s-2s: a red ball] [2s-4s: a blue box]"
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    """One bit of the last quarter, which is numbers or pictures and no header."""
+    data = bytearray(path.read_bytes())
+    data[len(data) * 3 // 4] ^= 1
+    path.write_bytes(data)
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(1).bytes(5000))
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = {"deleted": Path.unlink, "empty": empty, "cut": cut, "flipped": flip, "garbage": garbage, "folder": folder}
+
+
+def frames_of(video: Path) -> np.ndarray:
+    with av.open(str(video)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.fixture(scope="module")
+def finished_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four seconds, done."""
+    return make_run(tiny_model, tmp_path_factory.mktemp("finished"), stop_after=None)
+
+
+@pytest.fixture(scope="module")
+def paused_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, paused after two seconds."""
+    return make_run(tiny_model, tmp_path_factory.mktemp("paused"), stop_after=1)
+
+
+def make_run(model: Path, root: Path, stop_after: int | None) -> Path:
+    from magi_lite.request.request import GenerationRequest, Overrides
+    from magi_lite.timeline.text import parse
+
+    request = GenerationRequest(
+        parse(TIMELINE), SECONDS, 32, 32, steps=4, window=1, seed=7, model=str(model), preset="demo",
+        overrides=Overrides(scheme="float32", t5="float32"),
+    )  # fmt: skip
+    control = RunControl()
+    for event in generate(request, projects_folder=root, control=control):
+        if isinstance(event, ChunkFinished) and event.chunk == stop_after:
+            control.pause()
+    (found,) = (path for path in root.iterdir() if path.is_dir())
+    return found
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """A run's folder to damage."""
+    return lambda run: Path(shutil.copytree(run, tmp_path / "projects" / "run"))
+
+
+def resume(run: Path) -> list[Event]:
+    return list(generate(None, resume=run))
+
+
+def notices(events: list[Event]) -> str:
+    return " ".join(event.message for event in events if isinstance(event, Notice))
+
+
+@pytest.mark.parametrize("second", [0, 2, 3])
+@pytest.mark.parametrize("piece", ["safetensors", "m4s"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_one_damaged_piece_is_restored_bit_for_bit(
+    damage: str, piece: str, second: int, finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    path = copy_of(finished_run)
+    DAMAGES[damage](path / "chunks" / f"{second:05}.{piece}")
+    events = resume(path)
+    assert isinstance(events[-1], Finished) and Project.open(path).status == "finished"
+    assert same_bits(latents_of(path), latents_of(finished_run))
+    for name in ("video.mp4", *(f"chunks/{index:05}.m4s" for index in range(SECONDS))):
+        assert (path / name).read_bytes() == (finished_run / name).read_bytes(), name
+    what = "latents" if piece == "safetensors" else "frames"
+    last_leaves_no_trace = piece == "safetensors" and second == SECONDS - 1 and damage == "deleted"
+    assert last_leaves_no_trace or f"The {what} of second {second} were damaged or missing" in notices(events)
+    kept = [path.name for path in (path / "damaged").glob("*")] if (path / "damaged").is_dir() else []
+    assert bool(kept) == (damage != "deleted"), "a damaged file is moved aside, not deleted"
+
+
+@pytest.mark.parametrize("second", [0, 2, 3])
+@pytest.mark.parametrize("damage", ["deleted", "flipped"])
+def test_a_second_without_any_whole_piece_is_computed_again_and_later_ones_stay(
+    damage: str, second: int, finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    path = copy_of(finished_run)
+    for name in (f"chunks/{second:05}.safetensors", f"chunks/{second:05}.m4s", "video.mp4"):
+        DAMAGES[damage](path / name)
+    for state in (path / "states").iterdir():  # those that still hold its latents
+        if int(state.stem) >= second:
+            state.unlink()
+    later = path / "chunks" / "00003.m4s"
+    written = later.stat().st_mtime_ns if second < 3 else None
+    events = resume(path)
+    assert isinstance(events[-1], Finished)
+    assert same_bits(latents_of(path), latents_of(finished_run))
+    assert np.array_equal(frames_of(path / "video.mp4"), frames_of(finished_run / "video.mp4"))
+    assert [event.chunk for event in events if isinstance(event, ChunkFinished)] == [second]
+    assert written is None or later.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_video_is_put_together_again(
+    damage: str, finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    path = copy_of(finished_run)
+    DAMAGES[damage](path / "video.mp4")
+    resume(path)
+    assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_all_fragments_gone_come_back_out_of_the_video(
+    damage: str, finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    path = copy_of(finished_run)
+    for fragment in (path / "chunks").glob("*.m4s"):
+        DAMAGES[damage](fragment)
+    resume(path)
+    assert [p.read_bytes() for p in sorted((path / "chunks").glob("*.m4s"))] == [
+        p.read_bytes() for p in sorted((finished_run / "chunks").glob("*.m4s"))
+    ]
+    assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("which", ["newest", "all"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_states_are_passed_over(
+    damage: str, which: str, finished_run: Path, paused_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    path = copy_of(paused_run)
+    states = sorted((path / "states").iterdir())
+    for state in states if which == "all" else states[-1:]:
+        DAMAGES[damage](state)
+    assert isinstance(resume(path)[-1], Finished)
+    assert same_bits(latents_of(path), latents_of(finished_run))
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "garbage"])
+def test_a_damaged_record_is_one_sentence_and_touches_nothing(
+    damage: str, finished_run: Path, copy_of: Callable
+) -> None:
+    path = copy_of(finished_run)
+    DAMAGES["garbage" if damage == "flipped" else damage](path / "project.json")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=r"^run cannot be opened: its project.json is damaged\.$"):
+        resume(path)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_whose_folder_goes_away_is_one_sentence(finished_run: Path, copy_of: Callable) -> None:
+    path = copy_of(finished_run)
+    with Project.open(path) as project:
+        shutil.rmtree(path)
+        with pytest.raises(InputError, match=r"The folder .* cannot be read \(No such file or directory\)\."):
+            _ = project.chunks
+
+
+def test_runs_of_the_version_before_have_no_checksums_and_still_open(
+    finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = copy_of(finished_run)
+    for latents in (path / "chunks").glob("*.safetensors"):
+        save_file(load_file(latents), latents)
+    (path / "chunks" / "00000.m4s").unlink()
+    resume(path)
+    assert (path / "chunks" / "00000.m4s").read_bytes() == (finished_run / "chunks" / "00000.m4s").read_bytes()
+    assert same_bits(latents_of(path), latents_of(finished_run))
