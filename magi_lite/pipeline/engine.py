@@ -44,6 +44,7 @@ from magi_lite.weights.t5 import fingerprint, load_tokenizer
 
 TEXT_SPARE_BYTES = 512 << 20
 """Device memory that the text encoder wants beside its weights."""
+SMALL_TEXT_ENCODER_BYTES = 256 << 20
 EMBEDDINGS_FOLDER: Path | None = None
 """Where prompts' embeddings are kept between runs; None: in the user's cache folder."""
 
@@ -88,6 +89,11 @@ def prompt_bank(files: ModelFiles, execution: Execution) -> PromptBank:
         lambda: load_tokenizer(files.text_encoder),
         Vocabulary.beside(files.text_encoder),
     )
+
+
+def text_encoder_is_small(files: ModelFiles) -> bool:
+    """Whether loading it and encoding with it is a matter of a moment."""
+    return t5_bytes(planning_shape(files).t5, "bf16") <= SMALL_TEXT_ENCODER_BYTES
 
 
 def text_execution(files: ModelFiles, execution: Execution) -> Execution:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from magi_lite.clock import Clock
 from magi_lite.control import RunControl
-from magi_lite.errors import InputError
+from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.events import (
     ChunkFinished,
     Event,
@@ -32,9 +32,18 @@ from magi_lite.events import (
     Stopped,
 )
 from magi_lite.models import CHUNK_LATENT_FRAMES, PIXELS_PER_LATENT
+from magi_lite.pipeline.background import Background
 from magi_lite.pipeline.decoding import psnr
 from magi_lite.pipeline.delivery import Delivery
-from magi_lite.pipeline.engine import Engine, decoder, engine, plan_for, prompt_bank, recorded
+from magi_lite.pipeline.engine import (
+    Engine,
+    decoder,
+    engine,
+    plan_for,
+    prompt_bank,
+    recorded,
+    text_encoder_is_small,
+)
 from magi_lite.pipeline.prefix import prefix_pixels, read_prefix, save_prefix
 from magi_lite.pipeline.prompts import PromptBank
 from magi_lite.pipeline.resume import ResumePoint, find_resume_point
@@ -42,6 +51,7 @@ from magi_lite.planner import Phase, Plan
 from magi_lite.project import Project
 from magi_lite.request.checks import check_prompts, notices
 from magi_lite.request.request import GenerationRequest
+from magi_lite.request.sentences import count
 from magi_lite.sampling.results import Caption, CleanChunk, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
 from magi_lite.text.vocabulary import Vocabulary
@@ -69,6 +79,9 @@ class Run:
         """Notices about prompts that were given, so that each is given once."""
         self.phase: Phase | None = None
         """What takes memory now; where it runs out, the smaller plan must be smaller here."""
+        self.redirection: Timeline | None = None
+        """A timeline to apply once its prompts are encoded."""
+        self.encoder = Background()
         self.gap_filled = False
         """Whether the second just made stands before finished ones: the sampler then skips them."""
 
@@ -127,7 +140,7 @@ class Run:
                 yield self.stopped()
                 return
             yield PhaseStarted("denoise", f"Making the {'next' if self.project.chunks else 'first'} second")
-            with recorded(networks, self.record):
+            with recorded(networks, self.record), self.encoder:
                 while True:
                     sampler = self.make_sampler(networks, plan, bank, start, prefix)
                     self.clock = Clock(sampler.steps_done)
@@ -163,7 +176,7 @@ class Run:
         prompts = self.upcoming_prompts(self.timeline)
         missing = bank.missing(prompts)
         if missing and not self.leaving:
-            yield PhaseStarted("text", f"Encoding {len(missing)} prompt{'s' * (len(missing) > 1)}")
+            yield PhaseStarted("text", f"Encoding {count(len(missing), 'prompt')}")
             with self.during("text"):
                 bank.prepare(prompts)
         losses = bank.losses(prompts, self.request.tokens, self.timeline.global_prompt)
@@ -290,21 +303,36 @@ class Run:
         )
 
     def redirect(self, first: int, bank: PromptBank) -> Iterator[Event]:
-        """Apply a new timeline to the seconds that have not started: `first` and later."""
+        """Apply a new timeline to the seconds that have not started, as soon as its prompts are encoded.
+
+        A large text encoder works beside the run, so that the video does not wait for it; the timeline then applies
+        from the first second that is still free.
+
+        Args:
+            first: the next second to start.
+        """
         newer = self.control.take_timeline()
-        if newer is None:
-            return
-        if self.request.seconds is not None and first >= self.request.seconds:
-            yield Notice("The new prompts were not applied: every second of this video has started.", "warning")
+        self.redirection = self.redirection if newer is None else newer
+        if self.redirection is None or not self.encoder.idle:
             return
         try:
-            edited = splice(self.timeline, first, newer)
+            self.encoder.result()
+            if self.request.seconds is not None and first >= self.request.seconds:
+                raise InputError("every second of this video has started")
+            edited = splice(self.timeline, first, self.redirection)
             check_prompts(replace(self.request, timeline=edited))
-        except InputError as error:
-            yield Notice(f"The new prompts were not applied: {error}", "warning")
+        except MagiLiteError as error:
+            self.redirection = None
+            yield Notice(f"The new prompts were not applied: {str(error).rstrip('.')}.", "warning")
             return
-        self.project.edit_timeline(newer, first)
-        self.timeline = self.request.timeline
+        prompts = self.upcoming_prompts(edited)
+        missing = bank.missing(prompts)
+        if missing and not text_encoder_is_small(self.files):
+            yield PhaseStarted("text", f"Encoding {count(len(missing), 'prompt')} while the video goes on")
+            self.encoder.start(lambda: bank.prepare(prompts))
+            return
+        self.project.edit_timeline(self.redirection, first)
+        self.timeline, self.redirection = self.request.timeline, None
         yield Redirected(first)
         yield from self.encode_prompts(bank)
         yield PhaseStarted("denoise", f"Applied from second {first}")

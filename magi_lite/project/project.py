@@ -211,7 +211,7 @@ class Project:
             return read(index)
         except Damaged as error:
             what = "frames" if error.path.suffix == ".m4s" else "latents"
-            raise InputError(f"The {what} of second {index} in {self.name} are damaged; redo from there.") from None
+            raise InputError(f"The {what} of second {index} in {self.name} are damaged; resume the run to restore them.") from None
 
     # --- where a run goes on -----------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +12,9 @@ import pytest
 from PIL import Image
 
 from magi_lite.control import RunControl
-from magi_lite.errors import InputError, OutputError
-from magi_lite.events import ChunkFinished, Event, Finished, Notice, Opened, PhaseStarted, Progress, Stopped
-from magi_lite.pipeline import generate
+from magi_lite.errors import CheckpointError, InputError, OutputError
+from magi_lite.events import ChunkFinished, Event, Finished, Notice, Opened, PhaseStarted, Progress, Redirected, Stopped
+from magi_lite.pipeline import engine, generate
 from magi_lite.project import Project
 from magi_lite.timeline.text import parse
 from tests.disk import small_files
@@ -238,6 +239,59 @@ def test_all_new_words_are_read_at_once(request_for: Callable, tmp_path: Path) -
     details = [event.detail for event in events if isinstance(event, PhaseStarted) and event.phase == "text"]
     assert details[1:] == ["Encoding 3 prompts"]
     assert words_of(event.project, 4) == ["a red ball", "a green tree", "a blue box", "a black car"]
+
+
+def test_a_large_text_encoder_works_beside_the_video(
+    request_for: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The redirect comes in second 0; its encoder ends in second 2, and it applies from the next one to start."""
+    monkeypatch.setattr("magi_lite.pipeline.run.text_encoder_is_small", lambda files: False)
+    done, loads = threading.Event(), []
+    real = engine.load_text_encoder
+
+    def slow(*arguments: object) -> object:
+        loads.append(threading.current_thread() is threading.main_thread())
+        assert len(loads) == 1 or done.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr("magi_lite.pipeline.engine.load_text_encoder", slow)
+    control, events, told = RunControl(), [], None
+    for event in generate(
+        request_for("[0s-9s: a red ball]", seconds=9, window=1), control=control, projects_folder=tmp_path / "projects"
+    ):
+        events.append(event)
+        if isinstance(event, Progress) and event.chunk == 0 and event.step == 1:
+            control.redirect(parse("[0s-9s: a green tree]"))
+        if isinstance(event, ChunkFinished) and event.chunk == 1:
+            done.set()
+        if isinstance(event, ChunkFinished) and event.chunk >= 1 and told is None:
+            time.sleep(0.5)  # the encoder is tiny: time for it to end before the next second
+        if isinstance(event, Redirected):
+            told = event.second
+    assert loads == [True, False] and isinstance(events[-1], Finished)
+    assert told is not None and 2 <= told < 9
+    assert words_of(events[-1].project, 9) == ["a red ball"] * told + ["a green tree"] * (9 - told)
+
+
+def test_an_encoder_that_fails_beside_the_video_is_a_notice(
+    request_for: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magi_lite.pipeline.run.text_encoder_is_small", lambda files: False)
+    control, events = RunControl(), []
+    for event in generate(request_for(window=1), control=control, projects_folder=tmp_path / "projects"):
+        events.append(event)
+        if isinstance(event, Progress) and event.chunk == 0 and event.step == 1:
+
+            def broken(*_: object) -> None:
+                raise CheckpointError("The text encoder is damaged; download it again.")
+
+            monkeypatch.setattr("magi_lite.pipeline.engine.load_text_encoder", broken)
+            control.redirect(parse("[0s-3s: a green tree]"))
+        if isinstance(event, ChunkFinished):
+            time.sleep(0.2)
+    assert isinstance(events[-1], Finished)
+    messages = [event.message for event in events if isinstance(event, Notice)]
+    assert "The new prompts were not applied: The text encoder is damaged; download it again." in messages
 
 
 def test_the_time_left_of_a_resumed_run_counts_its_own_steps(request_for: Callable, tmp_path: Path) -> None:
