@@ -211,7 +211,8 @@ class Project:
             return read(index)
         except Damaged as error:
             what = "frames" if error.path.suffix == ".m4s" else "latents"
-            raise InputError(f"The {what} of second {index} in {self.name} are damaged; resume the run to restore them.") from None
+            sentence = f"The {what} of second {index} in {self.name} are damaged; resume the run to restore them."
+            raise InputError(sentence) from None
 
     # --- where a run goes on -----------------------------------------------------------------------------------------
 

@@ -311,7 +311,8 @@ def test_broken_folders_are_refused_with_their_reason(finished):
 
 def test_damaged_latents_are_one_sentence(finished):
     finished.seconds.path(1, "safetensors").write_bytes(b"not a tensor")
-    with pytest.raises(InputError, match=f"The latents of second 1 in {finished.name} are damaged; resume the run to restore them"):
+    sentence = f"The latents of second 1 in {finished.name} are damaged; resume the run to restore them"
+    with pytest.raises(InputError, match=sentence):
         finished.read_latents(1)
     with pytest.raises(InputError, match="has no finished second 4; it has 4"):
         finished.read_latents(4)
