@@ -93,7 +93,7 @@ def prompt_bank(files: ModelFiles, execution: Execution) -> PromptBank:
 
 def text_encoder_is_small(files: ModelFiles) -> bool:
     """Whether loading it and encoding with it is a matter of a moment."""
-    return t5_bytes(planning_shape(files).t5, "bf16") <= SMALL_TEXT_ENCODER_BYTES
+    return t5_bytes(files.spec.t5, "bf16") <= SMALL_TEXT_ENCODER_BYTES
 
 
 def text_execution(files: ModelFiles, execution: Execution) -> Execution:
