@@ -1,7 +1,7 @@
-"""The one door to attention kernels.
+"""Attention kernels behind one signature, and the choice between them.
 
 Every kernel takes queries (N, S, heads, head_dim) and keys, values (N, L, groups, head_dim), heads a multiple of
-groups, query head h reading group h // (heads / groups); everything sees everything (ranges are cut before the door),
+groups, query head h reading group h // (heads / groups); everything sees everything (ranges are cut before the call),
 scale head_dim ** -0.5; output like the queries. Which kernel serves is chosen once, by `choose`, and shown by its name.
 """
 
@@ -80,7 +80,7 @@ def reads_groups(query: Tensor, mask: Tensor | None = None) -> bool:
     """Whether torch has a fused kernel here that reads grouped keys as they are.
 
     On CUDA only the flash kernel does (half precision, compute capability 8.0, no mask). Asked for groups anyway, torch
-    takes the plain formula without a word, and its matrix of scores is larger than any card.
+    silently takes the plain formula, and its matrix of scores is larger than any card.
     """
     if not query.is_cuda:
         return True

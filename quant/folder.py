@@ -55,7 +55,7 @@ def convert_folder(
         target: a folder that does not exist yet (or holds this very conversion, finished: nothing is done then).
         selection: which layers; the defaults of `Selection` if None.
         recording: calibration, needed by and only by the published scheme.
-        say: told one line per shard.
+        say: called with one line per shard.
 
     Raises:
         QuantError: nothing to convert, already quantized, damaged, `target` is taken or cannot be written, or another
@@ -102,7 +102,7 @@ def _manifest(target: Path) -> Manifest | None:
 
 
 def _verify_finished(target: Path, manifest: Manifest) -> None:
-    """Whoever converts again is told that all is there only if it is, to the last bit."""
+    """Converting again reports success only if every byte is as it was written."""
     for shard in manifest.shards:
         if sha256(target / shard.file) != shard.sha256:
             raise QuantError(f"{target / shard.file} was changed after its conversion; remove {target} and try again.")

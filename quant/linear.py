@@ -166,7 +166,7 @@ def trained(x: Tensor) -> Tensor | None:
 
 
 class _NoGradient(torch.autograd.Function):
-    """Rounding has no useful gradient: whoever asks for one is told, rather than given none or a wrong one."""
+    """Rounding has no useful gradient: asking for one raises, rather than giving none or a wrong one."""
 
     @staticmethod
     def forward(ctx: Any, result: Tensor, origin: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which linears of a model may be quantized, told by name alone.
+"""Which linears of a model may be quantized, decided by name alone.
 
 Quantizing embedders, modulation, caption keys/values, norms or the first and last block clearly hurts, and together
 they are few weights: they stay in high precision. The defaults fit diffusion and language transformers alike.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from quant.errors import QuantError
 
 KEEP = r"embed|norm|ada_|adaln|kv_xattn|final|lm_head|shared|pos_|time_|modulat|router|(^|\.)(head|wte|wpe|rope)(\.|$)"
-"""Names that stay in high precision unless told otherwise."""
+"""Names that stay in high precision unless a selection says otherwise."""
 BLOCK = r"(^|\.)(layers|blocks|block|h)\.(\d+)\."
 """Where a block's number stands in a name."""
 

@@ -1,4 +1,4 @@
-"""Graphics cards: what is known of each, and what can be said of one of which only the memory is known.
+"""Graphics cards: what is known of each, and estimates for one of which only the memory is known.
 
 Rates are dense TFLOP/s with float32 accumulation from the makers' data sheets, bandwidths GB/s (10^9), memory bytes.
 """

@@ -3,7 +3,7 @@ r"""Prompts as the text encoder knows them: the cleaning that its training capti
 The idea: a short ordered table of rewrites between two decoding steps. The order is part of the behaviour (a rule sees
 what the earlier ones left), so the rules are data in one list and not code in branches. Some rules are surprising
 ("4k" stays, "1920x1080" goes, a file name swallows the words glued to it); they are kept, because the encoder must see
-what it saw in training. Source: reference notes, section 6; behaviour pinned by the golden captions.
+what it saw in training. Source: docs/architecture.md, section 7 of the model; behaviour pinned by the golden captions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prompts to embeddings, at the cost of the words that are there.
+"""Prompts to embeddings, without computing the padding.
 
 The published program pads every prompt to 800 tokens and masks the padding. The encoder's positions are relative and
 masked keys weigh nothing, so leaving the padding out gives the same rows; a prompt of 60 tokens then costs a tenth.

@@ -2,7 +2,7 @@
 
 The published model was trained with a few learned vectors pushed in front of the text: that the clip is of high
 quality, how many seconds remain, what style it has. They are choices of the request (`config.SpecialTokens`), by name.
-Source: reference notes, sections 6 and 10.
+Source: docs/architecture.md, section 7 of the model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Timelines: which prompt speaks in which second; `edit` changes them, `text` reads and prints them."""
+"""Timelines: which prompt applies to which second; `edit` changes them, `text` reads and prints them."""
 
 from magi_lite.timeline.timeline import MAX_BLEND, MAX_SECONDS, PromptMix, Segment, Timeline
 

@@ -48,7 +48,7 @@ def set_prompt(timeline: Timeline, index: int, prompt: str) -> Timeline:
 
 
 def insert(timeline: Timeline, segment: Segment) -> Timeline:
-    """Add a segment where nothing is said yet."""
+    """Add a segment in a gap."""
     return replace(timeline, segments=(*timeline.segments, segment))
 
 
@@ -65,21 +65,21 @@ def clip(timeline: Timeline, seconds: int) -> Timeline:
 
 
 def splice(timeline: Timeline, second: int, newer: Timeline) -> Timeline:
-    """What was said before `second`, and what `newer` says from there on.
+    """The prompts of `timeline` before `second`, and those of `newer` from there on.
 
     The blend and gaps of `newer` hold for all. Where the global prompts differ, both are written into their segments
-    and none is left over, so that earlier seconds keep on record what they were told. A segment of `newer` that began
+    and none is left over, so that the record of earlier seconds keeps their prompts. A segment of `newer` that began
     earlier begins at `second`. If the text before `second` goes on in `newer` unchanged, the halves are one segment.
     """
     if second <= 0:
         return newer
     before, after = list(clip(timeline, second).segments), _from(newer, second)
-    said = before[-1].prompt if before else ""
+    last = before[-1].prompt if before else ""
     foreign = timeline.global_prompt != newer.global_prompt
     if foreign or (newer.gaps == "refuse" and timeline.gaps == "hold"):
         before = _without_gaps(before, second)
-    if (foreign or said != _words(newer, second)) and (not after or after[0].start > second):
-        after.insert(0, Segment(second, after[0].start if after else second + 1, _words(newer, second)))
+    if (foreign or last != _prompt_at(newer, second)) and (not after or after[0].start > second):
+        after.insert(0, Segment(second, after[0].start if after else second + 1, _prompt_at(newer, second)))
     if foreign:
         before = [replace(s, prompt=timeline.full_prompt(s)) for s in before]
         after = [replace(s, prompt=newer.full_prompt(s)) for s in after]
@@ -94,14 +94,14 @@ def _from(timeline: Timeline, second: int) -> list[Segment]:
     return [replace(s, start=max(s.start, second)) for s in timeline.segments if s.end > second]
 
 
-def _words(timeline: Timeline, second: int) -> str:
-    """The segment's words that hold in `second`, without the global prompt; none before the first segment."""
+def _prompt_at(timeline: Timeline, second: int) -> str:
+    """The segment's prompt that holds in `second`, without the global one; empty before the first segment."""
     begun = [s.prompt for s in timeline.segments if s.start <= second]
     return begun[-1] if begun else ""
 
 
 def _without_gaps(segments: list[Segment], end: int) -> list[Segment]:
-    """The same words in segments that cover [0, end) whole."""
+    """The same prompts in segments that cover [0, end) whole."""
     starts = [segment.start for segment in segments[1:]] + [end]
     filled = [replace(segment, end=stop) for segment, stop in zip(segments, starts, strict=False)]
     first = filled[0].start if filled else end

@@ -59,7 +59,7 @@ class Downloads:
                 self._all[model].cancel.set()
 
     def status(self, model: str) -> dict[str, Any] | None:
-        """Progress of a download in bytes and words, None if there was none."""
+        """Progress of a download, in bytes and as a sentence; None if there was none."""
         with self._lock:
             entry = self._all.get(model)
             if entry is None:

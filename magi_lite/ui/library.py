@@ -122,14 +122,14 @@ class Library:
 
 
 def title(request: GenerationRequest) -> str:
-    """A short name: the first words that the video is told."""
+    """A short name: the beginning of the first prompt."""
     timeline = request.timeline
-    words = timeline.global_prompt or next((s.prompt for s in timeline.segments if s.prompt), "")
-    return " ".join(words.split())[:80]
+    prompt = timeline.global_prompt or next((s.prompt for s in timeline.segments if s.prompt), "")
+    return " ".join(prompt.split())[:80]
 
 
 def settings_table(request: GenerationRequest) -> list[tuple[str, str]]:
-    """A request in words, for reading."""
+    """A request as rows of a table for reading."""
     rows = [("Prompt", request.timeline.global_prompt)]
     rows += [(f"Seconds {s.start}–{s.end}", s.prompt) for s in request.timeline.segments]
     rows += [

@@ -33,7 +33,7 @@ class TopBar(Panel):
 
 
 class Fold(Panel):
-    """The head of a section that opens. Its value is None or {"note": what the section holds, in a few words}.
+    """The head of a section that opens. Its value is None or {"note": a short summary of what the section holds}.
 
     Args:
         title: what the section is called.

@@ -1,4 +1,4 @@
-"""Settings that the user keeps under a name: everything of the form but words, blocks, files and the seed."""
+"""Settings that the user keeps under a name: everything of the form but prompts, blocks, files and the seed."""
 
 from __future__ import annotations
 

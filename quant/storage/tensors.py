@@ -3,7 +3,7 @@
 Matrix libraries give other bits for the same numbers at another alignment, and files put tensors anywhere. So what is
 read lies at a multiple of `ALIGNMENT` bytes: mapped from the file where the file has it so, as ours do, else copied
 into memory of its own, which replaces the mapping and is no second copy. The library's own reader maps tensors
-wherever they lie; its writers hide what the disk said inside an error of their own, or hold all bytes a second time.
+wherever they lie; its writers hide the disk's error inside one of their own, or hold all bytes a second time.
 """
 
 from __future__ import annotations
