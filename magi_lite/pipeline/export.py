@@ -114,7 +114,7 @@ def exporting(
             _copy(project, [index for index, _, _ in chunks], target, settings)
         else:
             files = open_model(request.model, request.models_folder)
-            yield PhaseStarted("load", f"Loading the autoencoder of {files.name}")
+            yield PhaseStarted("load", f"Loading the autoencoder of {request.model}")
             with _decoder(files, request) as decode:
                 yield PhaseStarted("decode", f"Writing {(end - first) / FPS:.4g} s as {FORMATS[name].summary}")
                 with open_export(name, target, size, settings, sound, overwrite) as writer:
