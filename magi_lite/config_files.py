@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import CheckpointError
+from magi_lite.text_files import read_text
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         CheckpointError: it cannot be read, or is no object: "PATH is not WHAT".
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not {what}; download it again.") from error
     if not isinstance(content, dict):

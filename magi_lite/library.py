@@ -18,7 +18,7 @@ from magi_lite.request import settings as foreign
 from magi_lite.request.build import build, change
 from magi_lite.request.checks import check
 from magi_lite.request.request import GenerationRequest
-from magi_lite.text_files import read_text
+from magi_lite.text_files import decode, read_text
 from magi_lite.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def read_settings(path: Path) -> GenerationRequest:
     """
     from magi_lite.video.writer import read_settings as settings_inside
 
-    if path.suffix.lower() == ".json":
+    if path.suffix.lower() == ".json" or _begins_as_json(path):
         try:
             text = read_text(path, foreign.LIMIT_BYTES)
         except (OSError, ValueError) as error:
@@ -288,3 +288,12 @@ def read_settings(path: Path) -> GenerationRequest:
     if held is None:
         raise InputError(f"{path} carries no settings; only videos made by magi_lite with metadata on do.")
     return foreign.settings_from_data(held)
+
+
+def _begins_as_json(path: Path) -> bool:
+    """Whether a file of any name holds text that begins with a brace."""
+    try:
+        with path.open("rb") as file:
+            return decode(file.read(64)).lstrip().startswith("{")
+    except (OSError, ValueError):
+        return False

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from magi_lite import __version__
 from magi_lite.cli.show import INTERRUPTED
-from magi_lite.errors import MagiLiteError
+from magi_lite.cli.terminal import streams
+from magi_lite.errors import MagiLiteError, OutputError
 
 PROGRAM = "magi-lite" if Path(sys.argv[0]).stem == "magi-lite" else "python -m magi_lite"
 """How this command line was called, for its help."""
@@ -48,7 +49,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 2 bad input, 3 weights, 4 output, 5 memory, 130 interrupted)."""
-    parsed = build_parser().parse_args(arguments)
+    try:
+        with streams():
+            parsed = build_parser().parse_args(arguments)
+            return _run(parsed)
+    except OutputError as error:  # of stdout itself, at the end
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # whoever read what we print has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(parsed: argparse.Namespace) -> int:
     try:
         return parsed.run(parsed)
     except MagiLiteError as error:
@@ -59,9 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"Interrupted; {parsed.kept}.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read what we print has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if parsed.debug:
             raise

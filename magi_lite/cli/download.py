@@ -22,8 +22,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Download with a progress bar; prints the folder of the transformer's weights."""
     from tqdm import tqdm
 
+    from magi_lite.cli.reading import check_paths
     from magi_lite.weights.hub import download
 
+    check_paths(arguments)
     with tqdm(total=0, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr) as bar:
 
         def progress(done: int, total: int, file: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
+from magi_lite.cli.reading import check_paths
 from magi_lite.errors import MediaError
 
 
@@ -18,8 +20,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the settings as JSON."""
     from magi_lite.video.writer import read_settings
 
+    check_paths(arguments)
     settings = read_settings(arguments.file)
     if settings is None:
         raise MediaError(f"{arguments.file} carries no settings; only videos made by magi_lite with metadata on do.")
-    print(json.dumps(settings, indent=2, ensure_ascii=False))
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # JSON has an escape for every character
+        text = json.dumps(settings, indent=2)
+    print(text)
     return 0

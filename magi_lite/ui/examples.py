@@ -8,6 +8,7 @@ from pathlib import Path
 
 from magi_lite.errors import TimelineError
 from magi_lite.resources import presets_folder
+from magi_lite.text_files import read_text
 from magi_lite.timeline import Timeline
 
 FOLDER = presets_folder() / "timelines"
@@ -31,7 +32,7 @@ def load(folder: Path = FOLDER) -> dict[str, Example]:
     found = {}
     for path in sorted(folder.glob("*.json")):
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_text(path))
             example = Example(str(data["title"]), int(data["seconds"]), Timeline.from_json(data["timeline"]))
             example.timeline.check(example.seconds)
         except (ValueError, KeyError, TypeError, TimelineError) as error:
