@@ -28,7 +28,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.request.request",
         "magi_lite.request.json",
         "magi_lite.request.options",
-        "magi_lite.request.sentences",
+        "magi_lite.sentences",
         "magi_lite.text_files",
         "magi_lite.sampling",
         "magi_lite.planner.execution",

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from magi_lite import __version__
 from magi_lite.cli.show import INTERRUPTED
@@ -23,11 +24,18 @@ KEPT = {
 """What Ctrl-C leaves behind, by command."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help.\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options; the modules behind them are imported only when run."""
     from magi_lite.cli import app, download, export, generate, info, plan
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description="MAGI-1 video, second by second, on one graphics card."
     )
     parser.add_argument("--version", action="version", version=f"magi_lite {__version__}")

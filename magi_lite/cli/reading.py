@@ -29,7 +29,7 @@ def add_options(parser: argparse._ActionsContainer, options: Iterable[Option]) -
         else:
             names = "{" + ",".join(map(str, option.choices)) + "}" if option.kind == "choice" else None
             usual = {"path": "PATH", "whole": "N", "number": "N"}.get(option.kind)
-            about["metavar"] = option.metavar or names or usual
+            about["metavar"] = option.metavar or names or option.unit.upper() or usual
         parser.add_argument(option.option_string, **about)
 
 

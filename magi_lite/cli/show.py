@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from magi_lite.events import ChunkFinished, Event, Finished, Notice, PhaseStarted, PlanReady, Progress, Stopped
 from magi_lite.planner import Plan
-from magi_lite.request.sentences import count
+from magi_lite.sentences import count
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -17,7 +17,7 @@ from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, FRAMES_PER_LATENT
 from magi_lite.project import PREFIX_NAME, Project
 from magi_lite.project.tensors import Damaged, load_tensors, save_tensors
 from magi_lite.request.request import GenerationRequest
-from magi_lite.request.sentences import count
+from magi_lite.sentences import count
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from magi_lite.request.request import SpecialTokens
-from magi_lite.request.sentences import shortened
 from magi_lite.sampling.results import Caption
+from magi_lite.sentences import shortened
 from magi_lite.text.cache import EmbeddingCache
 from magi_lite.text.cleaning import clean_caption
 from magi_lite.text.special_tokens import SpecialTokenTable, wanted_tokens

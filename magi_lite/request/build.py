@@ -26,7 +26,7 @@ from magi_lite.request import presets
 from magi_lite.request.checks import is_folder
 from magi_lite.request.presets import Preset
 from magi_lite.request.request import OPTIONS, PARTS, GenerationRequest
-from magi_lite.request.sentences import count, did_you_mean, shortened, shown
+from magi_lite.sentences import count, did_you_mean, shortened, shown
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
 from magi_lite.timeline.text import parse

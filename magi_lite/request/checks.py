@@ -16,7 +16,7 @@ from magi_lite.files import check_output, check_source
 from magi_lite.models import MODELS
 from magi_lite.request import presets
 from magi_lite.request.request import OPTIONS, PARTS, STYLES, GenerationRequest, windows_of
-from magi_lite.request.sentences import did_you_mean, either, shortened, shown
+from magi_lite.sentences import did_you_mean, either, shortened, shown
 from magi_lite.text.cleaning import check_caption, clean_caption
 from magi_lite.timeline import Timeline
 

@@ -14,7 +14,7 @@ from typing import Any
 from magi_lite.errors import InputError
 from magi_lite.request.options import Option
 from magi_lite.request.request import OPTIONS, PARTS, GenerationRequest
-from magi_lite.request.sentences import shown
+from magi_lite.sentences import shown
 from magi_lite.timeline import Timeline
 
 VERSION = 1

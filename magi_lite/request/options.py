@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from magi_lite.errors import InputError
-from magi_lite.request.sentences import either, shown
+from magi_lite.sentences import either, shown
 
 Kind = Literal["whole", "number", "switch", "choice", "text", "path", "names", "timeline"]
 Changes = Literal["never", "redo", "resume"]
@@ -163,7 +163,8 @@ class Option:
                 )
             below = self.least is not None and value < self.least
             above = self.most is not None and value > self.most
-            if below or above or not math.isfinite(value) or (self.choices and value not in self.choices):
+            endless = isinstance(value, float) and not math.isfinite(value)
+            if below or above or endless or (self.choices and value not in self.choices):
                 raise self.not_legal(value)
 
     def check_kind(self, value: Any, called: str = "") -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 from magi_lite.errors import InputError, PresetError
 from magi_lite.request.request import OPTIONS, QUALITIES, WINDOWS, Overrides, windows_of
-from magi_lite.request.sentences import either, shown
 from magi_lite.resources import presets_folder
+from magi_lite.sentences import either, shown
 from magi_lite.text_files import read_text
 
 try:
@@ -84,7 +84,8 @@ def load(name: str, folder: Path | None = None) -> Preset:
     Raises:
         PresetError: it does not exist, cannot be read, or holds a value that is not legal.
     """
-    return _read((folder or FOLDER) / f"{_plain(name)}.toml", name)
+    plain = _plain(name)
+    return _read((folder or FOLDER) / f"{plain}.toml", name.encode("utf-8", "backslashreplace").decode())
 
 
 def for_memory(vram_gb: float) -> Preset:
@@ -97,7 +98,8 @@ def _plain(name: str) -> str:
     """A name as a file's stem: "12 GB" and "12GB" are "12gb"."""
     plain = re.sub(r"[^a-z0-9_-]", "", name.lower())
     if not plain or len(plain) > _LONGEST_NAME:
-        raise PresetError(f'"{name[:60]}" is not the name of a preset; choose one of {_known()}.')
+        written = name[:60].encode("utf-8", "backslashreplace").decode()  # half characters cannot be printed
+        raise PresetError(f'"{written}" is not the name of a preset; choose one of {_known()}.')
     return plain
 
 

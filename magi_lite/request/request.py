@@ -85,12 +85,12 @@ class Overrides:
     t5_device: str | None = _fixed(("cuda", "cpu"), "Text encoder on", "where prompts are encoded")
     attention: str | None = _fixed((AUTO, "sdpa", "flash", "sage"), "Attention", "attention kernel")
     mlp_slice: int | None = option(
-        "whole", None, least=1, most=2**31, optional=True, planned=True, changes="resume", unit="tokens", metavar="N",
+        "whole", None, least=1, most=2**31, optional=True, planned=True, changes="resume", unit="tokens",
         refusal="mlp_slice cannot be {value}; give a number of tokens, such as 4096.",
         help="tokens that the MLP computes at once; fewer need less memory",
     )  # fmt: skip
     vram_gb: float | None = option(
-        "number", None, least=1e-3, most=9999, optional=True, planned=True, changes="resume", unit="GB", metavar="N",
+        "number", None, least=1e-3, most=9999, optional=True, planned=True, changes="resume", unit="GB",
         label="Card memory, GB", info="0: what is there.",
         refusal="A card with {value} GB of memory cannot be planned; give a number such as 12.",
         help="plan as if the card had this much memory",
@@ -208,7 +208,7 @@ SPELLINGS = (
         help="holds in every second (in front of a timeline's own prompts)",
     ),
     Option(
-        kind="whole", name="blend", least=0, most=MAX_BLEND, unit="s", group="what", changes="resume", metavar="N",
+        kind="whole", name="blend", least=0, most=MAX_BLEND, unit="s", group="what", changes="resume",
         help="seconds over which prompts fade into each other at a seam",
         refusal="A blend of {value} s is not possible; give 0 (a hard cut) to {most}.",
     ),

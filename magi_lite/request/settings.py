@@ -16,7 +16,7 @@ from magi_lite.request import presets
 from magi_lite.request.checks import check_prompts, check_values
 from magi_lite.request.json import request_from_json
 from magi_lite.request.request import OPTIONS, GenerationRequest
-from magi_lite.request.sentences import shown
+from magi_lite.sentences import shown
 
 LIMIT_BYTES = 1_000_000
 """Of settings in a file; those of a timeline with thousands of blocks stay below it."""

@@ -1,61 +1,13 @@
-"""Changes to a timeline, as an editor makes them: pure functions from timeline to timeline.
+"""Changes to a timeline of a video that is being made: pure functions from timeline to timeline.
 
-Segments are named by their index in `timeline.segments`. Whatever cannot be is refused by a `TimelineError` that names
-the segment; the timeline given stays as it was.
+What the editor in the page does to single blocks is its script's affair.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from magi_lite.errors import TimelineError
 from magi_lite.timeline.timeline import Segment, Timeline
-
-
-def split(timeline: Timeline, index: int, second: int) -> Timeline:
-    """Cut a segment in two at `second`, which must lie inside it; both keep the prompt."""
-    segment = _segment(timeline, index)
-    if not segment.start < second < segment.end:
-        raise TimelineError(f"Segment {segment} cannot be split at {second}s; choose a second inside it.")
-    return _put(timeline, index, 1, replace(segment, end=second), replace(segment, start=second))
-
-
-def merge(timeline: Timeline, index: int) -> Timeline:
-    """Join a segment with the next one, gap included; different prompts are joined by a space."""
-    segment = _segment(timeline, index)
-    if index + 1 >= len(timeline.segments):
-        raise TimelineError(f"Segment {segment} is the last and cannot be merged with a next one.")
-    following = timeline.segments[index + 1]
-    prompts = [segment.prompt.strip(), following.prompt.strip()]
-    joined = segment.prompt if prompts[0] == prompts[1] else " ".join(filter(None, prompts))
-    return _put(timeline, index, 2, Segment(segment.start, following.end, joined))
-
-
-def move(timeline: Timeline, index: int, start: int) -> Timeline:
-    """Let a segment start at `start`, its length kept; it may jump over others into a gap."""
-    segment = _segment(timeline, index)
-    return _put(timeline, index, 1, Segment(start, start + segment.end - segment.start, segment.prompt))
-
-
-def resize(timeline: Timeline, index: int, start: int, end: int) -> Timeline:
-    """Give a segment new edges."""
-    return _put(timeline, index, 1, Segment(start, end, _segment(timeline, index).prompt))
-
-
-def set_prompt(timeline: Timeline, index: int, prompt: str) -> Timeline:
-    """Give a segment another prompt."""
-    return _put(timeline, index, 1, replace(_segment(timeline, index), prompt=prompt))
-
-
-def insert(timeline: Timeline, segment: Segment) -> Timeline:
-    """Add a segment in a gap."""
-    return replace(timeline, segments=(*timeline.segments, segment))
-
-
-def remove(timeline: Timeline, index: int) -> Timeline:
-    """Take a segment out; its seconds become a gap."""
-    _segment(timeline, index)
-    return _put(timeline, index, 1)
 
 
 def clip(timeline: Timeline, seconds: int) -> Timeline:
@@ -68,8 +20,8 @@ def splice(timeline: Timeline, second: int, newer: Timeline) -> Timeline:
     """The prompts of `timeline` before `second`, and those of `newer` from there on.
 
     The blend and gaps of `newer` hold for all. Where the global prompts differ, both are written into their segments
-    and none is left over, so that the record of earlier seconds keeps their prompts. A segment of `newer` that began
-    earlier begins at `second`. If the text before `second` goes on in `newer` unchanged, the halves are one segment.
+    and none is left over, so that earlier seconds keep their prompts on record. A segment of `newer` that began earlier
+    begins at `second`. If the prompt before `second` goes on in `newer` unchanged, the halves are one segment.
     """
     if second <= 0:
         return newer
@@ -95,7 +47,7 @@ def _from(timeline: Timeline, second: int) -> list[Segment]:
 
 
 def _prompt_at(timeline: Timeline, second: int) -> str:
-    """The segment's prompt that holds in `second`, without the global one; empty before the first segment."""
+    """The segment's prompt that holds in `second`, without the global prompt; empty before the first segment."""
     begun = [s.prompt for s in timeline.segments if s.start <= second]
     return begun[-1] if begun else ""
 
@@ -106,14 +58,3 @@ def _without_gaps(segments: list[Segment], end: int) -> list[Segment]:
     filled = [replace(segment, end=stop) for segment, stop in zip(segments, starts, strict=False)]
     first = filled[0].start if filled else end
     return [Segment(0, first, ""), *filled] if first else filled
-
-
-def _segment(timeline: Timeline, index: int) -> Segment:
-    if not 0 <= index < len(timeline.segments):
-        raise TimelineError(f"There is no segment number {index + 1}; the timeline has {len(timeline.segments)}.")
-    return timeline.segments[index]
-
-
-def _put(timeline: Timeline, index: int, count: int, *new: Segment) -> Timeline:
-    kept = timeline.segments
-    return replace(timeline, segments=(*kept[:index], *new, *kept[index + count :]))

@@ -5,8 +5,7 @@ Lines: line n is the prompt of second n-1, equal neighbours are one segment, an 
 `[blend: 2]` and `[gaps: refuse]` on lines of their own count no second.
 
 In both, spaces around a prompt do not count, and `\[ \] \\ \n \t \r`, `\u{1f600}` and `\e` (nothing, for an empty
-prompt) write what could not be written otherwise. Printing and parsing again gives an equal timeline; only neighbours
-with equal prompts come back from lines as one segment, which says the same.
+prompt) write what could not be written otherwise. Printing shorthand and parsing it again gives an equal timeline.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import re
 from typing import Any
 
 from magi_lite.errors import TimelineError
+from magi_lite.sentences import shown
 from magi_lite.timeline.timeline import Segment, Timeline
 
 _SIMPLE = {"\\": "\\", "[": "[", "]": "]", "n": "\n", "t": "\t", "r": "\r", "e": ""}
@@ -105,16 +105,6 @@ def parse_lines(text: str) -> Timeline:
     return _timeline(segments, options)
 
 
-def print_lines(timeline: Timeline) -> str:
-    """One line per second up to the end of the last segment, options first."""
-    lines = [f"[global: {_escape(timeline.global_prompt)}]"] if timeline.global_prompt else []
-    lines += _print_options(timeline)
-    seconds = [""] * timeline.end
-    for segment in timeline.segments:
-        seconds[segment.start : segment.end] = [_escape(segment.prompt) or "\\e"] * (segment.end - segment.start)
-    return "\n".join(lines + seconds)
-
-
 # --- brackets ------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +156,7 @@ def _take_option(inside: str, options: dict[str, str]) -> bool:
 def _timeline(segments: list[Segment], options: dict[str, str]) -> Timeline:
     blend = options.get("blend", "0")
     if not re.fullmatch(r"\d{1,9}", blend, re.ASCII):
-        raise TimelineError(f"A blend of {blend!r} is not possible; give whole seconds, 0 for a hard cut.")
+        raise TimelineError(f"A blend of {shown(blend)} is not possible; give whole seconds, 0 for a hard cut.")
     gaps = options.get("gaps", "hold")
     return Timeline(tuple(segments), options.get("global", ""), int(blend), gaps)  # type: ignore[arg-type]
 

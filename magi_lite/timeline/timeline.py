@@ -1,15 +1,15 @@
-"""The timeline: which prompt speaks in which second.
+"""The timeline: which prompt holds in which second.
 
 A second is a chunk of the model. Times count the NEW seconds of a video from 0, are whole, and a segment covers
-[start, end). What a second is told:
+[start, end). The prompt of a second:
 
 - the global prompt stands in front of every segment's prompt;
-- a gap holds: a second that no segment covers repeats the segment before it, so a scene goes on until something else
-  is said, past the last segment too. A gap before the first segment says the global prompt alone and is refused where
-  there is none. With `gaps="refuse"` every gap is refused;
-- a seam is a second whose words differ from those of the second before it. With `blend` = N the first N seconds from
-  the seam on mix the old words in, old : new = N : 1, N-1 : 2, ..., 1 : N; words that last less than N seconds are
-  cut off on their way. Blending looks back, never ahead: what comes later leaves every earlier second as it is.
+- a gap holds: a second that no segment covers repeats the segment before it, so a scene goes on until the next
+  segment, past the last one too. A gap before the first segment has the global prompt alone and is refused where there
+  is none. With `gaps="refuse"` every gap is refused;
+- a seam is a second whose prompt differs from that of the second before it. With `blend` = N the first N seconds from
+  the seam on mix the old prompt in, old : new = N : 1, N-1 : 2, ..., 1 : N; a prompt that lasts less than N seconds is
+  cut off on its way. Blending looks back, never ahead: later segments leave every earlier second as it is.
 
 `text` reads and prints timelines as text, `edit` changes them.
 """
@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from magi_lite.errors import TimelineError
+from magi_lite.sentences import shown
 
 JSON_VERSION = 1
 MAX_SECONDS = 1_000_000
@@ -36,7 +37,7 @@ _SENTENCE_ENDS = ".!?,;:…。！？"
 
 @dataclass(frozen=True)
 class PromptMix:
-    """What one second is told: (prompt, weight) pairs, weights positive and summing to 1; several only near a seam.
+    """The prompts of one second: (prompt, weight) pairs, weights positive and summing to 1; several only near a seam.
 
     Whoever embeds the prompts mixes their embeddings with these weights.
     """
@@ -70,7 +71,7 @@ class Segment:
             raise TimelineError(f"Segment {self} has a prompt that is not text; put it in quotes.")
         for name, value in (("starts", self.start), ("ends", self.end)):
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TimelineError(f"Segment {self} {name} at {value!r}; times are whole seconds, such as 2.")
+                raise TimelineError(f"Segment {self} {name} at {shown(value)}; times are whole seconds, such as 2.")
         if self.start < 0:
             raise TimelineError(f"Segment {self} starts before the video; the first second is 0.")
         if self.end <= self.start:
@@ -81,7 +82,7 @@ class Segment:
     def __str__(self) -> str:
         prompt = str(self.prompt)
         short = prompt if len(prompt) <= _NAME_LENGTH else prompt[: _NAME_LENGTH - 1] + "…"
-        return f"[{self.start}s-{self.end}s: {' '.join(short.split())}]"
+        return f"[{shown(self.start)}s-{shown(self.end)}s: {' '.join(short.split())}]"
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,10 @@ class Timeline:
         if not isinstance(self.global_prompt, str):
             raise TimelineError("The global prompt is not text; put it in quotes.")
         if isinstance(self.blend, bool) or not isinstance(self.blend, int) or self.blend < 0:
-            raise TimelineError(f"A blend of {self.blend!r} is not possible; give whole seconds, 0 for a hard cut.")
+            blend = shown(self.blend)
+            raise TimelineError(f"A blend of {blend} is not possible; give whole seconds, 0 for a hard cut.")
         if self.gaps not in ("hold", "refuse"):
-            raise TimelineError(f"Gaps can be 'hold' or 'refuse', not {self.gaps!r}.")
+            raise TimelineError(f"Gaps can be 'hold' or 'refuse', not {shown(self.gaps)}.")
         if not all(isinstance(segment, Segment) for segment in self.segments):
             raise TimelineError("The timeline holds something that is not a segment; give start, end and prompt.")
         ordered = tuple(sorted(self.segments, key=lambda segment: segment.start))
@@ -129,7 +131,8 @@ class Timeline:
             TimelineError: a segment ends after the video, a gap is outside the policy, or the blend is longer than any.
         """
         if self.blend > MAX_BLEND:
-            raise TimelineError(f"A blend of {self.blend} s is too long; give at most {MAX_BLEND}, 0 for a hard cut.")
+            blend = shown(self.blend)
+            raise TimelineError(f"A blend of {blend} s is too long; give at most {MAX_BLEND}, 0 for a hard cut.")
         if seconds is not None and self.end > seconds:
             raise TimelineError(
                 f"Segment {self.segments[-1]} ends after the video's {seconds} s; "
@@ -144,7 +147,7 @@ class Timeline:
             self._check_gap(covered, seconds or 0)
 
     def prompt_for(self, chunk: int, seconds: int | None = None) -> PromptMix:
-        """What second `chunk` (0-based) of a video of `seconds` (None: endless) is told.
+        """What second `chunk` (0-based) of a video of `seconds` (None: endless) has as its prompt.
 
         Raises:
             TimelineError: the second lies outside the video or in a gap that the policy refuses.
@@ -161,19 +164,19 @@ class Timeline:
         return self._mix(chunk)
 
     def prompts_from(self, chunk: int, seconds: int | None = None) -> tuple[str, ...]:
-        """All prompts of second `chunk` and later, each once, in the order in which they are said.
+        """All prompts of second `chunk` and later, each once, in the order in which they hold.
 
         Args:
             seconds: of the video; None: endless.
         """
-        starts, words = self._stretches
-        said: list[str] = []
+        starts, prompts = self._stretches
+        found: list[str] = []
         for index in range(max(0, bisect_right(starts, chunk) - 1), len(starts)):
             first = max(chunk, starts[index])
             if seconds is not None and first >= seconds:
                 break
-            said += [words[index - 1]] * (index > 0 and first - starts[index] < self.blend) + [words[index]]
-        return tuple(dict.fromkeys(said))
+            found += [prompts[index - 1]] * (index > 0 and first - starts[index] < self.blend) + [prompts[index]]
+        return tuple(dict.fromkeys(found))
 
     def compile(self, seconds: int) -> tuple[PromptMix, ...]:
         """One prompt per second of a video of `seconds`.
@@ -217,7 +220,8 @@ class Timeline:
             raise TimelineError("A timeline in JSON is an object with a list of segments; export one to see the form.")
         version = data.get("version", JSON_VERSION)
         if version != JSON_VERSION:
-            raise TimelineError(f"The timeline has version {version!r}; this program reads version {JSON_VERSION}.")
+            found = shown(version)
+            raise TimelineError(f"The timeline has version {found}; this program reads version {JSON_VERSION}.")
         _check_keys("timeline", data, {"segments"}, {"version", "global_prompt", "blend", "gaps"})
         if not isinstance(data["segments"], list):
             raise TimelineError("The timeline's segments must be a list of objects with start, end and prompt.")
@@ -236,25 +240,25 @@ class Timeline:
 
     @cached_property
     def _stretches(self) -> tuple[list[int], list[str]]:
-        """Where other words begin than before, and these words; the first begins at 0, the last holds for ever."""
+        """The seconds where the prompt changes, and the prompts; the first begins at 0, the last holds for ever."""
         front = self.global_prompt.strip()
-        starts, words = ([0], [front]) if not self.segments or self.segments[0].start else ([], [])
+        starts, prompts = ([0], [front]) if not self.segments or self.segments[0].start else ([], [])
         for segment in self.segments:
             own = self.full_prompt(segment)
-            if not words or own != words[-1]:
+            if not prompts or own != prompts[-1]:
                 starts.append(segment.start)
-                words.append(own)
-        return starts, words
+                prompts.append(own)
+        return starts, prompts
 
     def _mix(self, chunk: int) -> PromptMix:
-        """The words of second `chunk`, blended with the words before their seam."""
-        starts, words = self._stretches
+        """The prompt of second `chunk`, blended with the prompt before its seam."""
+        starts, prompts = self._stretches
         index = bisect_right(starts, chunk) - 1
-        own, position = words[index], chunk - starts[index]
+        own, position = prompts[index], chunk - starts[index]
         if index == 0 or position >= self.blend:
             return PromptMix(((own, 1.0),))
         share = (position + 1) / (self.blend + 1)
-        return PromptMix(((words[index - 1], 1.0 - share), (own, share)))
+        return PromptMix(((prompts[index - 1], 1.0 - share), (own, share)))
 
 
 def _segment_from_json(item: Any, number: int) -> Segment:
@@ -269,4 +273,4 @@ def _check_keys(what: str, data: dict[str, Any], required: set[str], optional: s
         raise TimelineError(f"The {what} lacks {key!r}; export a timeline to see the form.")
     for key in data.keys() - required - optional:
         allowed = ", ".join(sorted(required | optional))
-        raise TimelineError(f"The {what} has an unknown key {key!r}; allowed are {allowed}.")
+        raise TimelineError(f"The {what} has an unknown key {shown(key)}; allowed are {allowed}.")

@@ -15,7 +15,7 @@ from magi_lite.jobs.job import Job
 from magi_lite.project import Project
 from magi_lite.request.checks import check
 from magi_lite.request.request import OPTIONS, GenerationRequest
-from magi_lite.request.sentences import shown
+from magi_lite.sentences import shown
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import clip, splice
 from magi_lite.ui import form, uploads

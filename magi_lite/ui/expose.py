@@ -13,7 +13,7 @@ from typing import Any, Union
 import gradio as gr
 
 from magi_lite.errors import InputError, MagiLiteError
-from magi_lite.request.sentences import shown
+from magi_lite.sentences import shown
 
 log = logging.getLogger(__name__)
 Answer = dict[str, Any]
@@ -23,7 +23,7 @@ _KINDS: dict[Any, str] = {str: "text", int: "a whole number", bool: "true or fal
 def sentence(error: Exception) -> str:
     """What the user reads: our own errors' sentence; anything else is our mistake and goes to the console in full."""
     if isinstance(error, MagiLiteError):
-        return str(error)
+        return str(error).encode("utf-8", "backslashreplace").decode()  # a page cannot be sent half characters
     log.error("An action failed", exc_info=error)
     return f"The program made a mistake ({type(error).__name__}: {error}); the console has the details."
 

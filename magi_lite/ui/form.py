@@ -17,6 +17,7 @@ from magi_lite.errors import InputError
 from magi_lite.models import MODELS
 from magi_lite.request.build import DEMO, SEED_LIMIT, build
 from magi_lite.request.request import OPTIONS, GenerationRequest
+from magi_lite.sentences import shown
 from magi_lite.timeline import Timeline
 from magi_lite.weights.layout import DEFAULT_MODELS_FOLDER
 
@@ -75,7 +76,7 @@ def to_request(
         TimelineError: a block lies outside the video.
     """
     timeline: Timeline = values["timeline"] or Timeline()
-    prompt = (values["prompt"] or "").strip()
+    prompt = OPTIONS["prompt"].read(values["prompt"]) or ""
     prompts = (prompt, timeline.global_prompt, *(segment.prompt for segment in timeline.segments))
     if values["mode"] == TEXT and not any(text.strip() for text in prompts):
         raise InputError("Write what you want to see, either as the prompt or in a block of the timeline.")
@@ -88,8 +89,8 @@ def asked(options: Mapping[str, Any], models_folder: Path | None) -> GenerationR
     Raises:
         InputError: (or one of its kinds) one sentence.
     """
-    model = OPTIONS["model"].read(options.get("model"))
-    if model is not None:
+    model = options.get("model")
+    if isinstance(model, str) and model.strip().lower() not in ("", AUTO.lower()):
         check_model(model, models_folder)
     request = build(**options, models_folder=models_folder)
     request.timeline.check(request.seconds)
@@ -146,7 +147,7 @@ def check_model(model: Any, models_folder: Path | None) -> None:
         if Path(named).is_relative_to(folder):
             return
     raise InputError(
-        f"There is no model {str(model)[:80]!r} here; choose one of the list, or a folder inside the models folder."
+        f"There is no model {shown(model)} here; choose one of the list, or a folder inside the models folder."
     )
 
 
