@@ -81,17 +81,24 @@ def request_of(arguments: argparse.Namespace) -> GenerationRequest:
 
 @contextmanager
 def _stop_on_interrupt(control: RunControl) -> Iterator[None]:
-    """The first Ctrl-C stops after the current step and keeps what is finished; the second one interrupts at once."""
+    """The first Ctrl-C stops after the current step and keeps what is finished; the second one interrupts at once.
+
+    A request to terminate, and a terminal that closes, stop the run in the same way.
+    """
 
     def handle(_signal: int, _frame: object) -> None:
         if control.stop_requested:
             raise KeyboardInterrupt
         control.stop()
-        with suppress(RuntimeError):  # the signal came in the middle of another print, which cannot be entered twice
+        # RuntimeError: the signal came in the middle of another print; OSError: the terminal is gone
+        with suppress(RuntimeError, OSError):
             print("\nStopping after this step; press Ctrl-C again to quit at once.", file=sys.stderr)
 
-    before = signal.signal(signal.SIGINT, handle)
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -25,15 +25,17 @@ def start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def interrupted_after_a_second(run: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Ctrl-C once a second is finished: exit code, stdout and stderr."""
+def interrupted_after_a_second(
+    run: subprocess.Popen[str], by: signal.Signals = signal.SIGINT
+) -> tuple[int, str, str]:
+    """A signal once a second is finished: exit code, stdout and stderr."""
     assert run.stderr
     seen = ""
     for line in run.stderr:
         seen += line
         if "is finished" in line:
             break
-    run.send_signal(signal.SIGINT)
+    run.send_signal(by)
     out, err = run.communicate(timeout=120)
     return run.returncode, out, seen + err
 
@@ -57,6 +59,13 @@ def test_a_video_cut_short_by_ctrl_c_says_so_to_the_shell_and_resumes(
     again = ["--resume", str(folder), "--redo-from", str(finished), "--seconds", str(finished + 1)]
     assert main(["generate", *again]) == 0
     assert f"{finished}s-{finished + 1}s is finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("by", ["SIGTERM", "SIGHUP"])
+def test_a_closed_terminal_ends_a_run_as_ctrl_c_does(tmp_path: Path, by: str) -> None:
+    code, out, err = interrupted_after_a_second(start("--seconds", "40", folder=tmp_path), signal.Signals[by])
+    assert code == 130 and "stopped after" in err
+    assert Project.open(Path(out.strip()).parent).status == "stopped"
 
 
 def test_a_file_that_is_there_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
