@@ -148,7 +148,7 @@ def plan_request(request: GenerationRequest, machine: Device | None = None, *, f
         InputError: a setting cannot be used.
     """
     from magi_lite import planner
-    from magi_lite.weights.loader import open_model
+    from magi_lite.weights.opening import open_model
 
     check(request, prompts=False)
     try:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from quant.convert import Report, assign_, check_, convert_
 from quant.errors import QuantError
 from quant.schemes import Scheme, scheme_from_dict, scheme_to_dict
 from quant.storage.files import parse_json
 from quant.storage.shards import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from quant.convert import Report
 
 MANIFEST = "quantization.json"
 FORMAT = 1
@@ -85,6 +87,10 @@ def load_converted_(module: nn.Module, folder: Path, device: torch.device | str 
         QuantError: the folder holds no complete conversion, or one of another model (the module is unchanged then
             unless only tensors are missing or differ).
     """
+    from torch import nn
+
+    from quant.convert import assign_, check_, convert_
+
     manifest = read_manifest(folder)
     if manifest is None:
         raise QuantError(f"{folder} holds no complete conversion ({MANIFEST} is absent); run python -m quant.")
@@ -103,6 +109,8 @@ def load_converted_(module: nn.Module, folder: Path, device: torch.device | str 
 
 def empty_(module: nn.Module, device: torch.device | str) -> None:
     """Put on the meta device what a state dict holds, and on `device` what it does not, unless that is empty too."""
+    from torch import Tensor
+
     stored = {id(tensor) for tensor in module.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
     for owner in module.modules():
         for name, tensor in owner._buffers.items():

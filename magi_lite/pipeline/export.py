@@ -33,7 +33,8 @@ from magi_lite.video.formats import FORMATS, choose_format
 from magi_lite.video.sound import check_sound
 from magi_lite.video.writer import VideoWriter, finalize
 from magi_lite.weights.layout import ModelFiles
-from magi_lite.weights.loader import DTYPES, load_vae, open_model
+from magi_lite.weights.loader import DTYPES, load_vae
+from magi_lite.weights.opening import open_model
 from magi_lite.weights.residency import Residency, drop_weights
 from quant.storage.files import replacing
 

@@ -16,7 +16,7 @@ from magi_lite.request.build import absolute_model
 from magi_lite.request.checks import check, check_prompts, content_hash
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.edit import splice
-from magi_lite.weights.loader import open_model
+from magi_lite.weights.opening import open_model
 
 
 def prepare_project(

@@ -58,7 +58,7 @@ from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
 from magi_lite.weights.layout import ModelFiles
-from magi_lite.weights.loader import open_model
+from magi_lite.weights.opening import open_model
 
 ENDLESS_STATES = 256
 """States kept of an endless run: how far back it can be redone exactly."""

@@ -15,10 +15,9 @@ import torch
 
 from magi_lite.errors import CheckpointError, InputError
 from magi_lite.request.request import STYLES, SpecialTokens
+from magi_lite.weights.layout import SPECIAL_TOKENS_SHA256
 from quant.storage.files import sha256
 
-SPECIAL_TOKENS_SHA256 = "b54bc664d5f4a722dfd8bb22201c025df61f22acddc07c0a2529d7b5cd6be5a7"
-"""The published special_tokens.npz (3,343,124 bytes); a file of the published width must be this one."""
 PUBLISHED_CHANNELS = 4096
 MAX_DURATION = 8
 """The duration token counts the seconds that remain up to this many."""

@@ -175,7 +175,7 @@ class Machine:
 
     def _spec(self, model: str) -> ModelSpec | None:
         """What the planner takes for a model: files on disk where there are any, else the published numbers."""
-        from magi_lite.weights.loader import open_model
+        from magi_lite.weights.opening import open_model
 
         try:
             return open_model(model, self.models_folder).spec

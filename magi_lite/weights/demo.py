@@ -1,15 +1,13 @@
-"""The demo model: the trained one that is shipped or, without it, random weights of the same make.
+"""Random weights of the demo model's make, for where the trained one is not shipped.
 
-The random ones exist so that every part of the program can be tried before there is anything to try: they are written
-to a cache folder in the published layout and read by the ordinary loader. `ModelFiles.trained` tells them apart.
+They exist so that every part of the program can be tried before there is anything to try: they are written to a cache
+folder in the published layout and read by the ordinary loader. `ModelFiles.trained` tells them apart.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,12 @@ import torch
 from torch import nn
 
 from magi_lite.dit.model import DiT, parameter_dtype
-from magi_lite.errors import MagiLiteError, OutputError
 from magi_lite.files import write_tensors
 from magi_lite.models import DiTConfig, VAEConfig
 from magi_lite.vae.model import ViTVAE
-from magi_lite.weights.layout import DEFAULT_MODELS_FOLDER, DEMO_FOLDER, ModelFiles, find_model, has_weights
+from magi_lite.weights.opening import DEMO_WEIGHTS
 
-UNTRAINED = "demo-untrained-1"
-"""Folder of the random weights; the number goes up when their make changes."""
 _SEED = 20250519
-_WEIGHTS = Path("ckpt/magi/demo/inference_weight.distill")
 _DIT = DiTConfig(
     num_layers=4,
     hidden_size=128,
@@ -50,49 +44,9 @@ _VOCABULARY = (
 )
 
 
-def open_demo(models_folder: Path | None = None) -> ModelFiles:
-    """The shipped demo model or, without it, untrained weights.
-
-    They are made in `models_folder` (None: the default one), or in a temporary folder where that cannot be written.
-
-    Raises:
-        MagiLiteError: neither can be written.
-    """
-    if has_weights(DEMO_FOLDER / _WEIGHTS):
-        return _called_demo(find_model(DEMO_FOLDER / _WEIGHTS))
-    root = _untrained_root(Path(models_folder) if models_folder is not None else DEFAULT_MODELS_FOLDER)
-    return dataclasses.replace(_called_demo(find_model(root)), trained=False)
-
-
-def _called_demo(files: ModelFiles) -> ModelFiles:
-    return dataclasses.replace(files, spec=dataclasses.replace(files.spec, name="demo"))
-
-
-def _untrained_root(models_folder: Path) -> Path:
-    for base in (models_folder, Path(tempfile.gettempdir()) / "magi_lite"):
-        root = base / UNTRAINED
-        if has_weights(root / _WEIGHTS):
-            return root
-        try:
-            base.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=base, prefix=f".{UNTRAINED}-"))
-        except OSError:
-            continue
-        try:
-            make_untrained(temporary)
-            temporary.replace(root)
-        except (OSError, OutputError):
-            if not has_weights(root / _WEIGHTS):  # else another process was faster
-                continue
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return root
-    raise MagiLiteError(f"The demo model cannot be written to {models_folder} or a temporary folder; free some space.")
-
-
 def make_untrained(root: Path, seed: int = _SEED) -> None:
     """Write a tiny random model in the published layout: transformer, autoencoder, text encoder, tokens."""
-    weights = root / _WEIGHTS
+    weights = root / DEMO_WEIGHTS
     weights.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

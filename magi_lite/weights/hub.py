@@ -14,10 +14,10 @@ from pathlib import Path
 from magi_lite.errors import CheckpointError, DownloadError, InputError
 from magi_lite.files import storage_errors
 from magi_lite.models import MODELS, ModelSpec
-from magi_lite.text.special_tokens import SPECIAL_TOKENS_SHA256
 from magi_lite.weights.layout import (
     DEFAULT_MODELS_FOLDER,
     SPECIAL_TOKEN_FILES,
+    SPECIAL_TOKENS_SHA256,
     ModelFiles,
     family_weights,
     find_model,

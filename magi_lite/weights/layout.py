@@ -29,6 +29,8 @@ DEFAULT_MODELS_FOLDER = home_folder() / "models"
 DEMO_FOLDER = presets_folder() / "demo"
 """The small model that is shipped with the program."""
 SPECIAL_TOKEN_FILES = ("special_tokens.npz", "special_tokens.safetensors")
+SPECIAL_TOKENS_SHA256 = "b54bc664d5f4a722dfd8bb22201c025df61f22acddc07c0a2529d7b5cd6be5a7"
+"""The published special_tokens.npz (3,343,124 bytes); a file of the published width must be this one."""
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.zst", "*.safetensors.index.json")
 
 

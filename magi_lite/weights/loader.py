@@ -7,7 +7,6 @@ type stay memory-mapped. Which linears of the transformer may be quantized: `mod
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import SpecialTokenTable
 from magi_lite.vae.model import ViTVAE
 from magi_lite.weights.assign import Conversion, assign
-from magi_lite.weights.layout import ModelFiles, find_model, scheme_of, vae_config
+from magi_lite.weights.layout import ModelFiles, scheme_of, vae_config
 from magi_lite.weights.pickles import Progress
 from magi_lite.weights.t5 import load_t5
 from quant import QuantError, QuantizedLinear, convert_, read_manifest, scheme_named
@@ -32,32 +31,6 @@ from quant.storage.shards import Checkpoint
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ON_THE_FLY = ("fp8", "int8", "nf4")
 """Schemes to which unquantized weights are converted while loading."""
-
-
-def open_model(name_or_folder: str | Path, models_folder: Path | None = None) -> ModelFiles:
-    """The files of a model: a published name, "demo", or a folder in the published layout.
-
-    "demo" is the small model shipped in presets/demo; without it, tiny random weights are made from a seed in a cache
-    folder and labelled `trained=False`. They go the same way through the loader as any others.
-
-    Raises:
-        InputError: no such name or folder.
-        CheckpointError: a part is missing; says what was looked for and where.
-    """
-    if str(name_or_folder) == "demo":
-        from magi_lite.weights.demo import open_demo
-
-        return open_demo(models_folder)
-    files = find_model(name_or_folder, models_folder)
-    if files.spec.stored is None:
-        return files
-    try:
-        manifest = read_manifest(files.weights)
-    except QuantError as error:
-        raise CheckpointError(str(error)) from error
-    if manifest is None:
-        return files
-    return replace(files, spec=replace(files.spec, stored=manifest.scheme))  # names do not tell its settings
 
 
 def load_dit(

@@ -18,7 +18,7 @@ from magi_lite.pipeline.engine import engine, text_execution
 from magi_lite.planner.execution import Execution
 from magi_lite.project import Project
 from magi_lite.request.request import Overrides
-from magi_lite.weights.loader import open_model
+from magi_lite.weights.opening import open_model
 from tests.pipeline.conftest import latents_of, same_bits
 
 SITES = {

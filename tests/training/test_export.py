@@ -19,7 +19,8 @@ from magi_lite.pipeline import generate
 from magi_lite.request.request import GenerationRequest, Overrides
 from magi_lite.timeline.text import parse
 from magi_lite.vae.model import ViTVAE
-from magi_lite.weights.loader import load_dit, load_special_tokens, load_text_encoder, load_vae, open_model
+from magi_lite.weights.loader import load_dit, load_special_tokens, load_text_encoder, load_vae
+from magi_lite.weights.opening import open_model
 from training import export as e
 from training.studio import Studio
 from training.text_model import CHANNELS, make_encoder, make_tokenizer

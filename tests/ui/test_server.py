@@ -1,4 +1,4 @@
-"""The server's process: answering whatever happens to what makes the videos."""
+"""The server's process: light, without torch, and answering whatever happens to what makes the videos."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,6 +14,8 @@ from gradio_client import Client
 
 from tests.ui.conftest import PATIENCE, App
 
+LARGEST = 300e6
+"""Bytes of RAM that the server may take: Gradio alone takes half of it."""
 SMALL = {"width": 32, "height": 32, "quality": "draft"}
 
 
@@ -29,6 +32,19 @@ def wait(client: Client, job: str, *states: str) -> dict[str, object]:
         assert time.monotonic() < until, shown
         time.sleep(0.1)
     return shown
+
+
+def test_it_is_light_and_loads_no_torch(app: App) -> None:
+    """After plans, looks at the gallery and models, an upload and a video."""
+    assert app.process
+    client = Client(app.url, verbose=False)
+    job = client.predict("a large red ball moves right", 1, **SMALL, api_name="/generate")["job"]
+    wait(client, job, "finished")
+    for name in ("gallery", "system", "queue"):
+        client.predict(api_name=f"/{name}")
+    mapped = Path(f"/proc/{app.process.pid}/maps").read_text()
+    assert "libtorch" not in mapped and "bitsandbytes" not in mapped
+    assert psutil.Process(app.process.pid).memory_info().rss < LARGEST
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])

@@ -16,7 +16,8 @@ from magi_lite.errors import DownloadError, InputError, OutputError
 from magi_lite.weights import hub as module
 from magi_lite.weights import transfer
 from magi_lite.weights.hub import DownloadCancelled, HuggingFace, download, missing_files
-from magi_lite.weights.loader import load_dit, open_model
+from magi_lite.weights.loader import load_dit
+from magi_lite.weights.opening import open_model
 from tests.weights.fake_hub import FakeHub
 
 MODEL = "4.5B-distill"

@@ -23,8 +23,8 @@ from magi_lite.weights.loader import (
     load_special_tokens,
     load_text_encoder,
     load_vae,
-    open_model,
 )
+from magi_lite.weights.opening import open_model
 from quant import QuantizedLinear, convert_folder, scheme_named
 from quant.storage.shards import tensor_names
 from tests.parity import ckpt as parity
@@ -170,16 +170,16 @@ def test_a_complete_model_opens_by_root_family_or_weights_folder(model_root: Pat
 def test_demo_without_trained_weights_is_made_once_and_labelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from magi_lite.weights import demo
+    from magi_lite.weights import opening
 
-    monkeypatch.setattr(demo, "DEMO_FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr(opening, "DEMO_FOLDER", tmp_path / "nothing")
     files = open_model("demo", tmp_path / "models")
     assert files.spec.name == "demo" and not files.trained
     file = files.weights / "model.safetensors"
     stamp, content = file.stat().st_mtime_ns, file.read_bytes()
     assert open_model("demo", tmp_path / "models") == files
     assert file.stat().st_mtime_ns == stamp
-    assert [path.name for path in (tmp_path / "models").iterdir()] == [demo.UNTRAINED]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [opening.UNTRAINED]
     before = torch.random.get_rng_state()
     other = open_model("demo", tmp_path / "other")
     assert torch.equal(before, torch.random.get_rng_state())  # the caller's random numbers are its own
@@ -189,9 +189,9 @@ def test_demo_without_trained_weights_is_made_once_and_labelled(
 def test_demo_falls_back_to_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tempfile
 
-    from magi_lite.weights import demo
+    from magi_lite.weights import opening
 
-    monkeypatch.setattr(demo, "DEMO_FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr(opening, "DEMO_FOLDER", tmp_path / "nothing")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     (tmp_path / "file").write_text("a file where the models folder should be")

@@ -8,7 +8,7 @@ import torch
 
 from magi_lite.pipeline.decoding import encode_pixels
 from magi_lite.weights.layout import DEMO_FOLDER
-from magi_lite.weights.loader import open_model
+from magi_lite.weights.opening import open_model
 from training.shipped.measure import measure, psnr
 from training.shipped.world import FRAMES, make_clip
 from training.studio import Studio
