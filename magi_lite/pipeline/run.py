@@ -51,9 +51,9 @@ from magi_lite.planner import Phase, Plan
 from magi_lite.project import Project
 from magi_lite.request.checks import check_prompts, notices
 from magi_lite.request.request import GenerationRequest
-from magi_lite.request.sentences import count
 from magi_lite.sampling.results import Caption, CleanChunk, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
+from magi_lite.sentences import count
 from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
