@@ -15,7 +15,7 @@ from magi_lite.attention import available, choose
 from magi_lite.machine import devices
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.weights.residency import Residency, move_except
-from quant import activations, fusion
+from quant import activations, fusion, kinds
 from quant.convert import quantized_linear
 from quant.schemes import SCHEMES, Fp8, Scheme
 
@@ -73,8 +73,8 @@ def quantization(s: Setup) -> list[dict[str, Any]]:
     tokens, cases = (12150, [(None, 6144), ("layer_norm", 3072), ("gelu", 12288), ("gated_silu", 12288)])
     if s.dry:
         tokens, cases = 40, [(formula, 64) for formula, _ in cases]
-    kinds = [torch.int8, *([activations.FP8] if s.dry or s.device.has_fp8 else [])]
-    for kind in kinds:
+    types = [torch.int8, *([kinds.FP8] if s.dry or s.device.has_fp8 else [])]
+    for kind in types:
         for formula, features in cases:
             inputs = 2 * features if formula == "gated_silu" else features
             x = torch.randn(tokens, inputs, device=s.kind).to(s.dtype)
@@ -86,7 +86,7 @@ def quantization(s: Setup) -> list[dict[str, Any]]:
             row["served_by"] = "plain torch" if fast is None else fast.__name__
             values, scale = activations.per_token(x, kind, operation)
             few = slice(0, 1024)
-            row["steps_from_plain"] = activations.steps_apart(values[few], plain[few].float() / scale[few])
+            row["steps_from_plain"] = kinds.steps_apart(values[few], plain[few].float() / scale[few])
             row["together"] = s.timed(lambda x=x, k=kind, o=operation: activations.per_token(x, k, o))
             if operation is not None:
                 row["apart"] = s.timed(lambda x=x, k=kind, o=operation: activations.per_token(o(x), k))

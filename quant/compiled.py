@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quant.fusion import Operation
+from quant.kinds import SMALLEST_ABSMAX, largest
 from quant.schemes import FP8_MAX
 
 
@@ -29,8 +30,6 @@ def quantize_static(x: Tensor, divisor: Tensor, twice: bool, operation: Operatio
 def _rows(
     x: Tensor, kind: torch.dtype, formula: str | None, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    from quant.activations import SMALLEST_ABSMAX, largest
-
     numbers = _after(x, formula, weight, bias, eps)
     scale = numbers.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_ABSMAX) / largest(kind)
     scaled = (numbers / scale).clamp(-largest(kind), largest(kind))

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from quant.activations import WEIGHT_VALUES, slices
 from quant.errors import QuantError
 from quant.fp8 import Fp8Linear
 from quant.int8 import Int8Linear
+from quant.kinds import WEIGHT_VALUES, slices
 from quant.linear import QuantizedLinear
 from quant.nf4 import NF4Linear
 from quant.published import published_linear

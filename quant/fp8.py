@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from quant import activations
-from quant.activations import FP8, slices
 from quant.fusion import Before
+from quant.kinds import FP8, slices
 from quant.linear import QuantizedInput, QuantizedLinear, as_rows, trained
 from quant.products import scale_into
 from quant.schemes import Fp8

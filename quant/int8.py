@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from quant import activations
-from quant.activations import slices
 from quant.fusion import Before
+from quant.kinds import slices
 from quant.linear import QuantizedInput, QuantizedLinear, as_rows, trained
 from quant.products import scale_into
 from quant.schemes import Int8

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quant.fusion import Operation
+from quant.kinds import SMALLEST_ABSMAX
 from quant.schemes import FP8_MAX, INT8_MAX
 
 try:
@@ -112,8 +113,6 @@ if triton is not None:
 
 def quantize_rows(x: Tensor, kind: torch.dtype, operation: Operation | None = None) -> tuple[Tensor, Tensor]:
     """`activations.per_token` on CUDA."""
-    from quant.activations import SMALLEST_ABSMAX
-
     rows, features = x.shape[0], x.shape[1] if operation is None else operation.features(x.shape[1])
     values = torch.empty(rows, features, dtype=kind, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from quant import activations
-from quant.activations import FP8
 from quant.errors import QuantError
 from quant.fp8 import scaled_matmul
 from quant.fusion import Before
+from quant.kinds import FP8
 from quant.linear import QuantizedInput, QuantizedLinear, as_rows, has_values, trained
 from quant.schemes import Published
 

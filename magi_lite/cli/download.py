@@ -6,12 +6,20 @@ import argparse
 import sys
 from pathlib import Path
 
+SPECIAL_TOKENS = "special-tokens"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `download`."""
     from magi_lite.models import MODELS
 
-    parser.add_argument("model", nargs="?", default="4.5B-distill-fp8", choices=sorted(MODELS), help="which model")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default="4.5B-distill-fp8",
+        choices=[*sorted(MODELS), SPECIAL_TOKENS],
+        help=f"which model; {SPECIAL_TOKENS}: only the small file that a download by other tools does not bring",
+    )
     parser.add_argument("--models", type=Path, help="the folder to put it in (default: models)")
     parser.add_argument("--special-tokens", type=Path, help="a local special_tokens.npz to use")
     parser.add_argument("--offline", action="store_true", help="only say which files are missing")
@@ -23,9 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from magi_lite.cli.reading import check_paths
-    from magi_lite.weights.hub import download
+    from magi_lite.weights.hub import download, download_special_tokens
 
     check_paths(arguments)
+    if arguments.model == SPECIAL_TOKENS and not arguments.offline:
+        print(download_special_tokens(arguments.models))
+        return 0
     with tqdm(total=0, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr) as bar:
 
         def progress(done: int, total: int, file: str) -> None:

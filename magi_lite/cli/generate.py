@@ -13,6 +13,7 @@ from magi_lite import library
 from magi_lite.cli.reading import add_options, check_paths, options_given
 from magi_lite.cli.show import show
 from magi_lite.control import RunControl
+from magi_lite.errors import MagiLiteError
 from magi_lite.request.request import OPTIONS, GenerationRequest
 
 GROUPS = {"what": "what to make", "how": "how to make it", "where": "where it goes"}
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     library.check_free(
         request, arguments.resume, arguments.redo_from, arguments.out, overwrite=arguments.overwrite
     )
+    bring_special_tokens(request)
     control = RunControl()
     with _stop_on_interrupt(control):
         events = generate(
@@ -63,6 +65,24 @@ def run(arguments: argparse.Namespace) -> int:
             record=arguments.record_activations,
         )
         return show(events)
+
+
+def bring_special_tokens(request: GenerationRequest) -> None:
+    """Fetch the one small file (3 MB) that a download of the weights by other tools does not bring, if it is missing.
+
+    Raises:
+        DownloadError, OutputError: it cannot be fetched or written.
+    """
+    from magi_lite.weights.hub import download_special_tokens
+    from magi_lite.weights.layout import SpecialTokensMissing, find_model
+
+    try:
+        find_model(request.model, request.models_folder)
+    except SpecialTokensMissing as missing:
+        print(f"Fetching the special tokens (3 MB) to {missing.root}", file=sys.stderr)
+        download_special_tokens(missing.root)
+    except MagiLiteError:  # said, with all that is wrong, when the model is opened
+        pass
 
 
 def request_of(arguments: argparse.Namespace) -> GenerationRequest:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from magi_lite.attention import Backend, masked_sdpa
 from magi_lite.dit.captions import CaptionContext, KeyValue
-from magi_lite.dit.layers import MLP, Modulation, SingleLinear, ZeroCentredLayerNorm, gated_residual, project_shared
+from magi_lite.dit.layers import MLP, Float32Linear, Modulation, ZeroCentredLayerNorm, gated_residual, project_shared
 from magi_lite.dit.rope import rotate
 from magi_lite.dit.slicing import Piece, pieces
 from magi_lite.dit.store import KVStore
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         eps = config.layernorm_epsilon
         self.linear_qkv = SharedProjections(config)
         self.linear_kv_xattn = nn.Linear(config.hidden_size, 2 * self.groups * self.head_dim, bias=False)
-        self.linear_proj = SingleLinear(2 * size, config.hidden_size, bias=False)
+        self.linear_proj = Float32Linear(2 * size, config.hidden_size, bias=False)
         self.q_layernorm = ZeroCentredLayerNorm(self.head_dim, eps, single=True)
         self.q_layernorm_xattn = ZeroCentredLayerNorm(self.head_dim, eps, single=False)
         self.k_layernorm = ZeroCentredLayerNorm(self.head_dim, eps, single=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SLICE_ROWS = 4096
-"""Rows whose float32 copies `SingleLinear` makes at a time, where it has to make any."""
+"""Rows whose float32 copies `Float32Linear` makes at a time, where it has to make any."""
 TIMESTEP_SCALE = 1000.0
 TIMESTEP_WIDTH = 256
 TIMESTEP_PERIOD = 10000.0
@@ -48,7 +48,7 @@ class ZeroCentredLayerNorm(nn.Module):
         return F.layer_norm(x, (x.shape[-1],), weight + 1, bias, self.eps)
 
 
-class SingleLinear(nn.Linear):
+class Float32Linear(nn.Linear):
     """A linear with float32 output and, mathematically, float32 operands.
 
     Products of bfloat16 numbers are exact in float32, so on a GPU the bfloat16 kernel with float32 accumulation and
@@ -111,7 +111,7 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(SingleLinear(TIMESTEP_WIDTH, size), nn.SiLU(), SingleLinear(size, size))
+        self.mlp = nn.Sequential(Float32Linear(TIMESTEP_WIDTH, size), nn.SiLU(), Float32Linear(size, size))
 
     def forward(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
         """(...,) float32 -> (..., size) float32; the sinusoid is rounded to `dtype`, as the weights were trained."""
@@ -140,8 +140,8 @@ class CaptionEmbedding(nn.Module):
     def __init__(self, channels: int, max_length: int, hidden: int, condition: int) -> None:
         super().__init__()
         self.null_caption_embedding = nn.Parameter(torch.randn(max_length, channels) * channels**-0.5)
-        self.y_proj_xattn = nn.Sequential(SingleLinear(channels, hidden), nn.SiLU())
-        self.y_proj_adaln = nn.Sequential(SingleLinear(channels, condition))
+        self.y_proj_xattn = nn.Sequential(Float32Linear(channels, hidden), nn.SiLU())
+        self.y_proj_adaln = nn.Sequential(Float32Linear(channels, condition))
 
     def words(self, embeddings: Tensor) -> Tensor:
         """(..., channels) -> (..., hidden) float32."""
@@ -207,7 +207,7 @@ class FinalLinear(nn.Module):
 
     def __init__(self, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.linear = SingleLinear(hidden, outputs, bias=False)
+        self.linear = Float32Linear(hidden, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x)

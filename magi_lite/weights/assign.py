@@ -66,9 +66,8 @@ def assign(
     tied, called = tied or {}, stored_as or {}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     names = {called.get(name, name): name for name in wanted}
-    kinds = {name: (kind_of(tensor.dtype),) if name in fixed else FLOATS for name, tensor in wanted.items()}
-    expected = {stored: Expected(tuple(wanted[name].shape), kinds[name]) for stored, name in names.items()}
-    checkpoint.require(expected, what, ignore)
+    expected = expected_of(wanted, fixed)
+    checkpoint.require({stored: expected[name] for stored, name in names.items()}, what, ignore)
     if conversion is not None:
         convert_(model, conversion.scheme, conversion.layers.__contains__)
     state: dict[str, Tensor] = {}
@@ -92,6 +91,14 @@ def assign(
         reason = str(error).strip().splitlines()[-1].strip()
         raise CheckpointError(f"The weights in {checkpoint.place} cannot be used: {reason}") from error
     model.requires_grad_(False).eval()
+
+
+def expected_of(wanted: Mapping[str, Tensor], fixed: frozenset[str] = frozenset()) -> dict[str, Expected]:
+    """What a model's declared tensors want of a file; those of `fixed` in exactly their type."""
+    return {
+        name: Expected(tuple(tensor.shape), (kind_of(tensor.dtype),) if name in fixed else FLOATS)
+        for name, tensor in wanted.items()
+    }
 
 
 def _position(info: TensorInfo) -> tuple[str, int]:

@@ -21,11 +21,12 @@ from magi_lite.weights.layout import (
     ModelFiles,
     family_weights,
     find_model,
-    has_weights,
+    model_root,
     special_tokens_file,
     text_folder,
     vae_folder,
 )
+from magi_lite.weights.text_files import CONVERTED, check_text_files, missing_text_files
 from magi_lite.weights.transfer import (
     Counter,
     DownloadCancelled,
@@ -37,7 +38,10 @@ from magi_lite.weights.transfer import (
     network,
     writing,
 )
+from quant.errors import WeightsError
 from quant.storage.files import sha256
+from quant.storage.headers import check_start
+from quant.storage.shards import Checkpoint, has_weights
 from quant.storage.shards import missing_files as missing_weights
 
 REPOSITORY_ID = "sand-ai/MAGI-1"
@@ -143,16 +147,56 @@ def download(
     with network(f"{REPOSITORY_ID} cannot be listed; check the connection"):
         files = source.files()
     wanted = needed_files(files, family)
-    check_space(root, wanted)
+    pickles = [file for file in wanted if _is_text_pickle(file.path)]
+    to_convert = sum(file.size for file in pickles) // 2
+    check_space(root, wanted, to_convert if pickles and not _is_converted(root / pickles[0].path) else 0)
     counter = Counter(
         progress or (lambda done, total, file: None),
         cancelled,
-        sum(file.size for file in wanted) + SPECIAL_TOKENS_BYTES,
+        sum(file.size for file in wanted) + SPECIAL_TOKENS_BYTES + to_convert,
     )
     for file in wanted:
         bring(source, source.address(file.path), file, root / file.path, counter, verify)
     _bring_special_tokens(source, root, special_tokens, counter, verify)
+    if pickles:
+        _convert(root / Path(pickles[0].path).parent, counter, to_convert)
     return find_model(name, root)
+
+
+def download_special_tokens(
+    folder: Path | None = None, *, progress: Progress | None = None, source: Source | None = None
+) -> Path:
+    """Bring the one small file that is not among the published weights; returns where it lies.
+
+    Raises:
+        DownloadError: no connection, or contents that do not match their hash.
+        OutputError: the folder cannot be written.
+    """
+    root = model_root(Path(folder) if folder is not None else DEFAULT_MODELS_FOLDER)
+    counter = Counter(progress or (lambda done, total, file: None), lambda: False, SPECIAL_TOKENS_BYTES)
+    _bring_special_tokens(source or HuggingFace(), root, None, counter, verify=True)
+    return root / SPECIAL_TOKEN_FILES[0]
+
+
+def _is_text_pickle(path: str) -> bool:
+    return path.startswith("ckpt/t5/") and path.endswith(".bin")
+
+
+def _is_converted(pickle: Path) -> bool:
+    return has_weights(pickle.parent / CONVERTED[0])
+
+
+@storage_errors()
+def _convert(folder: Path, counter: Counter, size: int) -> None:
+    """The 16-bit copy of a pickled text encoder, now rather than with the first prompt."""
+    from magi_lite.weights.pickles import converted
+
+    def progress(done: int, total: int) -> None:
+        counter.at(int(size * done / max(1, total)), "converting the text encoder")
+
+    converted(folder, progress)
+    counter.at(size, "converting the text encoder")
+    counter.before += size
 
 
 def needed_files(files: Iterable[RemoteFile], family: ModelSpec) -> list[RemoteFile]:
@@ -163,13 +207,14 @@ def needed_files(files: Iterable[RemoteFile], family: ModelSpec) -> list[RemoteF
     Raises:
         DownloadError: a part is not in the repository.
     """
-    chosen: dict[str, list[RemoteFile]] = {part: [] for part in (family.folder, *_COMMON_FOLDERS)}
+    places = {family.folder: ("ckpt", "magi", family.folder), **{part: ("ckpt", part) for part in _COMMON_FOLDERS}}
+    chosen: dict[str, list[RemoteFile]] = {part: [] for part in places}
     for file in files:
         parts = Path(file.path).parts
-        if parts[:1] == ("ckpt",) and file.path.endswith(_SUFFIXES) and ".." not in parts:
-            for part, found in chosen.items():
-                if part in parts[:-1]:
-                    found.append(file)
+        if file.path.endswith(_SUFFIXES) and ".." not in parts:
+            for part, place in places.items():
+                if parts[: len(place)] == place:
+                    chosen[part].append(file)
     absent = [part for part, found in chosen.items() if not any(_is_weights(file.path) for file in found)]
     if absent:
         raise DownloadError(
@@ -184,7 +229,7 @@ def needed_files(files: Iterable[RemoteFile], family: ModelSpec) -> list[RemoteF
 @storage_errors()
 def missing_files(name: str, folder: Path | None = None) -> list[str]:
     """What of a model a folder lacks, relative to it, as far as can be told without a connection; empty: complete."""
-    root = Path(folder) if folder is not None else DEFAULT_MODELS_FOLDER
+    root = model_root(Path(folder) if folder is not None else DEFAULT_MODELS_FOLDER)
     family = _family(name)
     parts: tuple[tuple[Callable[[], Path], str], ...] = (
         (lambda: family_weights(root, family), f"ckpt/magi/{family.folder}/{family.weights_folder}/*.safetensors"),
@@ -198,8 +243,11 @@ def missing_files(name: str, folder: Path | None = None) -> list[str]:
             place = find()
         except CheckpointError:
             missing.append(pattern)
-        else:
-            missing += [_relative(file, root) for file in _absent(place)]
+            continue
+        try:
+            missing += [_relative(file, root) for file in _absent(place)] or _damaged(place)
+        except (CheckpointError, WeightsError) as error:  # nothing there, or an index that cannot be read
+            missing.append(f"{_relative(place, root)} ({str(error).rstrip('.')})")
     return missing
 
 
@@ -207,10 +255,28 @@ def _absent(place: Path) -> list[Path]:
     """Weight files that a part of a model lacks; `place` is a folder, or the special-token file."""
     if place.is_file():
         return []
-    if has_weights(place):
-        return missing_weights(place)
-    pickled = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-    return [] if any((place / name).is_file() for name in pickled) else [place / "*.safetensors"]
+    if _is_text(place):
+        return missing_text_files(place)
+    return missing_weights(place) if has_weights(place) else [place / "*.safetensors"]
+
+
+def _damaged(place: Path) -> list[str]:
+    """What is wrong with a part of a model of which all files are there, as far as headers tell."""
+    try:
+        if _is_text(place):
+            check_text_files(place)
+        elif place.is_dir():
+            Checkpoint.open(place)
+        else:
+            with place.open("rb") as opened:
+                check_start(opened.read(256), place)
+    except (CheckpointError, WeightsError) as error:
+        return [str(error).rstrip(".")]
+    return []
+
+
+def _is_text(place: Path) -> bool:
+    return any(part in ("t5", "t5_pretrained") for part in (place.name, place.parent.name))
 
 
 def _relative(path: Path, root: Path) -> str:

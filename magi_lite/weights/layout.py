@@ -5,12 +5,14 @@
     ROOT/ckpt/t5/<name>/                             text encoder, transformers layout
     ROOT/special_tokens.npz                          learned prompt tokens
 
-Downloads were made by many tools, so `ckpt/` may be absent and weights may lie in the family's folder itself. What is
-there is taken; when nothing fits, the error says what was looked for and where. No torch: planner and UI read it too.
+Downloads were made by many tools, so `ckpt/` may be absent, weights may lie in the family's folder itself, all may lie
+in `downloads/` as in an official checkout, or in a cache of the hub; any folder may be a link. What is there is taken;
+when nothing fits, the error says what was looked for and where. No torch: planner and UI read it too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,10 @@ from magi_lite.errors import CheckpointError, InputError
 from magi_lite.files import storage_errors
 from magi_lite.models import MODELS, DiTConfig, Guidance, ModelSpec, SamplerSettings, T5Shape, VAEConfig
 from magi_lite.resources import home_folder, presets_folder
+from magi_lite.weights.text_files import check_text_files
 from quant.schemes import detect, quantized_names
-from quant.storage.shards import tensor_names
+from quant.storage.headers import check_start
+from quant.storage.shards import Checkpoint, has_weights
 
 DEFAULT_MODELS_FOLDER = home_folder() / "models"
 """Where weights are looked for and downloaded to when no folder is named."""
@@ -31,7 +35,30 @@ DEMO_FOLDER = presets_folder() / "demo"
 SPECIAL_TOKEN_FILES = ("special_tokens.npz", "special_tokens.safetensors")
 SPECIAL_TOKENS_SHA256 = "b54bc664d5f4a722dfd8bb22201c025df61f22acddc07c0a2529d7b5cd6be5a7"
 """The published special_tokens.npz (3,343,124 bytes); a file of the published width must be this one."""
-_WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.zst", "*.safetensors.index.json")
+CACHE_FOLDER = "models--sand-ai--MAGI-1"
+"""What huggingface_hub's cache calls the published repository."""
+MANIFEST = "quantization.json"
+"""In a folder that `python -m quant` made."""
+_VAE_PLACES = ("ckpt/vae", "vae", "downloads/vae")
+_TEXT_PLACES = ("ckpt/t5", "t5", "t5_pretrained", "downloads/t5_pretrained", "downloads/t5")
+_NO_TRANSFORMER = ("vae", "t5", "t5_pretrained")
+_OTHER_RELEASE = re.compile(r"magi[-_ ]?1\.1", re.IGNORECASE)
+
+
+class SpecialTokensMissing(CheckpointError):
+    """The one small file that a download of the published weights does not bring.
+
+    Attributes:
+        root: where it is to be put.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        super().__init__(
+            f"There is no special-token file in {root}: looked for {' and '.join(SPECIAL_TOKEN_FILES)}; it is not "
+            "among the published weights, so fetch it (3 MB) with: python -m magi_lite download special-tokens "
+            f"--models {root}, or copy example/assets/special_tokens.npz of the official source code there."
+        )
 
 
 @dataclass(frozen=True)
@@ -57,25 +84,34 @@ def find_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
         name_or_folder: a name in `models.MODELS`, or a root, family or weights folder of the published layout.
         models_folder: where named models are looked for; None: `DEFAULT_MODELS_FOLDER`.
 
+    Names, sizes and headers of all files are checked; which tensors they must hold: `loader.check_model`.
+
     Raises:
         InputError: neither a known name nor a folder.
-        CheckpointError: something is not there; says what was looked for and where.
+        CheckpointError: something is not there, cut short or something else; says what, and what was looked for.
+        SpecialTokensMissing: all but the one small file is there.
     """
     family = MODELS.get(str(name_or_folder))
     if family is not None:
-        root = Path(models_folder) if models_folder is not None else DEFAULT_MODELS_FOLDER
+        root = model_root(Path(models_folder) if models_folder is not None else DEFAULT_MODELS_FOLDER)
         return _complete(family_weights(root, family), root, family)
     folder = Path(name_or_folder)
     if not folder.is_dir():
         names = ", ".join(("demo", *MODELS))
         raise InputError(f"There is no model '{name_or_folder}': it is neither a folder nor one of {names}.")
-    weights = _only_weights(folder)
+    weights = _only_weights(model_root(folder))
     return _complete(weights, _root_of(weights), _family_of(weights))
 
 
 def _complete(weights: Path, root: Path, family: ModelSpec | None) -> ModelFiles:
-    vae, text_encoder, tokens = vae_folder(root), text_folder(root), special_tokens_file(root)
+    vae, text_encoder = vae_folder(root), text_folder(root)
     spec = read_spec(weights, vae, text_encoder, family)
+    with storage_errors():
+        Checkpoint.open(vae)
+    check_text_files(text_encoder)
+    tokens = special_tokens_file(root)  # last: where only they are missing, they are fetched
+    with storage_errors(), tokens.open("rb") as opened:
+        check_start(opened.read(256), tokens)
     return ModelFiles(spec, weights, vae, text_encoder, tokens)
 
 
@@ -94,7 +130,8 @@ def read_spec(weights: Path, vae: Path, text_encoder: Path, family: ModelSpec | 
         dit, sampler = DiTConfig.from_published(config["model_config"]), sampler_settings(config)
     else:
         dit, sampler = family.dit, family.sampler
-    names = tensor_names(weights)
+    with storage_errors():
+        names = frozenset(Checkpoint.open(weights).tensors)
     stored = detect(names)
     return ModelSpec(
         name=family.name if family else weights.parent.name,
@@ -222,16 +259,32 @@ def text_shape(folder: Path) -> T5Shape:
 # --- where things lie ----------------------------------------------------------------------------------------------
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a folder holds safetensors, compressed ones or an index."""
-    found = (path for pattern in _WEIGHT_PATTERNS for path in folder.glob(pattern))
-    return any(path.name not in SPECIAL_TOKEN_FILES for path in found)
+def model_root(folder: Path) -> Path:
+    """The folder of the published layout that a folder stands for: itself, or the snapshot in a cache of the hub.
+
+    Such a cache holds `models--sand-ai--MAGI-1/snapshots/COMMIT` and, in `refs/main`, which commit is the newest.
+    """
+    for cache in (folder, folder / CACHE_FOLDER, folder / "hub" / CACHE_FOLDER):
+        snapshots = cache / "snapshots"
+        if cache.name != CACHE_FOLDER or not snapshots.is_dir():
+            continue
+        try:
+            newest = snapshots / (cache / "refs" / "main").read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            newest = snapshots
+        if newest != snapshots and newest.is_dir():
+            return newest
+        there = [place for place in snapshots.iterdir() if place.is_dir()]
+        if there:
+            return max(there, key=lambda place: place.stat().st_mtime)
+    return folder
 
 
 def weight_candidates(root: Path, family: ModelSpec) -> list[Path]:
     """Where the transformer of a family may lie under a root, the published place first."""
     inside = [Path(family.folder) / family.weights_folder, Path(family.folder)]
-    return [base / place for base in (root / "ckpt" / "magi", root / "magi", root) for place in inside]
+    bases = (root / "ckpt" / "magi", root / "magi", root, root / "downloads")
+    return [base / place for base in bases for place in inside]
 
 
 def family_weights(root: Path, family: ModelSpec) -> Path:
@@ -251,12 +304,15 @@ def _only_weights(folder: Path) -> Path:
     """The one weights folder at, or below, a folder that the user named."""
     if has_weights(folder):
         return folder
-    below = [folder, folder / "ckpt" / "magi", folder / "magi"]
+    below = [folder, folder / "ckpt" / "magi", folder / "magi", folder / "downloads"]
     inner = [child for base in below if base.is_dir() for child in sorted(base.iterdir()) if child.is_dir()]
     inner += [
         child for family in inner for child in sorted(family.iterdir()) if child.name.startswith("inference_weight")
     ]
-    found = [child for child in dict.fromkeys(inner) if has_weights(child) and child.name not in ("vae", "t5")]
+    found = [child for child in dict.fromkeys(inner) if child.name not in _NO_TRANSFORMER and has_weights(child)]
+    originals = [child for child in found if not (child / MANIFEST).is_file()]
+    if len(originals) == 1:  # beside it copies of it, converted offline: who means one of them names it
+        found = originals
     if not found:
         raise CheckpointError(
             f"There are no transformer weights in {folder}: looked for safetensors in it, in inference_weight* below "
@@ -270,6 +326,8 @@ def _only_weights(folder: Path) -> Path:
 
 def _family_of(weights: Path) -> ModelSpec | None:
     """The published family that a folder is named after, when its name says so."""
+    if any(_OTHER_RELEASE.fullmatch(part) for part in weights.parts):
+        return None  # its folders have the names of MAGI-1's
     for family in MODELS.values():
         if family.folder in (weights.name, weights.parent.name):
             return family
@@ -277,44 +335,56 @@ def _family_of(weights: Path) -> ModelSpec | None:
 
 
 def _root_of(weights: Path) -> Path:
-    """The nearest folder above the weights that has an autoencoder in a published place."""
-    for place in (Path("ckpt/vae"), Path("vae")):
-        for folder in weights.resolve().parents:
-            if (folder / place).is_dir():
-                return folder
+    """The nearest folder above the weights that has an autoencoder in a published place.
+
+    First by the path as it was given, on which folders may be links to another disk, then by the real one.
+    """
+    for folder in (*weights.absolute().parents, *weights.resolve().parents):
+        if any((folder / place).is_dir() for place in _VAE_PLACES):
+            return folder
     return weights.parent
 
 
 def vae_folder(root: Path) -> Path:
     """Where the autoencoder lies under a root; raises CheckpointError."""
-    for folder in (root / "ckpt" / "vae", root / "vae"):
-        if (folder / "config.json").is_file():
-            return folder
+    for place in _VAE_PLACES:
+        if (root / place / "config.json").is_file():
+            return root / place
     raise CheckpointError(
-        f"There is no autoencoder in {root}: looked for config.json in ckpt/vae and vae; download the model again."
+        f"There is no autoencoder in {root}: looked for config.json in {_listed(_VAE_PLACES)}; "
+        "download the model again."
     )
 
 
 def text_folder(root: Path) -> Path:
     """Where the text encoder lies under a root; raises CheckpointError."""
-    for base in (root / "ckpt" / "t5", root / "t5"):
+    for base in (root / place for place in _TEXT_PLACES):
         if not base.is_dir():
             continue
         for folder in (base / "t5-v1_1-xxl", base, *sorted(base.iterdir())):
             if (folder / "config.json").is_file():
                 return folder
+    looked = _listed(tuple(f"{place}/*" for place in _TEXT_PLACES))
     raise CheckpointError(
-        f"There is no text encoder in {root}: looked for config.json in ckpt/t5/* and t5/*; download the model again."
+        f"There is no text encoder in {root}: looked for config.json in {looked}; download the model again."
     )
+
+
+def _listed(places: tuple[str, ...]) -> str:
+    return f"{', '.join(places[:-1])} and {places[-1]}"
 
 
 def special_tokens_file(root: Path) -> Path:
-    """Where the learned prompt tokens lie under a root; raises CheckpointError."""
+    """Where the learned prompt tokens lie under a root, or in the default models folder.
+
+    Raises:
+        SpecialTokensMissing: they do not.
+    """
+    places = [root, root / "ckpt", root / "example" / "assets", root / "downloads"]
+    whole = root.parent if root.name in ("ckpt", "downloads") else root  # of an official checkout
+    places += [whole, whole / "example" / "assets"]
     for name in SPECIAL_TOKEN_FILES:
-        for folder in (root, root / "ckpt", root / "example" / "assets"):
+        for folder in (*places, DEFAULT_MODELS_FOLDER):
             if (folder / name).is_file():
                 return folder / name
-    raise CheckpointError(
-        f"There is no special-token file in {root}: looked for {' and '.join(SPECIAL_TOKEN_FILES)}; "
-        "download the model again or put a copy there."
-    )
+    raise SpecialTokensMissing(whole)

@@ -20,10 +20,10 @@ from magi_lite.planner.execution import Execution
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import SpecialTokenTable
 from magi_lite.vae.model import ViTVAE
-from magi_lite.weights.assign import Conversion, assign
+from magi_lite.weights.assign import Conversion, assign, expected_of
 from magi_lite.weights.layout import ModelFiles, scheme_of, vae_config
 from magi_lite.weights.pickles import Progress
-from magi_lite.weights.t5 import load_t5
+from magi_lite.weights.t5 import check_t5, load_t5
 from quant import QuantError, QuantizedLinear, convert_, read_manifest, scheme_named
 from quant.schemes import quantized_names
 from quant.storage.shards import Checkpoint
@@ -56,6 +56,40 @@ def load_dit(
 
 
 @storage_errors()
+def check_model(files: ModelFiles) -> None:
+    """Refuse a model whose files do not hold exactly the tensors of its networks; reads headers only.
+
+    Raises:
+        CheckpointError: names the tensor, the file and what is wrong.
+    """
+    _declared(files.weights, files.spec.dit)
+    vae = build_vae(files.vae)
+    Checkpoint.open(files.vae).require(expected_of(vae.state_dict()), "the autoencoder")
+    check_t5(files.text_encoder)
+
+
+def _declared(weights: Path, config: DiTConfig) -> tuple[DiT, Checkpoint, str | None, frozenset[str]]:
+    """The transformer without numbers as its files hold it, the files, their scheme, and names of fixed types.
+
+    Raises:
+        CheckpointError, WeightsError: the files are of another model.
+    """
+    checkpoint = Checkpoint.open(weights)
+    stored = scheme_of(checkpoint.tensors)
+    with torch.device("meta"):
+        model = DiT(config)
+    fixed = _declare_quantized(model, checkpoint, stored, quantizable(config)) if stored else frozenset()
+    checkpoint.require(expected_of(model.state_dict(), fixed), f"this model ({weights.parent.name})")
+    return model, checkpoint, stored, fixed
+
+
+def build_vae(folder: Path) -> ViTVAE:
+    """The autoencoder that a folder's configuration describes, without numbers."""
+    with torch.device("meta"):
+        return ViTVAE(vae_config(folder))
+
+
+@storage_errors()
 def load_dit_weights(
     weights: Path,
     config: DiTConfig,
@@ -68,13 +102,9 @@ def load_dit_weights(
     converting = device or execution.device
     if device is None:
         device = "cpu" if execution.layers == "streamed" else execution.device
-    checkpoint = Checkpoint.open(weights)
-    stored = scheme_of(checkpoint.tensors)
-    _check_scheme(stored, execution.scheme, weights)
-    with torch.device("meta"):
-        model = DiT(config)
+    _check_scheme(scheme_of(Checkpoint.open(weights).tensors), execution.scheme, weights)
+    model, checkpoint, stored, fixed = _declared(weights, config)
     compute, may = DTYPES[execution.dtype], quantizable(config)
-    fixed = _declare_quantized(model, checkpoint, stored, may) if stored else frozenset()
     conversion = None
     if stored is None and execution.scheme in ON_THE_FLY:
         linears = frozenset(name for name, part in model.named_modules() if isinstance(part, nn.Linear) and may(name))
@@ -141,8 +171,7 @@ def load_vae(
     Raises:
         CheckpointError: files are missing, damaged or of another model.
     """
-    with torch.device("meta"):
-        model = ViTVAE(vae_config(folder))
+    model = build_vae(folder)
     assign(model, Checkpoint.open(folder), lambda name: dtype, device, "the autoencoder", cancelled=cancelled)
     return model
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from magi_lite.errors import CheckpointError, MagiLiteError, OutputError
-from magi_lite.weights.layout import DEFAULT_MODELS_FOLDER, DEMO_FOLDER, ModelFiles, find_model, has_weights
+from magi_lite.weights.layout import DEFAULT_MODELS_FOLDER, DEMO_FOLDER, ModelFiles, find_model
 from quant import QuantError, read_manifest
+from quant.storage.shards import has_weights
 
 UNTRAINED = "demo-untrained-1"
 """Folder of the random weights; the number goes up when their make changes."""

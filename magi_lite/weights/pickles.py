@@ -21,18 +21,16 @@ from torch import Tensor
 
 from magi_lite.errors import CheckpointError, LoadCancelled, OutputError
 from magi_lite.files import output_errors, write_atomic
-from magi_lite.weights.layout import has_weights
+from magi_lite.weights.text_files import CONVERTED, pickled_files
 from quant.errors import WeightsError
-from quant.storage.files import is_leftover, parse_json, sync_folder
-from quant.storage.headers import TensorInfo, check_start, read_header
+from quant.storage.files import is_leftover, sync_folder
+from quant.storage.headers import TensorInfo, read_header
 from quant.storage.lock import alone
-from quant.storage.shards import Checkpoint
+from quant.storage.shards import Checkpoint, has_weights
 from quant.storage.tensors import ALIGNMENT, Declared, kind_of, write_made
 
 EMBEDDING = "shared.weight"
 TIED = "encoder.embed_tokens.weight"
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-CONVERTED = "converted-bfloat16"
 _WORK = ".converting-bfloat16"
 _SPARE = 256 << 20
 """Bytes that a conversion leaves free on the disk."""
@@ -88,51 +86,6 @@ def is_surplus(name: str) -> bool:
     return name.startswith(("decoder.", "lm_head."))
 
 
-def pickled_files(folder: Path) -> list[Path]:
-    """The .bin files of a folder, all of them there and each at least begun as one.
-
-    Raises:
-        CheckpointError: one is missing, or is something else; or there are none.
-    """
-    index = folder / PICKLED[1]
-    if index.is_file():
-        try:
-            names = sorted({str(name) for name in parse_json(index.read_bytes())["weight_map"].values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"The index {index} cannot be read; download it again.") from error
-        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"The shard {missing[0]} that {index} names is missing; download the model again.")
-        files = [folder / name for name in names]
-    else:
-        files = [folder / PICKLED[0]]
-    if not files or not all(file.is_file() for file in files):
-        raise CheckpointError(
-            f"Found no text encoder weights in {folder}: looked for *.safetensors and pytorch_model.bin; "
-            "download the model again."
-        )
-    for file in files:
-        try:
-            with file.open("rb") as opened:
-                check_start(opened.read(256), file)
-        except WeightsError as error:
-            raise CheckpointError(str(error)) from error
-        except OSError as error:
-            raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error
-    return files
-
-
-def conversion_bytes(folder: Path) -> int:
-    """What a converted copy of a folder's pickled weights will take on the disk, about; 0: it needs none.
-
-    Raises:
-        CheckpointError: as `pickled_files`.
-    """
-    if has_weights(folder) or has_weights(folder / CONVERTED):
-        return 0
-    return sum(file.stat().st_size for file in pickled_files(folder)) // 2
-
-
 def converted(
     folder: Path, progress: Progress = lambda done, total: None, cancelled: Callable[[], bool] = lambda: False
 ) -> Path:
@@ -144,7 +97,7 @@ def converted(
         CheckpointError: damaged. OutputError: no space or no permission. LoadCancelled: `cancelled()` in between.
         Cancelled: likewise, while waiting.
     """
-    target, work = folder / CONVERTED, folder / _WORK
+    target, work = folder / CONVERTED[0], folder / _WORK
     if has_weights(target) and not any(folder.glob(".converting-*")):
         return target
     with alone(folder / f"{_WORK}.lock", "the text encoder", cancelled):

@@ -117,19 +117,6 @@ class Residency:
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 
-    def idle(self) -> None:
-        """Nothing runs for a while: pinned memory and stream buffers go, the weights stay in ordinary memory."""
-        if self._streamer is not None:
-            self._streamer.release()
-        for swapped in self._swapped.values():
-            swapped.release()
-        devices.free_memory()
-
-    def resume(self) -> None:
-        """Before the next run: pin again what `idle` released."""
-        if self._streamer is not None:
-            self._streamer.pin()
-
     def close(self) -> None:
         """Take hooks off and let go of everything; models that nobody else holds are freed."""
         if self._streamer is not None:

@@ -129,7 +129,7 @@ class PackedWeights:
     """
 
     def __init__(self, module: nn.Module, memory: PinnedMemory) -> None:
-        self.module, self._memory = module, memory
+        self.module = module
         self._entries: list[_Entry] = []
         self.size = 0
         tensors = []
@@ -169,16 +169,6 @@ class PackedWeights:
         self.bind(self.host)
         self._views.pop(id(buffer), None)
 
-    def rehouse(self, memory: PinnedMemory) -> None:
-        """Move the host buffer into memory of another kind: out of pinned memory when idle, into it before work."""
-        old = self.host
-        self.host = memory.take(self.size)
-        self.host.copy_(old)
-        self.bind(self.host)
-        self._views.pop(id(old), None)
-        self._memory.give_back(old)
-        self._memory = memory
-
 
 class LayerStreamer:
     """Streams a stack of layers through two device buffers: while one computes, the next is copied on a side stream.
@@ -194,7 +184,6 @@ class LayerStreamer:
 
     def __init__(self, layers: Sequence[nn.Module], device: torch.device | str, memory: PinnedMemory) -> None:
         self.device = torch.device(device)
-        self._memory = memory
         memory.expect([packed_size(layer) for layer in layers])
         self._packed = [PackedWeights(layer, memory) for layer in layers]
         self._buffers: list[Tensor] = []
@@ -257,22 +246,6 @@ class LayerStreamer:
         self._holds[slot] = index
         return slot
 
-    def release(self) -> None:
-        """Give back the device buffers and the pinned memory; the next call takes device buffers again."""
-        self._give_buffers_back()
-        if self._memory.pinned_bytes:
-            pageable = PinnedMemory(pin=False)
-            for packed in self._packed:
-                packed.rehouse(pageable)
-        devices.free_memory()
-
-    def pin(self) -> None:
-        """Back into pinned memory after `release`, up to the cap."""
-        if self._memory.pin and not self._memory.pinned_bytes:
-            self._memory.expect([packed.size for packed in self._packed])
-            for packed in self._packed:
-                packed.rehouse(self._memory)
-
     def close(self) -> None:
         """Take the hooks off and give the device buffers back; the layers stay on the host, whole.
 
@@ -312,7 +285,3 @@ class SwappedModule:
             yield self.module
         finally:
             self._packed.forget(buffer)
-
-    def release(self) -> None:
-        """Out of pinned memory."""
-        self._packed.rehouse(PinnedMemory(pin=False))

@@ -13,13 +13,14 @@ from torch import nn
 from magi_lite.errors import CheckpointError, OutputError
 from magi_lite.files import storage_errors
 from magi_lite.text.encoder import PromptEncoder
-from magi_lite.weights.assign import Conversion, assign
-from magi_lite.weights.layout import has_weights, text_shape
+from magi_lite.weights.assign import Conversion, assign, expected_of
+from magi_lite.weights.layout import text_shape
 from magi_lite.weights.pickles import EMBEDDING, TIED, Pickles, Progress, converted, is_surplus
+from magi_lite.weights.text_files import CONVERTED, TOKENIZERS, check_text_files
 from quant import scheme_named
 from quant.errors import DiskError
 from quant.storage.files import is_denied
-from quant.storage.shards import Checkpoint
+from quant.storage.shards import Checkpoint, has_weights
 from quant.storage.tensors import kind_of
 
 _SAMPLE = 1 << 16
@@ -78,6 +79,25 @@ def load_t5(
     return PromptEncoder(model, tokenizer, max_length, device, batch_tokens, fingerprint(folder, scheme))
 
 
+@storage_errors()
+def check_t5(folder: Path) -> None:
+    """Refuse a folder whose files do not hold exactly a T5 encoder's tensors; pickled weights are not opened.
+
+    Raises:
+        CheckpointError: names the tensor, the file and what is wrong.
+    """
+    check_text_files(folder)
+    model = _build(folder)
+    place = next((place for place in (folder, folder / CONVERTED[0]) if has_weights(place)), None)
+    if place is not None:
+        checkpoint = Checkpoint.open(place)
+        expected = expected_of(model.state_dict())
+        table = expected.pop(TIED)
+        expected.pop(EMBEDDING)
+        expected[EMBEDDING if EMBEDDING in checkpoint.tensors else TIED] = table
+        checkpoint.require(expected, "the T5 encoder", lambda name: name in (TIED, EMBEDDING) or is_surplus(name))
+
+
 def load_tokenizer(folder: Path):  # type: ignore[no-untyped-def] - transformers' tokenizers share no public type
     """The tokenizer of a folder: tokenizer.json, or spiece.model as T5 was published.
 
@@ -86,10 +106,9 @@ def load_tokenizer(folder: Path):  # type: ignore[no-untyped-def] - transformers
     """
     from transformers import AutoTokenizer
 
-    names = ("tokenizer.json", "spiece.model")
-    if not any((folder / name).is_file() for name in names):
+    if not any((folder / name).is_file() for name in TOKENIZERS):
         raise CheckpointError(
-            f"There is no tokenizer in {folder}: looked for {' and '.join(names)}; download it again."
+            f"There is no tokenizer in {folder}: looked for {' and '.join(TOKENIZERS)}; download it again."
         )
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

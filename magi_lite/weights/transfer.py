@@ -134,9 +134,9 @@ def _intact(path: Path, file: RemoteFile) -> bool:
     return digest.hexdigest() == (file.sha256 or file.blob_id)
 
 
-def check_space(root: Path, files: list[RemoteFile]) -> None:
-    """Refuse before the first byte what the disk cannot hold."""
-    missing = 0
+def check_space(root: Path, files: list[RemoteFile], more: int = 0) -> None:
+    """Refuse before the first byte what the disk cannot hold; `more`: bytes that are written besides the files."""
+    missing = more
     for file in files:
         target = root / file.path
         partial = target.with_name(f"{target.name}.{file.key}.part")

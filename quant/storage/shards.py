@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 _PREFERRED = ("model", "diffusion_pytorch_model")
+_PATTERNS = ("*.safetensors", "*.safetensors.zst", "*.safetensors.index.json")
+NO_WEIGHTS = ("special_tokens.safetensors",)
+"""Safetensors that may lie beside weights and are none."""
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors$")
 
 
@@ -254,6 +257,12 @@ def find_files(place: Path) -> tuple[Index | None, list[Path]]:
     return index, files
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds safetensors, compressed ones or an index."""
+    found = (path for pattern in _PATTERNS for path in folder.glob(pattern))
+    return any(path.name not in NO_WEIGHTS and not path.name.startswith(".") for path in found)
+
+
 def tensor_names(place: Path) -> frozenset[str]:
     """Names of all tensors, from the index or the headers.
 
@@ -336,7 +345,8 @@ def _one_set(folder: Path, names: list[str]) -> list[str]:
 
 
 def _is_weights(path: Path) -> bool:
-    return path.name.endswith((".safetensors", ".safetensors" + SUFFIX)) and not path.name.startswith(".")
+    weights = path.name.endswith((".safetensors", ".safetensors" + SUFFIX))
+    return weights and not path.name.startswith(".") and path.name not in NO_WEIGHTS
 
 
 def _preference(path: Path) -> tuple[int, str]:

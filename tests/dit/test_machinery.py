@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from magi_lite.dit.layers import SingleLinear, project_shared
+from magi_lite.dit.layers import Float32Linear, project_shared
 from magi_lite.dit.model import DiT
 from quant import Fp8, convert_
 from quant.linear import QuantizedLinear
@@ -88,7 +88,7 @@ def test_linears_of_different_scales_do_not_share() -> None:
 
 
 def test_single_linear_gives_float32_of_float32() -> None:
-    linear = SingleLinear(40, 8, bias=False).requires_grad_(False).bfloat16()
+    linear = Float32Linear(40, 8, bias=False).requires_grad_(False).bfloat16()
     x = torch.randn(3, 40).bfloat16()
     wanted = x.double() @ linear.weight.double().T
     assert linear(x).dtype == torch.float32
@@ -97,7 +97,7 @@ def test_single_linear_gives_float32_of_float32() -> None:
 
 def test_single_linear_in_slices_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("magi_lite.dit.layers.SLICE_ROWS", 4)
-    linear = SingleLinear(40, 8, bias=False).requires_grad_(False).bfloat16()
+    linear = Float32Linear(40, 8, bias=False).requires_grad_(False).bfloat16()
     x = torch.randn(11, 40).bfloat16()
     assert (linear.in_slices(x) - x.double() @ linear.weight.double().T).abs().max() < 1e-5
 

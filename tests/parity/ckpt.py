@@ -16,9 +16,9 @@ from torch import nn
 from magi_lite.errors import MagiLiteError
 from magi_lite.models import DiTConfig
 from magi_lite.planner.execution import Execution
-from magi_lite.weights.layout import has_weights, is_fp8, parse_config, sampler_settings
+from magi_lite.weights.layout import is_fp8, parse_config, sampler_settings
 from magi_lite.weights.loader import load_dit_weights, load_vae
-from quant.storage.shards import find_files
+from quant.storage.shards import find_files, has_weights
 from tests.parity.report import CaseResult, exact, unclaimed
 
 KIND = "ckpt"

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from quant import activations, fusion, products
-from quant.activations import FP8, disagreement
+from quant import activations, fusion, gate
+from quant.gate import disagreement
+from quant.kinds import FP8
 from tests.quant.test_kernels import KINDS, SHAPES, check, hard_rows
 
 
@@ -95,7 +96,7 @@ def test_products_are_scaled_to_the_bits_of_plain_arithmetic(
     product: torch.dtype, result: torch.dtype, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = torch.device("cpu")
-    assert products.disagreement(device, product, result) is None
+    assert gate.product_disagreement(device, product, result) is None
     right = interpreted.scale_product
     monkeypatch.setattr(interpreted, "scale_product", lambda p, s, w, out: right(p, s * 1.01, w, out))
-    assert "other bits" in products.disagreement(device, product, result)
+    assert "other bits" in gate.product_disagreement(device, product, result)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import quant
-from quant import activations, fp8, int8
+from quant import activations, fp8, int8, kinds
 from quant.convert import quantized_linear, quantized_tensors
 from quant.fp8 import Fp8Linear
 from quant.int8 import Int8Linear
@@ -157,7 +157,7 @@ def test_slices_change_nothing(generator: torch.Generator, monkeypatch: pytest.M
     x = outliers(37, 64, generator=generator)
     layers = [quantized_linear(linear(64, 32, generator), s) for s in (quant.Fp8(), quant.Int8())]
     before = [layer(x) for layer in layers]
-    monkeypatch.setattr(activations, "SLICE_VALUES", 5 * 64)
+    monkeypatch.setattr(kinds, "SLICE_VALUES", 5 * 64)
     for layer, whole in zip(layers, before, strict=True):
         assert torch.equal(layer(x), whole)
 
@@ -208,4 +208,4 @@ def test_errors_with_outliers_are_what_the_formats_allow(generator: torch.Genera
 def test_a_scale_is_the_ratio_rounded_once() -> None:
     absmax = torch.rand(4096) * 100
     rounded_once = torch.from_numpy((absmax.double().numpy() / 448.0).astype("float32"))
-    assert torch.equal(activations.exact_ratio(absmax, 448.0), rounded_once)
+    assert torch.equal(kinds.exact_ratio(absmax, 448.0), rounded_once)

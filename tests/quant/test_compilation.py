@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from quant import fusion
-from quant.activations import FP8
+from quant.kinds import FP8
 
 if find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)

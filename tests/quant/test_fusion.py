@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import quant
 from quant import fusion
-from quant.activations import FP8
 from quant.convert import quantized_linear
+from quant.kinds import FP8
 from quant.published import PublishedSmoothLinear
 from tests.quant.reference import outliers
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from quant import activations, compiled, fusion
-from quant.activations import FP8, disagreement, steps_apart
+from quant.gate import disagreement
+from quant.kinds import FP8, steps_apart
 from tests.quant.reference import outliers
 from tests.quant.test_fusion import operations
 

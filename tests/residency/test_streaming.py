@@ -63,11 +63,6 @@ def test_a_streamed_dit_gives_the_same_bits(dit: DiT) -> None:
         for _ in range(2):
             for got, want in zip(two_passes(dit, *inputs), expected, strict=True):
                 assert torch.equal(got, want)
-        residency.idle()
-        for got, want in zip(two_passes(dit, *inputs), expected, strict=True):
-            assert torch.equal(got, want)
-        residency.resume()
-        assert torch.equal(two_passes(dit, *inputs)[1], expected[1])
     assert torch.equal(two_passes(dit, *inputs)[1], expected[1])  # closed: whole and resident on the host
 
 
@@ -79,9 +74,8 @@ def test_streaming_holds_two_layers_on_the_device_and_every_layer_once_on_the_ho
     two_passes(dit, *fresh_inputs())
     assert 2 * max(sizes) <= streamer.device_bytes <= 2 * max(sizes) + 2 * 30 * ALIGNMENT
     assert sum(sizes) <= streamer.host_bytes <= sum(sizes) + 3 * 30 * ALIGNMENT
-    streamer.release()
-    assert streamer.device_bytes == 0
     streamer.close()
+    assert streamer.device_bytes == 0
 
 
 def test_layers_called_in_any_order_are_right() -> None:
@@ -217,9 +211,6 @@ def test_every_place_of_the_autoencoder_gives_the_same_bits(mode: str) -> None:
                     assert torch.equal(working.encode(frames), expected[0])
                 with residency.vae_at_work("decoder") as working:
                     assert torch.equal(working.decode(latents), expected[1])
-            residency.idle()
-            with residency.vae_at_work("decoder") as working:
-                assert torch.equal(working.decode(latents), expected[1])
 
 
 def test_a_swapped_module_leaves_the_device_even_after_an_error() -> None:

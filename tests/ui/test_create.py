@@ -17,7 +17,8 @@ from playwright.sync_api import Page
 from magi_lite.project import Project
 from magi_lite.timeline.text import print_shorthand
 from magi_lite.video.writer import read_settings
-from magi_lite.weights.layout import DEMO_FOLDER, has_weights
+from magi_lite.weights.layout import DEMO_FOLDER
+from quant.storage.shards import has_weights
 from tests.ui.conftest import (
     PATIENCE,
     App,

@@ -34,13 +34,21 @@ def root(tmp_path: Path) -> Path:
         (root / folder / "model.safetensors").write_bytes(EMPTY)
     (root / "ckpt/vae/config.json").write_text(json.dumps({"ddconfig": asdict(VAE_PUBLISHED)}))
     (root / "ckpt/t5/t5-v1_1-xxl/config.json").write_text(json.dumps(T5_CONFIG))
-    (root / "special_tokens.npz").touch()
+    (root / "ckpt/t5/t5-v1_1-xxl/spiece.model").write_bytes(b"a tokenizer that nobody reads")
+    (root / "special_tokens.npz").write_bytes(b"tokens that nobody reads")
     return root
 
 
 def move(root: Path, source: str, target: str) -> None:
     (root / target).parent.mkdir(parents=True, exist_ok=True)
     shutil.move(root / source, root / target)
+
+
+def compress(path: Path) -> None:
+    """Store the one file as the one shard of a compressed checkpoint."""
+    packed = path.with_name("model-00001-of-00001.safetensors.zst")
+    packed.write_bytes(zstandard.compress(path.read_bytes()))
+    path.unlink()
 
 
 PLACES: dict[str, Callable[[Path], object]] = {
@@ -50,14 +58,10 @@ PLACES: dict[str, Callable[[Path], object]] = {
     "weights in the family's folder": lambda root: move(
         root, "ckpt/magi/4.5B_base/inference_weight/model.safetensors", "ckpt/magi/4.5B_base/model.safetensors"
     ),
-    "compressed": lambda root: (
-        (root / "ckpt/magi/4.5B_base/inference_weight/model-00001-of-00001.safetensors.zst").write_bytes(
-            zstandard.compress((root / "ckpt/magi/4.5B_base/inference_weight/model.safetensors").read_bytes())
-        )
-        and (root / "ckpt/magi/4.5B_base/inference_weight/model.safetensors").unlink()
-    ),
+    "compressed": lambda root: compress(root / "ckpt/magi/4.5B_base/inference_weight/model.safetensors"),
     "t5 without a folder of its own": lambda root: [
-        move(root, f"ckpt/t5/t5-v1_1-xxl/{name}", f"ckpt/t5/{name}") for name in ("config.json", "model.safetensors")
+        move(root, f"ckpt/t5/t5-v1_1-xxl/{name}", f"ckpt/t5/{name}")
+        for name in ("config.json", "model.safetensors", "spiece.model")
     ],
     "another t5 folder": lambda root: move(root, "ckpt/t5/t5-v1_1-xxl", "ckpt/t5/other"),
     "tokens as in the source repository": lambda root: move(
@@ -89,7 +93,7 @@ MISSING: dict[str, tuple[Callable[[Path], object], str]] = {
     "everything": (shutil.rmtree, r"There are no weights of 4\.5B-base in"),
     "autoencoder": (
         lambda root: shutil.rmtree(root / "ckpt/vae"),
-        r"There is no autoencoder in .*: looked for config\.json in ckpt/vae and vae",
+        r"There is no autoencoder in .*: looked for config\.json in ckpt/vae, vae and downloads/vae",
     ),
     "text encoder": (lambda root: shutil.rmtree(root / "ckpt/t5"), r"There is no text encoder in .*ckpt/t5/\*"),
     "special tokens": (

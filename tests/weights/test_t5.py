@@ -6,15 +6,22 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magi_lite.errors import CheckpointError, OutputError
+from magi_lite.errors import CheckpointError, LoadCancelled, OutputError
 from magi_lite.weights.t5 import fingerprint, load_t5, load_tokenizer
+from magi_lite.weights.text_files import conversion_bytes
+from quant.storage.lock import FileLock
+from quant.storage.shards import Checkpoint
 from tests.disk import small_files
 
 PROMPT = "a red ball falls down slowly"
@@ -227,3 +234,136 @@ def test_a_full_disk_is_what_is_said_of_a_conversion(folder: Path) -> None:
     assert not (folder / "converted-bfloat16").exists()
     assert embedding(folder, "bf16").shape == (7, 64)
     assert [path.name for path in folder.iterdir() if "convert" in path.name] == ["converted-bfloat16"]
+
+
+# --- converting pickled weights --------------------------------------------------------------------------------------
+
+CONVERTING = """
+import sys
+from pathlib import Path
+from magi_lite.weights.pickles import converted
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) << 10
+
+before, peak, told = anonymous(), 0, []
+def progress(done, total):
+    global peak
+    peak = max(peak, anonymous() - before)
+    told.append((done, total))
+converted(Path(sys.argv[1]), progress)
+print(peak, *told[-1])
+"""
+LARGEST = 16 << 20
+"""Bytes of a float32 tensor of the synthetic encoder, of which there are 12 in 3 shards."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_a_conversion_holds_one_tensor(tmp_path: Path) -> None:
+    """192 MiB in three shards of four tensors: the highest anonymous memory is that of one, and its 16-bit copy."""
+    weight_map, sums = {}, {}
+    for number in range(3):
+        file = f"pytorch_model-{number + 1:05}-of-00003.bin"
+        state = {f"encoder.block.{number}.{part}": torch.randn(LARGEST // 4096, 1024) for part in range(4)}
+        state |= {f"decoder.{number}": torch.randn(LARGEST // 4096, 1024)}  # not converted
+        torch.save(state, tmp_path / file)
+        weight_map |= dict.fromkeys(state, file)
+        sums |= {name: tensor.to(torch.bfloat16) for name, tensor in state.items() if "encoder" in name}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    command = [sys.executable, "-c", CONVERTING, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    peak, written, total = map(int, done.stdout.split())
+    assert peak < 2.5 * LARGEST, f"{peak / LARGEST:.1f} tensors"
+    assert written == total == 12 * LARGEST // 2
+    assert conversion_bytes(tmp_path) == 0
+    stored = Checkpoint.open(tmp_path / "converted-bfloat16")
+    assert stored.tensors.keys() == sums.keys()
+    assert all(torch.equal(stored.read(name), tensor) for name, tensor in sums.items())
+    assert sorted(path.name for path in tmp_path.iterdir() if "convert" in path.name) == ["converted-bfloat16"]
+
+
+def test_float32_reads_the_pickles_themselves(folder: Path) -> None:
+    """No second copy on the disk, and none in memory: the tensors are the file."""
+    expected = embedding(folder)
+    as_pickle(folder, shards=2)
+    assert torch.equal(embedding(folder), expected)
+    assert not any("convert" in path.name for path in folder.iterdir())
+
+
+def test_what_a_killed_conversion_left_is_taken_up_or_removed(folder: Path) -> None:
+    """Shards that were whole are kept; half ones, other conversions and older versions' leftovers go."""
+    expected = embedding(folder, "bf16")
+    as_pickle(folder, shards=3)
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom magi_lite.weights import pickles\n"
+        "left = [2]\n"
+        "really = pickles.write_made\n"
+        "def write(path, *rest):\n"
+        "    really(path, *rest)\n    left[0] -= 1\n    left[0] or os.kill(os.getpid(), 9)\n"
+        "pickles.write_made = write\n"
+        "pickles.converted(Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -9
+    work = folder / ".converting-bfloat16"
+    kept = {path: path.stat().st_mtime_ns for path in work.glob("*.safetensors")}
+    assert len(kept) == 2 and not (folder / "converted-bfloat16").exists()
+    (work / ".model-00003-of-00003.1234-0123abcd.tmp.safetensors").write_bytes(b"half")
+    (folder / ".converting-k3j2h1").mkdir()  # as the version before named them
+    (folder / ".converting-k3j2h1" / "model-00001-of-00003.safetensors").write_bytes(b"half")
+    assert torch.equal(embedding(folder, "bf16"), expected)
+    assert [path.name for path in sorted(folder.iterdir()) if "convert" in path.name] == ["converted-bfloat16"]
+    made = folder / "converted-bfloat16"
+    assert {made / path.name: stamp for path, stamp in kept.items()}.items() <= {
+        path: path.stat().st_mtime_ns for path in made.iterdir()
+    }.items()
+    assert not [path.name for path in made.iterdir() if path.name.startswith(".") or path.name == "source.json"]
+
+
+def test_a_conversion_of_other_pickles_is_begun_anew(folder: Path) -> None:
+    as_pickle(folder, shards=2)
+    work = folder / ".converting-bfloat16"
+    work.mkdir()
+    (work / "source.json").write_text("[]")
+    save_file({"shared.weight": torch.ones(1)}, work / "model-00001-of-00002.safetensors")
+    assert embedding(folder, "bf16").shape == (7, 64)
+
+
+def test_two_conversions_at_once_wait_for_each_other(folder: Path) -> None:
+    """The second waits, can be stopped while it does, and finds what the first made."""
+    as_pickle(folder, shards=2)
+    lock = FileLock(folder / ".converting-bfloat16.lock", "the text encoder")
+    with pytest.raises(LoadCancelled):
+        load_t5(folder, "bf16", cancelled=lambda: True)
+    assert not (folder / ".converting-bfloat16").exists()
+    threading.Timer(0.3, lock.release).start()
+    assert embedding(folder, "bf16").shape == (7, 64)
+
+
+def test_stopping_a_conversion_takes_one_tensor(folder: Path) -> None:
+    as_pickle(folder)
+    asked: list[bool] = []
+
+    def cancelled() -> bool:
+        asked.append(True)
+        return len(asked) > 4
+
+    with pytest.raises(LoadCancelled):
+        load_t5(folder, "bf16", cancelled=cancelled)
+    assert len(asked) == 5
+    assert embedding(folder, "bf16").shape == (7, 64)
+
+
+def test_a_folder_that_cannot_be_written_is_read_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = embedding(folder, "bf16")
+    as_pickle(folder)
+    really = os.open
+
+    def refuse(path: Any, *rest: Any) -> int:
+        if str(path).startswith(str(folder)):
+            raise PermissionError(13, "Permission denied")
+        return really(path, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert torch.equal(embedding(folder, "bf16"), expected)

@@ -1,0 +1,110 @@
+"""The files of a text encoder's folder, looked at without opening its weights. No torch."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from magi_lite.errors import CheckpointError
+from magi_lite.files import storage_errors
+from quant.storage.files import parse_json
+from quant.storage.headers import check_start
+from quant.storage.shards import Checkpoint, has_weights, missing_files
+
+TOKENIZERS = ("tokenizer.json", "spiece.model")
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+CONVERTED = ("converted-bfloat16", "converted-float32")
+"""Folders with copies of pickled weights that this program made."""
+
+
+def missing_text_files(folder: Path) -> list[Path]:
+    """Files that a text encoder's folder lacks.
+
+    Raises:
+        CheckpointError: an index cannot be read.
+    """
+    missing = [] if any((folder / name).is_file() for name in TOKENIZERS) else [folder / TOKENIZERS[1]]
+    if has_weights(folder):
+        with storage_errors():
+            return missing + missing_files(folder)
+    if any(has_weights(folder / name) for name in CONVERTED):
+        return missing
+    return missing + [file for file in pickled_names(folder) if not file.is_file()]
+
+
+def check_text_files(folder: Path) -> None:
+    """Refuse a text encoder's folder in which a file is missing or plainly damaged.
+
+    Raises:
+        CheckpointError: one sentence.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise CheckpointError(
+            f"There is no tokenizer in {folder}: looked for {' and '.join(TOKENIZERS)}; download it again."
+        )
+    if has_weights(folder):
+        with storage_errors():
+            Checkpoint.open(folder)
+    elif not any(has_weights(folder / name) for name in CONVERTED):
+        pickled_files(folder)
+
+
+def pickled_names(folder: Path) -> list[Path]:
+    """The .bin files that a folder should hold, whether they are there or not.
+
+    Raises:
+        CheckpointError: the index cannot be read, or names files of other folders.
+    """
+    index = folder / PICKLED[1]
+    if not index.is_file():
+        return [folder / PICKLED[0]]
+    try:
+        names = sorted({str(name) for name in parse_json(index.read_bytes())["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"The index {index} cannot be read; download it again.") from error
+    outside = [name for name in names if Path(name).name != name or "\\" in name]
+    if outside or not names:
+        what = f"names {outside[0]}, which is not a file of its own folder" if outside else "names no file"
+        raise CheckpointError(f"The index {index} {what}; it is not trusted.")
+    return [folder / name for name in names]
+
+
+@storage_errors()
+def pickled_files(folder: Path) -> list[Path]:
+    """The .bin files of a folder: all there, none plainly cut or something else.
+
+    Raises:
+        CheckpointError: one is missing, cut short, or is something else; or there are none.
+    """
+    files = pickled_names(folder)
+    missing = [file for file in files if not file.is_file()]
+    if missing and (folder / PICKLED[1]).is_file():
+        raise CheckpointError(
+            f"The shard {missing[0].name} that {folder / PICKLED[1]} names is missing; download the model again."
+        )
+    if missing:
+        raise CheckpointError(
+            f"Found no text encoder weights in {folder}: looked for *.safetensors and pytorch_model.bin; "
+            "download the model again."
+        )
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                start = opened.read(256)
+            check_start(start, file)
+            if start.startswith(b"PK") and not zipfile.is_zipfile(file):  # its table of contents stands at the end
+                raise CheckpointError(f"{file} is damaged or cut short; download it again.")
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error
+    return files
+
+
+def conversion_bytes(folder: Path) -> int:
+    """What the converted copy of a folder's pickled weights will take on the disk, about; 0: it needs none.
+
+    Raises:
+        CheckpointError: as `pickled_files`.
+    """
+    if has_weights(folder) or has_weights(folder / CONVERTED[0]):
+        return 0
+    return sum(file.stat().st_size for file in pickled_files(folder)) // 2
