@@ -29,6 +29,8 @@ def missing_text_files(folder: Path) -> list[Path]:
             return missing + missing_files(folder)
     if any(has_weights(folder / name) for name in CONVERTED):
         return missing
+    if not any((folder / name).is_file() for name in PICKLED):
+        return [*missing, folder / "*.safetensors"]
     return missing + [file for file in pickled_names(folder) if not file.is_file()]
 
 

@@ -11,10 +11,13 @@ from pathlib import Path
 import huggingface_hub.constants
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load
 
+from magi_lite.cli import main
 from magi_lite.errors import DownloadError, InputError, OutputError
 from magi_lite.weights import hub as module
-from magi_lite.weights import transfer
+from magi_lite.weights import layout, transfer
 from magi_lite.weights.hub import DownloadCancelled, HuggingFace, download, missing_files
 from magi_lite.weights.loader import load_dit
 from magi_lite.weights.opening import open_model
@@ -47,6 +50,8 @@ def hub(model_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         "README.md": b"read me",
         "ckpt/magi/24B_base/inference_weight/model.safetensors": b"not wanted",
         "ckpt/magi/4.5B_base/inference_weight/model.safetensors": b"not wanted",
+        "ckpt/magi1.1/4.5B_distill/inference_weight.distill/model.safetensors": b"another release",
+        "ckpt/magi/24B_base/vae/model.safetensors": b"not the autoencoder",
         "ckpt/t5/t5-v1_1-xxl/pytorch_model.bin": b"not wanted beside safetensors",
         "figures/picture.png": b"not wanted",
         "raw/special_tokens.npz": tokens(),
@@ -69,7 +74,7 @@ def test_only_what_is_needed_arrives_whole_and_loads(hub: FakeHub, tmp_path: Pat
     told: list[tuple[int, int, str]] = []
     files = fetch(hub, tmp_path / "models", progress=lambda *now: told.append(now))
     arrived = {str(p.relative_to(tmp_path / "models")) for p in (tmp_path / "models").rglob("*") if p.is_file()}
-    unwanted = ("24B", "4.5B_base", "README", "figures", ".bin", "raw/")
+    unwanted = ("24B", "4.5B_base", "magi1.1", "README", "figures", ".bin", "raw/")
     wanted = {name for name in hub.files if not any(part in name for part in unwanted)} | {"special_tokens.npz"}
     assert arrived == wanted
     assert all((tmp_path / "models" / n).read_bytes() == hub.files[n] for n in wanted - {"special_tokens.npz"})
@@ -211,3 +216,44 @@ def test_paths_that_lead_outside_are_not_followed(hub: FakeHub, tmp_path: Path) 
     hub.files["ckpt/vae/../../../escaped.json"] = b"{}"
     fetch(hub, tmp_path / "models")
     assert not list(tmp_path.rglob("escaped.json"))
+
+
+def test_special_tokens_come_by_themselves(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For weights that another tool fetched: the one file, where the sentence says, its hash checked."""
+    monkeypatch.setattr(layout, "DEFAULT_MODELS_FOLDER", tmp_path / "none")
+    fetch(hub, tmp_path / "models")
+    tokens_file = tmp_path / "models" / "special_tokens.npz"
+    tokens_file.unlink()
+    with pytest.raises(layout.SpecialTokensMissing, match=rf"download special-tokens --models {tmp_path / 'models'}"):
+        open_model(MODEL, tmp_path / "models")
+    hub.requests.clear()
+    assert main(["download", "special-tokens", "--models", str(tmp_path / "models")]) == 0
+    assert capsys.readouterr().out.strip() == str(tokens_file)
+    assert [name for name, _ in hub.requests] == ["raw/special_tokens.npz"]
+    open_model(MODEL, tmp_path / "models")
+    tokens_file.unlink()
+    hub.corrupt.add("raw/special_tokens.npz")
+    assert main(["download", "special-tokens", "--models", str(tmp_path / "models")]) == 3
+    assert not tokens_file.exists() and "arrived damaged" in capsys.readouterr().err
+
+
+def test_a_pickled_text_encoder_is_converted_with_the_download(hub: FakeHub, tmp_path: Path) -> None:
+    """So the first prompt does not wait for it; its bytes are counted and its progress is told."""
+    name = "ckpt/t5/t5-v1_1-xxl/model.safetensors"
+    buffer = io.BytesIO()
+    torch.save(load(hub.files.pop(name)), buffer)
+    hub.files["ckpt/t5/t5-v1_1-xxl/pytorch_model.bin"] = buffer.getvalue()
+    told: list[tuple[int, int, str]] = []
+    files = fetch(hub, tmp_path, progress=lambda *now: told.append(now))
+    arrived = sum(
+        path.stat().st_size for path in tmp_path.rglob("*") if path.is_file() and "converted" not in str(path)
+    )
+    assert {total for _, total, _ in told} == {arrived + len(buffer.getvalue()) // 2}
+    assert told[-1][:2] == (told[-1][1], told[-1][1]) and told[-1][2] == "converting the text encoder"
+    converted = files.text_encoder / "converted-bfloat16"
+    stamps = {path: path.stat().st_mtime_ns for path in converted.iterdir()}
+    assert stamps
+    fetch(hub, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in converted.iterdir()} == stamps
