@@ -23,6 +23,7 @@ from magi_lite.sampling.sampler import Sampler
 from magi_lite.text.special_tokens import null_caption
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.loader import load_dit, load_special_tokens, load_text_encoder, load_vae
+from training.photographs import Album
 from training.world.draw import SIZE
 
 
@@ -31,10 +32,11 @@ class Studio:
 
     Args:
         files: of `loader.open_model`. scheme: float32, bf16, fp8, int8 or nf4 for the transformer's linears.
+        album: photographs that videos may start from.
     """
 
-    def __init__(self, files: ModelFiles, scheme: str = "float32") -> None:
-        self.files = files
+    def __init__(self, files: ModelFiles, scheme: str = "float32", album: Album | None = None) -> None:
+        self.files, self.album = files, album or Album((), (), (), ())
         dtype = "bfloat16" if scheme == "bf16" else "float32"
         self.dit = load_dit(files, Execution(scheme=scheme, dtype=dtype))  # type: ignore[arg-type]
         self.vae = load_vae(files.vae)

@@ -121,7 +121,7 @@ def test_an_error_between_frames_costs_more_than_one_that_stays():
     flickering[:, :, ::2] = -0.1
     jumping[:, :, 4:8] = -0.1
     losses = [float(train_vae.reconstruction_loss(made, x)) for made in (constant, jumping, flickering)]
-    assert losses[0] == pytest.approx(0.1, rel=1e-4) and losses[0] < losses[1] < losses[2]
+    assert losses[0] == pytest.approx(0.5 * 0.1 + 4 * 0.1**2, rel=1e-4) and losses[0] < losses[1] < losses[2]
 
 
 def test_the_border_ratio_is_one_for_the_truth_and_larger_where_latents_stand_still():

@@ -10,42 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from magi_lite.errors import MagiLiteError
-from training.sheets import contact_sheet
+from training.evaluate import evaluate as run_parts
 from training.shipped.quality import PARTS, Figures
 from training.studio import Studio
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "demo_quality.json"
-SHEET_ROWS = 8
-"""Clips on a contact sheet."""
 
 
 def evaluate(studio: Studio, parts: Iterable[str], samples: int, out: Path, label: str = "") -> Figures:
-    """Run parts and add them to the results; a contact sheet of each goes to `results/` beside them.
-
-    `label` is put behind the parts' names, for another model or setting.
-    """
-    results = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    for name in parts:
-        began = time.process_time()
-        measured, rows = PARTS[name](studio, samples)
-        key = f"{name}_{label}" if label else name
-        results[key] = {
-            "about": (PARTS[name].__doc__ or "").strip().split("\n")[0],
-            "samples": samples,
-            "cpu_seconds": round(time.process_time() - began),
-            "figures": measured,
-        }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n", encoding="utf-8")
-        if rows:
-            clips, words = zip(*rows[:SHEET_ROWS], strict=True)
-            contact_sheet(out.parent / "results" / f"demo_{key}.png", clips, words)
-    return results
+    """As `training.evaluate.evaluate`, with the parts of the flat world."""
+    return run_parts(studio, parts, samples, out, label, PARTS, "")
 
 
 def main() -> int:

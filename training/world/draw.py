@@ -69,15 +69,17 @@ def film_many(
     size: int = SIZE,
     frames: slice | None = None,
     bodies: bool = True,
+    first: int = 0,
 ) -> Tensor:
     """Scenes of one length as frames (N, F, size, size, 3) uint8.
 
-    `frames` cuts a part out before it is drawn; without `bodies`, neither they nor their shadows are. A processor draws
-    one clip at a time and a still background once; a card draws all together.
+    `frames` cuts a part out before it is drawn; without `bodies`, neither they nor their shadows are. `first` is the
+    number of the first frame in its clip, which rain and snow depend on. A processor draws one clip at a time, and a
+    background that stays once; a card draws all together.
     """
     device, frames = torch.device(device), frames or slice(None)
     groups = [scenes] if device.type != "cpu" else [[scene] for scene in scenes]
-    drawn = [_draw(group, device, size, frames, bodies).add_(0.5).clamp_(0, 255).byte() for group in groups]
+    drawn = [_draw(group, device, size, frames, bodies, first).add_(0.5).clamp_(0, 255).byte() for group in groups]
     return torch.cat(drawn)
 
 
@@ -86,7 +88,9 @@ def stage(scene: Scene, size: int = SIZE) -> np.ndarray:
     return film_many([scene], size=size, bodies=False)[0].numpy()
 
 
-def _draw(scenes: Sequence[Scene], device: torch.device, size: int, frames: slice, bodies: bool) -> Tensor:
+def _draw(
+    scenes: Sequence[Scene], device: torch.device, size: int, frames: slice, bodies: bool, first: int = 0
+) -> Tensor:
     def table(rows: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(rows)[:, frames].astype(np.float32)).to(device)
 
@@ -107,7 +111,7 @@ def _draw(scenes: Sequence[Scene], device: torch.device, size: int, frames: slic
             if rows:
                 _thing(canvas, rows, [scenes[n].bodies[layer] for n in rows], table, camera, zoom, tint, light)
     _fog(canvas, weather[..., 3], tint, before_things=False)
-    numbers = torch.arange(scenes[0].frames, device=device)[frames].float()
+    numbers = first + torch.arange(scenes[0].frames, device=device)[frames].float()
     falling(canvas.picture, weather[..., 1], weather[..., 2], numbers, size)
     return canvas.picture
 

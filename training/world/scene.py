@@ -184,7 +184,7 @@ def collide(first: _Mover, second: _Mover) -> None:
     first.vx, second.vx = first.vx - impulse / one, second.vx + impulse / two
 
 
-def _camera_path(cameras: tuple[str, ...], x: float, zoom: float) -> tuple[np.ndarray, np.ndarray]:
+def camera_path(cameras: tuple[str, ...], x: float, zoom: float) -> tuple[np.ndarray, np.ndarray]:
     """Place and zoom of the camera in every frame, from where it begins."""
     places, zooms = [], []
     for camera in cameras:
@@ -237,7 +237,7 @@ def _cameras(seconds: int, x: float, zoom: float, moving: float, rng: np.random.
         if chosen and chosen[-1] in possible and rng.random() < 0.4:
             camera = chosen[-1]
         chosen.append(camera)
-        places, zooms = _camera_path((camera,), x, zoom)
+        places, zooms = camera_path((camera,), x, zoom)
         x, zoom = float(places[-1]), float(zooms[-1])
     return tuple(chosen)
 
@@ -256,6 +256,8 @@ def make_scene(
     cameras: tuple[str, ...] | None = None,
     scenery: tuple[str, ...] | None = None,
     start: float | None = None,
+    height: float | None = None,
+    facing: int | None = None,
     kind: str | None = None,
     name_all: bool = False,
 ) -> Scene:
@@ -263,9 +265,9 @@ def make_scene(
 
     Args:
         thing, colour, size, place: of the tables in `words`. motions, lights, weathers, cameras: one per second.
-        start: x of the thing in the first frame. A camera that is
-            given begins in the middle. kind: "thing", "collision" or "scenery" (nothing moves but the
-            camera). name_all: captions always name size and place; else they are left out now and then.
+        start, height, facing: x of the thing in the first frame, its height above the ground, and 1 (to the right) or
+            -1. kind: "thing", "collision" or "scenery" (nothing moves but the camera). name_all: captions always name
+            size and place; else they are left out now and then. A camera that is given begins in the middle.
 
     Raises:
         InputError: an unknown word, or not one entry per second.
@@ -297,19 +299,19 @@ def make_scene(
     if kind == "collision":
         bodies, motions = _collision(seconds, colour, size, rng)
     elif kind == "thing":
-        bodies, motions = _one_thing(seconds, thing, colour, size, motions, start, rng)
+        bodies, motions = _one_thing(seconds, thing, colour, size, motions, (start, height, facing), rng)
     else:
         bodies, motions = (), ("",) * seconds
     asked = cameras
     for _ in range(6):
         cameras = asked or (_cameras(seconds, camera_x, zoom, 0.75, rng) if moving else ("still",) * seconds)
-        camera_path, zoom_path = _camera_path(cameras, camera_x, zoom)
-        places = [32 + (body.x - 32 - camera_path) * zoom_path for body in bodies]
+        camera_xs, zooms = camera_path(cameras, camera_x, zoom)
+        places = [32 + (body.x - 32 - camera_xs) * zooms for body in bodies]
         if asked or all(place.min() > 5 and place.max() < UNITS - 5 for place in places):
             break
     else:  # no camera that was tried keeps the things in the picture
         cameras, camera_x, zoom = ("still",) * seconds, 0.0, 1.0
-        camera_path, zoom_path = _camera_path(cameras, camera_x, zoom)
+        camera_xs, zooms = camera_path(cameras, camera_x, zoom)
     named = rng.random(3) < (1.0 if name_all else 0.85)
     explicit = bool(rng.random() < 0.2)
     subject = f"a {size} {colour} {thing}" if named[0] else f"a {colour} {thing}"
@@ -336,8 +338,8 @@ def make_scene(
         lights=lights,
         weathers=weathers,
         cameras=cameras,
-        camera_x=camera_path,
-        zoom=zoom_path,
+        camera_x=camera_xs,
+        zoom=zooms,
         light=shares(lights, LIGHTS, before[0]),
         weather=shares(weathers, WEATHERS, before[1]),
         begins_otherwise=begins_otherwise,
@@ -379,11 +381,13 @@ def _one_thing(
     colour: str,
     size: str,
     motions: tuple[str, ...] | None,
-    start: float | None,
+    given: tuple[float | None, float | None, int | None],
     rng: np.random.Generator,
 ) -> tuple[tuple[Body, ...], tuple[str, ...]]:
     """A thing that moves alone; a third of the walks begin so near to a wall that they end there."""
+    start, height, facing = given
     body = _Mover(thing, SIZES[size], 32.0, facing=1 if rng.random() < 0.5 else -1)
+    body.facing = facing or body.facing
     body.angle = float(rng.uniform(0, 2 * np.pi))
     low, high = body.reach
     choices = motions_of(thing)
@@ -401,6 +405,7 @@ def _one_thing(
         body.x = float(min(max(place, low), high))
     if motions[0] == "falls":
         body.height = float(rng.uniform(16, 34 - body.radius))
+    body.height = body.height if height is None else height
     states = []
     for motion in motions:
         body.facing = DIRECTIONS.get(motion, body.facing)
