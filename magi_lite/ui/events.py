@@ -19,7 +19,7 @@ from magi_lite.ui import form
 from magi_lite.ui.actions import Actions
 from magi_lite.ui.create import Widgets
 from magi_lite.ui.examples import Example
-from magi_lite.ui.expose import sentence
+from magi_lite.ui.expose import in_markdown, in_toast, sentence
 from magi_lite.ui.fills import INNER, fills, skipped
 from magi_lite.ui.library import Library
 from magi_lite.ui.machine import Machine, download_gb
@@ -100,7 +100,7 @@ class Handlers:
                 return missing, gr.skip()
             answer = self.actions.submit(request)
         except MagiLiteError as error:
-            raise gr.Error(sentence(error), print_exception=False, title="Cannot start") from None
+            raise gr.Error(in_toast(sentence(error)), print_exception=False, title="Cannot start") from None
         self.say_what_is_left_out(values)
         queued = self.actions.queue()["jobs"]
         running = any(job["state"] == "running" and job["id"] != answer["job"] for job in queued)
@@ -113,7 +113,7 @@ class Handlers:
         try:
             self.actions.edit(job, self.request(*values))
         except MagiLiteError as error:
-            raise gr.Error(sentence(error), print_exception=False, title="Not saved") from None
+            raise gr.Error(in_toast(sentence(error)), print_exception=False, title="Not saved") from None
         return gr.update(visible=False), "", gr.Tabs(selected="queue")
 
     def plan(self, *values: Any) -> tuple[Any, str]:
@@ -130,7 +130,7 @@ class Handlers:
             answer = self.actions.plan(request)
         except MagiLiteError as error:
             answer = {"error": sentence(error)}
-        return answer, answer.get("sentence") or answer.get("error", "")
+        return answer, answer.get("sentence") or in_markdown(answer.get("error", ""))
 
     # --- widgets that move other widgets
 
@@ -143,15 +143,18 @@ class Handlers:
             try:
                 request = settings_from_data(source["settings"])
                 request = replace(request, models_folder=self.machine.models_folder)
-                gr.Info(f"The settings of {source['name']} are restored. Choose {form.VIDEO} to go on from it instead.")
+                told = f"The settings of {source['name']} are restored. Choose {form.VIDEO} to go on from it instead."
+                if start := request.image or request.video:
+                    told += f" It was started from {start.name}: drop that file, too, for the same video."
+                gr.Info(in_toast(told))
                 kept = {key: value for key, value in source.items() if key != "settings"}
                 filled = self.fill(request, kept)
                 filled[form.FIELDS.index("mode")] = form.TEXT
                 return filled
             except MagiLiteError as error:
-                gr.Warning(f"The settings in {source['name']} cannot be used: {error}")
+                gr.Warning(in_toast(f"The settings in {source['name']} cannot be used: {sentence(error)}"))
         if source.get("settings_error"):
-            gr.Warning(source["settings_error"])
+            gr.Warning(in_toast(str(source["settings_error"])))
         updates["mode"] = form.IMAGE if source["kind"] == "image" else form.VIDEO
         if source["kind"] == "image":
             width, height = values[form.FIELDS.index("width")], values[form.FIELDS.index("height")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import inspect
 import logging
 import types
@@ -26,6 +27,16 @@ def sentence(error: Exception) -> str:
         return str(error).encode("utf-8", "backslashreplace").decode()  # a page cannot be sent half characters
     log.error("An action failed", exc_info=error)
     return f"The program made a mistake ({type(error).__name__}: {error}); the console has the details."
+
+
+def in_toast(text: str) -> str:
+    """A text as Gradio's messages show it unchanged: they are HTML, which could fetch pictures from elsewhere."""
+    return html.escape(text, quote=False)
+
+
+def in_markdown(text: str) -> str:
+    """A text as Markdown shows it unchanged: every sign that could be markup becomes an entity."""
+    return "".join(one if one.isalnum() or one in " .,;'" or ord(one) > 127 else f"&#{ord(one)};" for one in text)
 
 
 def for_page(action: Callable[..., Answer | None]) -> Callable[[dict[str, Any] | None], Answer]:

@@ -7,11 +7,16 @@ from typing import Any
 import gradio as gr
 
 from magi_lite.jobs import JobQueue
+from magi_lite.request import presets
+from magi_lite.request.request import STYLES
 from magi_lite.ui import form
 from magi_lite.ui.events import Handlers
+from magi_lite.ui.expose import in_toast
 from magi_lite.ui.fills import INNER, fills
 
 NOT_SAVED = ("mode", "source", "prompt", "timeline", "seed")
+CLOSED = ("quality", "fit", *form.OVERRIDES)
+"""Lists that take no other value than those they show."""
 KEPT = tuple(name for name in form.FIELDS if name not in NOT_SAVED)
 
 
@@ -41,8 +46,21 @@ class Saved:
 
     def at_start(self) -> dict[str, Any]:
         """The values to begin with."""
-        found = self.all().get(self._queue.setting("at_start") or "", {})
-        return {name: value for name, value in found.items() if name in KEPT}
+        return usable(self.all().get(self._queue.setting("at_start") or "", {}))
+
+
+def usable(values: dict[str, Any]) -> dict[str, Any]:
+    """Saved values that the form can show: a profile that is gone, or a choice of another version, would block it."""
+    kept = {}
+    for name, value in values.items():
+        if name not in KEPT:
+            continue
+        offered = ["auto", *presets.names()] if name == "preset" else form.choices(name) if name in CLOSED else [value]
+        if name == "styles" and isinstance(value, list):
+            kept[name] = [style for style in value if style in STYLES]
+        elif value in offered:
+            kept[name] = value
+    return kept
 
 
 def wire(store: Saved, h: Handlers) -> None:
@@ -60,7 +78,7 @@ def wire(store: Saved, h: Handlers) -> None:
 
     def load(name: str | None) -> list[Any]:
         """Bring saved settings into the form."""
-        values = store.all().get(name or "", {})
+        values = usable(store.all().get(name or "", {}))
         return [values.get(key, gr.skip()) for key in KEPT]
 
     def delete(name: str | None) -> Any:
@@ -71,7 +89,8 @@ def wire(store: Saved, h: Handlers) -> None:
     def at_start(name: str | None) -> None:
         """Open the page with these settings from now on."""
         store.choose_start(name)
-        gr.Info(f"The page opens with “{name}” from now on." if name else "The page opens with the machine's defaults.")
+        what = f"“{in_toast(name)}” from now on" if name else "the machine's defaults"
+        gr.Info(f"The page opens with {what}.")
 
     w["save"].click(save, [w["saved_name"], *kept], [w["saved"], w["saved_name"]], **INNER)
     fills(w["saved"].input, load, [w["saved"]], kept)
