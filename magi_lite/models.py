@@ -237,6 +237,9 @@ T5_XXL = T5Shape(layers=24, width=4096, heads=64, head_dim=64, feed_forward=1024
 
 # --- sampling --------------------------------------------------------------------------------------------------------
 
+PREFIX_RANGE = 8
+"""Chunks that a prefix chunk sees, itself included, where a configuration states no range at all."""
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -262,9 +265,10 @@ class SamplerSettings:
     nearly_clean_threshold: float = 0.3
     nearly_clean_scale: float = 0.7
     noise_to_clean_ranges: tuple[int, ...] = (5, 4, 3, 2)
-    """Chunks that a chunk sees, itself included, by the part of its steps that it has made."""
+    """Chunks that a chunk sees, itself included, by the part of its steps that it has made; empty: all before it."""
     clean_range: int = 1
-    """Chunks that a clean chunk sees, itself included."""
+    """Chunks that a clean chunk sees, itself included. With empty `noise_to_clean_ranges` it holds for chunks of a
+    prefix only, -1 meaning `PREFIX_RANGE`, and all others see everything before them."""
     clean_t: float = 0.9999
     chunk_width: int = CHUNK_LATENT_FRAMES
     """Latent frames of a chunk."""
@@ -272,7 +276,12 @@ class SamplerSettings:
     @property
     def prefix_reach(self) -> int:
         """Chunks of a prefix that the first new chunk sees: what of a clip is read."""
-        return max(1, max(self.noise_to_clean_ranges) - 1)
+        return PREFIX_RANGE if self.sees_everything else max(1, max(self.noise_to_clean_ranges) - 1)
+
+    @property
+    def sees_everything(self) -> bool:
+        """Whether every chunk sees all before it, so that keys and values of all are kept and memory grows."""
+        return not self.noise_to_clean_ranges
 
 
 BASE_STEPS = 64

@@ -41,7 +41,9 @@ class ResumePoint:
         if self.state is not None:
             sampler.restore(SamplerState(self.state.position, self.state.tensors))
         elif self.behind:
-            last = range(max(0, self.behind - sampler.settings.prefix_reach), self.behind)
+            settings = sampler.settings
+            reach = self.behind if settings.sees_everything else settings.prefix_reach
+            last = range(max(0, self.behind - reach), self.behind)
             sampler.follow(self.behind, [project.read_latents(second) for second in last])
 
 

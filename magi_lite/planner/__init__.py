@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from magi_lite.machine.cards import Device, cpu_device, with_memory
+from magi_lite.machine.cards import GIB, Device, cpu_device, with_memory
 from magi_lite.models import ModelSpec, T5Shape, published_model
-from magi_lite.planner import choose, refusal
+from magi_lite.planner import choose, passes, refusal
 from magi_lite.planner.execution import Execution
 from magi_lite.planner.plan import PHASES, Item, Phase, Plan, ram_limits, vram_limit
+from magi_lite.planner.speed import kv_bytes_per_token, tokens_per_chunk
 from magi_lite.request import presets
 from magi_lite.request.request import GenerationRequest, Overrides
 
@@ -188,6 +189,14 @@ def _notes(plan: Plan, request: GenerationRequest) -> tuple[str, ...]:
         notes.append(f"{plan.device.name} has no bf16 units: expect it to be slow.")
     if execution.scheme == "nf4":
         notes.append("4-bit weights save memory, not time, and cost some quality.")
+    if plan.model.sampler.sees_everything:
+        seconds = f"{passes.GROWING_SECONDS} seconds" if request.seconds is None else "the whole video"
+        per_chunk = tokens_per_chunk(plan.model, request.width, request.height)
+        growth = per_chunk * kv_bytes_per_token(plan.model.dit, execution) / GIB
+        notes.append(
+            f"This model looks back at every second so far, so memory grows by {growth:.2f} GB a second; "
+            f"planned for {seconds}."
+        )
     if execution.layers == "streamed":
         notes.append("Layers are copied to the card as they are needed, while it computes.")
     if execution.t5_device == "cpu" and execution.device == "cuda":

@@ -15,6 +15,9 @@ from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.guidance import guidance_weights
 from magi_lite.sampling.schedule import Schedule, Stage
 
+GROWING_SECONDS = 60
+"""What an endless run is planned for, where memory grows with every second."""
+
 
 @dataclass(frozen=True)
 class WindowPass:
@@ -47,10 +50,18 @@ def schedule_of(request: GenerationRequest, window: int, model: ModelSpec) -> Sc
 
 @lru_cache(maxsize=512)
 def stages_to_look_at(schedule: Schedule) -> tuple[Stage, ...]:
-    """Stages among which every kind of pass of the run is: those until the window and all ranges are full."""
-    count = schedule.settings.window + max(schedule.settings.noise_to_clean_ranges) + 1
-    last = count if schedule.stage_count is None else min(count, schedule.stage_count)
-    return tuple(schedule.stage(index) for index in range(last))
+    """Stages among which every kind of pass of the run is: those until the window and all ranges are full.
+
+    Where every chunk sees everything, the last ones matter too: of an endless run, those after `GROWING_SECONDS`.
+    """
+    window, ranges = schedule.settings.window, schedule.settings.noise_to_clean_ranges
+    if ranges:
+        count = window + max(ranges) + 1
+        last = count if schedule.stage_count is None else min(count, schedule.stage_count)
+        return tuple(schedule.stage(index) for index in range(last))
+    count = schedule.stage_count or GROWING_SECONDS
+    indices = {*range(min(count, window + 1)), *range(max(0, count - 2 * window), count)}
+    return tuple(schedule.stage(index) for index in sorted(indices))
 
 
 @lru_cache(maxsize=512)
@@ -85,18 +96,26 @@ class Work:
 
 @lru_cache(maxsize=512)
 def work_per_second(schedule: Schedule) -> tuple[Work, ...]:
-    """The forwards that one more second of video takes in the steady state, a full window far from any start."""
-    stage = _steady_stage(schedule)
-    return tuple(_merged(_stage_work(schedule, stage)))
+    """The forwards that one more second of video takes: in the steady state, a full window far from any start.
+
+    Where every chunk sees everything, there is no such state: the mean over the run.
+    """
+    if schedule.settings.sees_everything:
+        seconds = GROWING_SECONDS if schedule.total is None else schedule.total - schedule.offset
+        finite = Schedule(schedule.settings, schedule.offset, schedule.offset + seconds)
+        whole = _merged([work for stage in finite.stages() for work in _stage_work(finite, stage)])
+        return tuple(Work(work.chunks, work.keys, work.times / seconds) for work in whole)
+    return tuple(_merged(_stage_work(schedule, _steady_stage(schedule))))
 
 
 @lru_cache(maxsize=512)
 def work_to_first_second(schedule: Schedule) -> tuple[Work, ...]:
     """The forwards until the first new second is clean."""
     window = schedule.settings.window
-    last = window if schedule.stage_count is None else min(window, schedule.stage_count)
-    prefix = [Work(1, 1.0, 1.0)] * schedule.offset
-    return tuple(_merged([*prefix, *(w for i in range(last) for w in _stage_work(schedule, schedule.stage(i)))]))
+    stages = window if schedule.stage_count is None else min(window, schedule.stage_count)
+    ranges = [schedule.clean_kv_range(chunk) for chunk in range(schedule.offset)]
+    prefix = [Work(1, float(last - first), 1.0) for first, last in ranges]
+    return tuple(_merged([*prefix, *(w for i in range(stages) for w in _stage_work(schedule, schedule.stage(i)))]))
 
 
 def _steady_stage(schedule: Schedule) -> Stage:
@@ -124,7 +143,9 @@ def _stage_work(schedule: Schedule, stage: Stage) -> Iterator[Work]:
         yield Work(1, 1.0, float(sum(bool(weight.uncond) for weight in weights)))
         if step == 0 and with_caption:
             clean_passes *= 2
-    yield Work(1, 1.0, float(clean_passes))
+    if stage.clean is not None:
+        first, last = schedule.clean_kv_range(stage.clean)
+        yield Work(1, float(last - first), float(clean_passes))
 
 
 def _merged(work: list[Work] | Iterator[Work]) -> Iterator[Work]:

@@ -201,6 +201,37 @@ class KVRing:
             x = (x.float() / scale).to(torch.float8_e4m3fn)
         into.copy_(x, non_blocking=True)
 
+    def resize(self, slots: int, end: int) -> None:
+        """Have another number of slots, and keep what is held of the last `slots` chunks before chunk `end`.
+
+        A layer at a time, so that hardly more than the larger of both stores is in memory at once. Every chunk comes
+        to lie where a new store of that size would have put it.
+        """
+        kept = range(max(0, end - slots), end)
+        for index, (layer, old) in enumerate(list(self._layers.items())):
+            held = self._held[layer]
+            shape = torch.Size((old.key.shape[0], slots, *old.key.shape[2:]))
+            moved = {chunk: held.index(chunk) for chunk in kept if chunk in held}
+            if self._host is not None and slots < self.slots:  # in the memory that it has: pinning takes long
+                parts = [[t[:, slot].clone() for t in old.tensors()] for slot in moved.values()]
+                new = _Slots.within(self._buffers[index], shape, self.dtype)
+            else:
+                parts = [[t[:, slot] for t in old.tensors()] for slot in moved.values()]
+                new = self._new_slots(shape)
+            for chunk, tensors in zip(moved, parts, strict=True):
+                for into, part in zip(new.tensors(), tensors, strict=True):
+                    into[:, chunk % slots].copy_(part, non_blocking=True)
+            if len(self._buffers) > len(self._layers) and self._host is not None:
+                before, self._buffers[index] = self._buffers[index], self._buffers.pop()
+                self._host.give_back(before)
+            self._layers[layer] = new
+            self._held[layer] = [None] * slots
+            for chunk in moved:
+                self._held[layer][chunk % slots] = chunk
+        self.slots = slots
+        self._stage, self._staged = [], [None, None]
+        self._widest = self._so_far = self._reading = None
+
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def read(self, layer: int, first: int, last: int) -> tuple[Tensor, Tensor]:

@@ -65,8 +65,8 @@ class Passes:
 
     @torch.no_grad()
     def encode(self, caption: Caption, *, dropped: bool = False) -> CaptionContext:
-        """A caption as the network's layers read it."""
-        embeddings = caption.embeddings.to(self._device, self._dtype)[None]
+        """A caption as the network's layers read it; one without a token is the null caption."""
+        embeddings = caption.or_null(self._null).embeddings.to(self._device, self._dtype)[None]
         return self.dit.encode_captions(embeddings, None, dropped=dropped)
 
     def forget_rows(self) -> None:
@@ -165,17 +165,18 @@ class Passes:
 
     def _run_clean_first(self, window: Window, *, dropped: bool) -> None:
         if window.clean is not None and window.stage.clean is not None:
-            self.run_clean(window.stage.clean, window.clean, dropped=dropped)
+            sees = self._schedule.clean_kv_range(window.stage.clean)
+            self.run_clean(window.stage.clean, window.clean, sees, dropped=dropped)
 
     @torch.no_grad()
-    def run_clean(self, chunk: int, latents: Tensor, *, dropped: bool) -> None:
-        """Run a clean chunk by itself and store its keys and values."""
+    def run_clean(self, chunk: int, latents: Tensor, sees: tuple[int, int], *, dropped: bool) -> None:
+        """Run a clean chunk by itself and store its keys and values; `sees`: its own range."""
         self.dit(
             latents,
             self._clean_time,
             self._null_context(dropped=dropped),
             first_chunk=chunk,
-            kv_ranges=((chunk, chunk + 1),),
+            kv_ranges=(sees,),
             store=self.store,
             write=True,
             step_size=self._schedule.step_size(0),

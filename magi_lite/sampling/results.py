@@ -10,9 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Caption:
-    """The words of one chunk: embeddings (L, C), valid rows only, special tokens included."""
+    """What one chunk is conditioned on: embeddings (L, C), valid rows only, special tokens included."""
 
     embeddings: Tensor
+
+    def or_null(self, null: Caption) -> Caption:
+        """This caption, or the null one in place of a caption that no token is valid of (as published)."""
+        return self if len(self.embeddings) else null
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 A stage lets one new chunk in (pure noise), runs `steps / window` denoising steps over all chunks of the window, and
 lets the oldest one out, clean. Before its first step the chunk that has just become clean is run once by itself, for
 the keys and values that younger chunks will read. That pass is a forward of its own, and so a pure function of the
-chunk's latents: after a restart the very same bits are computed again, and only latents and captions need be kept.
+chunk's latents (or, for models whose chunks see everything, of all latents so far, which are then kept): after a
+restart the very same bits are computed again, and only latents and captions need be kept.
 
 Chunk numbers here are absolute: whole chunks of a prefix count from 0. Source: reference notes, sections 3, 4 and 9.
 """
@@ -192,8 +193,9 @@ class Sampler:
         if chunk == self.offset:
             self._paste_prefix(done)  # what younger chunks see of it is the prefix itself
         progress.clean[chunk] = done
-        for old in [c for c in progress.clean if c <= chunk - self.schedule.reach]:
-            del progress.clean[old]
+        if not self.settings.sees_everything:
+            for old in [c for c in progress.clean if c <= chunk - self.schedule.reach]:
+                del progress.clean[old]
         return CleanChunk(chunk - self.origin, emitted)
 
     def _paste_prefix(self, latents: Tensor) -> None:
@@ -246,12 +248,14 @@ class Sampler:
     def _recall(self, stage: Stage) -> None:
         """Compute what the store should hold and does not: a prefix, or everything after a restart."""
         slots, passes, clean = self.schedule.slots(stage.index), self._passes, self._progress.clean
-        if passes.store is None or passes.store.slots != slots:
-            passes.store = None  # the old one's memory goes first
+        if passes.store is None:
             passes.store = self._new_store(slots)
+        elif passes.store.slots != slots:
+            passes.store.resize(slots, stage.first)
         for chunk in range(stage.first - slots, stage.first):
             if chunk in clean and chunk != stage.clean and not passes.store.holds(chunk):
-                passes.run_clean(chunk, clean[chunk], dropped=self.settings.guidance is not None)
+                sees = self.schedule.clean_kv_range(chunk)
+                passes.run_clean(chunk, clean[chunk], sees, dropped=self.settings.guidance is not None)
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -281,7 +285,8 @@ class Sampler:
 
         Args:
             seconds: how many are finished.
-            latents: the last of them as they were emitted, (1, C, t, H, W) each; `Schedule.slots(0)` are enough.
+            latents: the last of them as they were emitted, (1, C, t, H, W) each: `SamplerSettings.prefix_reach`, or all
+                where the model sees everything.
 
         Raises:
             InputError: their size is another.

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Literal
 
 from magi_lite.errors import InputError
-from magi_lite.models import SamplerSettings
+from magi_lite.models import PREFIX_RANGE, SamplerSettings
 
 Shortcut = Literal["", "8,16,16", "16,16,8"]
 Transform = Literal["sd3", "square", "identity", "piecewise"]
@@ -27,6 +27,8 @@ PUBLISHED_STEPS = (8, 12, 16, 32, 64)
 _QUARTER_KEEPS = {"8,16,16": (0, 2, 3), "16,16,8": (0, 1, 2)}
 """Of the four subdivisions of a quarter, those at which a step of a shortcut schedule starts."""
 _INTERVALS = {"8,16,16": (2.0, 1.0, 1.0), "16,16,8": (1.0, 1.0, 2.0)}
+GROWTH = 4
+"""Chunks by which a KV store grows at a time, where every chunk sees everything before it."""
 PIECEWISE_KNEE = 0.875
 """Progress at which the piecewise transform reaches t = 0.5."""
 
@@ -123,8 +125,8 @@ def kv_ranges(
 
 
 def prefix_kv_ranges(chunks: int, ranges: tuple[int, ...], clean_range: int = 1) -> tuple[tuple[int, int], ...]:
-    """The same for the whole clean chunks of a prefix; with nothing stated they see the 8 last."""
-    reach = clean_range if clean_range > 0 else (ranges[-1] if ranges else 8)
+    """The same for the whole clean chunks of a prefix; with nothing stated they see the last `PREFIX_RANGE`."""
+    reach = clean_range if clean_range > 0 else (ranges[-1] if ranges else PREFIX_RANGE)
     return tuple((max(0, c + 1 - reach), c + 1) for c in range(chunks))
 
 
@@ -179,9 +181,9 @@ class Schedule:
             raise InputError(f"A window of {s.window} does not divide {s.steps} steps; use one of {fitting}.")
         if s.shortcut not in _INTERVALS:
             raise InputError(f"The shortcut {s.shortcut!r} is not known; use '8,16,16' or '16,16,8'.")
-        if not s.noise_to_clean_ranges or min(s.noise_to_clean_ranges) < 1:
-            raise InputError("The key/value ranges are empty or below 1; use the published 5, 4, 3, 2.")
-        if s.clean_range != 1:
+        if min(s.noise_to_clean_ranges, default=1) < 1:
+            raise InputError("A key/value range is below 1; use the published 5, 4, 3, 2.")
+        if s.clean_range != 1 and not s.sees_everything:
             raise InputError(f"A clean chunk that sees {s.clean_range} chunks is not supported; use clean_range 1.")
         if self.total is not None and self.total <= self.offset:
             raise InputError(f"{self.total - self.offset} new seconds were asked for; ask for at least 1.")
@@ -206,7 +208,11 @@ class Schedule:
 
     @cached_property
     def reach(self) -> int:
-        """Clean chunks before a full window that any range can still see: 4 at window 1, 1 at window 4."""
+        """Clean chunks before a full window that any range can still see: 4 at window 1, 1 at window 4.
+
+        (Where every chunk sees everything, there is no such number; `slots` tells what is needed at a stage.)
+        """
+        assert not self.settings.sees_everything
         window, furthest = self.settings.window, 1
         for step in range(self.steps_per_stage):
             made = chunk_steps(self.steps_per_stage, 0, window, step)
@@ -222,8 +228,13 @@ class Schedule:
 
     def slots(self, index: int) -> int:
         """Slots that a KV store needs at stage number `index`: `reach`, or more while a window fills behind a prefix,
-        whose first chunks see further back than those of a full window do.
+        whose first chunks see further back than those of a full window do. Where every chunk sees everything: all
+        before the window, in steps of `GROWTH`.
         """
+        if self.settings.sees_everything:
+            first = self.stage(index).first
+            slots = -(-max(1, first) // GROWTH) * GROWTH
+            return slots if self.total is None else max(1, min(slots, self.total - 1))
         filling = self.settings.window - 1 if self.offset else 0
         if index >= filling:
             return self.reach
@@ -263,6 +274,13 @@ class Schedule:
         """What each chunk of the window sees, as half-open ranges of absolute chunk numbers."""
         ranges = self.settings.noise_to_clean_ranges
         return kv_ranges(stage.first, self.made(stage, step), self.settings.steps, ranges, self.settings.clean_range)
+
+    def clean_kv_range(self, chunk: int) -> tuple[int, int]:
+        """What a clean chunk sees when it is run for its keys and values: itself, as a rule."""
+        s = self.settings
+        if chunk < self.offset:
+            return prefix_kv_ranges(self.offset, s.noise_to_clean_ranges, s.clean_range)[chunk]
+        return kv_ranges(chunk, (s.steps,), s.steps, s.noise_to_clean_ranges, s.clean_range)[0]
 
     def step_size(self, step: int) -> float | None:
         """The step-size number of a distilled model's pass; None for base models.

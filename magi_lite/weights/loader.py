@@ -108,7 +108,8 @@ def load_dit_weights(
     conversion = None
     if stored is None and execution.scheme in ON_THE_FLY:
         linears = frozenset(name for name, part in model.named_modules() if isinstance(part, nn.Linear) and may(name))
-        conversion = Conversion(scheme_named(execution.scheme), linears, converting, _layer)
+        if linears:  # a model of two layers has none
+            conversion = Conversion(scheme_named(execution.scheme), linears, converting, _layer)
     assign(
         model,
         checkpoint,

@@ -168,8 +168,9 @@ def captions_of(case: Case, dit: Any) -> tuple[list[Caption], Caption]:
     captions = [
         Caption(case.table.caption(words, tokens, chunks - chunk, longest)) for chunk in range(case.offset, chunks)
     ]
-    null = null_caption(dit.y_embedder.null_caption_embedding, case.table if switched(env, "NEG_PROMPT") else None)
-    return captions, Caption(null)
+    learned = dit.y_embedder.null_caption_embedding
+    null = Caption(null_caption(learned, case.table if switched(env, "NEG_PROMPT") else None))
+    return [caption.or_null(null) for caption in captions], null
 
 
 def sample(case: Case) -> tuple[RecordingDiT, list[Caption], Caption, list[Any]]:
@@ -214,13 +215,15 @@ def padded_captions(case: Case, captions: list[Caption], null: Caption, dit: Any
         found["y"] = case.tensors[entry["tensor"]].clone()
         for row, chunk, caption in _placed(case, captions, null, chunks):
             found["y"][row, chunk, : len(caption.embeddings)] = caption.embeddings
-        for chunk in range(case.offset):  # a clean chunk has the null embedding and a zero mask
+        for chunk in range(case.offset):  # a clean chunk has the null embedding and, as a rule, a zero mask
             found["y"][0, chunk, : len(null.embeddings)] = null.embeddings
     return found
 
 
 def _placed(case: Case, captions: list[Caption], null: Caption, chunks: int) -> Iterator[tuple[int, int, Caption]]:
     yield from ((0, chunk + case.offset, caption) for chunk, caption in enumerate(captions))
+    if all(caption is null for caption in captions):  # published: without a valid token, both halves are the null one
+        yield from ((0, chunk, null) for chunk in range(case.offset))
     yield from ((1, chunk, null) for chunk in range(chunks))
 
 

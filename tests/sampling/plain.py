@@ -51,10 +51,20 @@ def plain_chunks(
         if c in known:
             x[c][:, :, : known[c].shape[2]] = known[c]
 
+    ranges = chosen.noise_to_clean_ranges
+    behind = max(ranges) - 1 if ranges else total
+
+    def sees(c: int, made: dict[int, int]) -> int:
+        """Chunks that chunk c sees, itself included."""
+        if not ranges:
+            of_prefix = chosen.clean_range if chosen.clean_range > 0 else 8
+            return of_prefix if c < offset else c + 1
+        return ranges[made[c] * len(ranges) // steps] if c in made else 1
+
     def forward(
         present: Sequence[int], made: dict[int, int], contexts: list[CaptionContext], step: int
     ) -> list[Tensor]:
-        reach = [[5, 4, 3, 2][made[c] // (steps // 4)] if c in made else 1 for c in present]
+        reach = [sees(c, made) for c in present]
         ranges = [(max(present[0], c - r + 1), c + 1) for c, r in zip(present, reach, strict=True)]
         # A clean chunk's step size is that of the first step of a stage, whenever its keys are made.
         told = torch.tensor([[sizes[step] if c in made else sizes[0] for c in present]])
@@ -71,7 +81,7 @@ def plain_chunks(
             made = {c: (stage - (c - offset)) * per_stage + step for c in active}
             for c in active:
                 paste(c)
-            present = [*range(max(0, active[0] - 4), active[0]), *active]
+            present = [*range(max(0, active[0] - behind), active[0]), *active]
             if base:
                 # The first pass after a chunk became clean sees it as not dropped; all stored keys are of dropped ones.
                 fresh = active[0] - 1 if step == 0 and active[0] > offset else None

@@ -176,3 +176,49 @@ def test_ten_thousand_seconds_take_the_memory_of_ten(chosen: SamplerSettings, mo
                 break
     assert sizes[10] == sizes[100] == sizes[most] > 0
     assert states[10] == states[100] == states[most]
+
+
+class Host:
+    """Host memory that knows what is taken."""
+
+    def __init__(self) -> None:
+        self.taken: dict[int, int] = {}
+
+    def expect(self, sizes: Any) -> None:
+        pass
+
+    def take(self, size: int) -> Tensor:
+        buffer = torch.empty(size, dtype=torch.uint8)
+        self.taken[id(buffer)] = size
+        return buffer
+
+    def give_back(self, buffer: Tensor) -> None:
+        del self.taken[id(buffer)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "fp8"])
+@pytest.mark.parametrize("place", ["device", "pinned", "host"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_ring_of_another_size_keeps_what_it_still_holds(place: str, dtype: str, seed: int) -> None:
+    """Bit for bit, and where a new ring of that size would have put it, so that reads come in the same order."""
+    chooser, host = random.Random(seed), Host() if place == "host" else None
+    options: dict[str, Any] = {"dtype": dtype, "place": "pinned" if host else place, "host": host, "layers": 2}
+    ring, end, first = KVRing(chooser.randint(1, 6), **options), 0, 0
+    for _ in range(6):
+        for _ in range(chooser.randint(1, 5)):
+            for layer in range(2):
+                ring.write(layer, end, *pair(100 * layer + end))
+            end += 1
+        slots = chooser.randint(1, 8)
+        first = max(first, end - ring.slots, end - slots)
+        ring.resize(slots, end)
+        fresh = KVRing(slots, dtype=dtype)
+        for chunk in range(first, end):
+            for layer in range(2):
+                fresh.write(layer, chunk, *pair(100 * layer + chunk))
+        for layer in range(2):
+            for a in range(first, end):
+                for ours, theirs in zip(ring.read(layer, a, end), fresh.read(layer, a, end), strict=True):
+                    assert torch.equal(ours, theirs)
+        assert ring.holds(end - 1) and ring.holds(first) and not ring.holds(first - 1)
+        assert host is None or len(host.taken) == 2

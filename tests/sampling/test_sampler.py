@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -65,6 +66,59 @@ def test_equals_a_sampler_that_keeps_everything(make: Make, dit: DiT, steps: int
         assert relative(a, b) < RELATIVE
 
 
+EVERYTHING = {"noise_to_clean_ranges": (), "clean_range": -1}
+
+
+@pytest.mark.parametrize("clean_range", [-1, 1, 3])
+@pytest.mark.parametrize(("window", "chunks", "frames"), [(1, 6, 0), (2, 5, 6), (4, 6, 20), (1, 3, 62), (4, 3, 61)])
+def test_without_ranges_every_chunk_sees_all_before_it(
+    make: Make, dit: DiT, window: int, chunks: int, frames: int, clean_range: int
+) -> None:
+    """The published default: nothing is ever forgotten, and chunks of a prefix see the last 8 (or `clean_range`)."""
+    chosen = settings(8, window, noise_to_clean_ranges=(), clean_range=clean_range)
+    prefix = latents(4, frames) if frames else None
+    sampler = make(chosen, chunks, prefix=prefix, emit_prefix="published")
+    for a, b in zip(clean_chunks(sampler), plain(dit, chosen, chunks, prefix=prefix), strict=True):
+        assert relative(a, b) < RELATIVE
+
+
+def test_other_ranges_than_the_published_ones(make: Make, dit: DiT) -> None:
+    for ranges, window, frames in (((9, 7, 5, 3), 1, 0), ((7, 3), 4, 20), ((2, 2, 2, 2), 2, 0), ((3,), 4, 32)):
+        chosen = settings(8, window, noise_to_clean_ranges=ranges)
+        prefix = latents(4, frames) if frames else None
+        ours = clean_chunks(make(chosen, 5, prefix=prefix, emit_prefix="published"))
+        for a, b in zip(ours, plain(dit, chosen, 5, prefix=prefix), strict=True):
+            assert relative(a, b) < RELATIVE, ranges
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_clean_chunk_is_computed_twice(make: Make, dit: DiT, seed: int) -> None:
+    """Not even when the store gets another size, as it does while a window fills behind a clip."""
+    chooser = random.Random(seed)
+    steps, window = chooser.choice([(8, 1), (8, 2), (8, 4), (16, 4), (8, 8)])
+    ranges = chooser.choice([(5, 4, 3, 2), (9, 7, 5, 3), (2, 4), ()])
+    chosen = settings(steps, window, noise_to_clean_ranges=ranges)
+    written, call = [], dit.forward
+
+    def watch(*args: Any, **named: Any) -> Tensor:
+        if named.get("write"):
+            written.append(named["first_chunk"])
+        return call(*args, **named)
+
+    dit.forward = watch  # type: ignore[method-assign]
+    try:
+        clean_chunks(make(chosen, 6, prefix=latents(2, 6 * chooser.randint(0, 6) + 1)))
+    finally:
+        del dit.forward  # type: ignore[misc]
+    assert len(written) == len(set(written)), (written, chosen)
+
+
+def test_a_caption_without_a_token_is_the_null_caption(make: Make) -> None:
+    null, nothing = words(1, 4), Caption(torch.empty(0, CONFIG.caption_channels))
+    empty = clean_chunks(make(settings(8, 2), 2, caption=lambda *_: nothing, null_caption=null))
+    assert same_bits(empty, clean_chunks(make(settings(8, 2), 2, caption=lambda *_: null, null_caption=null)))
+
+
 def test_12_steps_the_other_way_round(make: Make, dit: DiT) -> None:
     chosen = settings(12, 2, shortcut="16,16,8")
     for a, b in zip(clean_chunks(make(chosen, 3)), plain(dit, chosen, 3), strict=True):
@@ -117,10 +171,12 @@ def through_disk(state: SamplerState) -> SamplerState:
     return SamplerState(json.loads(json.dumps(state.position)), load(save(state.tensors)))
 
 
+GROWING = [(settings(8, 2, **EVERYTHING), 0), (settings(8, 1, **EVERYTHING), 62), (settings(8, 4, **EVERYTHING), 7)]
+THREE_PASSES = [(base_settings(8, 1), 0), (base_settings(8, 4), 8)]
 STATEFUL = [(settings(8, 1), 0), (settings(8, 2), 8), (settings(8, 4), 1), (settings(12, 3), 0), (settings(8, 8), 32)]
 
 
-@pytest.mark.parametrize(("chosen", "prefix"), [*STATEFUL, (base_settings(8, 1), 0), (base_settings(8, 4), 8)])
+@pytest.mark.parametrize(("chosen", "prefix"), [*STATEFUL, *GROWING, *THREE_PASSES])
 def test_restored_at_any_stage_it_goes_on_bit_for_bit(make: Make, chosen: SamplerSettings, prefix: int) -> None:
     given = latents(7, prefix) if prefix else None
     whole = make(chosen, 4, prefix=given)

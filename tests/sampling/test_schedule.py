@@ -129,7 +129,7 @@ def test_guidance_weights_sum_to_one_and_change_at_the_stated_times() -> None:
         ({"window": 3}, 4, "A window of 3 does not divide 8 steps; use one of 1, 2, 4, 8"),
         ({"window": 0}, 4, "A window of 0"),
         ({"shortcut": "8,8,16"}, 4, "shortcut '8,8,16' is not known"),
-        ({"noise_to_clean_ranges": ()}, 4, "ranges are empty"),
+        ({"noise_to_clean_ranges": (5, 0)}, 4, "range is below 1"),
         ({"clean_range": 2}, 4, "use clean_range 1"),
         ({}, 0, "ask for at least 1"),
     ],
