@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import threading
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -20,11 +21,17 @@ from PIL import Image, ImageCms, ImageOps
 
 from magi_lite.errors import MediaError
 from magi_lite.files import check_source
+from magi_lite.video.colour import is_wide, to_bt709
 from magi_lite.video.containers import NO_PICTURE, kind_of
+from magi_lite.video.strips import SMALL_PIXELS, CannotReduce, orientation, png_header, reduced
 
 Fit = Literal["crop", "pad", "stretch"]
-MAX_PIXELS = 120_000_000
-"""Largest picture that is decoded: more than any camera makes, 360 MB in memory."""
+MAX_PIXELS = 400_000_000
+"""Largest picture that is read, twice what phones make: JPEG, PNG, TIFF and JPEG 2000 are made smaller on the way."""
+MAX_WHOLE_PIXELS = 64_000_000
+"""Largest picture of the kinds that can only be decoded as a whole."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Two large pictures at once would take twice the memory; it also guards Pillow's own limit, which is ours here."""
 BACKGROUND = (255, 255, 255)
 """What shows through transparent parts, as in a browser; `pad` bars are black."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM", "TGA", "ICO", "JPEG2000", "MPO", "HEIF")
@@ -50,19 +57,15 @@ def load_image(
         MediaError: no such file, no picture, damaged, or too large; one sentence.
     """
     path = Path(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # large or oddly tagged pictures are judged below
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # oddly tagged pictures are judged below
         with open_picture(path) as picture:
-            image = picture.image
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                raise MediaError(
-                    f"{path.name} has {pixels / 1e6:.0f} megapixels; make it smaller than {MAX_PIXELS // 10**6} first."
-                )
             try:
-                image.draft("RGB", (2 * max(size), 2 * max(size)))  # a JPEG far too large is decoded at a fraction
-                image.load()
-                image = to_rgb(image, background)
+                image = to_rgb(_decoded(path, picture.image, 2 * max(size), background), background)
+            except CannotReduce:
+                raise MediaError(f"{path.name} {_too_large(picture.image)}") from None
+            except MediaError:
+                raise
             except Exception as error:  # decoders of foreign files raise anything
                 raise _damaged(path, error) from None
     return fit_pixels(image, size, fit)
@@ -87,16 +90,48 @@ def shown_size(path: Path) -> tuple[int, int]:
     """
     with open_picture(path) as picture:
         image = picture.image
-        try:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        except Exception:  # a damaged EXIF says nothing
-            turned = False
+        turned = orientation(image) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = BACKGROUND) -> Image.Image:
     """A decoded picture upright, in sRGB, opaque, with 8 bits a colour."""
-    return _opaque(_to_srgb(_upright(image)), background)
+    image = _upright(image)
+    primaries, transfer = image.info.get("cicp", (1, 13))
+    if is_wide(transfer, primaries):
+        signal = np.asarray(_opaque(image, background), np.float32) / 255
+        return Image.fromarray(to_bt709(signal, transfer, primaries))
+    return _opaque(_to_srgb(image), background)
+
+
+def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int, int, int]) -> Image.Image:
+    """The picture with its pixels, at a size whose shorter side is `longest` or more where that saves memory."""
+    if image.format == "PNG":
+        chunks = png_header(path)[1]
+        if len(chunks.get(b"cICP", b"")) >= 2:
+            image.info["cicp"] = tuple(chunks[b"cICP"][:2])
+    pixels = image.width * image.height
+    if image.format in ("JPEG", "MPO"):
+        image.draft("RGB", (longest, longest))  # decoded at a half, a quarter or an eighth
+    elif image.format == "JPEG2000":
+        halvings = max(0, min(5, (min(image.size) // longest).bit_length() - 1))
+        if halvings:
+            image.reduce = halvings
+    elif pixels > SMALL_PIXELS and image.format in ("PNG", "TIFF"):
+        try:
+            return reduced(path, image, longest, background)
+        except CannotReduce:
+            if pixels > MAX_WHOLE_PIXELS:
+                raise
+    elif pixels > MAX_WHOLE_PIXELS:
+        raise CannotReduce
+    image.load()
+    return image
+
+
+def _too_large(image: Image.Image) -> str:
+    """The sentence for a picture that cannot be made smaller while it is read."""
+    return f"has {image.width * image.height / 1e6:.0f} megapixels in one piece; save it as JPEG, or make it smaller."
 
 
 def fit_pixels(image: Image.Image, size: tuple[int, int], fit: Fit, pixel_aspect: float = 1.0) -> np.ndarray:
@@ -138,19 +173,24 @@ def open_picture(path: Path) -> Picture:
     check_source(path, "an image")
     if kind_of(path) == "heif" and importlib.util.find_spec("pillow_heif") is None:
         raise MediaError(f"{path.name} is a HEIC picture; install pillow-heif to read it, or save it as JPEG.")
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # sizes are judged here, for each kind of file
     try:
         picture = iio.imopen(path.absolute(), "r", plugin=Picture)
     except Exception as error:  # imageio wraps what a decoder raises
         cause = error.__cause__
-        if isinstance(cause, Image.DecompressionBombError):
-            limit = MAX_PIXELS // 10**6
-            raise MediaError(f"{path.name} has more than {limit} megapixels; make it smaller first.") from None
         if cause is None or isinstance(cause, InitializationError):
             raise MediaError(f"{path.name} {NO_PICTURE}") from None
         raise _damaged(path, cause) from None
-    if picture.image.format not in FORMATS:
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    image, problem = picture.image, ""
+    if image.format not in FORMATS:
+        problem = NO_PICTURE
+    elif image.width * image.height > MAX_PIXELS:
+        problem = f"has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first."
+    if problem:
         picture.close()
-        raise MediaError(f"{path.name} {NO_PICTURE}")
+        raise MediaError(f"{path.name} {problem}")
     return picture
 
 
@@ -163,16 +203,46 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """Colours of an embedded profile in sRGB; a damaged profile is left aside."""
+    """Colours of an embedded profile, or a PNG's gamma, in sRGB; a damaged profile is left aside."""
     profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
-        return image
+    if "cicp" in image.info or not profile:
+        gamma = image.info.get("gamma", 0)
+        plain = "cicp" in image.info or "srgb" in image.info or image.mode not in ("L", "LA", "RGB", "RGBA", "P")
+        return image if plain or not 0.1 < gamma < 3 or abs(gamma - 1 / 2.2) < 0.03 else _by_gamma(image, gamma)
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image = _to_8_bit(image)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
     try:
-        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-        mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        return ImageCms.profileToProfile(image, source, target, outputMode=mode) or image
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = source.profile.xcolor_space.strip()
+        alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+        colours = image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
+        if space == "RGB" and colours.mode == "L":
+            colours = colours.convert("RGB")
+        if (space, colours.mode) not in (("RGB", "RGB"), ("GRAY", "L"), ("CMYK", "CMYK")):
+            return image
+        done = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        if alpha is not None:
+            done.putalpha(alpha)
+        elif image.mode in ("L", "RGB") and "transparency" in image.info:
+            return image  # a colour that means "clear" would not be found again
+        return done
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image
+
+
+def _by_gamma(image: Image.Image, gamma: float) -> Image.Image:
+    """Samples that are light to the power of `gamma`, as sRGB (PNG specification, gAMA)."""
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    light = (np.arange(256) / 255) ** (1 / gamma)
+    coded = np.where(light < 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    table = np.rint(coded * 255).clip(0, 255).astype(int).tolist()
+    bands = {"L": table, "RGB": table * 3, "LA": [*table, *range(256)], "RGBA": [*table * 3, *range(256)]}
+    return image.point(bands[image.mode])
 
 
 def _opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

@@ -60,7 +60,7 @@ def folder(tmp_path):
     (tmp_path / "page.jpg").write_text("<html><body>Not found</body></html>")
     (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "script.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    (tmp_path / "huge.png").write_bytes(png_header_only(20000, 10000))
+    (tmp_path / "huge.png").write_bytes(png_header_only(40000, 20000))
     (tmp_path / "bomb.png").write_bytes(png_header_only(60000, 60000))
     clip(tmp_path / "good.mp4")
     clip(tmp_path / "sound.mp4", audio_only=True)

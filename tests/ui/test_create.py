@@ -134,7 +134,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
     files = {name: folder / name for name in ("notes.png", "nothing.png", "huge.png", "broken.mp4")}
     files["notes.png"].write_text("this is no picture")
     files["nothing.png"].write_bytes(b"")
-    Image.new("1", (20_000, 10_000)).save(files["huge.png"])
+    Image.new("1", (20_100, 20_000)).save(files["huge.png"])
     files["broken.mp4"].write_bytes(b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(2000))
     return files
 

@@ -191,3 +191,84 @@ def test_the_first_frame_of_an_animation(tmp_path):
     first, second = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
     assert near(load_image(tmp_path / "a.gif", (16, 16)), (255, 0, 0))
+
+
+def grey_profile(tmp_path):
+    from pathlib import Path
+
+    with Image.open(Path(__file__).parent / "cases" / "icc_gray18.png") as image:
+        return image.info["icc_profile"]
+
+
+def test_profiles_of_grey_and_palette_pictures(tmp_path):
+    """Grey 100 of gamma 1.8 is 119 in sRGB, also beside transparency and in 16 bits; a palette has a profile too."""
+    from pathlib import Path
+
+    assert near(load_image(Path(__file__).parent / "cases" / "icc_gray18.png", (8, 8))[4, 4], (119,) * 3, 1)
+    profile = grey_profile(tmp_path)
+    Image.new("LA", (8, 8), (100, 255)).save(tmp_path / "a.png", icc_profile=profile)
+    assert near(load_image(tmp_path / "a.png", (8, 8))[4, 4], (119,) * 3, 1)
+    Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)).save(tmp_path / "b.png", icc_profile=profile)
+    assert near(load_image(tmp_path / "b.png", (8, 8))[4, 4], (119,) * 3, 1)
+    Image.new("RGB", (8, 8), (90, 140, 60)).save(tmp_path / "c.png", icc_profile=profile)
+    assert near(load_image(tmp_path / "c.png", (8, 8))[4, 4], (90, 140, 60)), "a grey profile says nothing of colours"
+
+    from PIL import ImageCms
+
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for red, green in zip(find_tags(data, b"rXYZ"), find_tags(data, b"gXYZ"), strict=True):  # another RGB: swapped
+        data[red], data[green] = data[green], data[red]
+    image = Image.new("RGB", (8, 8), (200, 60, 40))
+    image.save(tmp_path / "rgb.png", icc_profile=bytes(data))
+    image.quantize(4).save(tmp_path / "palette.png", icc_profile=bytes(data))
+    swapped = load_image(tmp_path / "rgb.png", (8, 8))[4, 4]
+    assert near(swapped, (60, 200, 40), 3)
+    assert near(load_image(tmp_path / "palette.png", (8, 8))[4, 4], swapped, 2)
+
+
+def find_tags(profile, name):
+    """Where the 12 bytes of an XYZ tag lie."""
+    count = struct.unpack_from(">I", profile, 128)[0]
+    for number in range(count):
+        signature, offset, _ = struct.unpack_from(">4sII", profile, 132 + 12 * number)
+        if signature == name:
+            return range(offset + 8, offset + 20)
+    raise AssertionError(name)
+
+
+def with_chunk(path, kind, data):
+    """The PNG with a chunk behind its header."""
+    whole = path.read_bytes()
+    made = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(whole[:33] + made + whole[33:])
+
+
+def test_pngs_that_say_their_colours_by_number(tmp_path):
+    """cICP: PQ and HLG are tone-mapped, BT.709 stays as it is; gAMA without a profile is obeyed."""
+    for name, transfer, white in (("pq", 16, 148), ("hlg", 18, 191)):
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(np.array([[[0] * 3, [white] * 3, [255] * 3]] * 3, np.uint8)).save(path)
+        with_chunk(path, b"cICP", bytes((9, transfer, 0, 1)))
+        black, paper, light = load_image(path, (3, 3))[1]
+        assert near(black, (0,) * 3) and near(paper, (236,) * 3, 6) and near(light, (255,) * 3, 2), name
+    for data in (bytes((1, 13, 0, 1)), bytes((1, 1, 0, 1))):
+        Image.new("RGB", (3, 3), (200, 60, 40)).save(tmp_path / "a.png")
+        with_chunk(tmp_path / "a.png", b"cICP", data)
+        assert near(load_image(tmp_path / "a.png", (3, 3))[1, 1], (200, 60, 40))
+    Image.new("RGB", (3, 3), (128, 128, 128)).save(tmp_path / "g.png")
+    with_chunk(tmp_path / "g.png", b"gAMA", struct.pack(">I", 100000))
+    assert near(load_image(tmp_path / "g.png", (3, 3))[1, 1], (188,) * 3, 1), "light 0.5 is 188 in sRGB"
+
+
+def test_an_animated_picture_as_a_start_is_noticed(tmp_path):
+    from magi_lite.pipeline.prefix import prefix_pixels
+    from magi_lite.request.request import GenerationRequest
+    from magi_lite.timeline.text import parse
+
+    pictures = [Image.new("RGB", (32, 32), (v, v, v)) for v in (40, 200)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=100)
+    pictures[0].save(tmp_path / "b.gif")
+    for name, said in (("a.gif", "a.gif is animated; its first picture is used."), ("b.gif", "")):
+        found = prefix_pixels(GenerationRequest(parse("[0s-1s: a]"), 1, 32, 32, image=tmp_path / name), 4)
+        assert found.notice.startswith(said) and bool(found.notice) == bool(said)
+        assert near(found.pixels[0, 16, 16], (40,) * 3)

@@ -1,0 +1,214 @@
+"""Large pictures are read in bands: the same picture as when it is read whole, in little memory."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from magi_lite.errors import MediaError
+from magi_lite.video import images, strips
+from magi_lite.video.images import load_image
+
+SIZE = (301, 223)
+
+
+def picture(mode):
+    """A smooth picture with something in every channel."""
+    y, x = np.mgrid[: SIZE[1], : SIZE[0]]
+    waves = [127 + 120 * np.sin(x / (9 + 3 * k) + y / (17 - 2 * k)) for k in range(4)]
+    values = np.stack(waves, -1).astype(np.uint8)
+    if mode == "P":
+        return Image.fromarray(values[..., :3]).quantize(200)
+    if mode == "1":
+        return Image.fromarray(values[..., 0]).convert("1")
+    if mode == "I;16":
+        return Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    if mode == "F":
+        return Image.fromarray((values[..., 0] / 255).astype(np.float32))
+    if mode == "CMYK":
+        return Image.fromarray(values, "CMYK")
+    count = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode]
+    return Image.fromarray(values[..., 0] if count == 1 else np.ascontiguousarray(values[..., :count]))
+
+
+def in_bands(monkeypatch, path, rows=7):
+    """The picture read in bands of a few rows, and read whole."""
+    whole = load_image(path, (60, 44), "stretch").astype(int)
+    calls = []
+    real = strips.reduced
+    monkeypatch.setattr(strips, "BAND_BYTES", rows * 4 * SIZE[0])
+    monkeypatch.setattr(images, "SMALL_PIXELS", 100)
+    monkeypatch.setattr(images, "reduced", lambda *given: calls.append(1) or real(*given))
+    banded = load_image(path, (60, 44), "stretch").astype(int)
+    assert calls, "the other way was taken"
+    return banded, whole
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16"])
+@pytest.mark.parametrize("clear", [False, True])
+def test_png(tmp_path, monkeypatch, mode, clear):
+    image = picture(mode)
+    options = {}
+    if clear:
+        if mode not in ("L", "RGB", "P"):
+            pytest.skip("a colour that means transparent is for those")
+        options["transparency"] = image.getpixel((50, 50)) if mode != "P" else bytes(range(200))
+    image.save(tmp_path / "a.png", **options)
+    banded, whole = in_bands(monkeypatch, tmp_path / "a.png")
+    assert np.abs(banded - whole).max() <= 3 if mode != "1" else np.abs(banded - whole).max() <= 40
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_png_of_few_colours(tmp_path, monkeypatch, bits):
+    picture("RGB").quantize(2**bits).save(tmp_path / "a.png", bits=bits)
+    banded, whole = in_bands(monkeypatch, tmp_path / "a.png")
+    assert np.abs(banded - whole).max() <= 3
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_png_of_16_bit_colours(tmp_path, monkeypatch, channels):
+    import av
+
+    values = np.asarray(picture("RGBA")).astype(np.uint16)[..., :channels] * 257
+    name = {3: "rgb48", 4: "rgba64"}[channels]
+    context = av.CodecContext.create("png", "w")
+    context.width, context.height, context.pix_fmt, context.time_base = *SIZE, name + "be", Fraction(1, 24)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format=name + "le").reformat(format=name + "be")
+    (tmp_path / "a.png").write_bytes(b"".join(map(bytes, [*context.encode(frame), *context.encode(None)])))
+    banded, whole = in_bands(monkeypatch, tmp_path / "a.png")
+    assert np.abs(banded - whole).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P", "I;16", "F", "CMYK"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
+def test_tiff(tmp_path, monkeypatch, mode, compression):
+    if compression == "jpeg" and mode not in ("L", "RGB"):
+        pytest.skip("JPEG holds those")
+    picture(mode).save(tmp_path / "a.tif", compression=compression, tiffinfo={278: 16})
+    banded, whole = in_bands(monkeypatch, tmp_path / "a.tif")
+    assert np.abs(banded - whole).max() <= (60 if mode == "1" else 4)
+
+
+def test_profile_orientation_and_shape_are_kept(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = (Path(__file__).parent / "cases" / "icc_gray18.png").read_bytes()
+    with Image.open(io.BytesIO(profile)) as image:
+        icc = image.info["icc_profile"]
+    picture("L").save(tmp_path / "a.png", exif=exif, icc_profile=icc)
+    banded, whole = in_bands(monkeypatch, tmp_path / "a.png")
+    assert np.abs(banded - whole).max() <= 3
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_a_cut_one_is_one_sentence(tmp_path, monkeypatch, ending):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"a.{ending}", **({"compression": "tiff_lzw"} if ending == "tif" else {}))
+    data = (tmp_path / f"a.{ending}").read_bytes()
+    (tmp_path / f"a.{ending}").write_bytes(data[: len(data) // 2])
+    monkeypatch.setattr(images, "SMALL_PIXELS", 100)
+    sentence = rf"a\.{ending} is (damaged and cannot be read \(|not an image that can be read)"
+    with pytest.raises(MediaError, match=sentence):
+        load_image(tmp_path / f"a.{ending}", (60, 44))
+
+
+def test_jpeg_2000_is_decoded_at_a_fraction(tmp_path):
+    picture("RGB").resize((1200, 900)).save(tmp_path / "a.jp2")
+    small = load_image(tmp_path / "a.jp2", (60, 44), "stretch").astype(int)
+    wanted = np.asarray(Image.open(tmp_path / "a.jp2").convert("RGB").resize((60, 44), Image.Resampling.LANCZOS))
+    assert np.abs(small - wanted).max() <= 12
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def big_png(path, side, interlace=0):
+    """Grey-green, side x side, 8-bit RGB, in a few kilobytes."""
+    line = b"\0" + bytes((90, 140, 60)) * side
+    deflate = zlib.compressobj(1)
+    data = b"".join([deflate.compress(line) for _ in range(side)]) + deflate.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, interlace)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
+def big_tiff(path, side, rows):
+    """Float, one value, deflated in strips of `rows`."""
+    piece = zlib.compress(np.full(side * rows, 0.4, "<f4").tobytes(), 9)
+    count = -(-side // rows)
+    entries = [
+        (256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 32), (259, 3, 1, 8), (262, 3, 1, 1),
+        (273, 4, count, 0), (278, 4, 1, rows), (279, 4, count, 0), (339, 3, 1, 3),
+    ]  # fmt: skip
+    table = 8 + 2 + 12 * len(entries) + 4
+    tables = {273: table, 279: table + 4 * count}
+    first = table + 8 * count
+    body = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    for tag, kind, number, value in entries:
+        value = tables.get(tag, value) if number > 1 else {273: first, 279: len(piece)}.get(tag, value)
+        body += struct.pack("<HHI", tag, kind, number) + struct.pack("<I" if kind == 4 else "<Hxx", value)
+    body += bytes(4)
+    if count > 1:
+        body += struct.pack(f"<{count}I", *[first] * count) + struct.pack(f"<{count}I", *[len(piece)] * count)
+    path.write_bytes(body.ljust(first, b"\0") + piece)
+
+
+MEASURE = """
+import json, resource, sys
+from magi_lite.video.images import load_image
+from magi_lite.errors import MediaError
+import av, PIL.Image
+PIL.Image.init()
+warm, path = sys.argv[1:]
+load_image(warm, (720, 720))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    said = load_image(path, (720, 720))[360, 360].tolist()
+except MediaError as error:
+    said = str(error)
+print(json.dumps([(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, said]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("png 118", [90, 140, 60]),
+        ("png 200", [90, 140, 60]),
+        ("jpeg 200", [90, 140, 60]),
+        ("tiff 119 in 1", [102] * 3),
+        ("tiff 119 in 64", [102] * 3),
+        ("tiff 119 in 10900", "big has 119 megapixels in one piece; save it as JPEG, or make it smaller."),
+        ("interlaced 118", "big has 118 megapixels in one piece; save it as JPEG, or make it smaller."),
+    ],
+)
+def test_memory_is_bounded(tmp_path, name, wanted):
+    """The peak of a process that reads one of them stays within 300 MB of one that read a small picture."""
+    kind, megapixels, *rows = name.replace(" in ", " ").split()
+    side, path = int((int(megapixels) * 1e6) ** 0.5), tmp_path / "big"
+    if kind == "jpeg":
+        Image.new("RGB", (side, side), (90, 140, 60)).save(path, "JPEG")
+    elif kind == "tiff":
+        side = 10900
+        big_tiff(path, side, int(rows[0]))
+    else:
+        big_png(path, side, int(kind == "interlaced"))
+    Image.new("RGB", (800, 800)).save(tmp_path / "warm.png")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "warm.png"), str(path)],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    grown, said = json.loads(done.stdout)
+    assert grown < 300, name
+    assert said == wanted or np.abs(np.array(said) - wanted).max() <= 2
