@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--label", default="", help="kept behind the parts' names, e.g. undistilled")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    from magi_lite.weights.loader import open_model
+    from magi_lite.weights.opening import open_model
 
     try:
         work = arguments.work

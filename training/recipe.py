@@ -28,6 +28,8 @@ STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "export")
 STEPS = {"vae": 6000, "decoder": 2000, "single": 6000, "windows": 6000, "full": 4000, "distill": 2400}
 """Steps of every stage; the autoencoder's decoder alone makes the last quarter of its own."""
 FOLDED, FINAL = "vae_folded.safetensors", "vae_final.safetensors"
+FOLD_CLIPS = 96
+"""Clips of each kind that the latents' mean and deviation are taken from."""
 GATE_CLIPS = 32
 """Clips of each kind that the gates are measured on."""
 
@@ -93,10 +95,10 @@ def fold(recipe: Recipe) -> None:
     groups, facts = checkpoint.load(recipe.work / "vae.safetensors")
     vae = make_vae()
     vae.load_state_dict(groups["average"])
-    reel = Reel(recipe.album().trained, first=96, seed=700_001)
+    reel = Reel(recipe.album().trained, first=FOLD_CLIPS, seed=700_001)
     generator = checkpoint.generators(1)
     with torch.no_grad():
-        latents = torch.cat([vae.encode(reel.batch(8, False, generator)) for _ in range(24)])
+        latents = torch.cat([vae.encode(reel.batch(8, False, generator)) for _ in range(FOLD_CLIPS // 4)])
     fold_normalization(vae, latents)
     checkpoint.save(recipe.work / FOLDED, {"model": vae.state_dict()}, {"step": facts["step"]})
 
@@ -127,7 +129,7 @@ def fill_pool(recipe: Recipe) -> None:
     """Film and encode clips of five seconds."""
     from training.latents import make_pools
 
-    make_pools(recipe.work, load_folded(recipe.work), recipe.album().trained)
+    make_pools(recipe.work, load_folded(recipe.work), recipe.album().trained, recipe.share)
 
 
 def train_transformer(recipe: Recipe) -> None:

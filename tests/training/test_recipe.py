@@ -1,0 +1,55 @@
+"""All stages one after the other, each of a few steps: what comes out is a model that the ordinary loader reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from magi_lite.text.vocabulary import Vocabulary
+from magi_lite.weights.opening import open_model
+from training import latents, recipe
+from training.photographs import Album
+from training.recipe import STAGES, Recipe, run
+from training.reel import Reel
+from training.studio import Studio
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few steps on a few clips."""
+    monkeypatch.setattr(recipe, "STEPS", dict.fromkeys(recipe.STEPS, 1))
+    monkeypatch.setattr(recipe, "GATE_CLIPS", 2)
+    monkeypatch.setattr(recipe, "FOLD_CLIPS", 4)
+    monkeypatch.setattr(recipe, "Reel", lambda pictures, first=2, seed=0: Reel(pictures, first=2, seed=seed))
+    monkeypatch.setattr(latents, "CLIPS", 2)
+    monkeypatch.setattr(latents, "POOLS", 1)
+
+
+def test_the_whole_recipe_ends_in_a_model_folder(tmp_path: Path, small: None) -> None:
+    made = Recipe(tmp_path)
+    assert made.album() == Album((), (), (), ()), "without photographs the world alone is learned"
+    for stage in STAGES:
+        run(stage, made)
+    lines = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    gates = [line for line in lines if line["what"] == "gates of the autoencoder"]
+    assert [line["budget"] for line in gates] == [1, 2], "gates that are not passed cost twice the budget, no more"
+    assert not any(line["passed"]["world_psnr"] for line in gates)
+    assert {"vae precision", "dit precision", "distill precision"} <= {line["what"] for line in lines}
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    for stage in STAGES[:-1]:
+        run(stage, made)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    assert before == after, "what is done is not done again"
+
+    files = open_model(tmp_path / "demo")
+    shards = list((tmp_path / "demo").rglob("*.safetensors"))
+    assert sum(path.stat().st_size for path in shards) <= 40e6
+    assert all(path.stat().st_size < 16e6 for path in shards)
+    assert Vocabulary.beside(files.text_encoder).unknown(["a red car moves left in a town at night"]) == []
+    torch.manual_seed(0)
+    frames = Studio(files).film(["a red car moves left in a town"], seed=1)
+    assert frames.shape == (24, 64, 64, 3)
