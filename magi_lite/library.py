@@ -181,8 +181,9 @@ def ask(
             raise InputError("A run has settings of its own; give a settings file or a run to resume, not both.")
         with Project.open(resume) as project:
             held, finished = project.request, project.chunks
-        purpose = "resume" if redo_from is None else "redo"
-        return change(held, purpose, finished=finished, second=redo_from or 0, **options)
+        if redo_from is None:
+            return change(held, "resume", finished=finished, **options)
+        return change(held, "redo", finished=finished, second=redo_from, **options)
     if redo_from is not None:
         raise InputError("--redo-from needs the project to make again; name it with --resume.")
     if settings is None:
@@ -206,7 +207,7 @@ def check_free(
     """
     from magi_lite.project import Project
 
-    if out is None or overwrite or request.out is None or not request.out.exists():
+    if out is None or overwrite or request.out is None or not _exists(request.out):
         return
     if resume is not None and redo_from is None:
         with Project.open(resume) as project:
@@ -288,6 +289,14 @@ def read_settings(path: Path) -> GenerationRequest:
     if held is None:
         raise InputError(f"{path} carries no settings; only videos made by magi_lite with metadata on do.")
     return foreign.settings_from_data(held)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a file; False for a name that none can have, which is refused elsewhere."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _begins_as_json(path: Path) -> bool:

@@ -85,6 +85,7 @@ def _memory(text: str | None, flag: str) -> float | None:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number < OPTIONS["vram_gb"].most:
-        raise InputError(f"{flag} takes more than 0 GB and at most {OPTIONS['vram_gb'].most}, not {text[:40]}.")
+    most = OPTIONS["vram_gb"].most or math.inf
+    if not 0 < number <= most:
+        raise InputError(f"{flag} takes more than 0 GB and at most {most}, not {text[:40]}.")
     return number

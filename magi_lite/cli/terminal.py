@@ -85,7 +85,7 @@ def streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     out = Stream(sys.stdout or open(os.devnull, "w", encoding="utf-8"), forgiving=False)  # noqa: PTH123, SIM115
     err = Stream(sys.stderr or open(os.devnull, "w", encoding="utf-8"), forgiving=True)  # noqa: PTH123, SIM115
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield
         out.flush()

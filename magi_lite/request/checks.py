@@ -19,6 +19,7 @@ from magi_lite.request.request import OPTIONS, PARTS, STYLES, GenerationRequest,
 from magi_lite.sentences import did_you_mean, either, shortened, shown
 from magi_lite.text.cleaning import check_caption, clean_caption
 from magi_lite.timeline import Timeline
+from magi_lite.weights.layout import is_folder
 
 MAX_PROMPT = 10_000
 """Characters; the text encoder reads the first 800 tokens at most, which a run says of prompts that have more."""
@@ -184,11 +185,3 @@ def _check_names(request: GenerationRequest) -> None:
         )
     if request.preset != "auto":
         presets.load(request.preset)
-
-
-def is_folder(name: str) -> bool:
-    """Whether a name is that of a folder; False for what no file system can name."""
-    try:
-        return Path(name).is_dir()
-    except (OSError, ValueError):
-        return False

@@ -85,7 +85,7 @@ class Actions:
     def _shown(self, job: Job, preview: int) -> dict[str, Any]:
         live = self._queue.live(job.id)
         size = job.video.stat().st_size if job.video and job.video.exists() else 0
-        shown = {
+        view: dict[str, Any] = {
             "id": job.id,
             "state": job.state,
             "error": job.error,
@@ -105,7 +105,7 @@ class Actions:
             "preview": None,
             "preview_version": 0,
         }
-        return shown | live.snapshot(preview) if live else shown
+        return view | live.snapshot(preview) if live else view
 
     def queue(self) -> dict[str, Any]:
         """All jobs in queue order."""

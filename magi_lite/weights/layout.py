@@ -96,11 +96,19 @@ def find_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
         root = model_root(Path(models_folder) if models_folder is not None else DEFAULT_MODELS_FOLDER)
         return _complete(family_weights(root, family), root, family)
     folder = Path(name_or_folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         names = ", ".join(("demo", *MODELS))
         raise InputError(f"There is no model '{name_or_folder}': it is neither a folder nor one of {names}.")
     weights = _only_weights(model_root(folder))
     return _complete(weights, _root_of(weights), _family_of(weights))
+
+
+def is_folder(name: str | Path) -> bool:
+    """Whether a name is that of a folder; False for what no file system can name."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _complete(weights: Path, root: Path, family: ModelSpec | None) -> ModelFiles:

@@ -3,6 +3,8 @@
 import pytest
 
 from magi_lite.cli import main
+from magi_lite.request.checks import notices
+from magi_lite.timeline.text import parse
 
 GENERATE = {
     "size": (["--prompt", "a", "--size", "65x64"], 2, "A width of 65 is not a multiple of 16; use 64."),
@@ -44,6 +46,22 @@ GENERATE = {
     "out": (["--prompt", "a", "--out", "nowhere/a.mp4"], 4, "The folder nowhere does not exist; create it or choose"),
     "preset": (["--prompt", "a", "--preset", "99tb"], 2, 'No preset is called "99tb"; choose auto or one of'),
     "style": (["--prompt", "a", "--style", "cubist"], 2, "There is no style 'cubist'; use static, dynamic, borders,"),
+    "timeline in the prompt": (
+        ["--prompt", "rain [0s-1s: a cat] [1s-2s: a dog]"],
+        2,
+        'The prompt holds times as a timeline has, "[0s-1s: a cat]"; give them as the timeline (--timeline).',
+    ),
+    "endless memory": (["--prompt", "a", "--vram-gb", "inf"], 2, "A card with inf GB of memory cannot be planned;"),
+    "memory in words": (["--prompt", "a", "--vram-gb", "much"], 2, "vram_gb must be a number, not 'much'."),
+    "seed in words": (["--prompt", "a", "--seed", "lucky"], 2, "seed must be a whole number, not 'lucky'."),
+    "zero in a path": (["--prompt", "a", "--image", "a\0b.png"], 2, "image 'a\\x00b.png' holds a character that no"),
+    "zero in a folder": (["--prompt", "a", "--projects", "a\0b"], 2, "--projects 'a\\x00b' holds a character that no"),
+    "long preset": (["--prompt", "a", "--preset", "x" * 5000], 2, "preset has 5000 characters; 1000 is the most."),
+    "long model": (["--prompt", "a", "--model", "x" * 900], 2, "There is no model 'xxx"),
+    "long path": (["--resume", "x" * 5000], 2, "--resume has 5000 characters; 4096 is the most."),
+    "long output": (["--prompt", "a", "--preset", "demo", "--out", "x" * 300 + ".mp4"], 4, "The name xxx"),
+    "quality": (["--prompt", "a", "--quality", "best"], 2, "quality cannot be 'best'; use draft, balanced or quality."),
+    "scheme": (["--prompt", "a", "--scheme", "int4"], 2, "scheme cannot be 'int4'; use float32, bf16, fp8, int8, nf4"),
     "resume": (["--resume", "nowhere"], 2, "nowhere is not a project; it holds no project.json."),
 }
 
@@ -63,6 +81,25 @@ def test_generate(name, capsys, tmp_path, monkeypatch):
     assert got == code
     assert text.startswith(f"error: {sentence}") and text.endswith(".")
     assert list(tmp_path.iterdir()) == [], "nothing is begun for a request that is refused"
+
+
+def test_a_picture_and_a_clip_that_are_given_as_the_other(capsys, folder):
+    (folder / "named.png").write_bytes((folder / "good.mp4").read_bytes())
+    for name in ("good.mp4", "named.png"):
+        assert sentence_of(capsys, ["generate", "--prompt", "a", "--image", str(folder / name)]) == (
+            2,
+            f"error: {name} is a video, not an image; give it with --video.",
+        )
+    assert sentence_of(capsys, ["generate", "--prompt", "a", "--video", str(folder / "good.jpg")]) == (
+        2,
+        "error: good.jpg is a picture, not a video; give it with --image.",
+    )
+
+
+def test_weights_in_a_prompt_are_named():
+    (sentence,) = notices(parse("[0s-1s: a (big red:1.3) ball]"))
+    assert sentence == '"(big red:1.3)" is read as plain text: the model knows no weights; write "big red".'
+    assert notices(parse("[0s-1s: a ball (red) at 10:30]")) == ()
 
 
 def test_info(capsys, folder):

@@ -28,7 +28,9 @@ from magi_lite.timeline.text import parse, print_shorthand
 from magi_lite.ui import form
 from magi_lite.ui.expose import arguments
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(sys.argv[1]) if __name__ == "__main__" and len(sys.argv) > 1 else 60
+"""Inputs of each test."""
+QUICK = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 BASE = request_to_json(build(prompt="a ball", preset="demo", seed=1))
 PUBLIC = [name for name, option in OPTIONS.items() if not option.local]
 TEXTS = st.one_of(
@@ -187,10 +189,9 @@ def test_arguments_of_actions(given_values: list[Any], named: dict[str, Any]) ->
 
 
 if __name__ == "__main__":
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     done = {}
     for name, test in [*globals().items()]:
         if name.startswith("test_") and hasattr(test, "hypothesis") and name != "test_presets":
-            settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))(test)()
-            done[name] = count
+            test()
+            done[name] = EXAMPLES
     print(json.dumps({"inputs": done, "program errors": 0}, indent=2))
