@@ -30,9 +30,9 @@ def read(name: str) -> str:
 
 @cache
 def version() -> str:
-    """A digest of all scripts: part of their address, so that a browser keeps none of an earlier version."""
+    """A digest of all files: part of their address, so that a browser keeps none of an earlier version."""
     digest = hashlib.sha256()
-    for path in sorted(_WEB.rglob("*.js")):
+    for path in sorted(path for path in _WEB.rglob("*.*") if path.is_file()):
         digest.update(path.relative_to(_WEB).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -56,13 +56,14 @@ def head() -> str:
     folder = f"./magi/{version()}"
     modules = sorted(path.relative_to(_WEB).as_posix() for path in _WEB.rglob("*.js"))
     preload = "\n".join(f'<link rel="modulepreload" href="{folder}/{name}">' for name in modules)
+    preload += f'\n<link rel="stylesheet" href="{folder}/shared/shell.css">'
     start = "JSON.stringify(Object.fromEntries(gradio_config.components.map((c) => [c.id, c.props.value])))"
     return f'{preload}\n<script>window.magiStart = {start}; window.magiReady = import("{folder}/main.js");</script>'
 
 
 def css(panels: Sequence[str]) -> str:
     """The app's style sheet and those of the panels named."""
-    return "\n".join([read("shared/app.css"), *(read(f"{name}/{name}.css") for name in panels)])
+    return "\n".join([read("shared/app.css"), read("shared/layout.css"), *(read(f"{name}/{name}.css") for name in panels)])
 
 
 class Panel(gr.HTML):

@@ -1,4 +1,4 @@
-"""The Create tab: what to make on the left, the video on the right, the timeline across the whole width."""
+"""The Create tab: settings in a panel that scrolls by itself, the stage beside it, the timeline docked below both."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def build(actions: Actions, start: dict[str, Any], examples: list[str]) -> Widge
     """
     w: Widgets = {}
     with gr.Row(elem_id="mg-create", equal_height=False):
-        with gr.Column(scale=4, min_width=320, elem_classes="mg-card"):
-            _what(w, actions, start)
-            w["generate"] = gr.Button("Generate", variant="primary", size="lg", elem_id="mg-generate")
-            w["save_edit"] = gr.Button("Save the queued video", visible=False, elem_id="mg-save-edit")
-            _how(w, start)
-            _advanced(w, start)
-        with gr.Column(scale=6, min_width=320), gr.Column(elem_classes="mg-card", elem_id="mg-stage-card"):
+        with gr.Column(elem_id="mg-panel", elem_classes="mg-card", min_width=320):
+            with gr.Column(elem_id="mg-settings"):
+                _what(w, actions, start)
+                _how(w, start)
+                _advanced(w, start)
+            with gr.Column(elem_id="mg-go"):
+                w["plan"] = gr.Markdown(elem_id="mg-plan", container=False)
+                w["generate"] = gr.Button("Generate", variant="primary", size="lg", elem_id="mg-generate")
+                w["save_edit"] = gr.Button("Save the queued video", visible=False, elem_id="mg-save-edit")
+        with gr.Column(elem_id="mg-stage-card", elem_classes="mg-card", min_width=320):
             w["watch"] = WatchPanel(actions)
-            w["plan"] = gr.Markdown(elem_id="mg-plan", container=False)
-    with gr.Column(elem_classes="mg-card", elem_id="mg-timeline-card"):
-        with gr.Row(equal_height=True):
-            gr.Markdown("### Timeline", elem_id="mg-timeline-title")
+        with gr.Column(elem_id="mg-timeline-card", elem_classes="mg-card"):
             w["example"] = gr.Dropdown(
                 ["Load an example …", *examples], value="Load an example …", show_label=False, container=False,
-                label="Example timelines", elem_id="mg-example", scale=0, min_width=240,
+                label="Example timelines", elem_id="mg-example", scale=0, min_width=200,
             )  # fmt: skip
-        w["timeline"] = TimelineEditor(start["timeline"], seconds=start["seconds"], elem_id="mg-timeline")
+            w["timeline"] = TimelineEditor(start["timeline"], seconds=start["seconds"], elem_id="mg-timeline")
     w["form"] = FormPanel(form.FIELDS, [w[name]._id for name in form.FIELDS])
     return w
 
@@ -74,7 +74,7 @@ class Length(gr.Slider):
 
 
 def _what(w: Widgets, actions: Actions, start: dict[str, Any]) -> None:
-    """Mode, file, words, length."""
+    """Mode, file, prompt, length."""
     w["mode"] = gr.Radio(
         form.MODES, value=start["mode"], show_label=False, container=False, label="Mode", elem_id="mg-mode",
         elem_classes="mg-chips",
@@ -82,7 +82,7 @@ def _what(w: Widgets, actions: Actions, start: dict[str, Any]) -> None:
     w["source"] = SourcePanel(actions)
     w["prompt"] = gr.Textbox(
         start["prompt"], label="Prompt", placeholder=PLACEHOLDER, lines=3, max_lines=8, elem_id="mg-prompt",
-        info="Holds for the whole video; blocks of the timeline add what happens when.",
+        info="Applies to the whole video. Timeline blocks add what happens at each moment.",
     )  # fmt: skip
     w["steer"] = SteerPanel()
     with gr.Row(elem_id="mg-lengthrow"):
@@ -157,7 +157,7 @@ def _advanced(w: Widgets, start: dict[str, Any]) -> None:
             w["embed_settings"] = gr.Checkbox(
                 start["embed_settings"], elem_id="mg-embed", **form.about("embed_settings")
             )  # fmt: skip
-        gr.Markdown("**Fixed by hand.** The plan chooses these well; a wrong choice can be slow or not fit.")
+        gr.Markdown("**Manual overrides.** The plan chooses these well; a wrong choice can be slow or not fit.")
         with gr.Row():
             for name in form.OVERRIDES:
                 w[name] = gr.Dropdown(

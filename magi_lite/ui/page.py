@@ -74,8 +74,7 @@ def _first_run_note(machine: Machine) -> gr.Button | None:
         return None
     with gr.Row(elem_id="mg-first-run", equal_height=True):
         gr.Markdown(
-            "**You are trying the small demo model**: tiny pictures, no graphics card needed. "
-            f"Real videos need the {FIRST_MODEL} model, about {download_gb(FIRST_MODEL):.0f} GB "
-            f"in `{machine.models_folder}`."
+            "**This is the small demo model**: tiny pictures, no graphics card needed. "
+            f"Real videos need {FIRST_MODEL}, a download of about {download_gb(FIRST_MODEL):.0f} GB."
         )
         return gr.Button("Download", size="sm", elem_id="mg-download-first", scale=0, min_width=120)

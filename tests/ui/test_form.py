@@ -119,7 +119,7 @@ def test_what_was_typed_is_there_after_a_reload(page: Page, watched: Watched) ->
     page.click("[data-action=add]")
     page.keyboard.type("a block")
     page.keyboard.press("Enter")
-    page.wait_for_function("localStorage.getItem('magi-draft').includes('a block')")
+    page.wait_for_function("localStorage.getItem('magi-draft')?.includes('a block')")
     watched.reload(page)
     page.wait_for_function("document.querySelector('#mg-prompt textarea').value === 'half a sentence about'")
     page.wait_for_function("magi.timeline.segments.length === 1")
@@ -135,7 +135,7 @@ def test_what_was_typed_is_there_after_a_reload(page: Page, watched: Watched) ->
 def test_what_is_typed_before_the_draft_came_back_stays(watched: Watched, app: App) -> None:
     page = watched.open(app.url)
     page.fill("#mg-prompt textarea", "yesterday's")
-    page.wait_for_function("localStorage.getItem('magi-draft').includes('yesterday')")
+    page.wait_for_function("localStorage.getItem('magi-draft')?.includes('yesterday')")
     late = "let go; const held = new Promise((done) => { go = done; }); window.go = () => go();"
     page.context.add_init_script(
         late + "let kept; Object.defineProperty(window, 'magiReady', {set(v) { kept = held.then(() => v); },"

@@ -23,6 +23,8 @@ export class Editor {
       left = Math.max(0, Math.min(block.start * scale, shown * scale - width));
     this.open.field.style.left = left + "px";
     this.open.field.style.width = width + "px";
+    this.open.field.style.top = this.view.laneNode.offsetTop + "px";
+    this.open.field.style.height = this.view.laneNode.offsetHeight + "px";
   }
 
   edit(id) {

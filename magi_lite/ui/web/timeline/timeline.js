@@ -5,6 +5,7 @@ import { Editor } from "./editor.js";
 import { provide, showKeys } from "../shared/keys.js";
 import * as Model from "./model.js";
 import { listen } from "./pointer.js";
+import { mountSplitter } from "./splitter.js";
 import { State } from "./state.js";
 import { mountText } from "./text.js";
 import { View } from "./view.js";
@@ -211,6 +212,7 @@ export function mount({ element, props, trigger, server, watch }) {
     endBy: selectedOr((by) => edits.resizeBy("end", by)),
     startBy: selectedOr((by) => edits.resizeBy("start", by)),
   });
+  mountSplitter(root.querySelector(".tl-splitter"));
   const pointer = listen(view, state, editor, edits);
 
   // --- text and files

@@ -264,7 +264,7 @@ export class View {
     tools.redo.disabled = !state.future.length;
     setText(tools.blend.querySelector("output"), state.blend ? `${state.blend} s` : "hard cut");
     const hint = this.hintText();
-    this.hintNode.hidden = !hint;
+
     setText(this.hintNode, hint);
   }
 
