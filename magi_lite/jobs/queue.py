@@ -301,11 +301,12 @@ class JobQueue:
                 raise InputError(f"This video is {job.state}; only one that waits can be tied to a card.")
             return self._put(replace(job, card=card))
 
-    def clone(self, identity: str) -> Job:
-        """Put the same request at the end of the queue once more."""
+    def clone(self, identity: str, seed: int | None = None) -> Job:
+        """Put the same request at the end of the queue once more, with another seed where one is given."""
         job = self.get(identity)
         source = job.source if job.from_chunk is not None else None
-        return self.add(replace(job.request, out=None), source=source, from_chunk=job.from_chunk)
+        request = replace(job.request, out=None, seed=job.request.seed if seed is None else seed)
+        return self.add(request, source=source, from_chunk=job.from_chunk)
 
     def delete(self, identity: str) -> None:
         """Take a job off the list; a running one is stopped and kept.

@@ -91,7 +91,7 @@ class Overrides:
     )  # fmt: skip
     vram_gb: float | None = option(
         "number", None, least=1e-3, most=9999, optional=True, planned=True, changes="resume", unit="GB",
-        label="Card memory, GB", info="0: what is there.",
+        label="Card memory, GB", info="0 = use all of it.",
         refusal="A card with {value} GB of memory cannot be planned; give a number such as 12.",
         help="plan as if the card had this much memory",
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -119,6 +120,12 @@ class Actions:
     def details(self, video: str) -> dict[str, Any]:
         """A video's address, settings, and what can be done with it."""
         return self._library.details(self._project(video).name)
+
+    def versions(self, video: str) -> dict[str, Any]:
+        """A video and its versions made by redo, the oldest first, each with the job that shows it (or None)."""
+        jobs = {job.project.name: job.id for job in self._queue.jobs() if job.project}
+        found = self._library.versions(self._project(video).name)
+        return {"versions": [{**version, "job": jobs.get(version["name"])} for version in found]}
 
     def system(self) -> dict[str, Any]:
         """What this computer has, which models are here, and downloads under way."""
@@ -247,8 +254,9 @@ class Actions:
         return {}
 
     def clone(self, job: str) -> dict[str, Any]:
-        """Put the same request at the end of the queue once more."""
-        return {"job": self._queue.clone(job).id}
+        """Put the same request at the end of the queue once more, with a new seed: it becomes another video."""
+        seed = random.SystemRandom().randrange(form.SEED_LIMIT)
+        return {"job": self._queue.clone(job, seed).id, "seed": seed}
 
     def edit(self, job: str, request: GenerationRequest) -> dict[str, Any]:
         """Give a waiting job another request."""

@@ -63,7 +63,8 @@ def head() -> str:
 
 def css(panels: Sequence[str]) -> str:
     """The app's style sheet and those of the panels named."""
-    return "\n".join([read("shared/app.css"), read("shared/layout.css"), *(read(f"{name}/{name}.css") for name in panels)])
+    shared = [read("shared/app.css"), read("shared/layout.css")]
+    return "\n".join([*shared, *(read(f"{name}/{name}.css") for name in panels)])
 
 
 class Panel(gr.HTML):

@@ -20,12 +20,13 @@ TOKENS = ("quality_token", "duration_token", "nearly_clean")
 PLACEHOLDER = "What do you want to see? For example: a large red ball moves right on a dark background"
 
 
-def build(actions: Actions, start: dict[str, Any], examples: list[str]) -> Widgets:
+def build(actions: Actions, start: dict[str, Any], examples: list[str], cards: list[dict[str, Any]]) -> Widgets:
     """Lay the tab out.
 
     Args:
         start: the form's first values, see `form.FIELDS`.
         examples: titles of the example timelines.
+        cards: those that the empty stage offers.
 
     Returns:
         Every widget by its name; those in `form.FIELDS` decide a video.
@@ -42,7 +43,7 @@ def build(actions: Actions, start: dict[str, Any], examples: list[str]) -> Widge
                 w["generate"] = gr.Button("Generate", variant="primary", size="lg", elem_id="mg-generate")
                 w["save_edit"] = gr.Button("Save the queued video", visible=False, elem_id="mg-save-edit")
         with gr.Column(elem_id="mg-stage-card", elem_classes="mg-card", min_width=320):
-            w["watch"] = WatchPanel(actions)
+            w["watch"] = WatchPanel(actions, cards)
         with gr.Column(elem_id="mg-timeline-card", elem_classes="mg-card"):
             w["example"] = gr.Dropdown(
                 ["Load an example …", *examples], value="Load an example …", show_label=False, container=False,
@@ -130,12 +131,10 @@ def _advanced(w: Widgets, start: dict[str, Any]) -> None:
             )  # fmt: skip
         with gr.Row():
             w["steps"] = gr.Dropdown(
-                form.choices("steps"), value=start["steps"], elem_id="mg-steps", allow_custom_value=True,
-                **form.about("steps"),
+                form.choices("steps"), value=start["steps"], elem_id="mg-steps", **form.about("steps"),
             )  # fmt: skip
             w["window"] = gr.Dropdown(
-                form.choices("window"), value=start["window"], elem_id="mg-window", allow_custom_value=True,
-                **form.about("window"),
+                form.choices("window"), value=start["window"], elem_id="mg-window", **form.about("window"),
             )  # fmt: skip
         with gr.Row():
             w["fit"] = gr.Dropdown(
@@ -164,9 +163,7 @@ def _advanced(w: Widgets, start: dict[str, Any]) -> None:
                     form.choices(name), value=form.AUTO, elem_id=f"mg-{name.replace('_', '-')}", min_width=120,
                     **form.about(name),
                 )  # fmt: skip
-            w["vram_gb"] = gr.Number(
-                start["vram_gb"], elem_id="mg-vram", min_width=120, **form.about("vram_gb")
-            )
+            w["vram_gb"] = gr.Number(start["vram_gb"], elem_id="mg-vram", min_width=120, **form.about("vram_gb"))
         with _section(w, "mine", "My settings"):
             with gr.Row(equal_height=True):
                 w["saved"] = gr.Dropdown([], value=None, label="Saved", elem_id="mg-saved", min_width=150)

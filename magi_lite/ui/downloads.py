@@ -68,7 +68,7 @@ class Downloads:
             if text is None:
                 passed = time.monotonic() - entry.began
                 left = (entry.total - entry.done) * passed / entry.done if entry.done else 0
-                size = f"{entry.done / 1e9:.2f} of {entry.total / 1e9:.2f} GB" if entry.total else "Asking"
+                size = f"{entry.done / 1e9:.2f} of {entry.total / 1e9:.2f} GB" if entry.total else "Connecting ..."
                 text = f"{size}, {left / 60:.0f} minutes left, {entry.file}" if left else size
             return {
                 "state": entry.state,

@@ -10,7 +10,7 @@ import gradio as gr
 
 from magi_lite.errors import MagiLiteError
 from magi_lite.models import MODELS
-from magi_lite.request.build import models_on_disk, with_defaults
+from magi_lite.request.build import DEMO, models_on_disk, with_defaults
 from magi_lite.request.request import GenerationRequest
 from magi_lite.request.settings import settings_from_data
 from magi_lite.timeline import Timeline
@@ -182,6 +182,9 @@ class Handlers:
         if chosen:
             form.check_model(model, self.machine.models_folder)
         base = with_defaults(replace(base, models_folder=self.machine.models_folder), chosen)
+        if base.model == DEMO and base.preset != DEMO:
+            gr.Info(f"The profile {base.preset} is for downloaded models; the demo model keeps its own small size.")
+            base = with_defaults(replace(base, preset=DEMO), chosen)
         return base.width, base.height, form.AUTO, form.AUTO
 
     def imported(self, timeline: Timeline, seconds: float, endless: bool) -> tuple[Any, ...]:
@@ -201,6 +204,10 @@ class Handlers:
         timeline = replace(example.timeline, global_prompt="")
         shown = gr.update(value=timeline.to_json(), seconds=example.seconds)
         return shown, example.timeline.global_prompt, example.seconds, False
+
+    def example_card(self, event: dict[str, Any] | None) -> tuple[Any, ...]:
+        """Load the example of a card on the empty stage."""
+        return self.example((event or {}).get("example", ""))
 
     # --- from other tabs
 
@@ -267,9 +274,10 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
         fills(tier.input, h.quality, tiers, [*size, w["steps"], w["window"]])
     w["dice"].click(None, None, w["seed"], js=f"() => [Math.floor(Math.random() * {form.SEED_LIMIT})]", **INNER)
     fills(w["last_seed"].click, lambda seed: [seed], [used_seed], [w["seed"]])
-    words = [w["timeline"], w["prompt"], w["seconds"]]
-    fills(w["timeline"].imported, h.imported, [w["timeline"], w["seconds"], w["endless"]], words)
-    fills(w["example"].input, h.example, [w["example"]], [*words, w["endless"]])
+    content = [w["timeline"], w["prompt"], w["seconds"]]
+    fills(w["timeline"].imported, h.imported, [w["timeline"], w["seconds"], w["endless"]], content)
+    fills(w["example"].input, h.example, [w["example"]], [*content, w["endless"]])
+    fills(w["watch"].example, h.example_card, [w["watch"]], [*content, w["endless"]])
 
     fills(gallery.use_settings, h.use_settings, [gallery], fields, [tabs])
     fills(queue.edit_job, h.edit_job, [queue], fields, [tabs, editing, w["save_edit"]])

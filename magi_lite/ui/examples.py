@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from magi_lite.errors import TimelineError
 from magi_lite.resources import presets_folder
@@ -12,6 +13,7 @@ from magi_lite.text_files import read_text
 from magi_lite.timeline import Timeline
 
 FOLDER = presets_folder() / "timelines"
+DEMO_NAMES = "0_demo"
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Example:
     title: str
     seconds: int
     timeline: Timeline
+    name: str = ""
+    """Of its file; those for the demo model begin with DEMO_NAMES."""
 
 
 def load(folder: Path = FOLDER) -> dict[str, Example]:
@@ -33,10 +37,22 @@ def load(folder: Path = FOLDER) -> dict[str, Example]:
     for path in sorted(folder.glob("*.json")):
         try:
             data = json.loads(read_text(path))
-            example = Example(str(data["title"]), int(data["seconds"]), Timeline.from_json(data["timeline"]))
+            example = Example(str(data["title"]), int(data["seconds"]), Timeline.from_json(data["timeline"]), path.stem)
             example.timeline.check(example.seconds)
         except (ValueError, KeyError, TypeError, TimelineError) as error:
             message = f"The example timeline {path.name} cannot be read ({error}); correct or remove it."
             raise TimelineError(message) from None
         found[example.title] = example
     return found
+
+
+def cards(found: dict[str, Example], demo: bool) -> list[dict[str, Any]]:
+    """What the empty stage offers: at most four examples for the model in use, as JSON-able data."""
+    fitting = [example for example in found.values() if example.name.startswith(DEMO_NAMES) == demo]
+    return [
+        {
+            "title": example.title, "name": example.name, "seconds": example.seconds, "moving": demo,
+            "blocks": [vars(segment) for segment in example.timeline.segments],
+        }
+        for example in fitting[:4]
+    ]  # fmt: skip

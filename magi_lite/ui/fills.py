@@ -37,8 +37,8 @@ def fills(
 
     def ask(*values: Any) -> Any:
         found = list(answer(*values[: len(inputs)]))
-        told = [_plain(field, value) for field, value in zip(fields, found[len(others) :], strict=True)]
-        return (*found[: len(others)], {"values": told}) if others else {"values": told}
+        plain = [_plain(field, value) for field, value in zip(fields, found[len(others) :], strict=True)]
+        return (*found[: len(others)], {"values": plain}) if others else {"values": plain}
 
     ask.__name__ = getattr(answer, "__name__", "ask")
     ask.__doc__ = answer.__doc__
@@ -60,9 +60,9 @@ def _plain(field: Any, value: Any) -> Any:
     """A value or an update as the page's script gets it; a panel's own properties go under "props"."""
     if not (isinstance(value, dict) and value.get("__type__") == "update"):
         return field.postprocess(value)
-    told = {key: value[key] for key in value if key not in ("__type__", "value")}
-    if told and isinstance(field, gr.HTML):
-        told = {"props": told}
+    found = {key: value[key] for key in value if key not in ("__type__", "value")}
+    if found and isinstance(field, gr.HTML):
+        found = {"props": found}
     if "value" in value:
-        told["value"] = field.postprocess(value["value"])
-    return told | {"__type__": "update"}
+        found["value"] = field.postprocess(value["value"])
+    return found | {"__type__": "update"}

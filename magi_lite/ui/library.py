@@ -99,6 +99,30 @@ class Library:
             "settings": settings_table(project.request),
         }
 
+    def versions(self, name: str) -> list[dict[str, Any]]:
+        """A video with all that were made from it or beside it by redo, the oldest first."""
+        every = {project.name: project for project in self.projects()}
+        parents = {key: (project.parent or {}).get("project") for key, project in every.items()}
+
+        def root(key: str) -> str:
+            seen: set[str] = set()
+            while parents.get(key) in every and key not in seen:
+                seen.add(key)
+                key = str(parents[key])
+            return key
+
+        family = [project for key, project in every.items() if root(key) == root(name)]
+        return [
+            {
+                "name": project.name,
+                "parent": parents[project.name],
+                "from": project.parent["from"] if project.parent else None,
+                "done": project.chunks,
+                "video_url": file_url(project.video) if project.chunks else None,
+            }
+            for project in sorted(family, key=lambda project: project.created)
+        ]
+
     def delete(self, name: str) -> None:
         """Remove a project for good.
 
@@ -143,5 +167,5 @@ def settings_table(request: GenerationRequest) -> list[tuple[str, str]]:
         ("Style tokens", ", ".join(request.tokens.styles)),
     ]
     fixed = {name: value for name, value in vars(request.overrides).items() if value is not None}
-    rows += [("Fixed by hand", ", ".join(f"{name} {value}" for name, value in fixed.items()))]
+    rows += [("Manual overrides", ", ".join(f"{name} {value}" for name, value in fixed.items()))]
     return [(name, value) for name, value in rows if value]

@@ -26,18 +26,19 @@ API = (
 """Actions offered as endpoints, each under its own name."""
 FIRST_MODEL = "4.5B-distill-fp8"
 DEMO_PROMPT = "a large red ball moves right on a dark background"
-"""Stands in the form where only the demo model is there: words that it was taught, and one click to a first video."""
+"""Stands in the form where only the demo model is there: a sentence that it knows, one click from a first video."""
 
 
 def build(actions: Actions, library: Library, machine: Machine, store: saved.Saved) -> gr.Blocks:
     """The whole app, ready to be launched with `look()`."""
     ready = examples.load()
+    cards = examples.cards(ready, machine.model == DEMO)
     with gr.Blocks(title="MAGI Lite", analytics_enabled=False, fill_width=True) as demo:
         TopBar(actions)
         first_run = _first_run_note(machine)
         with gr.Tabs(selected="create") as tabs:
             with gr.Tab("Create", id="create"):
-                widgets = create.build(actions, start_values(machine, store), list(ready))
+                widgets = create.build(actions, start_values(machine, store), list(ready), cards)
             with gr.Tab("Queue", id="queue"), gr.Column(elem_classes="mg-card"):
                 queue = QueuePanel(actions)
             with gr.Tab("Gallery", id="gallery"), gr.Column(elem_classes="mg-card"):

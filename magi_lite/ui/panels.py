@@ -62,7 +62,7 @@ class SourcePanel(Panel):
         """The value, as a page sends it, if it names a file that pages may name; else `gr.Error`."""
         if payload is None or (isinstance(payload, dict) and self._reachable(payload.get("path", ""))):
             return payload
-        raise gr.Error(NOT_UPLOADED, print_exception=False, title="Not yet")
+        raise gr.Error(NOT_UPLOADED, print_exception=False, title="Cannot start")
 
 
 class SteerPanel(Panel):
@@ -92,13 +92,18 @@ class FormPanel(Panel):
 
 
 class WatchPanel(Panel):
-    """The stage. Setting its value to {"job": id} shows that job."""
+    """The stage. Setting its value to {"job": id} shows that job. Event: example, with the value {"example": title}.
+
+    Args:
+        examples: cards of the empty stage, see `examples.cards`.
+    """
 
     folder = "watch"
+    triggers = ("example",)
 
-    def __init__(self, actions: Actions) -> None:
-        functions = doors(actions, "stop", "pause", "resume", "extend", "redo", "download")
-        super().__init__(None, server_functions=functions, fps=FPS, elem_id="mg-watch")
+    def __init__(self, actions: Actions, examples: Sequence[dict[str, Any]]) -> None:
+        functions = doors(actions, "stop", "pause", "resume", "extend", "redo", "download", "versions")
+        super().__init__(None, server_functions=functions, fps=FPS, examples=list(examples), elem_id="mg-watch")
 
 
 class QueuePanel(Panel):

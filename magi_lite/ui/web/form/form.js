@@ -1,11 +1,19 @@
 // The form as a whole: it is kept as a draft, comes back after a reload, and shows what the video on the stage was made
 // with. What somebody typed is never lost by that: it can be brought back.
-import { app, emit, on, toast } from "../shared/bus.js";
+import { app, emit, on, onDocument, toast } from "../shared/bus.js";
 import { holdUntil } from "../shared/fills.js";
 import { loadDraft, saveDraft } from "./draft.js";
 
 const TYPED = ["prompt", "timeline"];
 const LEAVE = { __type__: "update" };
+const LONGEST = 1_000_000; // seconds
+/** The nearest legal value of a number, set when its field is left. */
+const LEGAL = {
+  seconds: (n) => Math.min(LONGEST, Math.max(1, Math.round(Number(n)) || 1)),
+  seed: (n) => (Number.isSafeInteger(n) && n >= -1 ? n : -1),
+  vram_gb: (n) => (n === null || n >= 0 ? n : null),
+};
+const ELEMENTS = { seconds: "#mg-seconds", seed: "#mg-seed", vram_gb: "#mg-vram" };
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
 let names = [], // of all fields
@@ -58,6 +66,17 @@ export function mount({ element, props, trigger }) {
     restore(draft.values, startValues);
   }
   let opened = Boolean(draft);
+
+  // --- numbers that cannot be
+  onDocument(element, "focusout", ({ target }) => {
+    for (const [name, legal] of Object.entries(LEGAL)) {
+      if (!target.closest || !target.closest(ELEMENTS[name])) continue;
+      setTimeout(() => {
+        const value = now && now[names.indexOf(name)];
+        if (now && !same(value, legal(value))) restore({ [name]: legal(value) });
+      }, 0);
+    }
+  });
 
   // --- the stage
   let was = null; // the job on the stage, as the last state told of it

@@ -24,6 +24,7 @@ const TABLE = [
   [VIDEO, ["I"], "loop from here", "range", "from"],
   [VIDEO, ["O"], "loop to here", "range", "to"],
   [VIDEO, ["F"], "full screen", "fullscreen"],
+  [VIDEO, ["C"], "compare with another version", "compare"],
   [BLOCKS, ["N"], "new block", "add"],
   [BLOCKS, ["B", "S"], "split at the playhead", "split"],
   [BLOCKS, ["M"], "merge with the next", "merge"],

@@ -3,10 +3,12 @@ import { app, call, emit, on, toast } from "../shared/bus.js";
 import { button, el, openDialog } from "../shared/dom.js";
 import { count, duration } from "../shared/format.js";
 import { icon } from "../shared/icons.js";
+import { mountCards } from "./cards.js";
 import { askExtend, askRedo } from "./dialogs.js";
 import { mountPicture } from "./picture.js";
 import { Player } from "./player.js";
 import { mountTransport } from "./transport.js";
+import { mountVersions } from "./versions.js";
 
 const STATES = {
   waiting: "Waiting for its turn",
@@ -18,7 +20,7 @@ const STATES = {
 };
 const RESUMABLE = ["paused", "stopped", "interrupted", "failed"];
 
-export function mount({ element, props, server, watch }) {
+export function mount({ element, props, trigger, server, watch }) {
   const root = element.querySelector(".wa"),
     part = (name) => root.querySelector(".wa-" + name);
   const stage = part("stage"),
@@ -43,16 +45,24 @@ export function mount({ element, props, server, watch }) {
     fps: props.fps,
     moved(time) {
       picture.draw();
+      versions.follow();
       if (job) emit("time", { time, job: job.id });
     },
   });
 
-  empty.append(
-    el("b", { text: "Your video appears here" }),
-    el("span", {
-      text: "Write what you want to see and press Generate. The first second plays while the next ones are made.",
-    }),
-  );
+  const versions = mountVersions({
+    element,
+    tabs: part("versions"),
+    stage,
+    video,
+    picture,
+    versionsOf: (id) => server.versions({ video: id }),
+  });
+
+  mountCards(empty, props.examples, (title) => {
+    props.value = { example: title };
+    trigger("example");
+  });
 
   // --- state
   function setBar(bar, fraction) {
