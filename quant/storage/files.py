@@ -85,7 +85,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     After any crash `path` holds all of the new or what it held before. Raises OSError.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    stem = path.stem[:24]  # a name as long as the disk takes leaves no room for more
+    suffix = path.suffix if len(path.suffix.encode()) <= 32 else ""
+    temporary = path.with_name(f".{stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
