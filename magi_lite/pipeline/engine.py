@@ -68,14 +68,14 @@ def plan_for(files: ModelFiles, request: GenerationRequest) -> Plan:
     return plan
 
 
-def prompt_bank(files: ModelFiles, execution: Execution) -> PromptBank:
-    """Captions for a run."""
+def prompt_bank(files: ModelFiles, execution: Execution, cancelled: Callable[[], bool] = lambda: False) -> PromptBank:
+    """Captions for a run; `cancelled` is asked while the text encoder is loaded."""
 
     def encode(prompts: Sequence[str]) -> list[Tensor]:
         where = text_execution(files, execution)
 
         def load() -> PromptEncoder:
-            return load_text_encoder(files, where)
+            return load_text_encoder(files, where, cancelled=cancelled)
 
         with Residency(where) as home, home.text_encoder(load) as encoder, torch.inference_mode():
             return [embedding.cpu() for embedding in encoder.encode(prompts)]
@@ -159,18 +159,22 @@ class Engine:
 
 
 @contextmanager
-def engine(files: ModelFiles, execution: Execution) -> Iterator[Engine]:
-    """Load transformer and autoencoder, place them, and free both at the end, even where someone still holds them."""
+def engine(files: ModelFiles, execution: Execution, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Engine]:
+    """Load transformer and autoencoder, place them, and free both at the end, even where someone still holds them.
+
+    Raises:
+        LoadCancelled: `cancelled()`, asked between tensors.
+    """
     compute = DTYPES[execution.dtype]
     loaded = []
     if execution.device == "cuda":
         devices.grow_segments()
     try:
         with Residency(execution) as home:
-            dit = home.place_dit(load_dit(files, execution))
+            dit = home.place_dit(load_dit(files, execution, cancelled=cancelled))
             loaded.append(dit)
             dit.backend = choose_attention(execution.attention, execution.device, compute)
-            loaded.append(home.place_vae(load_vae(files.vae, compute)))
+            loaded.append(home.place_vae(load_vae(files.vae, compute, cancelled=cancelled)))
             yield Engine(files, execution, dit, home)
     finally:
         for model in loaded:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from magi_lite.clock import Clock
 from magi_lite.control import RunControl
-from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.errors import InputError, LoadCancelled, MagiLiteError
 from magi_lite.events import (
     ChunkFinished,
     Event,
@@ -58,6 +58,7 @@ from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
 from magi_lite.weights.layout import ModelFiles
+from magi_lite.weights.loader import check_model
 from magi_lite.weights.opening import open_model
 
 ENDLESS_STATES = 256
@@ -72,6 +73,7 @@ class Run:
     def __init__(self, project: Project, control: RunControl, record: Path | None = None) -> None:
         self.project, self.control, self.record = project, control, record
         self.files: ModelFiles = open_model(self.request.model, self.request.models_folder)
+        check_model(self.files)
         self.timeline: Timeline = self.request.timeline
         self.delivery = Delivery(project, self.request.out)
         self.clock = Clock()
@@ -101,7 +103,13 @@ class Run:
         return plan_for(self.files, self.request)
 
     def execute(self, plan: Plan) -> Iterator[Event]:
-        """The whole run, from its plan to its last second."""
+        """The whole run, from its plan to its last second, or to a stop while models are loaded."""
+        try:
+            yield from self._execute(plan)
+        except LoadCancelled:
+            yield self.stopped()
+
+    def _execute(self, plan: Plan) -> Iterator[Event]:
         if self.complete:
             yield self.finished()
             return
@@ -122,14 +130,14 @@ class Run:
             if notice:
                 yield Notice(notice)
 
-        bank = prompt_bank(self.files, plan.execution)
+        bank = prompt_bank(self.files, plan.execution, lambda: self.leaving)
         yield from self.encode_prompts(bank)
         if not self.leaving:
             yield PhaseStarted("load", f"Loading {self.files.spec.name}")
         if self.leaving:
             yield self.stopped()
             return
-        with self.during("denoise"), engine(self.files, plan.execution) as networks:
+        with self.during("denoise"), engine(self.files, plan.execution, lambda: self.leaving) as networks:
             if source is not None:
                 yield PhaseStarted("encode", f"Encoding the {'picture' if self.request.image else 'clip'}")
                 with self.during("encode"):

@@ -23,7 +23,7 @@ from magi_lite.vae.model import ViTVAE
 from magi_lite.weights.assign import Conversion, assign, expected_of
 from magi_lite.weights.layout import ModelFiles, scheme_of, vae_config
 from magi_lite.weights.pickles import Progress
-from magi_lite.weights.t5 import check_t5, load_t5
+from magi_lite.weights.t5 import load_t5
 from quant import QuantError, QuantizedLinear, convert_, read_manifest, scheme_named
 from quant.schemes import quantized_names
 from quant.storage.shards import Checkpoint
@@ -57,7 +57,9 @@ def load_dit(
 
 @storage_errors()
 def check_model(files: ModelFiles) -> None:
-    """Refuse a model whose files do not hold exactly the tensors of its networks; reads headers only.
+    """Refuse a model whose files do not hold exactly its transformer's and autoencoder's tensors; reads headers only.
+
+    The text encoder is loaded first, and refuses by itself; `t5.check_t5` does without loading.
 
     Raises:
         CheckpointError: names the tensor, the file and what is wrong.
@@ -65,7 +67,6 @@ def check_model(files: ModelFiles) -> None:
     _declared(files.weights, files.spec.dit)
     vae = build_vae(files.vae)
     Checkpoint.open(files.vae).require(expected_of(vae.state_dict()), "the autoencoder")
-    check_t5(files.text_encoder)
 
 
 def _declared(weights: Path, config: DiTConfig) -> tuple[DiT, Checkpoint, str | None, frozenset[str]]:

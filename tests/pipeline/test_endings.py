@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from magi_lite.control import RunControl
@@ -17,6 +18,7 @@ from magi_lite.events import ChunkFinished, Event, Finished, Notice, Opened, Pha
 from magi_lite.pipeline import engine, generate
 from magi_lite.project import Project
 from magi_lite.timeline.text import parse
+from quant.storage.shards import Checkpoint
 from tests.disk import small_files
 from tests.pipeline.conftest import latents_of, same_bits
 
@@ -50,6 +52,32 @@ def test_a_wish_to_end_before_the_first_step_is_granted_before_it(
     assert "denoise" not in stages(events)
     with Project.open(events[-1].project) as project:
         assert project.status == events[-1].reason
+    assert isinstance(run(None, resume=events[-1].project)[-1], Finished)
+
+
+@pytest.mark.parametrize("model", ["t5", "magi", "vae"])
+def test_a_stop_while_a_model_is_read_takes_one_tensor(
+    model: str, request_for: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large the model: what is asked between two tensors is not asked after the last one."""
+    control, events = RunControl(), []
+    really, read = Checkpoint.read, []
+
+    def reading(self: Checkpoint, name: str, **options: bool) -> torch.Tensor:
+        if model in str(self.place.relative_to(request.model)).split("/"):
+            read.append(name)
+            if len(read) == 3:
+                control.stop()
+        return really(self, name, **options)
+
+    request = request_for("[0s-1s: a red ball]", seconds=1)
+    monkeypatch.setattr(Checkpoint, "read", reading)
+    for event in generate(request, control=control, projects_folder=tmp_path / "projects"):
+        events.append(event)
+    assert isinstance(events[-1], Stopped) and events[-1].reason == "stopped"
+    assert len(read) == 3
+    with Project.open(events[-1].project) as project:
+        assert project.status == "stopped"
     assert isinstance(run(None, resume=events[-1].project)[-1], Finished)
 
 
@@ -148,9 +176,7 @@ def test_an_extension_that_is_stopped_goes_on_where_it_was(
     assert len(latents_of(short.project)) == 6
 
 
-def test_an_endless_video_can_be_given_an_end_and_a_finished_one_lose_it(
-    request_for: Callable, tmp_path: Path
-) -> None:
+def test_an_endless_video_can_be_given_an_end_and_a_finished_one_lose_it(request_for: Callable, tmp_path: Path) -> None:
     def until(seconds: int, **options: object) -> Event:
         control = RunControl()
         for event in generate(control=control, projects_folder=tmp_path / "projects", **options):

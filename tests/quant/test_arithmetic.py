@@ -174,6 +174,29 @@ def test_scaled_mm_equals_the_plain_path(granularity: str, dtype: torch.dtype, g
     assert relative(fast, plain) < (SUMMED if dtype == torch.float32 else 4e-3)
 
 
+@pytest.mark.parametrize("shape", [(7, 9), (64, 48), (33, 130), (1, 1)])
+def test_nf4_in_slices_gives_the_librarys_own_bits(
+    shape: tuple[int, int], generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(shape, generator=generator)
+    packed, state = bitsandbytes().functional.quantize_4bit(
+        weight, blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    wanted = {
+        "weight_nf4": packed,
+        "absmax": state.absmax,
+        "nested_absmax": state.state2.absmax,
+        "nested_map": state.state2.code,
+        "code": state.code,
+        "offset": state.offset,
+    }
+    for size in (1 << 19, 128, 64):
+        monkeypatch.setattr("quant.nf4.NF4_SLICE", size)
+        made = quantized_tensors(weight, quant.NF4())
+        assert made.keys() == wanted.keys()
+        assert all(torch.equal(made[name], tensor) for name, tensor in wanted.items()), size
+
+
 def test_large_weights_are_quantized_in_slices(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(37, 64, generator=generator)
     schemes = (quant.Fp8(), quant.Fp8("tensor"), quant.Int8())
