@@ -1,26 +1,30 @@
 """Seconds from a roofline: floating-point work over the card's rate, bytes over its bandwidth, at stated efficiencies.
 
-The share of peak that real kernels reach is stated here and nowhere else; `benchmarks/gpu.py` measures it.
+What there is to do is counted as `benchmarks/roofline.py` prices the program's own operations; a test compares the two.
+The share of peak that kernels reach is an assumption until `benchmarks/gpu.py` has measured it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from magi_lite.machine.cards import Device
-from magi_lite.models import PIXELS_PER_LATENT, PUBLISHED_TILING, DiTConfig, ModelSpec, layer_linears
-from magi_lite.planner.execution import Execution
+from magi_lite.models import PIXELS_PER_LATENT, PUBLISHED_TILING, DiTConfig, ModelSpec, layer_linears, linear_name
+from magi_lite.planner.execution import Execution, Scheme
 from magi_lite.planner.passes import Work, schedule_of, work_per_second, work_to_first_second
 from magi_lite.planner.shapes import all_layers_bytes, shell_weights, t5_bytes, vae_weights
 from magi_lite.request.request import GenerationRequest
+from quant.schemes import SCHEMES
 
 LINEAR_EFFICIENCY = {"float32": 0.6, "bf16": 0.65, "fp8": 0.55, "published": 0.5, "int8": 0.35, "nf4": 0.45}
 """Share of the scheme's peak rate in the linears, quantizing the activations included."""
 ATTENTION_EFFICIENCY = {"sdpa": 0.8, "flash": 0.85, "sage": 2.2}
 """Share of the bf16 rate; Sage multiplies 8-bit numbers and so exceeds it (431 of 165 TOP/s on an RTX 4090)."""
-ELEMENTWISE_PASSES = 60
-"""Reads and writes of one token's hidden vector per layer outside matrix products: norms, rope, gates, residuals."""
+ELEMENTWISE_PASSES = 84
+"""Reads and writes of a token's hidden vector per layer outside matrix products: norms, rotation, gates, sums, casts.
+
+Counted by `benchmarks/roofline.py`."""
 COPY_EFFICIENCY = 0.85
 DISK_GBS = 1.5
 """Reading weights from a solid-state disk, GB/s."""
@@ -87,6 +91,24 @@ def linear_rate(execution: Execution, device: Device) -> float:
     return peak * 1e12 * LINEAR_EFFICIENCY[scheme]
 
 
+def plain_rate(execution: Execution, device: Device) -> float:
+    """FLOP/s of linears that are not quantized."""
+    kind: Scheme = "bf16" if execution.dtype == "bfloat16" else "float32"
+    return linear_rate(replace(execution, scheme=kind), device)
+
+
+def linear_flops(model: ModelSpec, tokens: int, scheme: str) -> tuple[float, float]:
+    """Floating-point operations of a forward's linears: of those that the scheme quantizes, and of all others."""
+    quantized = plain = 0.0
+    for layer in range(model.dit.num_layers):
+        for linear in layer_linears(model.dit):
+            if linear.quantizable and scheme in SCHEMES and model.quantizes(linear_name(layer, linear)):
+                quantized += 2.0 * tokens * linear.weights
+            elif linear.quantizable:
+                plain += 2.0 * tokens * linear.weights
+    return quantized, plain
+
+
 def forward_flops(dit: DiTConfig, tokens: int, keys: float) -> tuple[float, float]:
     """(linear, attention) floating-point operations of one forward of `tokens` tokens whose queries see `keys` keys."""
     per_token = sum(linear.weights for linear in layer_linears(dit) if linear.quantizable)
@@ -99,14 +121,16 @@ def forward_flops(dit: DiTConfig, tokens: int, keys: float) -> tuple[float, floa
 
 def _compute_seconds(model: ModelSpec, tokens: int, keys: float, execution: Execution, device: Device) -> float:
     dit = model.dit
-    linear, attention = forward_flops(dit, tokens, keys)
+    _, attention = forward_flops(dit, tokens, keys)
+    quantized, plain = linear_flops(model, tokens, execution.scheme)
     backend = execution.attention if execution.attention in ATTENTION_EFFICIENCY else "sdpa"
     attention_rate = device.bf16_tflops * 1e12 * ATTENTION_EFFICIENCY[backend]
     item = 2 if execution.dtype == "bfloat16" else 4
     moved = tokens * dit.hidden_size * item * ELEMENTWISE_PASSES * dit.num_layers
     weights = all_layers_bytes(model, execution.scheme, item)
     memory = (moved + weights) / (device.bandwidth_gbs * 1e9 * COPY_EFFICIENCY)
-    return linear / linear_rate(execution, device) + attention / attention_rate + memory
+    linear = quantized / linear_rate(execution, device) + plain / plain_rate(execution, device)
+    return linear + attention / attention_rate + memory
 
 
 def _copy_seconds(model: ModelSpec, tokens: int, kv_chunks: float, execution: Execution, device: Device) -> float:
