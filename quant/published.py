@@ -110,7 +110,8 @@ class PublishedPerTensorLinear(_PublishedLinear):
         cached = self.__dict__.get("_known_scale")
         known = cached is not None and cached[0] is self.input_scale and has_values(self.input_scale)
         super()._apply(fn, recurse)
-        if known and has_values(self.input_scale):  # moving changes no number: streamed layers must not read it again
+        # Moving changes no number: streamed layers must not read it again.
+        if cached is not None and known and has_values(self.input_scale):
             self.__dict__["_known_scale"] = (self.input_scale, cached[1])
         return self
 

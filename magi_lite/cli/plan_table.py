@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from magi_lite.machine.cards import GIB
-from magi_lite.planner.plan import Plan, spoken, vram_limit
+from magi_lite.planner.plan import Place, Plan, spoken, vram_limit
 
 BAR_WIDTH = 48
 WORDS = (
@@ -57,7 +57,8 @@ def table(plan: Plan) -> list[str]:
 def bars(plan: Plan) -> list[str]:
     """A bar per phase against the memory of the device."""
     if plan.execution.device == "cuda":
-        whole, places = plan.device.vram_bytes, ("vram",)
+        whole = plan.device.vram_bytes
+        places: tuple[Place, ...] = ("vram",)
         extra, what = plan.allowance_bytes, f"of {plan.device.vram_gb:g} GB graphics memory"
     else:
         whole = plan.device.ram_bytes or max(plan.peak_ram_bytes, 1)

@@ -95,7 +95,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: Pass, gate: Tensor, post_norm: ZeroCentredLayerNorm) -> Tensor:
         """x (N, K, T, D) plus the gated attention of it; gate (N, K, D)."""
-        parts = pieces(*x.shape[1:3], step.attention_slice)
+        parts = pieces(x.shape[1], x.shape[2], step.attention_slice)
         project = self.linear_qkv
         if len(parts) == 1:
             projected = project_shared([project.q, project.qx, project.k, project.v], x, project.layer_norm)
@@ -224,4 +224,4 @@ class TransformerLayer(nn.Module):
         def feed_forward(part: Piece) -> Tensor:
             return gated_residual(x[part], self.mlp(x[part]), mlp_gate[:, part.chunks, None], self.mlp_post_norm)
 
-        return by_pieces(x, pieces(*x.shape[1:3], step.mlp_slice), feed_forward)
+        return by_pieces(x, pieces(x.shape[1], x.shape[2], step.mlp_slice), feed_forward)

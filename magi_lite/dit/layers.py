@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -241,7 +242,7 @@ def project_shared(
     `forward_quantized(q) -> output`. Linears whose activation scales differ say so by different values of an attribute
     `input_key` (equal, or absent: shared). Ordinary linears are simply called.
     """
-    first = linears[0]
+    first: Any = linears[0]
     offered = all(hasattr(linear, "quantize_input") and hasattr(linear, "forward_quantized") for linear in linears)
     keys = [getattr(linear, "input_key", None) for linear in linears]
     if not offered or any(key != keys[0] for key in keys):
@@ -249,4 +250,5 @@ def project_shared(
             x = before(x)
         return [linear(x) for linear in linears]
     quantized = first.quantize_input(x, before)
-    return [linear.forward_quantized(quantized) for linear in linears]
+    quantizing: Sequence[Any] = linears
+    return [linear.forward_quantized(quantized) for linear in quantizing]

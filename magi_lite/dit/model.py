@@ -8,6 +8,7 @@ equal numbers, less memory, and a clean chunk's keys that depend on nothing but 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,8 @@ class DiT(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type in which the layers compute: that of the norms which are never kept higher."""
-        return self.videodit_blocks.layers[0].mlp.layer_norm.weight.dtype
+        layer = cast(TransformerLayer, self.videodit_blocks.layers[0])
+        return layer.mlp.layer_norm.weight.dtype
 
     def to_precision(self, dtype: torch.dtype) -> DiT:
         """Convert every parameter to the type it has in a model that computes in `dtype`; for unquantized models."""
@@ -168,11 +170,13 @@ class DiT(nn.Module):
         x = self.x_embedder(self._scaled(latents)).to(dtype).unflatten(1, (chunks, -1))
         reads = store is not None and any(first < first_chunk for first, _ in kv_ranges)
         for index, layer in enumerate(self.videodit_blocks.layers):
-            if reads:
+            if store is not None and reads:
                 store.prefetch(index)
             x = layer(x, step)
         norm = self.videodit_blocks.final_layernorm
-        parts = [self.final_linear(norm(x[part])).flatten(1, 2) for part in pieces(*x.shape[1:3], self.mlp_slice)]
+        parts = [
+            self.final_linear(norm(x[part])).flatten(1, 2) for part in pieces(x.shape[1], x.shape[2], self.mlp_slice)
+        ]
         patches = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         velocity = unpatchify(patches, *grid, config.t_patch_size, config.patch_size)[:, :channels]
         return velocity if config.x_rescale_factor == 1 else velocity / config.x_rescale_factor

@@ -274,7 +274,7 @@ class JobQueue:
             if job.state not in RESUMABLE:
                 raise InputError(f"This video is {job.state}; only a paused, stopped or interrupted one goes on.")
             first = min(other.position for other in self._jobs.values())
-            begun = {"source": job.project, "from_chunk": None} if job.project else {}
+            begun: dict[str, Any] = {"source": job.project, "from_chunk": None} if job.project else {}
             return self._put(replace(job, state="waiting", position=first - 1, **begun))
 
     def edit(self, identity: str, request: GenerationRequest) -> Job:
@@ -335,9 +335,14 @@ class JobQueue:
             place = max(0, min(place, len(others)))
             before = others[place - 1].position if place else None
             after = others[place].position if place < len(others) else None
-            if before is None and after is None:
+            if before is not None and after is not None:
+                position = (before + after) / 2
+            elif before is not None:
+                position = before + 1
+            elif after is not None:
+                position = after - 1
+            else:
                 return
-            position = after - 1 if before is None else before + 1 if after is None else (before + after) / 2
             self._put(replace(job, position=position))
 
     def set_paused(self, paused: bool) -> None:

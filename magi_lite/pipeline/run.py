@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -365,7 +366,7 @@ class Run:
 
     def stopped(self) -> Stopped:
         """Record that the run was stopped or paused; its finished seconds are a whole video."""
-        reason = "stopped" if self.control.stop_requested else "paused"
+        reason: Literal["stopped", "paused"] = "stopped" if self.control.stop_requested else "paused"
         self.project.set_status(reason)
         self.delivery.finish()
         video = self.delivery.video if self.project.chunks else None

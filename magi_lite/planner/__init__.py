@@ -162,13 +162,14 @@ def _other_fits(built: Plan, before: Plan, place: Literal["vram", "ram"]) -> boo
 def _phase_peaks(plan: Plan, place: Literal["vram", "ram"]) -> dict[str, int]:
     """Bytes of what ran out: of each phase, and of the largest but `text` ("rest")."""
     places = ("vram",) if plan.execution.device == "cuda" and place == "vram" else ("ram", "pinned")
-    peaks = {phase: plan.phase_bytes(phase, *places) for phase in PHASES}
+    peaks: dict[str, int] = {phase: plan.phase_bytes(phase, *places) for phase in PHASES}
     return {**peaks, "rest": max(size for phase, size in peaks.items() if phase != "text")}
 
 
 def _smaller_text_encoder(plan: Plan) -> Execution:
     """The execution with the text encoder one step down: fewer bits, at last on the CPU; unchanged at the end."""
-    execution, kinds = plan.execution, ["float32", "bf16", "int8", "nf4"]
+    execution = plan.execution
+    kinds: list[Literal["float32", "bf16", "int8", "nf4"]] = ["float32", "bf16", "int8", "nf4"]
     if execution.t5_device == "cpu":
         kinds.remove("int8")
     at = kinds.index(execution.t5)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import product
-from typing import Any
+from typing import Any, Literal, cast
 
 from magi_lite.errors import InputError
 from magi_lite.machine.cards import Device
 from magi_lite.models import ModelSpec
 from magi_lite.planner import memory, speed
-from magi_lite.planner.execution import Execution
+from magi_lite.planner.execution import Execution, Scheme
 from magi_lite.planner.plan import Plan
 from magi_lite.request.request import GenerationRequest, Overrides
 
@@ -32,7 +32,15 @@ PENALTY = {
     ("attention_slice", 2048): 1.02,
 }
 """How many times longer a choice may make a run before it is the worse one."""
-T5_ORDER = (("cuda", "bf16"), ("cuda", "int8"), ("cpu", "bf16"), ("cuda", "nf4"), ("cpu", "nf4"))
+TextEncoder = tuple[Literal["cuda", "cpu"], Literal["float32", "bf16", "int8", "nf4"]]
+"""Where and in which precision the text encoder runs."""
+T5_ORDER: tuple[TextEncoder, ...] = (
+    ("cuda", "bf16"),
+    ("cuda", "int8"),
+    ("cpu", "bf16"),
+    ("cuda", "nf4"),
+    ("cpu", "nf4"),
+)
 """Where and in which numbers the text encoder runs, best first."""
 SLICES = (8192, 2048)
 """Tokens worked on at once: large enough to fill a card, and the fallback that halves what activations take."""
@@ -43,7 +51,9 @@ def candidates(device: Device, model: ModelSpec, fixed: dict[str, Any]) -> Itera
     """Every execution that the device can run and the fixed choices allow, the text encoder left for later."""
     on_card = fixed.get("device", device.kind) == "cuda"
     for scheme in _schemes(device, model, fixed, on_card):
-        dtype = "float32" if scheme == "float32" or (not on_card and scheme != "bf16") else "bfloat16"
+        dtype: Literal["float32", "bfloat16"] = (
+            "float32" if scheme == "float32" or (not on_card and scheme != "bf16") else "bfloat16"
+        )
         kv_types = ("bf16", "fp8") if dtype == "bfloat16" else ("float32", "bf16", "fp8")
         axes: dict[str, tuple[Any, ...]] = {
             "layers": ("resident", "streamed") if on_card else ("resident",),
@@ -65,8 +75,8 @@ def candidates(device: Device, model: ModelSpec, fixed: dict[str, Any]) -> Itera
             )
 
 
-def _schemes(device: Device, model: ModelSpec, fixed: dict[str, Any], on_card: bool) -> tuple[str, ...]:
-    stored = model.stored_scheme
+def _schemes(device: Device, model: ModelSpec, fixed: dict[str, Any], on_card: bool) -> tuple[Scheme, ...]:
+    stored = cast("Scheme | None", model.stored_scheme)
     if stored is not None:
         wanted = fixed.get("scheme", stored)
         if wanted != stored and (stored, wanted) != ("published", "fp8"):
@@ -77,9 +87,7 @@ def _schemes(device: Device, model: ModelSpec, fixed: dict[str, Any], on_card: b
         return (stored,)
     if "scheme" in fixed:
         if fixed["scheme"] == "published":
-            raise InputError(
-                f'Scheme "published" needs the published FP8 weights; {model.name} has none, use "fp8".'
-            )
+            raise InputError(f'Scheme "published" needs the published FP8 weights; {model.name} has none, use "fp8".')
         return (fixed["scheme"],)
     if not on_card:
         return ("float32", "bf16", "nf4")
@@ -134,7 +142,7 @@ def weighted_seconds(
 def text_encoders(execution: Execution, fixed: dict[str, Any]) -> list[Execution]:
     """The ways of running the text encoder beside this execution, best first; what is fixed stays."""
     if execution.device == "cpu":
-        order = tuple(("cpu", kind) for kind in ("float32", "bf16", "nf4"))
+        order: tuple[TextEncoder, ...] = (("cpu", "float32"), ("cpu", "bf16"), ("cpu", "nf4"))
         if execution.dtype == "bfloat16" or execution.scheme == "nf4":
             order = order[1:]
     else:
@@ -163,16 +171,16 @@ def best(
         items = tuple(item for item in items if (item.phase == "text") == text)
         return Plan(request, preset, device, model, execution, items, 0.0, 0.0, window).fits
 
-    encoders: dict[tuple[Any, ...], tuple[str, str] | None] = {}  # the text phase depends on no other choice
+    encoders: dict[tuple[Any, ...], TextEncoder | None] = {}  # the text phase depends on no other choice
     found: list[Execution] = []
     for execution in candidates(device, model, fixed):
         ways = text_encoders(execution, fixed)
         key = (execution.device, *((way.t5_device, way.t5) for way in ways))
         if key not in encoders:
             encoders[key] = next(((way.t5_device, way.t5) for way in ways if fits(way, text=True)), None)
-        if encoders[key] is not None and fits(execution, text=False):
-            place, kind = encoders[key]
-            found.append(replace(execution, t5_device=place, t5=kind))
+        encoder = encoders[key]
+        if encoder is not None and fits(execution, text=False):
+            found.append(replace(execution, t5_device=encoder[0], t5=encoder[1]))
     if not found:
         return None
     chosen = min(found, key=lambda e: weighted_seconds(request, window, model, e, device))

@@ -8,6 +8,8 @@ peak.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from magi_lite.models import FRAMES_PER_LATENT, ModelSpec
 from magi_lite.planner import shapes
 from magi_lite.planner.activations import (
@@ -46,6 +48,10 @@ def caption_tokens(request: GenerationRequest, model: ModelSpec) -> int:
         return model.dit.caption_max_length
     longest = max(len((timeline.global_prompt + " " + prompt).encode()) for prompt in prompts)
     return min(model.dit.caption_max_length, max(50, 10 + longest // 2))
+
+
+Add = Callable[[str, tuple[Phase, ...], Place, int], None]
+"""Adds (component, phases, place, bytes) to the items."""
 
 
 def items_of(
@@ -118,7 +124,7 @@ def _store_bytes(request: GenerationRequest, window: int, model: ModelSpec, exec
     return slots * tokens * kv_bytes_per_token(model.dit, execution)
 
 
-def _add_text(add, request: GenerationRequest, model: ModelSpec, execution: Execution) -> None:
+def _add_text(add: Add, request: GenerationRequest, model: ModelSpec, execution: Execution) -> None:
     place: Place = "vram" if execution.t5_device == "cuda" else "ram"
     add("text encoder", ("text",), place, shapes.t5_bytes(model.t5, execution.t5))
     add(
@@ -129,7 +135,7 @@ def _add_text(add, request: GenerationRequest, model: ModelSpec, execution: Exec
     )
 
 
-def _add_dit(add, request: GenerationRequest, model: ModelSpec, execution: Execution) -> None:
+def _add_dit(add: Add, request: GenerationRequest, model: ModelSpec, execution: Execution) -> None:
     dit, size, busy = model.dit, item_size(execution), loaded_phases(request)
     add("DiT shell", busy, "vram", shapes.shell_bytes(model, execution.scheme))
     layers = shapes.layer_sizes(model, execution.scheme, size)
@@ -141,7 +147,7 @@ def _add_dit(add, request: GenerationRequest, model: ModelSpec, execution: Execu
 
 
 def _add_captions_and_kv(
-    add, request: GenerationRequest, window: int, model: ModelSpec, execution: Execution
+    add: Add, request: GenerationRequest, window: int, model: ModelSpec, execution: Execution
 ) -> None:
     dit, size, busy = model.dit, item_size(execution), BUSY
     per_token = 2 * dit.num_query_groups * dit.head_dim * size * dit.num_layers
@@ -158,7 +164,7 @@ def _add_captions_and_kv(
     add("key and value buffers", busy, "vram", KV_PREFETCH_BUFFERS * store // dit.num_layers)
 
 
-def _add_vae(add, request: GenerationRequest, model: ModelSpec, execution: Execution) -> None:
+def _add_vae(add: Add, request: GenerationRequest, model: ModelSpec, execution: Execution) -> None:
     encoder, decoder = (weights * item_size(execution) for weights in shapes.vae_weights(model.vae))
     busy, frames = loaded_phases(request), clip_frames(request, model)
     if execution.vae == "resident":

@@ -139,4 +139,5 @@ def _smaller_sizes(request: GenerationRequest) -> Iterator[tuple[int, int]]:
     for side in SIDES:
         if side < short:
             scale = side / short
-            yield tuple(max(32, round(edge * scale / 16) * 16) for edge in (request.width, request.height))
+            width, height = (max(32, round(edge * scale / 16) * 16) for edge in (request.width, request.height))
+            yield width, height

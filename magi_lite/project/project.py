@@ -476,4 +476,4 @@ class Project:
 
 def _sources(request: GenerationRequest) -> tuple[str | None, ...]:
     """The names of the image and the clip that a request starts from."""
-    return tuple(path and path.name for path in (request.image, request.video))
+    return tuple(None if path is None else path.name for path in (request.image, request.video))

@@ -58,7 +58,13 @@ def read_record(folder: Path) -> Record:
         version = data["version"]
         if version != VERSION:
             raise InputError(f"it was made by another version of the program (format {version!r}).")
-        kinds = {"created": str, "status": str, "message": str, "history": list, "parent": (dict, type(None))}
+        kinds: dict[str, Any] = {
+            "created": str,
+            "status": str,
+            "message": str,
+            "history": list,
+            "parent": (dict, type(None)),
+        }
         if not all(isinstance(data[key], kind) for key, kind in kinds.items()):
             raise ValueError("a value of the wrong kind")
         values = {key: data[key] for key in kinds} | {"history": tuple(data["history"])}

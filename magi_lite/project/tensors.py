@@ -40,7 +40,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
     metadata = metadata or {}
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    parts = ((name, list(t.shape), memoryview(t.reshape(-1).view(torch.uint8).numpy())) for name, t in plain.items())
+    parts = ((name, list(t.shape), t.reshape(-1).view(torch.uint8).numpy().data) for name, t in plain.items())
     write_tensors(path, plain, {**metadata, CHECKSUM: _digest(metadata, parts)})
 
 

@@ -114,8 +114,10 @@ class Passes:
         Passes that no chunk has a weight for are left out. As published, keys and values are kept from the pass without
         caption, while the first pass after a chunk became clean sees those of the pass with one.
         """
+        guidance = self.settings.guidance
+        assert guidance is not None
         times = self._schedule.timesteps(window.stage, window.step)
-        weights = [guidance_weights(self.settings.guidance, t) for t in times]
+        weights = [guidance_weights(guidance, t) for t in times]
         velocity = torch.zeros_like(window.latents)
         if any(w.full for w in weights):
             self._run_clean_first(window, dropped=False)

@@ -150,9 +150,8 @@ def _advanced(w: Widgets, start: dict[str, Any]) -> None:
                     start[name], elem_id=f"mg-{name.replace('_', '-')}", min_width=120, **form.about(name)
                 )
         with gr.Row():
-            w["crf"] = gr.Slider(
-                OPTIONS["crf"].least, OPTIONS["crf"].most, start["crf"], step=1, elem_id="mg-crf", **form.about("crf")
-            )  # fmt: skip
+            least, most = OPTIONS["crf"].least or 0, OPTIONS["crf"].most or 0
+            w["crf"] = gr.Slider(least, most, start["crf"], step=1, elem_id="mg-crf", **form.about("crf"))
             w["embed_settings"] = gr.Checkbox(
                 start["embed_settings"], elem_id="mg-embed", **form.about("embed_settings")
             )  # fmt: skip

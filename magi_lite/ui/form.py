@@ -54,7 +54,7 @@ def choices(name: str) -> list[Any]:
     return [AUTO, *shown] if name in _LISTS else shown
 
 
-def about(name: str) -> dict[str, str]:
+def about(name: str) -> dict[str, Any]:
     """Label and explanation of an option's widget."""
     option = OPTIONS[name]
     return {"label": option.label} | ({"info": option.info} if option.info else {})

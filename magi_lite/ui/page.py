@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from magi_lite.request.build import DEMO, with_defaults
 from magi_lite.request.request import GenerationRequest
@@ -51,7 +52,7 @@ def build(actions: Actions, library: Library, machine: Machine, store: saved.Sav
         if first_run:
             first_run.click(lambda: (actions.download(FIRST_MODEL), gr.Tabs(selected="system"))[1], None, tabs, **INNER)
         for name in API:
-            gr.api(for_api(getattr(actions, name)), api_name=name, concurrency_limit=None)
+            api(for_api(getattr(actions, name)), api_name=name, concurrency_limit=None)
     return demo
 
 

@@ -128,7 +128,8 @@ def _run_tiles(
     run: Callable[[Tensor], Tensor], x: Tensor, boxes: list[list[slice]], tile_batch: int
 ) -> Iterator[tuple[tuple[int, int, int], Tensor]]:
     """Yield (position, result) of every tile in raster order, equal shapes stacked up to `tile_batch`."""
-    places = list(product(*(range(len(b)) for b in boxes)))
+    times, rows, columns = (range(len(b)) for b in boxes)
+    places = list(product(times, rows, columns))
     samples = len(x)
 
     def cut(place: tuple[int, int, int]) -> Tensor:
@@ -173,7 +174,8 @@ def _stitch(
         for axis in range(3):
             if place[axis] == 0 or extents[axis] == 0:
                 continue
-            neighbour = kept[tuple(index - (number == axis) for number, index in enumerate(place))]
+            time, high, wide = (index - (number == axis) for number, index in enumerate(place))
+            neighbour = kept[time, high, wide]
             blended = _blend(neighbour, blended, extents[axis], axis + 2)
         kept[place] = blended if cascade else tile
         row.append(blended[:, :, : limits[0], : limits[1], : limits[2]])

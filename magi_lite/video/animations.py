@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def animation_tail(path: Path, size: tuple[int, int], fit: Fit, frames: int) -> 
     kept: deque[tuple[float, np.ndarray]] = deque()
     end = 0.0
     with open_picture(path) as picture:
-        image = picture.image
+        image: Any = picture.image
         count = image.n_frames
         if image.width * image.height > MAX_FRAME_PIXELS:
             raise MediaError(f"{path.name} {too_large()}")
@@ -61,4 +62,4 @@ def animation_tail(path: Path, size: tuple[int, int], fit: Fit, frames: int) -> 
     moments = [end - (total - number - 0.5) / FPS for number in range(total)]
     starts = np.array([start for start, _ in kept])
     pixels = np.stack([kept[max(0, int(np.searchsorted(starts, m, "right")) - 1)][1] for m in moments])
-    return pixels, ClipFacts(*shown_size, end, number_shown / end)
+    return pixels, ClipFacts(shown_size[0], shown_size[1], end, number_shown / end)

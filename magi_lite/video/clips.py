@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -121,7 +121,7 @@ class _Clip:
         for start_before_end in (need, None):
             with self._open() as (container, stream):
                 sought = _seek(container, stream, start_before_end)
-                packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+                packets: list[Any] = [p for p in container.demux(stream) if p.size and not p.is_discard]
                 self._rate = rate = float(stream.average_rate or stream.guessed_rate or FPS)
                 began = float((stream.start_time or 0) * stream.time_base)
                 if packets and all(p.pts is not None for p in packets):
@@ -167,7 +167,7 @@ class _Clip:
                 yield (number / rate if frame.pts is None else frame.time), frame
 
     @contextmanager
-    def _open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    def _open(self) -> Iterator[tuple[av.container.InputContainer, Any]]:
         with open_media(self.path) as container:
             stream = moving_pictures(container, self.path.name)
             aspect = float(stream.sample_aspect_ratio or 1)
@@ -189,7 +189,7 @@ class _Clip:
         return fit_pixels(Image.fromarray(np.ascontiguousarray(pixels)), size, fit, aspect)
 
 
-def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _frames(container: av.container.InputContainer, stream: Any) -> Iterator[av.VideoFrame]:
     """Every frame that can be decoded."""
     import av
 
@@ -212,11 +212,11 @@ def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> I
             yield frame
 
 
-def _deinterlaced(frames: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _deinterlaced(frames: Iterator[av.VideoFrame], stream: Any) -> Iterator[av.VideoFrame]:
     """Frames with their fields made whole, from the first interlaced frame on; others pass as they are."""
     import av
 
-    graph = None
+    graph: Any = None
 
     def finished() -> Iterator[av.VideoFrame]:
         while True:
@@ -248,7 +248,8 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
     The matrix maps (x, y) to (a x + c y, b x + d y), in 16.16 fixed point (ISO/IEC 14496-12, 6.2.2).
     """
-    for item in frame.side_data:
+    side_data: Any = frame.side_data
+    for item in side_data:
         if item.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = struct.unpack_from("=5i", bytes(item))
             if abs(a) + abs(d) >= abs(b) + abs(c):
@@ -274,7 +275,7 @@ def _rgb(frame: av.VideoFrame, longest: int) -> np.ndarray:
     return frame.reformat(format="rgb24", src_colorspace=matrix).to_ndarray()
 
 
-def _seek(container: av.container.InputContainer, stream: av.VideoStream, before_end: float | None) -> bool:
+def _seek(container: av.container.InputContainer, stream: Any, before_end: float | None) -> bool:
     """Go to `before_end` seconds before the end, where the end is known and far enough; whether it was done."""
     if before_end is None or not stream.duration:
         return False

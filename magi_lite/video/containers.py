@@ -29,8 +29,10 @@ _FORMATS = (
 _BRANDS = {b"avif": "picture", b"avis": "picture", b"heic": "heif", b"heix": "heif", b"hevc": "heif", b"hevx": "heif"}
 _BRANDS |= {b"heim": "heif", b"heis": "heif", b"mif1": "heif", b"msf1": "heif"}
 
-_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\1\0")
-_STARTS += (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
+_STARTS = (
+    *(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\1\0"),
+    *(b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "),
+)
 """How PNG, JPEG, GIF, TIFF, ICO and JPEG 2000 begin."""
 
 

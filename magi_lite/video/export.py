@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import imageio.v3 as iio
 import numpy as np
@@ -115,7 +115,8 @@ def open_export(
                 yield _Frame(temporary, settings)
                 return
             temporary.touch()
-            with iio.imopen(temporary.absolute(), "w", plugin=_Video, **_muxer(chosen, target)) as writer:
+            with iio.imopen(temporary.absolute(), "w", plugin=_Video, **_muxer(chosen, target)) as opened:
+                writer = cast(_Video, opened)
                 try:
                     writer.begin(chosen, size, settings)
                     yield writer
@@ -171,11 +172,12 @@ class _Video(PyAVPlugin):
             if chosen.container == "matroska":
                 self.container_metadata[labels.SOURCE_TAG] = labels.SOURCE_TYPE
         self.init_video_stream(chosen.codec, fps=FPS, pixel_format=chosen.pixels)
-        stream = self._video_stream
+        stream: Any = self._video_stream
         stream.width, stream.height = size
         stream.options = chosen.options
         context = stream.codec_context
-        if chosen.codec == "libx265" and self._container.format.name != "matroska":
+        container: Any = self._container
+        if chosen.codec == "libx265" and container.format.name != "matroska":
             context.codec_tag = "hvc1"  # what Apple's players want it called
         if chosen.kind == "video":
             in_rgb = chosen.pixels.startswith("gbr")
@@ -193,7 +195,8 @@ class _Video(PyAVPlugin):
 
         pixels, bits = self._chosen.pixels, self._chosen.bits
         if pixels == "pal8":
-            picture = av.VideoFrame.from_ndarray(_palette(to_8_bit(frame)), format="pal8")
+            colours: Any = _palette(to_8_bit(frame))
+            picture = av.VideoFrame.from_ndarray(colours, format="pal8")
         elif pixels == "bgra":
             picture = av.VideoFrame.from_ndarray(to_8_bit(frame), format="rgb24")
         elif pixels == "gbrp16le":
@@ -201,13 +204,14 @@ class _Video(PyAVPlugin):
         else:
             picture = _from_planes(to_ycbcr(frame, bits), "yuv444p" if bits == 8 else f"yuv444p{bits}le")
             picture = picture.reformat(format=pixels)
-        context = self._video_stream.codec_context
+        stream: Any = self._video_stream
+        container: Any = self._container
         for tag in ("color_primaries", "color_trc", "colorspace", "color_range"):
-            setattr(picture, tag, getattr(context, tag))
+            setattr(picture, tag, getattr(stream.codec_context, tag))
         picture.pts, picture.time_base = self.frames_written, Fraction(1, FPS)
         self.frames_written += 1
-        for packet in self._video_stream.encode(picture):
-            self._container.mux(packet)
+        for packet in stream.encode(picture):
+            container.mux(packet)
 
 
 def _from_planes(planes: np.ndarray, pixels: str) -> av.VideoFrame:
@@ -216,7 +220,8 @@ def _from_planes(planes: np.ndarray, pixels: str) -> av.VideoFrame:
 
     picture = av.VideoFrame(planes.shape[2], planes.shape[1], pixels)
     for plane, values in zip(picture.planes, planes, strict=True):
-        lines = np.frombuffer(plane, values.dtype).reshape(plane.height, -1)
+        memory: Any = plane
+        lines = np.frombuffer(memory, values.dtype).reshape(plane.height, -1)
         lines[:, : plane.width] = values
     return picture
 
@@ -308,7 +313,7 @@ def _encode_16_bit(pixels: np.ndarray, codec: str) -> bytes:
     """A PNG or TIFF file of (H, W, 3) uint16 pixels; Pillow has no 16-bit colour, FFmpeg's codecs do."""
     import av
 
-    context = av.CodecContext.create(codec, "w")
+    context: Any = av.CodecContext.create(codec, "w")
     context.width, context.height, context.time_base = pixels.shape[1], pixels.shape[0], Fraction(1, FPS)
     context.pix_fmt = "rgb48be" if codec == "png" else "rgb48le"
     if codec == "tiff":

@@ -163,6 +163,9 @@ class Picture(PillowPlugin):
     imageio's own `read` decodes at full size and knows neither `draft` nor colour profiles.
     """
 
+    def __enter__(self) -> Picture:
+        return self
+
     @property
     def image(self) -> Image.Image:
         return self._image
@@ -268,7 +271,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
 
 
-def _damaged(path: Path, error: Exception) -> MediaError:
+def _damaged(path: Path, error: BaseException) -> MediaError:
     """The sentence for a decoder's complaint."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     reason = text if len(text) <= 80 else text[:79] + "…"

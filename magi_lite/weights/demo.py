@@ -107,7 +107,7 @@ def _text_encoder() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return config.to_dict(), weights
 
 
-def _tokenizer():  # type: ignore[no-untyped-def] - transformers' tokenizers share no public type
+def _tokenizer() -> Any:  # transformers' tokenizers share no public type
     """Whole words; anything else is one unknown token."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

@@ -96,11 +96,11 @@ class HuggingFace:
 
     def fetch(self, url: str, file: io.FileIO, done: int, size: int) -> None:
         """Transfer, continuing by itself through short interruptions."""
+        from huggingface_hub import utils
         from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers, disable_progress_bars
 
-        disable_progress_bars("huggingface_hub.http_get")  # progress is told by our own callback
-        headers = build_hf_headers() if url.startswith(self.address("").rstrip("/")) else {}
+        utils.disable_progress_bars("huggingface_hub.http_get")  # ours is shown instead  # type: ignore[attr-defined]
+        headers = utils.build_hf_headers() if url.startswith(self.address("").rstrip("/")) else {}
         http_get(url, file, resume_size=done, headers=headers, expected_size=size)
 
 

@@ -130,14 +130,14 @@ def read_spec(weights: Path, vae: Path, text_encoder: Path, family: ModelSpec | 
         CheckpointError: a configuration is missing or cannot be used.
     """
     config = read_config(weights)
-    if config is None and family is None:
+    if config is not None:
+        dit, sampler = DiTConfig.from_published(config["model_config"]), sampler_settings(config)
+    elif family is not None:
+        dit, sampler = family.dit, family.sampler
+    else:
         raise CheckpointError(
             f"No config.json lies in {weights} or {weights.parent}; put the configuration of the model there."
         )
-    if config is not None:
-        dit, sampler = DiTConfig.from_published(config["model_config"]), sampler_settings(config)
-    else:
-        dit, sampler = family.dit, family.sampler
     with storage_errors():
         names = frozenset(Checkpoint.open(weights).tensors)
     stored = detect(names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.errors import CheckpointError
 from magi_lite.files import storage_errors
 from magi_lite.models import DiTConfig, quantizable
-from magi_lite.planner.execution import Execution
+from magi_lite.planner.execution import Execution, Scheme
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import SpecialTokenTable
 from magi_lite.vae.model import ViTVAE
@@ -51,7 +52,7 @@ def load_dit(
         CheckpointError: files are missing, damaged or of another model or scheme.
         LoadCancelled: `cancelled()`.
     """
-    execution = execution or Execution(scheme=files.spec.stored_scheme or "float32")
+    execution = execution or Execution(scheme=cast(Scheme, files.spec.stored_scheme or "float32"))
     return load_dit_weights(files.weights, files.spec.dit, execution, device, cancelled=cancelled)
 
 

@@ -126,7 +126,8 @@ def _fill(folder: Path, work: Path, progress: Progress, cancelled: Callable[[], 
     files = pickled_files(folder)
     total = sum(2 * torch.Size(info.shape).numel() for info in pickles.tensors.values())
     _check_room(work, total)
-    weight_map, done = {}, 0
+    weight_map: dict[str, str] = {}
+    done = 0
     for number, source in enumerate(files, 1):
         name = f"model-{number:05}-of-{len(files):05}.safetensors"
         held = [info for info in pickles.tensors.values() if info.file == source]

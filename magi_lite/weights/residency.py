@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from magi_lite.dit.model import DiT
 from magi_lite.machine import cards, devices
 from magi_lite.planner.execution import Execution
 from magi_lite.weights.streaming import LayerStreamer, PinnedMemory, SwappedModule, packed_size
@@ -69,7 +70,7 @@ class Residency:
 
     # --- transformer -----------------------------------------------------------------------------------------------
 
-    def place_dit(self, dit: nn.Module) -> nn.Module:
+    def place_dit(self, dit: DiT) -> DiT:
         """The transformer, resident on the device or with its layers streamed to it."""
         if self.execution.layers == "resident":
             move_except(dit, [], self.device)

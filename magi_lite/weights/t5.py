@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,7 +75,8 @@ def load_t5(
         cancelled=cancelled,
     )
     if conversion is not None:
-        for block in model.encoder.block:
+        encoder: Any = model.encoder
+        for block in encoder.block:
             block.layer[-1].DenseReluDense.wo = _WithoutWeight(block.layer[-1].DenseReluDense.wo)
     return PromptEncoder(model, tokenizer, max_length, device, batch_tokens, fingerprint(folder, scheme))
 
@@ -98,7 +100,7 @@ def check_t5(folder: Path) -> None:
         checkpoint.require(expected, "the T5 encoder", lambda name: name in (TIED, EMBEDDING) or is_surplus(name))
 
 
-def load_tokenizer(folder: Path):  # type: ignore[no-untyped-def] - transformers' tokenizers share no public type
+def load_tokenizer(folder: Path) -> Any:  # transformers' tokenizers share no public type
     """The tokenizer of a folder: tokenizer.json, or spiece.model as T5 was published.
 
     Raises:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import psutil
 
@@ -106,7 +106,7 @@ class Worker:
                 **_apart(),
             )
             assert self._process.stdin and self._process.stdout
-            self._out = wire.Sender(self._process.stdin)
+            self._out = wire.Sender(cast(BinaryIO, self._process.stdin))
             inbox = self._inbox = queue.SimpleQueue()
             self.memory, self.card_memory = deaths.Memory(), None
             threading.Thread(target=_read, args=(self._process.stdout, inbox), daemon=True).start()

@@ -77,7 +77,7 @@ def from_bytes(data: bytes, info: TensorInfo) -> Tensor:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU, byte by byte."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # it is a buffer
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _empty(info: TensorInfo) -> Tensor:
