@@ -16,7 +16,7 @@ from magi_lite.planner.passes import WindowPass
 
 FLOAT32 = 4
 QUANT_SLICE_BYTES = (1 << 22) * FLOAT32
-"""Most float32 temporaries of quantizing activations at a time (`quant.activations.SLICE_VALUES`).
+"""Most float32 temporaries of quantizing activations at a time (`quant.kinds.SLICE_VALUES`).
 
 Of the plain path. Where kernels do it there are none; which of them will serve on a card that is planned for somewhere
 else nobody knows, and the slices are so small that it does not matter.

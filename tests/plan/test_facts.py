@@ -23,7 +23,7 @@ from magi_lite.sampling.sampler import Sampler
 from magi_lite.weights.demo import random_weights
 from magi_lite.weights.loader import load_dit_weights
 from quant import QuantizedLinear, convert_, convert_folder, read_manifest, scheme_named
-from quant.activations import SLICE_VALUES
+from quant.kinds import SLICE_VALUES
 from quant.schemes import SCHEMES, Fp8, Int8, Published, Scheme, detect, quantized_names
 from quant.select import Selection
 from quant.storage.shards import tensor_names
