@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+from magi_lite.errors import OutputError
 from magi_lite.files import check_output, output_errors
 from magi_lite.project import Project
 from quant.storage.files import replacing, write_all
@@ -43,7 +45,7 @@ class Delivery:
         source, out = self._project.video, self._out
         if out is None or (out.exists() and out.samefile(source)):
             return
-        with output_errors(out):
+        with self._or_where_it_is(), output_errors(out):
             if self._copied is not None and out.exists():
                 number, size = self._copied
                 if source.stat().st_ino == number and out.stat().st_size == size:  # else one of them is another file
@@ -82,4 +84,14 @@ class Delivery:
     def finish(self) -> None:
         """Write the whole video with its index in front; nothing is encoded again."""
         if self._out is not None and self._project.chunks:
-            self._project.export(self._out)
+            with self._or_where_it_is():
+                self._project.export(self._out)
+
+    @contextlib.contextmanager
+    def _or_where_it_is(self) -> Iterator[None]:
+        """An error of `out` says that the video itself is whole, and where."""
+        try:
+            yield
+        except OutputError as error:
+            place = self._project.video.absolute()
+            raise OutputError(f"{str(error).rstrip('.')}; the finished seconds are in {place}.") from error

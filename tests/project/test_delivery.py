@@ -97,6 +97,20 @@ def test_a_full_disk_leaves_whole_seconds(project: Project, another_disk: Path) 
 # --- room ------------------------------------------------------------------------------------------------------------
 
 
+def test_where_the_video_is_when_its_place_is_gone(project: Project, another_disk: Path) -> None:
+    folder = another_disk.parent / "stick"
+    folder.mkdir()
+    delivery = Delivery(project, folder / "film.mp4")
+    add_second(project)
+    delivery.update()
+    (folder / "film.mp4").unlink()
+    folder.rmdir()
+    for work in (delivery.update, delivery.finish):
+        with pytest.raises(OutputError) as caught:
+            work()
+        assert str(caught.value).endswith(f"; the finished seconds are in {project.video.absolute()}.")
+
+
 def test_latents_take_what_is_said(project: Project) -> None:
     for _ in range(3):
         add_second(project)
