@@ -187,7 +187,7 @@ export function mount({ element, props, trigger, server, watch }) {
     if (job.project && job.done > 0 && job.state !== "waiting") {
       const current = job,
         extend = () => askExtend((seconds) => act(server.extend({ video: id, seconds }))),
-        redo = () => askRedo(current, transport.time(), (what) => act(server.redo({ video: id, ...what })));
+        redo = () => redoFrom(current, transport.time());
       list.push(
         button("Extend", "add", extend, { ...soft, action: "extend", title: "Make more seconds after the last one" }),
         button("Redo from …", "branch", redo, {
@@ -218,6 +218,8 @@ export function mount({ element, props, trigger, server, watch }) {
       button("Clear", "close", clear, { action: "clear", title: "Empty the stage; the video stays in the gallery" }),
     ];
   }
+  const redoFrom = (current, second) =>
+    askRedo(current, second, (what) => act(server.redo({ video: current.id, ...what })));
   function drawActions() {
     const key = job ? [job.id, job.state, job.project, job.done > 0].join("|") : "";
     if (key === actionKey) return;
@@ -259,6 +261,9 @@ export function mount({ element, props, trigger, server, watch }) {
 
   on(element, "state", draw);
   on(element, "offline", () => drawStatus());
+  on(element, "redo", ({ second }) => {
+    if (job && job.project && job.state !== "waiting" && second < job.done) redoFrom(job, second);
+  });
   watch("value", () => {
     const value = props.value;
     if (value && value.missing) offerDownload(value);

@@ -1,0 +1,73 @@
+"""The empty stage's examples, the transport, and versions of one video compared in step."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Page
+
+from magi_lite.project import Project
+from tests.ui.conftest import PATIENCE, App, segments, wait_for, wait_for_another
+from tests.ui.test_create import LEFT
+from tests.ui.test_kept import redo
+
+VIDEO = "document.querySelector('.wa-video')"
+OTHER = "document.querySelector('.wa-other')"
+
+
+def test_one_click_makes_a_story_whose_versions_are_compared(page: Page, app: App) -> None:
+    card = page.locator(".wa-card").first
+    card.wait_for()
+    assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+    card.click()
+    first = wait_for_another(page, None)
+    wait_for(page, "finished")
+    story = segments(page)
+    assert len(story) == 3 and story[-1][1] >= 8
+    assert Project.open(app.newest()).chunks == story[-1][1]
+
+    second = redo(page, 7, prompt=LEFT)
+    wait_for(page, "finished")
+    page.wait_for_function("document.querySelectorAll('.wa-version').length === 2")
+    assert page.locator(".wa-version[aria-pressed=true]").inner_text() == "Version 2 · from 7 s"
+    page.click("[data-action=compare-wipe]")
+    page.wait_for_function(f"{OTHER}.readyState >= 2 && !{VIDEO}.paused", timeout=PATIENCE)
+    page.locator(".wa-handle").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.get_attribute(".wa-handle", "aria-valuenow") == "52"
+    page.click("[data-action=frame-forward]")  # a single frame: both stand still, at the same one
+    page.wait_for_function(f"{VIDEO}.paused && {OTHER}.paused")
+    page.wait_for_function(f"Math.abs({VIDEO}.currentTime - {OTHER}.currentTime) < 0.02")
+    page.click("[data-action=compare-sides]")
+    assert page.locator(".wa-handle").is_hidden() and page.locator(".wa-layer").is_visible()
+    page.click("[data-action=compare-sides]")
+    assert page.locator(".wa-layer").is_hidden()
+
+    page.locator(".wa-version").first.click()  # the first version again, and its prompts
+    assert wait_for_another(page, second) == first
+    page.wait_for_function("words => magi.timeline.segments.every(s => s.prompt !== words)", arg=LEFT)
+    assert segments(page) == story
+
+
+def test_keys_step_through_the_video(page: Page) -> None:
+    page.locator(".wa-card").first.click()
+    wait_for_another(page, None)
+    wait_for(page, "finished")
+    page.wait_for_function(f"{VIDEO}.duration > 8")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Home")
+    page.keyboard.press("k")
+    page.wait_for_function(f"{VIDEO}.paused && {VIDEO}.currentTime < 0.2")
+    start = page.evaluate(f"{VIDEO}.currentTime")
+    page.keyboard.press("Shift+ArrowRight")
+    page.wait_for_function(f"t => Math.abs({VIDEO}.currentTime - t - 1) < 0.05", arg=start)
+    page.keyboard.press("ArrowDown")  # the edge between the first two blocks
+    page.wait_for_function(f"Math.abs({VIDEO}.currentTime - 3) < 0.05")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function(f"{VIDEO}.currentTime < 3")
+    page.keyboard.press("Space")
+    page.wait_for_function(f"!{VIDEO}.paused")
+    page.keyboard.press("?")
+    page.get_by_role("dialog", name="Keys").get_by_text("play or pause").wait_for()
+    page.keyboard.press("Escape")
+    page.locator(".tl-block").nth(1).click(button="right")  # a redo of this block
+    dialog = page.get_by_role("dialog", name="Redo from a second")
+    assert dialog.locator("input[type=number]").first.input_value() == "3"
