@@ -6,9 +6,9 @@ from playwright.sync_api import Page
 
 from magi_lite.project import Project
 from tests.ui.conftest import PATIENCE, App, segments, wait_for, wait_for_another
-from tests.ui.test_create import LEFT
 from tests.ui.test_kept import redo
 
+GREEN = "a large green ball moves up on a dark background"
 VIDEO = "document.querySelector('.wa-video')"
 OTHER = "document.querySelector('.wa-other')"
 
@@ -24,7 +24,7 @@ def test_one_click_makes_a_story_whose_versions_are_compared(page: Page, app: Ap
     assert len(story) == 3 and story[-1][1] >= 8
     assert Project.open(app.newest()).chunks == story[-1][1]
 
-    second = redo(page, 7, prompt=LEFT)
+    second = redo(page, 7, prompt=GREEN)
     wait_for(page, "finished")
     page.wait_for_function("document.querySelectorAll('.wa-version').length === 2")
     assert page.locator(".wa-version[aria-pressed=true]").inner_text() == "Version 2 · from 7 s"
@@ -43,7 +43,7 @@ def test_one_click_makes_a_story_whose_versions_are_compared(page: Page, app: Ap
 
     page.locator(".wa-version").first.click()  # the first version again, and its prompts
     assert wait_for_another(page, second) == first
-    page.wait_for_function("words => magi.timeline.segments.every(s => s.prompt !== words)", arg=LEFT)
+    page.wait_for_function("words => magi.timeline.segments.every(s => s.prompt !== words)", arg=GREEN)
     assert segments(page) == story
 
 
