@@ -197,10 +197,10 @@ def _png_pixels(
     channels, clear = _CHANNELS[colour], chunks.get(b"tRNS")
     if depth < 8:
         bits = np.unpackbits(raw, axis=1)[:, : width * depth].reshape(len(raw), width, depth)
-        values = np.zeros((len(raw), width), np.uint8)
+        values: np.ndarray = np.zeros((len(raw), width), np.uint8)
         for bit in range(depth):
             values = (values << 1) | bits[..., bit]
-        samples = values[..., None]
+        samples: np.ndarray = values[..., None]
         top = samples if colour == 3 else samples * (255 // (2**depth - 1))
     else:
         size = depth // 8
@@ -240,7 +240,7 @@ def _on(colours: np.ndarray, alpha: np.ndarray | None, background: tuple[int, in
 # --- TIFF ------------------------------------------------------------------------------------------------------------
 
 
-def _tiff_bands(path: Path, image: Image.Image, factor: int) -> Iterator[Image.Image]:
+def _tiff_bands(path: Path, image: Any, factor: int) -> Iterator[Image.Image]:
     tags = image.tag_v2
     width, height = image.size
     if (tags.get(284, 1) != 1 and tags.get(277, 1) > 1) or tags.get(259, 1) == 6:
@@ -253,7 +253,7 @@ def _tiff_bands(path: Path, image: Image.Image, factor: int) -> Iterator[Image.I
     if across * down * pixel_bytes > 8 * BAND_BYTES:
         raise CannotReduce
     pieces_at_once = columns if tiled else max(1, BAND_BYTES // (across * down * pixel_bytes))
-    gathered: Image.Image | None = None
+    gathered: Any = None
     with path.open("rb") as file:
         order = "<" if file.read(2) == b"II" else ">"
         for first in range(0, len(offsets), pieces_at_once):
@@ -264,8 +264,8 @@ def _tiff_bands(path: Path, image: Image.Image, factor: int) -> Iterator[Image.I
             top = first // columns * down
             if top >= height:
                 break
+            band: Any = None
             if tiled:
-                band = None
                 for column, piece in enumerate(pieces):
                     tile = _tiff_piece([piece], across, down, down, tags, order)
                     band = band or Image.new(tile.mode, (width, min(down, height - top)))
