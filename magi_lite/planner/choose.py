@@ -28,7 +28,9 @@ PENALTY = {
     ("vae", "cpu"): 1.2,
     ("layers", "streamed"): 1.03,
     ("kv_place", "pinned"): 1.03,
+    ("mlp_slice", 8192): 1.005,
     ("mlp_slice", 2048): 1.02,
+    ("attention_slice", 8192): 1.005,
     ("attention_slice", 2048): 1.02,
 }
 """How many times longer a choice may make a run before it is the worse one."""
@@ -43,7 +45,9 @@ T5_ORDER: tuple[TextEncoder, ...] = (
 )
 """Where and in which numbers the text encoder runs, best first."""
 SLICES = (8192, 2048)
-"""Tokens worked on at once: large enough to fill a card, and the fallback that halves what activations take."""
+"""Tokens worked on at once: large enough to fill a card, and the fallback that halves what activations take.
+
+On a card only where memory needs them: a sliced layer norms and quantizes its input twice. On a CPU always."""
 WINDOWS = (4, 2, 1)
 
 
@@ -60,8 +64,8 @@ def candidates(device: Device, model: ModelSpec, fixed: dict[str, Any]) -> Itera
             "kv_dtype": kv_types if on_card else (kv_types[0], "fp8"),
             "kv_place": ("device", "pinned") if on_card else ("device",),
             "vae": ("resident", "decoder", "swapped", "cpu") if on_card else ("resident",),
-            "mlp_slice": SLICES,
-            "attention_slice": SLICES,
+            "mlp_slice": (None, *SLICES) if on_card else SLICES,
+            "attention_slice": (None, *SLICES) if on_card else SLICES,
         }
         for name in axes.keys() & fixed.keys():
             axes[name] = (fixed[name],)

@@ -93,6 +93,14 @@ def test_24_gb_runs_720_with_nothing_offloaded_but_the_text_encoder() -> None:
         "resident", "resident", "device", "bf16",
     )  # fmt: skip
     assert found.fits
+    assert (execution.mlp_slice, execution.attention_slice) == (None, None), "memory does not ask for slices"
+
+
+def test_slices_come_where_memory_needs_them() -> None:
+    asked = Overrides(scheme="fp8", layers="resident", kv_place="device", vae="resident")
+    found = [plan(float(size), 720, 720, 4, overrides=asked).execution for size in (24, 14, 12)]
+    rows = [(one.mlp_slice or 10**6) + (one.attention_slice or 10**6) for one in found]
+    assert rows == sorted(rows, reverse=True) and rows[0] > rows[-1]
 
 
 @pytest.mark.parametrize(

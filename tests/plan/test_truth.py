@@ -31,6 +31,8 @@ COMBINATIONS: list[tuple[str, tuple[int, int], int, dict[str, object]]] = [
     ("4.5B-distill", (720, 720), 1, {"layers": "streamed", "kv_dtype": "fp8"}),
     ("4.5B-distill", (720, 720), 1, {"attention_slice": None, "mlp_slice": None}),
     ("4.5B-distill", (480, 480), 4, {"layers": "streamed", "vae": "decoder"}),
+    ("4.5B-distill", (480, 480), 4, {"attention_slice": None, "mlp_slice": None}),
+    ("4.5B-distill", (384, 384), 4, {"attention_slice": None, "mlp_slice": 8192, "scheme": "int8"}),
     ("4.5B-distill", (480, 480), 1, {"scheme": "nf4", "vae": "swapped"}),
     ("4.5B-distill", (480, 480), 4, {"scheme": "int8", "vae": "cpu", "kv_place": "pinned"}),
     ("4.5B-distill", (480, 480), 1, {"scheme": "nf4", "layers": "streamed", "vae": "cpu", "attention_slice": 2048}),
