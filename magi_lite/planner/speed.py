@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 from magi_lite.machine.cards import Device
 from magi_lite.models import PIXELS_PER_LATENT, PUBLISHED_TILING, DiTConfig, ModelSpec, layer_linears, linear_name
@@ -99,13 +100,20 @@ def plain_rate(execution: Execution, device: Device) -> float:
 
 def linear_flops(model: ModelSpec, tokens: int, scheme: str) -> tuple[float, float]:
     """Floating-point operations of a forward's linears: of those that the scheme quantizes, and of all others."""
-    quantized = plain = 0.0
+    quantized, plain = _linear_weights(model, scheme)
+    return 2.0 * tokens * quantized, 2.0 * tokens * plain
+
+
+@cache
+def _linear_weights(model: ModelSpec, scheme: str) -> tuple[int, int]:
+    """Weights of the linears that every token passes: those that the scheme quantizes, and all others."""
+    quantized = plain = 0
     for layer in range(model.dit.num_layers):
         for linear in layer_linears(model.dit):
             if linear.quantizable and scheme in SCHEMES and model.quantizes(linear_name(layer, linear)):
-                quantized += 2.0 * tokens * linear.weights
+                quantized += linear.weights
             elif linear.quantizable:
-                plain += 2.0 * tokens * linear.weights
+                plain += linear.weights
     return quantized, plain
 
 
