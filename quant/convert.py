@@ -62,7 +62,7 @@ class Report:
 def convert_(module: nn.Module, scheme: Scheme | str, where: Callable[[str], bool]) -> Report:
     """Replace every plain `nn.Linear` inside `module` whose full name satisfies `where` by a quantized one.
 
-    `scheme` is one of `quant.schemes`, or the name of one for its default settings. Left alone, and told in the report,
+    `scheme` is one of `quant.schemes`, or the name of one for its default settings. Left alone, and reported,
     are linears with a forward of their own, which may compute something else than x W^T + b (unless their class says
     `formula = "linear"`), or whose parent reads the weight itself (`nn.MultiheadAttention`), or that hold no weights in
     an ordinary float type.

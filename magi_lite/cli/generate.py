@@ -81,7 +81,7 @@ def bring_special_tokens(request: GenerationRequest) -> None:
     except SpecialTokensMissing as missing:
         print(f"Fetching the special tokens (3 MB) to {missing.root}", file=sys.stderr)
         download_special_tokens(missing.root)
-    except MagiLiteError:  # said, with all that is wrong, when the model is opened
+    except MagiLiteError:  # reported, with all that is wrong, when the model is opened
         pass
 
 

@@ -56,7 +56,7 @@ def make_plan(args: argparse.Namespace) -> planner.Plan:
         given.pop("vram_gb", None)  # the machine's own here
     request = build(machine=machine, demo=machine is None, **given)
     if machine is not None and machine.kind == "cuda" and "preset" not in given:
-        request = replace(request, preset="auto")  # whose card is too small is told so, not sent to the processor
+        request = replace(request, preset="auto")  # a card that is too small is refused, not replaced by the processor
     return plan_request(request, machine, free_window=args.window is None)
 
 

@@ -1,4 +1,4 @@
-"""A plan in words: the table and the bars that `python -m magi_lite plan` prints."""
+"""A plan as text: the table and the bars that `python -m magi_lite plan` prints."""
 
 from __future__ import annotations
 

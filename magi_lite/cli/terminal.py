@@ -1,7 +1,7 @@
 """Standard output and error as they may be: of a code page without our characters, closed, or on a full disk.
 
 What is printed to stderr tells how the work goes and must never end it: where it cannot be written, it is dropped. What
-is printed to stdout is the answer: where it cannot be written, that is said, after the work is done.
+is printed to stdout is the answer: where it cannot be written, an error says so after the work is done.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ class Attention(nn.Module):
         return outputs
 
     def _cross_attention(self, query: Tensor, step: Pass, chunks: range) -> list[Tensor]:
-        """As `_self_attention`, over the words; row n * K + c of the captions serves batch row n, chunk c."""
+        """As `_self_attention`, over the captions; row n * K + c of the captions serves batch row n, chunk c."""
         captions = step.captions
         flat = query.flatten(0, 1)
         whole = (query.shape[0], -1, *query.shape[3:])
@@ -203,7 +203,7 @@ class Attention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and MLP, both gated by the condition. Called for words as well, so that hooks see every use."""
+    """Attention and MLP, both gated by the condition. Called for captions as well, so that hooks see every use."""
 
     def __init__(self, config: DiTConfig, index: int) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class TransformerLayer(nn.Module):
         self.mlp_post_norm = ZeroCentredLayerNorm(hidden, eps, single=True)
 
     def forward(self, x: Tensor, step: Pass | None = None) -> Tensor | KeyValue:
-        """x (N, K, T, D) -> the same; without a pass, x is words (B, L, D) and their keys and values come back."""
+        """x (N, K, T, D) -> the same; without a pass, x is captions (B, L, D) and their keys and values come back."""
         if step is None:
             return self.self_attention.caption_key_value(x)
         attention_gate, mlp_gate = self.ada_modulate_layer(step.condition)

@@ -1,6 +1,6 @@
 """The MAGI-1 diffusion transformer (arXiv 2505.13211, section 2): chunks at their own noise levels in one pass.
 
-Clean chunks come from a KV store, each chunk reads a range of chunks, and words reach it by cross attention only. The
+Clean chunks come from a KV store, each chunk reads a range of chunks, and prompts reach it by cross attention only. The
 published program also merges a clean chunk and a "nearly clean" copy into the pass; here they are passes of their own:
 equal numbers, less memory, and a clean chunk's keys that depend on nothing but its latents.
 """
@@ -102,7 +102,7 @@ class DiT(nn.Module):
             embeddings: (B, L, caption channels).
             mask: (B, L) of 0/1 with the valid tokens first, or their B numbers, or None: all.
             dropped: whether the caption counts as dropped (guidance), for all or (B,): chooses the learned row that
-                the condition gets. The words themselves are used as they are.
+                the condition gets. The captions themselves are used as they are.
 
         Raises:
             InputError: shapes disagree or the mask has gaps.

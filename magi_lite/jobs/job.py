@@ -42,7 +42,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        """A short name: the first words that the video is told."""
+        """A short name: the beginning of the first prompt."""
         timeline = self.request.timeline
         words = timeline.global_prompt or next((s.prompt for s in timeline.segments if s.prompt), "")
         return " ".join(words.split())[:80] or (self.request.image or self.request.video or Path("Untitled")).name

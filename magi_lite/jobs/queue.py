@@ -376,7 +376,7 @@ class JobQueue:
 
         Raises:
             InputError: the job is not running.
-            InputError: the words cannot be read, or do not fit the video.
+            InputError: the prompts cannot be read, or do not fit the video.
         """
         with self._lock:
             job = self.get(identity)

@@ -72,7 +72,7 @@ def _cards_apart() -> tuple[Device, ...]:
 
 @lru_cache
 def cuda_driver() -> bool:
-    """Whether there is a driver for cards that torch may use; told without torch."""
+    """Whether there is a driver for cards that torch may use; looked up without torch."""
     names = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcuda.so")
     for name in names:
         with contextlib.suppress(OSError):

@@ -65,7 +65,7 @@ def generate(
             project.set_status("running")
             yield from _with_smaller_plans(Run(project, control, record))
         except Exception as error:
-            with contextlib.suppress(OutputError):  # on a full disk, that it is full is what has to be said
+            with contextlib.suppress(OutputError):  # on a full disk, that it is full is the error to raise
                 project.log(f"failed: {type(error).__name__}: {error}")
                 if project.status == "running":  # a finished video stays one, whatever came after it
                     project.set_status("failed", str(error))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from magi_lite import planner
 from magi_lite.attention import choose as choose_attention
@@ -166,7 +166,7 @@ def engine(files: ModelFiles, execution: Execution, cancelled: Callable[[], bool
         LoadCancelled: `cancelled()`, asked between tensors.
     """
     compute = DTYPES[execution.dtype]
-    loaded = []
+    loaded: list[nn.Module] = []
     if execution.device == "cuda":
         devices.grow_segments()
     try:

@@ -1,4 +1,4 @@
-"""Words to captions: encoded once, kept on disk, mixed at seams, with the special tokens in front.
+"""Prompts to captions: encoded once, kept on disk, mixed at seams, with the special tokens in front.
 
 The text encoder is by far the largest network of the system and is needed for a moment only: it is loaded when a prompt
 is not in the cache, encodes all that are missing, and is let go at once.
@@ -22,7 +22,7 @@ from magi_lite.text.vocabulary import Vocabulary, characters_taken_out
 from magi_lite.timeline import PromptMix
 
 _NAMED = 3
-"""Prompts that lose words and are named; of more, only their number is told."""
+"""Prompts that lose words and are named; of more, only their number is given."""
 
 
 class PromptBank:
@@ -99,7 +99,7 @@ class PromptBank:
         for prompt, read, words in cut[:_NAMED]:
             if fronts and read <= fronts < words:
                 yield (
-                    f"The global prompt {shortened(front)} is so long that nothing said behind it is read: "
+                    f"The global prompt {shortened(front)} is so long that no prompt behind it is read: "
                     f"this model reads the first {read} words here; shorten it."
                 )
             else:

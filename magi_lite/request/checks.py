@@ -147,7 +147,7 @@ def check_prompts(request: GenerationRequest) -> None:
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise InputError("A prompt holds half a character (a lone surrogate); paste the text again.")
     if request.image is None and request.video is None and not any(prompt.strip() for prompt in prompts):
-        raise InputError("Nothing is said and nothing is shown; write a prompt, or start with an image or a clip.")
+        raise InputError("There is neither a prompt nor a picture; write a prompt, or start with an image or a clip.")
     timeline.check(request.seconds)
     _check_something_is_left([prompt for prompt in timeline.prompts_from(0) if prompt])
 

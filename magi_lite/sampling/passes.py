@@ -2,7 +2,7 @@
 
 A clean chunk is a forward of its own, and so is the copy of the oldest chunk that sees only itself. (The published
 program puts the one in front of the window and the other behind it, in one pass. That is mathematically equal, and
-takes the memory of up to two more chunks.) Source: reference notes, sections 3, 4 and 9.
+takes the memory of up to two more chunks.) Source: docs/architecture.md, sections 3 to 5 of the model.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Passes:
     Args:
         dit: the denoiser.
         settings: guidance, ranges, steps.
-        null_caption: the words of clean chunks and of dropped captions.
+        null_caption: the caption of clean chunks and of dropped captions.
         device: where latents live; dtype: of the caption embeddings given to `dit`.
     """
 

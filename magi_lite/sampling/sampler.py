@@ -6,7 +6,7 @@ the keys and values that younger chunks will read. That pass is a forward of its
 chunk's latents (or, for models whose chunks see everything, of all latents so far, which are then kept): after a
 restart the very same bits are computed again, and only latents and captions need be kept.
 
-Chunk numbers here are absolute: whole chunks of a prefix count from 0. Source: reference notes, sections 3, 4 and 9.
+Chunk numbers here are absolute: whole chunks of a prefix count from 0. Source: docs/architecture.md, sections 3 to 5.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Sampler:
         settings: steps, window, guidance.
         latent_size: (H, W) of the latents.
         chunks: new chunks wanted; None: until stopped.
-        caption: (absolute chunk, chunks that remain with this one or None) -> its words. Asked once, when the chunk
+        caption: (absolute chunk, chunks that remain with this one or None) -> its caption. Asked once, when the chunk
             enters the window: what it answers may change while the run goes on.
-        null_caption: the words of clean chunks and of dropped captions.
+        null_caption: the caption of clean chunks and of dropped captions.
         noise: chunk -> (1, C, chunk_width, H, W) float32; default: `chunk_noise` of `seed`.
         prefix: clean scaled latents (1, C, frames, H, W) to continue; one frame is an image.
         emit_prefix: whether an image prefix is emitted as it is ("exact") or as the published program leaves it

@@ -90,7 +90,7 @@ def step_intervals(steps: int, shortcut: Shortcut = "") -> tuple[float, ...]:
 
 
 def step_size_number(steps: int, interval: float) -> float:
-    """What a distilled model is told about the length of the step (reference section 2.3)."""
+    """The number that tells a distilled model the length of the step (docs/architecture.md, section 2 of the model)."""
     return 4 / interval * 2 if steps == 12 else steps / 4 * 2
 
 

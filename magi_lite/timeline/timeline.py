@@ -234,7 +234,7 @@ class Timeline:
             raise TimelineError(f"No segment covers {start}s-{end}s; add one there or let gaps hold the prompt before.")
         if start == 0 and not self.global_prompt.strip():
             raise TimelineError(
-                f"Segment {self.segments[0]} comes first, and nothing is said before it; "
+                f"Segment {self.segments[0]} comes first, and no prompt covers the time before it; "
                 "start it at 0s or write a global prompt."
             )
 

@@ -301,9 +301,10 @@ class Actions:
     def look_at(self, path: str | dict[str, Any], name: str = "") -> dict[str, Any]:
         """What an uploaded file is: an image to start from, a clip to continue, a video of ours with its settings."""
         if isinstance(path, dict):
-            path, name = str(path.get("path", "")), name or str(path.get("orig_name") or "")
-        name = Path(name or path).name
-        uploaded = self._machine.uploaded(path)
+            name = name or str(path.get("orig_name") or "")
+            path = str(path.get("path", ""))
+        name = Path(name or str(path)).name
+        uploaded = self._machine.uploaded(str(path))
         found = uploads.look_at(uploaded, name)
         kept = uploads.keep(uploaded, name, self.uploads_folder)
         return {"source": {**found, "path": str(kept), "url": file_url(kept)}}

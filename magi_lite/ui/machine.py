@@ -75,7 +75,7 @@ class Machine:
         }
 
     def _card_memory(self) -> tuple[int, int]:
-        """(free, total) bytes of all cards in use, as their workers last told; without workers as found at start."""
+        """(free, total) bytes of all cards in use, as workers last reported; without workers as found at start."""
         told = [one for one in (self._fleet.report() if self._fleet else ()) if one["card_total"]]
         if not told:
             return self.device.free_bytes or self.device.vram_bytes, self.device.vram_bytes

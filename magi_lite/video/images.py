@@ -11,7 +11,7 @@ import io
 import threading
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import imageio.v3 as iio
 import numpy as np
@@ -116,7 +116,7 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
     elif image.format == "JPEG2000":
         halvings = max(0, min(5, (min(image.size) // longest).bit_length() - 1))
         if halvings:
-            image.reduce = halvings
+            image.reduce = halvings  # type: ignore[method-assign, assignment]  # an attribute here, as Pillow documents
     elif pixels > SMALL_PIXELS and image.format in ("PNG", "TIFF"):
         try:
             return reduced(path, image, longest, background)
@@ -227,7 +227,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
             colours = colours.convert("RGB")
         if (space, colours.mode) not in (("RGB", "RGB"), ("GRAY", "L"), ("CMYK", "CMYK")):
             return image
-        done = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        done: Any = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
         if alpha is not None:
             done.putalpha(alpha)
         elif image.mode in ("L", "RGB") and "transparency" in image.info:

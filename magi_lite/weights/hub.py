@@ -10,6 +10,7 @@ import io
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from magi_lite.errors import CheckpointError, DownloadError, InputError
 from magi_lite.files import storage_errors
@@ -96,10 +97,11 @@ class HuggingFace:
 
     def fetch(self, url: str, file: io.FileIO, done: int, size: int) -> None:
         """Transfer, continuing by itself through short interruptions."""
-        from huggingface_hub import utils
+        import huggingface_hub.utils
         from huggingface_hub.file_download import http_get
 
-        utils.disable_progress_bars("huggingface_hub.http_get")  # ours is shown instead  # type: ignore[attr-defined]
+        utils: Any = huggingface_hub.utils  # re-exports these without saying so
+        utils.disable_progress_bars("huggingface_hub.http_get")  # ours is shown instead
         headers = utils.build_hf_headers() if url.startswith(self.address("").rstrip("/")) else {}
         http_get(url, file, resume_size=done, headers=headers, expected_size=size)
 
@@ -228,7 +230,7 @@ def needed_files(files: Iterable[RemoteFile], family: ModelSpec) -> list[RemoteF
 
 @storage_errors()
 def missing_files(name: str, folder: Path | None = None) -> list[str]:
-    """What of a model a folder lacks, relative to it, as far as can be told without a connection; empty: complete."""
+    """What of a model a folder lacks, relative to it, as far as is known without a connection; empty: complete."""
     root = model_root(Path(folder) if folder is not None else DEFAULT_MODELS_FOLDER)
     family = _family(name)
     parts: tuple[tuple[Callable[[], Path], str], ...] = (

@@ -55,7 +55,7 @@ class Source(Protocol):
 
 
 class Counter:
-    """Bytes of all files together, told as they arrive."""
+    """Bytes of all files together, reported as they arrive."""
 
     def __init__(self, progress: Progress, cancelled: Callable[[], bool], total: int) -> None:
         self.progress, self.cancelled, self.total = progress, cancelled, total

@@ -57,7 +57,7 @@ class WorkerProcess:
         self._sign = time.monotonic()
 
     def run(self) -> None:
-        """Work until told to end, or until the app has gone."""
+        """Work until asked to end, or until the app has gone."""
         threading.Thread(target=self._listen, daemon=True).start()
         if devices.cuda_driver():
             threading.Thread(target=self._report_memory, daemon=True).start()

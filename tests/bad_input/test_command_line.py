@@ -21,7 +21,7 @@ GENERATE = {
         "A window of 3 does not divide 8 steps; use 1, 2,",
     ),
     "seconds": (["--prompt", "a", "--seconds", "0"], 2, "A video cannot have 0 seconds; ask for 1 to 1000000,"),
-    "no words": ([], 2, "Nothing is said and nothing is shown; write a prompt, or start with an image or a clip."),
+    "no words": ([], 2, "There is neither a prompt nor a picture; write a prompt, or start with an image or a clip."),
     "timeline": (
         ["--timeline", "[0s-2s: a] [1s-3s: b]"],
         2,

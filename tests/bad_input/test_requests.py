@@ -106,12 +106,12 @@ REFUSED = {
     "no words": (
         {"timeline": Timeline()},
         InputError,
-        "Nothing is said and nothing is shown; write a prompt, or start with an image or a clip.",
+        "There is neither a prompt nor a picture; write a prompt, or start with an image or a clip.",
     ),
     "blank words": (
         {"timeline": Timeline((Segment(0, 2, " \n"),), "  ")},
         InputError,
-        "Nothing is said and nothing is shown; write a prompt, ",
+        "There is neither a prompt nor a picture; write a prompt, ",
     ),
     "half a character": (
         {"timeline": Timeline(global_prompt="a \ud83d cat")},

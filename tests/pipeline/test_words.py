@@ -54,7 +54,7 @@ def test_a_long_global_prompt_that_hides_what_is_said_is_named(bank: PromptBank)
     timeline = parse(f"{front} [0s-1s: a red ball] [1s-2s: a blue box]")
     messages = losses(bank, list(timeline.prompts_from(0)), PLAIN, front)
     assert len(set(messages)) == 1
-    assert "so long that nothing said behind it is read" in messages[0]
+    assert "so long that no prompt behind it is read" in messages[0]
     assert f"the first {LIMIT - 1} words" in messages[0]
 
 

@@ -251,7 +251,8 @@ LENGTH = {
     "gap in front": (
         "[2s-4s: a]",
         4,
-        "Segment [2s-4s: a] comes first, and nothing is said before it; start it at 0s or write a global prompt.",
+        "Segment [2s-4s: a] comes first, and no prompt covers the time before it; "
+        "start it at 0s or write a global prompt.",
     ),
     "gap refused": (
         "[gaps: refuse] [0s-1s: a] [2s-4s: b]",

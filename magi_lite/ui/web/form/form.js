@@ -79,7 +79,7 @@ export function mount({ element, props, trigger }) {
   });
 
   // --- the stage
-  let was = null; // the job on the stage, as the last state told of it
+  let was = null; // the job on the stage, as the last state reported it
   on(element, "show", ({ job, open }) => {
     app.attached = job;
     emit("poll");
