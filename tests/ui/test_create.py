@@ -102,10 +102,14 @@ def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(
     assert project.status == "finished" and project.request.seed == 1234
     assert len(frames_of(project.video)) in range(285, 289)  # 24 a second; the first frame of all may stand alone
     watched.reload(page)
+    page.wait_for_function("words => document.querySelector('#mg-prompt textarea').value === words", arg=RIGHT)
+    page.fill("#mg-prompt textarea", STILL)
+    set_length(page, 5)
+    set_seed(page, 1)
     drop(page, project.video, "from-a-friend.mp4")
     page.wait_for_function("words => document.querySelector('#mg-prompt textarea').value === words", arg=RIGHT)
-    page.click("#mg-size-head button")
     page.wait_for_function("document.querySelector('#mg-seed input').value === '1234'")
+    page.wait_for_function("document.querySelector('#mg-seconds input[type=number]').value === '12'")
     assert page.input_value("#mg-seconds input[type=number]") == "12"
     assert read_settings(project.video)["seed"] == 1234
 
