@@ -61,6 +61,7 @@ def test_a_queue_of_three_with_one_that_fails(page: Page, app: App, tmp_path: Pa
         if words == "no image":
             drop(page, picture)
             page.wait_for_selector(".so-drop.filled img")
+            page.wait_for_function("document.querySelector('#mg-mode input:checked').value === 'Start with image'")
         set_size(page, 32, 32)
         page.click("#mg-generate")
         page.wait_for_function("words => magi.state.jobs.some(job => job.title === words)", arg=words)
