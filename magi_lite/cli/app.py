@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cards", metavar="all|0,1", help="CUDA cards to use, a worker each (default: the first; jobs are shared out)"
     )
+    parser.add_argument(
+        "--ray", metavar="auto|ADDRESS", help="make videos on a Ray cluster (needs: pip install magi-lite[ray])"
+    )
     parser.add_argument("--projects", type=Path, default=home / "outputs", help="where runs are kept")
     parser.add_argument("--models", type=Path, default=home / "models", help="where weights are (default: models)")
 
@@ -81,11 +84,14 @@ def serve(arguments: argparse.Namespace) -> int:
     from magi_lite.ui.library import Library
     from magi_lite.ui.machine import Machine
     from magi_lite.ui.saved import Saved
+    from magi_lite.workers.cluster import Cluster
     from magi_lite.workers.fleet import Fleet
     from magi_lite.workers.worker import Settings
 
     projects = arguments.projects.resolve()
-    fleet = Fleet(Settings(projects), chosen_cards(arguments.cards))
+    fleet: Fleet | Cluster = (
+        Cluster(projects, arguments.ray) if arguments.ray else Fleet(Settings(projects), chosen_cards(arguments.cards))
+    )
     machine = Machine(arguments.models.resolve(), arguments.preset, fleet)
     queue = JobQueue(projects / ".queue", fleet.runners, lambda: unfinished(projects))
     library = Library(projects)

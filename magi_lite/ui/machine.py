@@ -21,6 +21,7 @@ from magi_lite.request.request import GenerationRequest
 from magi_lite.ui.downloads import Downloads
 from magi_lite.ui.expose import sentence
 from magi_lite.ui.plan_picture import svg
+from magi_lite.workers.cluster import Cluster
 from magi_lite.workers.fleet import Fleet
 
 
@@ -33,7 +34,7 @@ class Machine:
         fleet: the worker processes, which tell what they hold.
     """
 
-    def __init__(self, models_folder: Path, preset: str = "auto", fleet: Fleet | None = None) -> None:
+    def __init__(self, models_folder: Path, preset: str = "auto", fleet: Fleet | Cluster | None = None) -> None:
         self.models_folder, self.preset, self._fleet = models_folder, preset, fleet
         self.downloads = Downloads(models_folder)
         self.device = devices.detect()
