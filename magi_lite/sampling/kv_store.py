@@ -107,7 +107,8 @@ class _Staged:
 def power_of_two_scale(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The smallest power of two that brings x (over `dims`, kept) within the e4m3 range; float32, no host sync."""
     largest = x.abs().amax(dim=dims, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny * 1024)
-    return torch.exp2(torch.ceil(torch.log2(largest / E4M3_MAX)))
+    mantissa, exponent = torch.frexp(largest / E4M3_MAX)  # exact, where a device's log2 and exp2 need not be
+    return torch.ldexp(torch.ones_like(largest), exponent - (mantissa == 0.5).to(exponent.dtype))
 
 
 class KVRing:
