@@ -147,7 +147,8 @@ REFUSED = {
     "gap in front": (
         {"timeline": parse("[1s-2s: a]")},
         TimelineError,
-        "Segment [1s-2s: a] comes first, and nothing is said before it; start it at 0s or write a global prompt.",
+        "Segment [1s-2s: a] comes first, and no prompt covers the time before it; "
+        "start it at 0s or write a global prompt.",
     ),
     "refused gap": (
         {"timeline": parse("[gaps: refuse] [0s-1s: a] [3s-4s: b]")},
