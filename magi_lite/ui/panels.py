@@ -60,7 +60,9 @@ class SourcePanel(Panel):
 
     def preprocess(self, payload: Any) -> Any:
         """The value, as a page sends it, if it names a file that pages may name; else `gr.Error`."""
-        if payload is None or (isinstance(payload, dict) and self._reachable(payload.get("path", ""))):
+        if not payload:  # a page sends "" for what was removed
+            return None
+        if isinstance(payload, dict) and self._reachable(payload.get("path", "")):
             return payload
         raise gr.Error(NOT_UPLOADED, print_exception=False, title="Cannot start")
 
