@@ -80,7 +80,7 @@ class Desk:
         return found
 
     def order(self, job: str, command: wire.Message) -> None:
-        """Tell the job's task something, as a worker is reported."""
+        """Send something to the job's task, as to a worker."""
         self._tickets[job].orders.append(command)
 
     def close(self, job: str) -> None:
@@ -432,7 +432,7 @@ def _changes(folder: Path, sent: _Known) -> tuple[Files, list[str]]:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Seconds before their states, and the record that applies of them last."""
+    """Seconds before their states, and the record that names them last."""
     kind = 0 if name.startswith("chunks/") else 1 if name.startswith("states/") else 2
     last = {".safetensors": 0, ".jpg": 1, ".m4s": 2, ".mp4": 3, ".json": 9}
     return kind + (name == "project.json"), f"{last.get(Path(name).suffix, 5)}{name}"
