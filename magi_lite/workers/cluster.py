@@ -271,7 +271,7 @@ class Cluster:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote(str(projects))
+        self._desk: Any = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote(str(projects))
         self._task = ray.remote(make)
         found = ray.cluster_resources()
         self._cards = int(found.get("GPU", 0))
