@@ -109,7 +109,7 @@ class Project:
             self._acquire()
             self._remove_temporary_files()
             self.repairs = self.seconds.repair(self.video, self.states)
-            if self.chunks and not self.seconds.are_in(self.video):
+            if self.seconds.contradicted_by(self.video):
                 move_aside(self.video)
             for sentence in self.repairs:
                 self.log(sentence)

@@ -172,11 +172,13 @@ class Seconds:
                 sentences.append(f"{_sentence(phrases)} damaged or missing and {how}.")
         return sentences
 
-    def are_in(self, video: Path) -> bool:
-        """Whether a growing video holds nothing but these seconds' fragments: all of them, or the first ones."""
+    def contradicted_by(self, video: Path) -> bool:
+        """Whether a growing video cannot be read, or holds anything but these seconds: all of them, or the first."""
         in_video = _VideoPieces(video)
-        return 0 < len(in_video.places) <= self.count() and all(
-            in_video.read(index) == self.path(index, FRAGMENT).read_bytes() for index in range(len(in_video))
+        return os.path.lexists(video) and not (
+            in_video.readable
+            and len(in_video) <= self.count()
+            and all(in_video.read(index) == self.path(index, FRAGMENT).read_bytes() for index in range(len(in_video)))
         )
 
     def _repair_latents(self, index: int, states: States, in_video: bytes) -> None:
@@ -242,10 +244,12 @@ class _VideoPieces:
         from magi_lite.video import fragments
 
         self.video = video
+        self.places: tuple[tuple[int, int, int], ...] = ()
+        self.readable = True
         try:
             self.places = fragments.scan(video).fragments
         except Exception:  # as above
-            self.places = ()
+            self.readable = False
 
     def __len__(self) -> int:
         return len(self.places)

@@ -141,11 +141,11 @@ class KVRing:
         self._chunk_tokens = chunk_tokens
         self._streams: Streams = streams or _InOrder()
         self._side = self._streams.new_stream(self.device) if place == "pinned" else None
-        self._host, self._layers_in_all = host, layers
+        self._host, self._layers_in_all = (host if place == "pinned" else None), layers
         self._buffers: list[Tensor] = []
         """What was taken of the host's memory; given back when this store goes."""
-        if host is not None:
-            weakref.finalize(self, _give_back, host, self._buffers)
+        if self._host is not None:
+            weakref.finalize(self, _give_back, self._host, self._buffers)
         self._layers: dict[int, _Slots] = {}
         self._held: dict[int, list[int | None]] = {}
         self._written_in = torch.float32

@@ -160,6 +160,19 @@ def test_all_fragments_gone_come_back_out_of_the_video(
     assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
 
 
+def test_a_video_whose_seconds_are_all_gone_is_moved_aside(
+    finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    """Its frames are all that is left of them; the run computes them again, and replaces nothing."""
+    path = copy_of(finished_run)
+    for file in (*(path / "chunks").iterdir(), *(path / "states").iterdir()):
+        file.unlink()
+    video = (path / "video.mp4").read_bytes()
+    resume(path)
+    assert [file.read_bytes() for file in (path / "damaged").iterdir()] == [video]
+    assert same_bits(latents_of(path), latents_of(finished_run))
+
+
 @pytest.mark.parametrize("which", ["newest", "all"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_states_are_passed_over(

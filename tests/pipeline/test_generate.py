@@ -47,7 +47,7 @@ def test_events_tell_the_story_in_order(request_for: Callable, run: Callable, tm
 def test_an_untrained_demo_says_so(
     request_for: Callable, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("magi_lite.weights.demo.DEMO_FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr("magi_lite.weights.opening.DEMO_FOLDER", tmp_path / "nothing")
     request = request_for(model="demo", models_folder=tmp_path, seconds=1, timeline="[0s-1s: a red ball]")
     notices = [e for e in generate(request, projects_folder=tmp_path / "projects") if isinstance(e, Notice)]
     assert "untrained" in notices[0].message
