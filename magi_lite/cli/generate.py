@@ -115,7 +115,8 @@ def _stop_on_interrupt(control: RunControl) -> Iterator[None]:
             print("\nStopping after this step; press Ctrl-C again to quit at once.", file=sys.stderr)
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    ignored = [n for n in numbers if n != signal.SIGINT and signal.getsignal(n) is signal.SIG_IGN]  # nohup wants it so
+    heeded = [number for number in numbers if number not in ignored]
     before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield

@@ -22,7 +22,15 @@ SMALL = ("--preset", "demo", "--size", "32x32", "--window", "1", "--prompt", "a 
 
 def start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "magi_lite", "generate", *SMALL, *arguments, "--projects", str(folder)]
-    return subprocess.Popen(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_hangups
+    )
+
+
+def _heed_hangups() -> None:
+    """As a terminal starts programs; whoever runs the tests may ignore hang-ups, as nohup does."""
+    for name in ("SIGHUP", "SIGTERM"):
+        signal.signal(signal.Signals[name], signal.SIG_DFL)
 
 
 def interrupted_after_a_second(
