@@ -174,8 +174,8 @@ def set_length(page: Page, seconds: int) -> None:
 
 
 def unfold(page: Page, name: str) -> None:
-    """Open a section of the form."""
-    head = page.locator(f"#mg-{name}-head button")
+    """Open a section of the form, once its script is there."""
+    head = page.locator(f"#mg-{name}-head button[aria-controls]")
     if head.get_attribute("aria-expanded") != "true":
         head.click()
 

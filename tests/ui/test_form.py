@@ -126,7 +126,7 @@ def test_what_was_typed_is_there_after_a_reload(page: Page, watched: Watched) ->
     page.wait_for_function("document.querySelector('.tl').dataset.seconds === '9'")
     page.wait_for_function("document.querySelector('#mg-quality input:checked').value === 'Quality'")
     unfold(page, "size")
-    page.wait_for_function("document.querySelector('#mg-seed input').value === '99'")
+    page.wait_for_function("document.querySelector('#mg-seed input')?.value === '99'")
     visitor = page.context.new_page()  # another tab of the same browser
     visitor.goto(page.url)
     visitor.wait_for_function("document.querySelector('#mg-prompt textarea')?.value === 'half a sentence about'")

@@ -135,7 +135,7 @@ def test_the_page_says_that_the_app_is_gone_and_connects_again(watched: Watched,
         page.wait_for_function("!magi.offline")
         page.locator(".mg-offline").wait_for(state="hidden")
         assert page.locator("#mg-generate").is_enabled()
-        page.get_by_text("Interrupted: the app ended before this video did").wait_for()
+        page.get_by_text("Interrupted: every finished second is kept").wait_for()
         assert page.input_value("#mg-prompt textarea") == "typed while it was gone"
         watched.reload(page)
         page.wait_for_function("document.querySelector('#mg-prompt textarea').value === 'typed while it was gone'")
