@@ -57,13 +57,17 @@ def generate(
         check_writable(record)
     with prepare_project(request, projects_folder or DEFAULT_PROJECTS, resume, from_chunk) as project:
         yield Opened(project.folder, project.video)
-        if resume is not None and project.history[-1]["what"] == "moved" and project.chunks:
+        if project.moved and project.chunks:
             yield Notice("Precision or placement differ from those the run began with; a seam may be visible.")
-        for sentence in project.repairs:
+        for sentence in project.notices:
             yield Notice(sentence, "warning")
         try:
+            run = Run(project, control, record)
+            if run.complete:
+                yield run.finished()
+                return
             project.set_status("running")
-            yield from _with_smaller_plans(Run(project, control, record))
+            yield from _with_smaller_plans(run)
         except Exception as error:
             with contextlib.suppress(OutputError):  # on a full disk, that it is full is the error to raise
                 project.log(f"failed: {type(error).__name__}: {error}")

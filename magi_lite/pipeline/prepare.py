@@ -99,4 +99,6 @@ def _take_over(project: Project, request: GenerationRequest) -> None:
     entered = project.chunks if state is None else state.stage + 1
     if other_prompts and (request.seconds is None or entered < request.seconds):
         project.edit_timeline(request.timeline, entered)
+    elif other_prompts:
+        project.notices.append("The new prompts were not applied: every second of this video has started.")
     project.run_as(request)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -73,8 +74,6 @@ class Run:
 
     def __init__(self, project: Project, control: RunControl, record: Path | None = None) -> None:
         self.project, self.control, self.record = project, control, record
-        self.files: ModelFiles = open_model(self.request.model, self.request.models_folder)
-        check_model(self.files)
         self.timeline: Timeline = self.request.timeline
         self.delivery = Delivery(project, self.request.out)
         self.clock = Clock()
@@ -99,6 +98,13 @@ class Run:
     def request(self) -> GenerationRequest:
         return self.project.request
 
+    @cached_property
+    def files(self) -> ModelFiles:
+        """The model, whole; looked for only when there is something to make."""
+        files = open_model(self.request.model, self.request.models_folder)
+        check_model(files)
+        return files
+
     def make_plan(self) -> Plan:
         """Memory and time of the run on this machine."""
         return plan_for(self.files, self.request)
@@ -111,13 +117,10 @@ class Run:
             yield self.stopped()
 
     def _execute(self, plan: Plan) -> Iterator[Event]:
-        if self.complete:
-            yield self.finished()
-            return
         yield PlanReady(plan)
         yield from self.decode_missing(plan)
-        if self.complete:
-            yield self.finished()
+        if self.complete or self.leaving:
+            yield self.finished() if self.complete else self.stopped()
             return
         if not self.files.trained:
             yield Notice(
@@ -154,10 +157,11 @@ class Run:
                     sampler = self.make_sampler(networks, plan, bank, start, prefix)
                     self.clock = Clock(sampler.steps_done)
                     yield from self.denoise(sampler, networks, bank)
-                    if not self.gap_filled:
+                    if not self.gap_filled or self.complete:
                         return
                     self.gap_filled = False
                     start = find_resume_point(self.project)
+                    prefix = None if start.state else read_prefix(self.project)
 
     def decode_missing(self, plan: Plan) -> Iterator[Event]:
         """Decode seconds whose latents are on disk and whose frames are not: a crash or a damaged file left them so."""
@@ -171,7 +175,7 @@ class Run:
                 self.project.write_chunk(second, self.project.seconds.read_latents(second), frames)
                 self.delivery.update()
                 yield ChunkFinished(second, frames, self.clock.lap())
-                second = self.undecoded()
+                second = None if self.leaving else self.undecoded()
 
     def undecoded(self) -> int | None:
         """The next second to decode, if the run still wants it."""
@@ -267,15 +271,20 @@ class Run:
                         return
                 case CleanChunk():
                     yield from self.finish_chunk(result, networks)
-                    if self.gap_filled and not self.complete:
+                    if self.gap_filled and self.complete:
+                        break
+                    if self.gap_filled:
                         return
                 case StageDone():
-                    self.project.save_state(result.stage, sampler.state())
+                    if not self.project.seconds.has_gap:  # else the states behind it belong to the kept seconds
+                        self.project.save_state(result.stage, sampler.state())
                     if self.request.seconds is None:
                         self.project.prune_states(ENDLESS_STATES)
                     if self.leaving and not self.complete:
                         yield self.stopped()
                         return
+        if self.redirection is not None:
+            yield Notice("The new prompts were not applied: the video was done before they were encoded.", "warning")
         yield self.finished()
 
     def finish_chunk(self, clean: CleanChunk, networks: Engine) -> Iterator[Event]:

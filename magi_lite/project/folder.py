@@ -71,7 +71,8 @@ def move_aside(path: Path) -> None:
     with output_errors(path):
         folder = run / "damaged"
         folder.mkdir(exist_ok=True)
-        path.rename(folder / f"{sum(1 for _ in folder.iterdir()):03}-{path.name}")
+        numbers = [int(known.name[:3]) for known in folder.iterdir() if known.name[:3].isdigit()]
+        path.rename(folder / f"{max(numbers, default=-1) + 1:03}-{path.name}")
 
 
 def remove_leftovers(root: Path) -> None:

@@ -76,8 +76,10 @@ class Project:
     def __init__(self, folder: Path, record: Record) -> None:
         self.folder, self._record = folder, record
         self.seconds, self.states = Seconds(folder / "chunks"), States(folder / "states")
-        self.repairs: list[str] = []
-        """A sentence for each second that was found damaged when this became the writer."""
+        self.notices: list[str] = []
+        """What the user should know of it: a sentence for each second that was found damaged, and the like."""
+        self.moved = False
+        """Whether `run_as` changed precision or placement."""
         self._lock: FileLock | None = None
         self._writer: VideoWriter | None = None
 
@@ -100,7 +102,7 @@ class Project:
         return cls(Path(folder), read_record(Path(folder)))
 
     def lock(self) -> None:
-        """Become the one writer, and repair what is damaged as far as what is whole allows; see `repairs`.
+        """Become the one writer, and repair what is damaged as far as what is whole allows; see `notices`.
 
         Raises:
             OutputError: another process is writing, there is no permission, or the disk is full.
@@ -108,10 +110,11 @@ class Project:
         if self._lock is None:
             self._acquire()
             self._remove_temporary_files()
-            self.repairs = self.seconds.repair(self.video, self.states)
+            pasted = self.request.image is not None and self.request.image_prefix == "published"
+            self.notices = self.seconds.repair(self.video, self.states, 1 if pasted else 0)
             if self.seconds.contradicted_by(self.video):
                 move_aside(self.video)
-            for sentence in self.repairs:
+            for sentence in self.notices:
                 self.log(sentence)
 
     def close(self) -> None:
@@ -316,8 +319,9 @@ class Project:
         self.lock()
         changed = replace(self.request, **{name: getattr(request, name) for name in CHANGEABLE})
         if changed != self.request:
-            only_out = replace(changed, out=self.request.out) == self.request
-            self._change("delivered" if only_out else "moved", self.chunks, changed)
+            places = {"out": self.request.out, "models_folder": self.request.models_folder}
+            self.moved = replace(changed, **places) != self.request
+            self._change("moved" if self.moved else "delivered", self.chunks, changed)
 
     def set_status(self, status: Status, message: str = "") -> None:
         """Record how the run stands; when it ends, the settings inside the video are brought up to date."""
@@ -396,10 +400,14 @@ class Project:
         """
         if self._lock is None:
             self._acquire()
-        self.close()
         trash = self.folder.with_name(f".trash-{self.name}-{os.getpid()}")
-        with output_errors(self.folder):
-            self.folder.rename(trash)
+        if os.name == "nt":  # which renames no folder with an open file; elsewhere nobody gets in between
+            self.close()
+        try:
+            with output_errors(self.folder):
+                self.folder.rename(trash)
+        finally:
+            self.close()
         shutil.rmtree(trash, ignore_errors=True)
 
     # --- inside ------------------------------------------------------------------------------------------------------
@@ -474,6 +482,7 @@ class Project:
             self._writer = None
 
 
-def _sources(request: GenerationRequest) -> tuple[str | None, ...]:
-    """The names of the image and the clip that a request starts from."""
-    return tuple(None if path is None else path.name for path in (request.image, request.video))
+def _sources(request: GenerationRequest) -> tuple[object, ...]:
+    """What the latents of a request's prefix depend on: its picture or clip, and how that fills the frame."""
+    names = tuple(None if path is None else path.name for path in (request.image, request.video))
+    return (*names, request.source_sha256, request.width, request.height, request.fit, request.model)

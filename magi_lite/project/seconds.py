@@ -148,8 +148,16 @@ class Seconds:
         index = self.count()
         return None if self._header(index) is None else index
 
-    def repair(self, video: Path, states: States) -> list[str]:
+    @property
+    def has_gap(self) -> bool:
+        """Whether whole seconds lie behind one that is not finished."""
+        return self._end() > self.count() + 1
+
+    def repair(self, video: Path, states: States, held_from: int = 0) -> list[str]:
         """Move damaged pieces aside, and put in their place what the video and the sampler's states still hold.
+
+        Args:
+            held_from: the first second of which a state holds the latents as they were emitted.
 
         Returns:
             A sentence for each second that was damaged.
@@ -165,7 +173,7 @@ class Seconds:
         sentences = []
         for index, phrases in damaged.items():
             copy = in_video.read(index)
-            self._repair_latents(index, states, copy)
+            self._repair_latents(index, states if index >= held_from else None, copy)
             self._repair_fragment(index, copy)
             if index < end - 1 or copy:  # else a crash came before it was finished
                 how = "will be made again" if self._damage_of(index) else "could be restored"
@@ -181,13 +189,13 @@ class Seconds:
             and all(in_video.read(index) == self.path(index, FRAGMENT).read_bytes() for index in range(len(in_video)))
         )
 
-    def _repair_latents(self, index: int, states: States, in_video: bytes) -> None:
+    def _repair_latents(self, index: int, states: States | None, in_video: bytes) -> None:
         path = self.path(index, LATENTS)
         if self._header(index) is not None:
             return
         move_aside(path)
-        for stage in states.stages():
-            state = states.read(stage) if stage >= index else None
+        for stage in states.stages() if states else ():
+            state = states.read(stage) if states and stage >= index else None
             found = state.latents(index) if state else None
             if found is not None:  # the fragment's checksum went with the damaged file: two copies vouch for each other
                 fragment = _read_fragment(self.path(index, FRAGMENT))

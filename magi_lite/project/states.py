@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,4 +95,5 @@ class States:
         """Link the states of stages before `before` into another run's folder."""
         for stage in self.stages():
             if stage < before:
-                share(self.path(stage), target / self.path(stage).name)
+                with contextlib.suppress(FileNotFoundError):  # a running endless video has just let it go
+                    share(self.path(stage), target / self.path(stage).name)

@@ -275,10 +275,10 @@ def test_a_large_text_encoder_works_beside_the_video(
     done, loads = threading.Event(), []
     real = engine.load_text_encoder
 
-    def slow(*arguments: object) -> object:
+    def slow(*arguments: object, **options: object) -> object:
         loads.append(threading.current_thread() is threading.main_thread())
         assert len(loads) == 1 or done.wait(60)
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr("magi_lite.pipeline.engine.load_text_encoder", slow)
     control, events, told = RunControl(), [], None
@@ -308,7 +308,7 @@ def test_an_encoder_that_fails_beside_the_video_is_a_notice(
         events.append(event)
         if isinstance(event, Progress) and event.chunk == 0 and event.step == 1:
 
-            def broken(*_: object) -> None:
+            def broken(*_: object, **__: object) -> None:
                 raise CheckpointError("The text encoder is damaged; download it again.")
 
             monkeypatch.setattr("magi_lite.pipeline.engine.load_text_encoder", broken)
