@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any
 
 import gradio as gr
 
@@ -177,7 +177,7 @@ class Handlers:
 
     def quality(self, quality: str, preset: str, model: str) -> tuple[Any, ...]:
         """A quality brings its size, and leaves steps and window to it."""
-        chosen_quality = cast(Literal["draft", "balanced", "quality"], quality.lower())
+        chosen_quality: Any = quality.lower()  # one of the option's choices, which the widget offers
         base = GenerationRequest(Timeline(), preset=preset or "auto", quality=chosen_quality)
         chosen = {} if model in (form.AUTO, None) else {"model": model}
         if chosen:
