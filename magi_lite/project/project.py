@@ -319,8 +319,8 @@ class Project:
         self.lock()
         changed = replace(self.request, **{name: getattr(request, name) for name in CHANGEABLE})
         if changed != self.request:
-            places = {"out": self.request.out, "models_folder": self.request.models_folder}
-            self.moved = replace(changed, **places) != self.request
+            with_places = replace(changed, out=self.request.out, models_folder=self.request.models_folder)
+            self.moved = with_places != self.request
             self._change("moved" if self.moved else "delivered", self.chunks, changed)
 
     def set_status(self, status: Status, message: str = "") -> None:
