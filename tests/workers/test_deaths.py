@@ -149,10 +149,9 @@ def test_a_worker_whose_app_died_ends_its_second_and_itself(tmp_path: Path, how:
     server = serve(tmp_path)
     assert server.stdout
     pid, folder = server.stdout.readline().split(" ", 1)
-    worker = psutil.Process(int(pid))
     server.send_signal(how)
     server.wait()
-    worker.wait(PATIENCE)
+    eventually(lambda: has_ended(int(pid)), PATIENCE)
     project = Project.open(folder.strip())
     assert project.status == "paused" and 1 <= project.chunks < 40
 
