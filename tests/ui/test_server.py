@@ -50,7 +50,7 @@ def test_it_is_light_and_loads_no_torch(app: App) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_the_page_outlives_its_worker(app: App, sent: signal.Signals) -> None:
     client = Client(app.url, verbose=False)
-    job = client.predict("a large red ball moves right", 30, **SMALL, api_name="/generate")["job"]
+    job = client.predict("a large red ball moves right", 300, **SMALL, api_name="/generate")["job"]
     wait(client, job, "running")
     time.sleep(random.uniform(0, 8))
     victim = worker_of(app)
