@@ -11,13 +11,14 @@ send requests here (cross-site requests), and can make its own name point here (
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import os
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +30,8 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 JSON_LIMIT_BYTES = 4_000_000
 """Of a request that is no upload: the longest timeline has a tenth of it."""
+DROP_SECONDS = 2.0
+"""For the rest of a request that is refused."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 ANYWHERE = frozenset({"0.0.0.0", "::", ""})
 """Addresses to listen on that mean: on every network."""
@@ -105,14 +108,17 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        sent = _Body(receive)
         try:
             headers = _headers(scope)
             self._check_sender(scope, headers)
             if scope["type"] == "http":
                 self._check_path(scope["path"])
                 if scope["method"] not in READING | {"OPTIONS"}:
-                    receive = await self._checked_body(scope["path"], headers, receive)
+                    receive = await self._checked_body(scope["path"], headers, sent.receive)
         except Refused as refused:
+            if scope["type"] == "http":
+                await sent.drop()
             await _refuse(scope, send, refused)
             return
         await self._app(scope, receive, _with_headers(send, scope["path"]))
@@ -267,6 +273,29 @@ def _with_headers(send: Send, path: str) -> Send:
         await send(message)
 
     return sending
+
+
+class _Body:
+    """What `receive` gives, and whether the request has been read to its end."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.ended = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.ended = not message.get("more_body", False)
+        return message
+
+    async def drop(self) -> None:
+        """Read the rest, within bounds: a connection closed on unread bytes is reset, and its answer lost."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._drop(), DROP_SECONDS)
+
+    async def _drop(self) -> None:
+        dropped = 0
+        while not self.ended and dropped <= JSON_LIMIT_BYTES:
+            dropped += len((await self.receive()).get("body", b""))
 
 
 async def _refuse(scope: MutableMapping[str, Any], send: Send, refused: Refused) -> None:

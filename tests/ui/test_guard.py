@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -32,21 +33,17 @@ JSON = {"Content-Type": "application/json"}
 
 
 def ask(app: App, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
-    """Status and text of one raw request; headers as given, nothing added but a length."""
-    connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=60)
+    """Status and text of one raw request, sent in one piece; headers as given, nothing added but a length."""
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     named = {"Host": f"127.0.0.1:{app.port}"} | {key.replace("_", "-"): value for key, value in headers.items()}
-    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-    for key, value in named.items():
-        if value:
-            connection.putheader(key, value)
+    lines = [f"{method} {path} HTTP/1.1", *(f"{key}: {value}" for key, value in named.items() if value)]
     if data is not None:
-        connection.putheader("Content-Length", str(len(data)))
-    connection.endheaders(data)
-    answer = connection.getresponse()
-    text = answer.read().decode(errors="replace")
-    connection.close()
-    return answer.status, text
+        lines.append(f"Content-Length: {len(data)}")
+    with socket.create_connection(("127.0.0.1", app.port), timeout=60) as connection:
+        connection.sendall("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (data or b""))
+        answer = http.client.HTTPResponse(connection, method=method)
+        answer.begin()
+        return answer.status, answer.read().decode(errors="replace")
 
 
 def panel_call(app: App, name: str) -> dict[str, Any]:
@@ -73,6 +70,19 @@ def held(app: App) -> bool:
 def test_other_names_are_not_answered(app: App, host: str, method: str, path: str) -> None:
     status, text = ask(app, method, path, {} if method == "POST" else None, Host=host.format(port=app.port), **JSON)
     assert status in (400, 403) and "components" not in text
+
+
+def test_a_refusal_is_heard_by_those_who_send_much(app: App) -> None:
+    for _ in range(5):
+        status, text = ask(app, "POST", "/gradio_api/queue/join", b" " * 3_000_000, Host="evil.example", **JSON)
+        assert status == 403 and "address" in text
+
+
+def test_a_refusal_does_not_wait_for_what_never_comes(app: App) -> None:
+    head = "POST /gradio_api/queue/join HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 100\r\n\r\nhalf"
+    with socket.create_connection(("127.0.0.1", app.port), timeout=60) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(64).startswith(b"HTTP/1.1 403")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "LOCALHOST"])
