@@ -95,10 +95,9 @@ def _take_over(project: Project, request: GenerationRequest) -> None:
         project.extend(None)
     elif new is not None and new > (project.chunks if old is None else old):
         project.extend(new - (project.chunks if old is None else old))
-    state = project.latest_state()  # after the change of length, which drops states
-    entered = project.chunks if state is None else state.stage + 1
-    if other_prompts and (request.seconds is None or entered < request.seconds):
-        project.edit_timeline(request.timeline, entered)
+    started = project.started  # after the change of length, which drops states
+    if other_prompts and (request.seconds is None or started < request.seconds):
+        project.edit_timeline(request.timeline, started)
     elif other_prompts:
         project.notices.append("The new prompts were not applied: every second of this video has started.")
     project.run_as(request)

@@ -114,13 +114,16 @@ class Run:
         try:
             yield from self._execute(plan)
         except LoadCancelled:
-            yield self.stopped()
+            yield from self.leave()
 
     def _execute(self, plan: Plan) -> Iterator[Event]:
         yield PlanReady(plan)
         yield from self.decode_missing(plan)
         if self.complete or self.leaving:
-            yield self.finished() if self.complete else self.stopped()
+            if self.complete:
+                yield self.finished()
+            else:
+                yield from self.leave()
             return
         if not self.files.trained:
             yield Notice(
@@ -139,7 +142,7 @@ class Run:
         if not self.leaving:
             yield PhaseStarted("load", f"Loading {self.files.spec.name}")
         if self.leaving:
-            yield self.stopped()
+            yield from self.leave()
             return
         with self.during("denoise"), engine(self.files, plan.execution, lambda: self.leaving) as networks:
             if source is not None:
@@ -149,7 +152,7 @@ class Run:
                 save_prefix(self.project, prefix)
                 yield from self.look_at_prefix(source.pixels, prefix, networks)
             if self.leaving:
-                yield self.stopped()
+                yield from self.leave()
                 return
             yield PhaseStarted("denoise", f"Making the {'next' if self.project.chunks else 'first'} second")
             with recorded(networks, self.record), self.encoder:
@@ -267,7 +270,7 @@ class Run:
                         last_preview = self.clock.elapsed
                     yield from self.redirect(result.stage + 1, bank)
                     if self.control.stop_requested and result.step + 1 < result.steps_in_stage:  # else at its end
-                        yield self.stopped()
+                        yield from self.leave()
                         return
                 case CleanChunk():
                     yield from self.finish_chunk(result, networks)
@@ -281,7 +284,7 @@ class Run:
                     if self.request.seconds is None:
                         self.project.prune_states(ENDLESS_STATES)
                     if self.leaving and not self.complete:
-                        yield self.stopped()
+                        yield from self.leave()
                         return
         if self.redirection is not None:
             yield Notice("The new prompts were not applied: the video was done before they were encoded.", "warning")
@@ -335,13 +338,10 @@ class Run:
             return
         try:
             self.encoder.result()
-            if self.request.seconds is not None and first >= self.request.seconds:
-                raise InputError("every second of this video has started")
-            edited = splice(self.timeline, first, self.redirection)
-            check_prompts(replace(self.request, timeline=edited))
+            edited = self.redirected(self.redirection, first)
         except MagiLiteError as error:
             self.redirection = None
-            yield Notice(f"The new prompts were not applied: {str(error).rstrip('.')}.", "warning")
+            yield _not_applied(error)
             return
         prompts = self.upcoming_prompts(edited)
         missing = bank.missing(prompts)
@@ -354,6 +354,18 @@ class Run:
         yield Redirected(first)
         yield from self.encode_prompts(bank)
         yield PhaseStarted("denoise", f"Applied from second {first}")
+
+    def redirected(self, newer: Timeline, first: int) -> Timeline:
+        """The timeline with `newer` from second `first` on.
+
+        Raises:
+            MagiLiteError: no second is left for it, or its prompts cannot be.
+        """
+        if self.request.seconds is not None and first >= self.request.seconds:
+            raise InputError("every second of this video has started")
+        edited = splice(self.timeline, first, newer)
+        check_prompts(replace(self.request, timeline=edited))
+        return edited
 
     # --- endings -----------------------------------------------------------------------------------------------------
 
@@ -373,10 +385,28 @@ class Run:
         self.delivery.finish()
         return Finished(self.delivery.video, self.project.folder, self.project.chunks, self.clock.elapsed)
 
-    def stopped(self) -> Stopped:
-        """Record that the run was stopped or paused; its finished seconds are a whole video."""
+    def leave(self) -> Iterator[Event]:
+        """Record that the run was stopped or paused; its finished seconds are a whole video.
+
+        New prompts that are still being encoded are put on record: the run goes on with them.
+        """
+        newer, self.redirection = self.control.take_timeline() or self.redirection, None
+        if newer is not None:
+            try:
+                if self.encoder.idle:
+                    self.encoder.result()
+                first = self.project.started
+                self.redirected(newer, first)
+                self.project.edit_timeline(newer, first)
+                yield Redirected(first)
+            except MagiLiteError as error:
+                yield _not_applied(error)
         reason: Literal["stopped", "paused"] = "stopped" if self.control.stop_requested else "paused"
         self.project.set_status(reason)
         self.delivery.finish()
         video = self.delivery.video if self.project.chunks else None
-        return Stopped(video, self.project.folder, self.project.chunks, reason)
+        yield Stopped(video, self.project.folder, self.project.chunks, reason)
+
+
+def _not_applied(error: MagiLiteError) -> Notice:
+    return Notice(f"The new prompts were not applied: {str(error).rstrip('.')}.", "warning")

@@ -179,6 +179,12 @@ class Project:
         """Finished seconds on disk."""
         return self.seconds.count()
 
+    @property
+    def started(self) -> int:
+        """Seconds that are settled where the run goes on: finished, or in the window of the latest state."""
+        state = self.latest_state()
+        return max(self.chunks, 0 if state is None else state.stage + 1)
+
     def thumbnail(self, chunk: int) -> Path:
         """The strip of thumbnails of a finished second (JPEG)."""
         return self.seconds.path(chunk, THUMBNAILS)

@@ -19,9 +19,10 @@ def clip(timeline: Timeline, seconds: int) -> Timeline:
 def splice(timeline: Timeline, second: int, newer: Timeline) -> Timeline:
     """The prompts of `timeline` before `second`, and those of `newer` from there on.
 
-    The blend and gaps of `newer` hold for all. Where the global prompts differ, both are written into their segments
-    and none is left over, so that earlier seconds keep their prompts on record. A segment of `newer` that began earlier
-    begins at `second`. If the prompt before `second` goes on in `newer` unchanged, the halves are one segment.
+    Earlier seconds keep their mix of prompts exactly, blend included. The gaps of `newer` hold for all; earlier ones
+    are filled. Where the global prompts differ, both are written into their segments and none is left over. A segment
+    of `newer` that began earlier begins at `second`. If the prompt before `second` goes on in `newer` unchanged, the
+    halves are one segment.
     """
     if second <= 0:
         return newer
@@ -38,7 +39,16 @@ def splice(timeline: Timeline, second: int, newer: Timeline) -> Timeline:
         newer = replace(newer, global_prompt="")
     if before and after and before[-1].end == second == after[0].start and before[-1].prompt == after[0].prompt:
         after[0] = replace(after[0], start=before.pop().start)
-    return replace(newer, segments=(*before, *after))
+    return replace(newer, segments=(*before, *after), earlier_blends=_blends(timeline, second, newer))
+
+
+def _blends(timeline: Timeline, second: int, newer: Timeline) -> tuple[tuple[int, int], ...]:
+    """The earlier blends that give `timeline`'s before `second`, and those of `newer` from there on."""
+    pairs = [pair for pair in timeline.earlier_blends if pair[0] < second]
+    pairs += [(second, timeline.blend_at(second - 1))]
+    pairs += [pair for pair in newer.earlier_blends if pair[0] > second]
+    following = [blend for _, blend in pairs[1:]] + [newer.blend]
+    return tuple(pair for pair, next_blend in zip(pairs, following, strict=True) if pair[1] != next_blend)
 
 
 def _from(timeline: Timeline, second: int) -> list[Segment]:

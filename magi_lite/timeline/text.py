@@ -1,6 +1,7 @@
 r"""Timelines as text: the `[0s-2s: a cat walks] [2s-5s: it jumps]` shorthand, and one line per second.
 
-Shorthand: text in front of the first bracket is the global prompt; `[blend: 2]` and `[gaps: refuse]` set those options.
+Shorthand: text in front of the first bracket is the global prompt; `[blend: 2]` and `[gaps: refuse]` set those options;
+`[blend: 2 until 4s, 0]` gives the first four seconds another blend than the rest.
 Lines: line n is the prompt of second n-1, equal neighbours are one segment, an empty line is a gap; `[global: ...]`,
 `[blend: 2]` and `[gaps: refuse]` on lines of their own count no second.
 
@@ -23,6 +24,7 @@ _ESCAPE = re.compile(r"\\(u\{([0-9a-fA-F]{1,6})\}|.|$)", re.DOTALL)
 _TIMES = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*s?\s*[-–—]\s*(-?\d+(?:\.\d+)?)\s*s?\s*", re.ASCII)
 _OPTIONS = ("global", "blend", "gaps")
 _OPTION_LINE = re.compile(r"\s*\[\s*(?:global|blend|gaps)\s*:(?:[^\[\]\\]|\\.)*\]\s*", re.IGNORECASE)
+_EARLIER_BLEND = re.compile(r"(?P<blend>\d{1,9})\s+until\s+(?P<second>\d{1,9})\s*s?", re.ASCII)
 _BRACKET = re.compile(r"(?<!\\)(?:\\\\)*[\[\]]")
 _FORM = "write [0s-2s: a cat walks] [2s-5s: it jumps]"
 
@@ -154,15 +156,19 @@ def _take_option(inside: str, options: dict[str, str]) -> bool:
 
 
 def _timeline(segments: list[Segment], options: dict[str, str]) -> Timeline:
-    blend = options.get("blend", "0")
-    if not re.fullmatch(r"\d{1,9}", blend, re.ASCII):
-        raise TimelineError(f"A blend of {shown(blend)} is not possible; give whole seconds, 0 for a hard cut.")
+    *earlier, blend = (part.strip() for part in options.get("blend", "0").split(","))
+    pairs = [_EARLIER_BLEND.fullmatch(part) for part in earlier]
+    if not re.fullmatch(r"\d{1,9}", blend, re.ASCII) or None in pairs:
+        found = shown(options.get("blend", "0"))
+        raise TimelineError(f"A blend of {found} is not possible; give whole seconds, 0 for a hard cut.")
+    before = tuple((int(pair["second"]), int(pair["blend"])) for pair in pairs if pair)
     gaps = options.get("gaps", "hold")
-    return Timeline(tuple(segments), options.get("global", ""), int(blend), gaps)  # type: ignore[arg-type]
+    return Timeline(tuple(segments), options.get("global", ""), int(blend), gaps, before)  # type: ignore[arg-type]
 
 
 def _print_options(timeline: Timeline) -> list[str]:
-    blend = [f"[blend: {timeline.blend}]"] if timeline.blend else []
+    blends = [*(f"{blend} until {second}s" for second, blend in timeline.earlier_blends), str(timeline.blend)]
+    blend = [f"[blend: {', '.join(blends)}]"] if timeline.blend or timeline.earlier_blends else []
     return blend + ([f"[gaps: {timeline.gaps}]"] if timeline.gaps != "hold" else [])
 
 

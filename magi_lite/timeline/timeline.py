@@ -9,7 +9,8 @@ A second is a chunk of the model. Times count the NEW seconds of a video from 0,
   is none. With `gaps="refuse"` every gap is refused;
 - a seam is a second whose prompt differs from that of the second before it. With `blend` = N the first N seconds from
   the seam on mix the old prompt in, old : new = N : 1, N-1 : 2, ..., 1 : N; a prompt that lasts less than N seconds is
-  cut off on its way. Blending looks back, never ahead: later segments leave every earlier second as it is.
+  cut off on its way. Blending looks back, never ahead: later segments leave every earlier second as it is;
+- the blend may have been another one before some second: a video that is redirected keeps what its seconds began with.
 
 `text` reads and prints timelines as text, `edit` changes them.
 """
@@ -99,6 +100,8 @@ class Timeline:
     global_prompt: str = ""
     blend: int = 0
     gaps: Literal["hold", "refuse"] = "hold"
+    earlier_blends: tuple[tuple[int, int], ...] = ()
+    """(second, blend), in order: the seconds before `second` are mixed with that blend instead. See `edit.splice`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.global_prompt, str):
@@ -106,6 +109,13 @@ class Timeline:
         if isinstance(self.blend, bool) or not isinstance(self.blend, int) or self.blend < 0:
             blend = shown(self.blend)
             raise TimelineError(f"A blend of {blend} is not possible; give whole seconds, 0 for a hard cut.")
+        seconds = [0]
+        for second, blend in self.earlier_blends:
+            if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (second, blend)):
+                raise TimelineError("An earlier blend must be two whole numbers: its last second's end, and a blend.")
+            seconds.append(second)
+        if any(later <= earlier for earlier, later in pairwise(seconds)):
+            raise TimelineError("Earlier blends must stand in order of their seconds, each second once, from 1 on.")
         if self.gaps not in ("hold", "refuse"):
             raise TimelineError(f"Gaps can be 'hold' or 'refuse', not {shown(self.gaps)}.")
         if not all(isinstance(segment, Segment) for segment in self.segments):
@@ -130,8 +140,9 @@ class Timeline:
         Raises:
             TimelineError: a segment ends after the video, a gap is outside the policy, or the blend is longer than any.
         """
-        if self.blend > MAX_BLEND:
-            blend = shown(self.blend)
+        longest = max([self.blend, *(blend for _, blend in self.earlier_blends)])
+        if longest > MAX_BLEND:
+            blend = shown(longest)
             raise TimelineError(f"A blend of {blend} s is too long; give at most {MAX_BLEND}, 0 for a hard cut.")
         if seconds is not None and self.end > seconds:
             raise TimelineError(
@@ -145,6 +156,10 @@ class Timeline:
             covered = segment.end
         if self.segments and (seconds or 0) > covered:
             self._check_gap(covered, seconds or 0)
+
+    def blend_at(self, second: int) -> int:
+        """Over how many seconds the prompts are mixed that hold in `second`."""
+        return next((blend for until, blend in self.earlier_blends if second < until), self.blend)
 
     def prompt_for(self, chunk: int, seconds: int | None = None) -> PromptMix:
         """What second `chunk` (0-based) of a video of `seconds` (None: endless) has as its prompt.
@@ -175,7 +190,10 @@ class Timeline:
             first = max(chunk, starts[index])
             if seconds is not None and first >= seconds:
                 break
-            found += [prompts[index - 1]] * (index > 0 and first - starts[index] < self.blend) + [prompts[index]]
+            end = starts[index + 1] if index + 1 < len(starts) else MAX_SECONDS
+            end = end if seconds is None else min(end, seconds)
+            blended = index > 0 and self._mixes(starts[index], first, end)
+            found += [prompts[index - 1]] * blended + [prompts[index]]
         return tuple(dict.fromkeys(found))
 
     def compile(self, seconds: int) -> tuple[PromptMix, ...]:
@@ -202,7 +220,7 @@ class Timeline:
             "blend": self.blend,
             "gaps": self.gaps,
             "segments": [{"start": s.start, "end": s.end, "prompt": s.prompt} for s in self.segments],
-        }
+        } | ({"earlier_blends": [list(pair) for pair in self.earlier_blends]} if self.earlier_blends else {})
 
     @classmethod
     def from_json(cls, data: dict[str, Any] | str) -> Timeline:
@@ -222,10 +240,14 @@ class Timeline:
         if version != JSON_VERSION:
             found = shown(version)
             raise TimelineError(f"The timeline has version {found}; this program reads version {JSON_VERSION}.")
-        _check_keys("timeline", data, {"segments"}, {"version", "global_prompt", "blend", "gaps"})
+        _check_keys("timeline", data, {"segments"}, {"version", "global_prompt", "blend", "gaps", "earlier_blends"})
         if not isinstance(data["segments"], list):
             raise TimelineError("The timeline's segments must be a list of objects with start, end and prompt.")
         options = {name: data[name] for name in ("global_prompt", "blend", "gaps") if name in data}
+        earlier = data.get("earlier_blends", [])
+        if not isinstance(earlier, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in earlier):
+            raise TimelineError("The timeline's earlier_blends must be a list of pairs, such as [[4, 2]].")
+        options["earlier_blends"] = tuple(tuple(pair) for pair in earlier)
         return cls(tuple(_segment_from_json(item, n) for n, item in enumerate(data["segments"], 1)), **options)
 
     def _check_gap(self, start: int, end: int) -> None:
@@ -250,14 +272,20 @@ class Timeline:
                 prompts.append(own)
         return starts, prompts
 
+    def _mixes(self, seam: int, first: int, end: int) -> bool:
+        """Whether any second of [first, end) behind `seam` still has the prompt before it; no other seam between."""
+        begins = [first, *(until for until, _ in self.earlier_blends if first < until < end)]
+        return any(second - seam < self.blend_at(second) for second in begins)
+
     def _mix(self, chunk: int) -> PromptMix:
         """The prompt of second `chunk`, blended with the prompt before its seam."""
         starts, prompts = self._stretches
         index = bisect_right(starts, chunk) - 1
         own, position = prompts[index], chunk - starts[index]
-        if index == 0 or position >= self.blend:
+        blend = self.blend_at(chunk)
+        if index == 0 or position >= blend:
             return PromptMix(((own, 1.0),))
-        share = (position + 1) / (self.blend + 1)
+        share = (position + 1) / (blend + 1)
         return PromptMix(((prompts[index - 1], 1.0 - share), (own, share)))
 
 

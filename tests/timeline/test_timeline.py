@@ -21,19 +21,19 @@ PROMPTS = st.one_of(AWKWARD, st.text(max_size=12))
 
 
 @st.composite
-def timelines(draw, prompts=PROMPTS, gapless=False):
+def timelines(draw, prompts=PROMPTS, gapless=False, edited=False):
     segments, second = [], 0
     for prompt in draw(st.lists(prompts, max_size=5)):
         start = second + (0 if gapless else draw(st.integers(0, 2)))
         second = start + draw(st.integers(1, 3))
         segments.append(Segment(start, second, prompt))
-    return Timeline(
-        tuple(segments), draw(prompts), draw(st.integers(0, 4)), draw(st.sampled_from(["hold", "refuse"]))
-    )
+    gaps = draw(st.sampled_from(["hold", "refuse"]))
+    earlier = draw(st.dictionaries(st.integers(1, 9), st.integers(0, 4), max_size=2)) if edited else {}
+    return Timeline(tuple(segments), draw(prompts), draw(st.integers(0, 4)), gaps, tuple(sorted(earlier.items())))
 
 
 @settings(max_examples=60, deadline=None)
-@given(timelines())
+@given(timelines(edited=True))
 def test_shorthand_and_json_come_back_equal(timeline):
     assert parse_shorthand(print_shorthand(timeline)) == timeline
     assert Timeline.from_json(timeline.to_json()) == timeline
@@ -75,10 +75,12 @@ def test_blend_is_a_ramp_behind_each_seam(timeline, more):
 
 
 @settings(max_examples=60, deadline=None)
-@given(timelines(st.text("ab", min_size=1, max_size=3)), st.integers(0, 12), st.integers(1, 15), st.booleans())
+@given(
+    timelines(st.text("ab", min_size=1, max_size=3), edited=True), st.integers(0, 12), st.integers(1, 15), st.booleans()
+)
 def test_prompts_that_come_are_those_of_every_second(timeline, first, seconds, endless):
     timeline = replace(timeline, gaps="hold")
-    last = max(first, timeline.end + timeline.blend) + 1 if endless else seconds
+    last = max(first, timeline.end + 9 + timeline.blend) + 1 if endless else seconds
     mixes = [timeline.prompt_for(second) for second in range(first, last)]
     expected = dict.fromkeys(prompt for mix in mixes for prompt in mix.prompts)
     assert timeline.prompts_from(first, None if endless else seconds) == tuple(expected)
@@ -165,6 +167,35 @@ def test_splice_keeps_what_was_said_and_obeys_what_is_new(old, new, second):
     assert [said(both, n) for n in range(16)] == [said(old if n < second else new, n) for n in range(16)]
 
 
+@settings(max_examples=400, deadline=None)
+@given(timelines(edited=True), timelines(edited=True), timelines(), st.integers(0, 9), st.integers(0, 4))
+def test_settled_seconds_keep_their_mix_whatever_comes_later(old, new, newest, second, later):
+    """Blends, gaps and global prompts of newer timelines, twice over, change no second before the one they begin at."""
+    old, new = replace(old, gaps="hold"), replace(new, gaps="hold")
+    once = splice(old, second, new)
+    twice = splice(once, second + later, newest)
+    assert [mix(once, n) for n in range(second)] == [mix(old, n) for n in range(second)]
+    assert [mix(twice, n) for n in range(second + later)] == [mix(once, n) for n in range(second + later)]
+    assert parse_shorthand(print_shorthand(twice)) == twice == Timeline.from_json(twice.to_json())
+    if second:
+        assert once.blend == new.blend and all(until <= max(second, 9) for until, _ in once.earlier_blends)
+
+
+def mix(timeline, second):
+    """A second's prompts and weights; before the first segment those of the global prompt, as a gap held."""
+    try:
+        return timeline.prompt_for(second).parts
+    except TimelineError:
+        return (("", 1.0),)
+
+
+def test_a_newer_blend_begins_where_it_is_asked_for():
+    edited = splice(parse("[0s-1s: a] [1s-8s: b]"), 2, parse("[blend: 3] [0s-4s: b] [4s-8s: c]"))
+    assert print_shorthand(edited) == "[blend: 0 until 2s, 3] [0s-1s: a] [1s-4s: b] [4s-8s: c]"
+    assert [len(edited.prompt_for(n).parts) for n in range(8)] == [1, 1, 2, 2, 2, 2, 2, 1]
+    assert edited.prompts_from(2) == ("a", "b", "c") and edited.prompts_from(7) == ("c",)
+
+
 def test_splice_into_a_timeline_that_refuses_gaps_fills_the_earlier_ones():
     strict = replace(parse("[0s-6s: c]"), gaps="refuse")
     assert splice(parse("[0s-2s: a] [3s-5s: b]"), 4, strict).compile(6)[2].text == "a"
@@ -202,6 +233,19 @@ REFUSED = {
     "escape": (r"[0s-1s: a \q]", "The escape '\\\\q' is unknown; write \\\\ for a backslash."),
     "huge code point": (r"[0s-1s: \u{ffffff}]", "The escape '\\\\u{ffffff}' is unknown; write \\\\ for a backslash."),
     "blend": ("[blend: some] [0s-1s: a]", "A blend of 'some' is not possible; give whole seconds, 0 for a hard cut."),
+    "earlier blend": ("[blend: 2 till 4s, 0] [0s-1s: a]", "A blend of '2 till 4s, 0' is not possible; give whole"),
+    "earlier blends out of order": (
+        "[blend: 2 until 4s, 1 until 3s, 0] [0s-1s: a]",
+        "Earlier blends must stand in order of their seconds, each second once, from 1 on.",
+    ),
+    "JSON earlier blends": (
+        '{"segments": [], "earlier_blends": [4, 2]}',
+        "The timeline's earlier_blends must be a list of pairs, such as [[4, 2]].",
+    ),
+    "JSON earlier blend": (
+        '{"segments": [], "earlier_blends": [["4", 2]]}',
+        "An earlier blend must be two whole numbers: its last second's end, and a blend.",
+    ),
     "blend twice": ("[blend: 1] [blend: 2] [0s-1s: a]", "The timeline gives 'blend' twice; keep one."),
     "gaps": ("[gaps: fill] [0s-1s: a]", "Gaps can be 'hold' or 'refuse', not 'fill'."),
     "broken JSON": ('{"segments": [', "The timeline is not valid JSON ("),
@@ -209,7 +253,7 @@ REFUSED = {
     "JSON without segments": ("{}", "The timeline lacks 'segments'; export a timeline to see the form."),
     "JSON unknown key": (
         '{"segments": [], "fps": 24}',
-        "The timeline has an unknown key 'fps'; allowed are blend, gaps, global_prompt, segments, version.",
+        "The timeline has an unknown key 'fps'; allowed are blend, earlier_blends, gaps, global_prompt,",
     ),
     "JSON segment": ('{"segments": [{"start": 0, "end": 2}]}', "The segment 1 lacks 'prompt'; export a timeline"),
     "JSON float": (

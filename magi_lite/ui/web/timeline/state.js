@@ -7,13 +7,15 @@ export class State {
   /** @param changed called with the global prompt (of an import, else "") after every change that counts. */
   constructor(changed) {
     Object.assign(this, { changed, blocks: [], blend: 0, gaps: "hold", selected: null });
+    this.earlier = []; // blends of seconds that a redirect found settled: kept, not edited
     Object.assign(this, { past: [], future: [], committed: null });
   }
 
   /** The timeline as the server reads it. */
   value(globalPrompt = "") {
     const segments = this.blocks.map(({ start, end, prompt }) => ({ start, end, prompt }));
-    return { version: 1, global_prompt: globalPrompt, blend: this.blend, gaps: this.gaps, segments };
+    const value = { version: 1, global_prompt: globalPrompt, blend: this.blend, gaps: this.gaps, segments };
+    return this.earlier.length ? { ...value, earlier_blends: this.earlier } : value;
   }
 
   find(id = this.selected) {
@@ -32,6 +34,7 @@ export class State {
     );
     this.blend = source.blend || 0;
     this.gaps = source.gaps || "hold";
+    this.earlier = source.earlier_blends || [];
     if (!this.find()) this.selected = null;
     const now = this.#snapshot();
     if (this.committed !== null && this.committed !== now) this.#remember(this.committed);
@@ -43,6 +46,7 @@ export class State {
     this.blocks = Model.sort(data.segments.map((s) => ({ id: Model.newId(), ...s })));
     this.blend = data.blend;
     this.gaps = data.gaps;
+    this.earlier = data.earlier_blends || [];
     this.selected = null;
     this.commit(data.global_prompt);
   }
@@ -73,7 +77,7 @@ export class State {
   }
 
   #snapshot() {
-    return JSON.stringify({ blocks: this.blocks, blend: this.blend, gaps: this.gaps });
+    return JSON.stringify({ blocks: this.blocks, blend: this.blend, gaps: this.gaps, earlier: this.earlier });
   }
 
   #remember(snapshot) {
