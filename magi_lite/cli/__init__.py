@@ -19,6 +19,7 @@ PROGRAM = "magi-lite" if Path(sys.argv[0]).stem == "magi-lite" else "python -m m
 KEPT = {
     "app": "every finished second is kept, and the queue goes on at the next start",
     "generate": "every finished second is kept",
+    "render": "every finished second is kept, and the same command goes on from there",
     "download": "what has come is kept, and the same command goes on from there",
 }
 """What Ctrl-C leaves behind, by command."""
@@ -33,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options; the modules behind them are imported only when run."""
-    from magi_lite.cli import app, download, export, generate, info, plan
+    from magi_lite.cli import app, download, export, generate, info, plan, render
 
     parser = Parser(
         prog=PROGRAM, description="MAGI-1 video, second by second, on one graphics card."
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, module, summary in (
         ("app", app, "serve the desktop app"),
         ("generate", generate, "make a video"),
+        ("render", render, "make the videos of many timelines, here or on a Ray cluster"),
         ("plan", plan, "show what a video would need in memory and time, on any card"),
         ("info", info, "show the settings inside a video"),
         ("export", export, "write a finished video in another format"),

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     bring_special_tokens(request)
     control = RunControl()
-    with _stop_on_interrupt(control):
+    with stop_on_interrupt(control):
         events = generate(
             request,
             control=control,
@@ -100,7 +100,7 @@ def request_of(arguments: argparse.Namespace) -> GenerationRequest:
 
 
 @contextmanager
-def _stop_on_interrupt(control: RunControl) -> Iterator[None]:
+def stop_on_interrupt(control: RunControl) -> Iterator[None]:
     """The first Ctrl-C stops after the current step and keeps what is finished; the second one interrupts at once.
 
     A request to terminate, and a terminal that closes, stop the run in the same way.

@@ -69,7 +69,7 @@ def _plan_sentence(plan: Plan) -> str:
 
 def _advance(bar: tqdm[Any], progress: Progress) -> None:
     """Move the bar to where the run is, with the time that is left in words."""
-    left = "" if progress.eta_seconds is None else f", {_clock(progress.eta_seconds)} left"
+    left = "" if progress.eta_seconds is None else f", {clock(progress.eta_seconds)} left"
     of = "" if progress.chunks is None else f"/{progress.chunks}"
     bar.set_description_str(
         f"second {progress.chunk + 1}{of}, step {progress.step}/{progress.steps}{left}", refresh=False
@@ -79,6 +79,7 @@ def _advance(bar: tqdm[Any], progress: Progress) -> None:
     bar.refresh()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

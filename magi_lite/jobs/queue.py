@@ -59,14 +59,20 @@ class JobQueue:
         folder: where the queue's file lives.
         run: makes one job's events, raises on failure; several by the names of their cards.
         recover: unfinished jobs as the disk knows them, to start with after the queue's file was damaged.
+        kept: ended jobs that stay listed; None: all.
 
     Raises:
         OutputError: the folder cannot be used.
     """
 
     def __init__(
-        self, folder: Path, run: Run | Mapping[str, Run], recover: Callable[[], Iterable[Job]] = tuple
+        self,
+        folder: Path,
+        run: Run | Mapping[str, Run],
+        recover: Callable[[], Iterable[Job]] = tuple,
+        kept: int | None = KEPT_ROWS,
     ) -> None:
+        self._kept = kept
         self._store = Store(folder / "queue.sqlite")
         self._lanes = [Lane(name, one) for name, one in (run if isinstance(run, Mapping) else {"": run}).items()]
         self._lock = threading.RLock()
@@ -414,8 +420,10 @@ class JobQueue:
             return job
 
     def _forget_oldest(self) -> None:
+        if self._kept is None:
+            return
         ended = [job for job in self._jobs.values() if job.state not in ("waiting", "running", "paused", "interrupted")]
-        for job in sorted(ended, key=lambda job: job.created)[: max(0, len(ended) - KEPT_ROWS)]:
+        for job in sorted(ended, key=lambda job: job.created)[: max(0, len(ended) - self._kept)]:
             self.delete(job.id)
 
 

@@ -348,7 +348,7 @@ class Cluster:
         """No worker of this machine's own."""
         return []
 
-    def close(self) -> None:
+    def close(self, patience: float = 0.0) -> None:  # as a fleet's
         """Leave the cluster."""
         import ray
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -34,10 +35,11 @@ class Fleet:
         """End the workers that have nothing to do, which frees what they hold; how many there were."""
         return sum(worker.free() for worker in self.workers.values())
 
-    def close(self) -> None:
-        """Let all end."""
+    def close(self, patience: float = 10.0) -> None:
+        """Let all end; one in the middle of a step ends after it by itself, waited for so many seconds."""
+        until = time.monotonic() + patience
         for worker in self.workers.values():
-            worker.close()
+            worker.close(max(0.0, until - time.monotonic()))
 
     def report(self) -> list[dict[str, Any]]:
         """Each worker's card, process and memory in bytes, for the page."""

@@ -1,0 +1,220 @@
+"""Make the videos of many timelines: here one after the other, on several cards, or on a Ray cluster (--ray).
+
+A timeline is a file with prompts (JSON, shorthand, or a line for every second), with the settings of a video, or a
+video of ours, whose settings are used again. The same command given again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from magi_lite import library
+from magi_lite.cli.app import chosen_cards
+from magi_lite.cli.generate import GROUPS, bring_special_tokens, stop_on_interrupt
+from magi_lite.cli.reading import add_options, check_paths, options_given
+from magi_lite.cli.show import clock
+from magi_lite.cli.table import Row, Table
+from magi_lite.control import RunControl
+from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.jobs.batch import Batch, Wanted
+from magi_lite.jobs.job import Job
+from magi_lite.jobs.live import Live
+from magi_lite.request.build import absolute_model
+from magi_lite.request.checks import check, content_hash
+from magi_lite.request.options import Option
+from magi_lite.request.request import OPTIONS
+from magi_lite.request.settings import LIMIT_BYTES
+from magi_lite.sentences import count
+from magi_lite.text_files import read_text
+from magi_lite.workers.cluster import Cluster
+from magi_lite.workers.fleet import Fleet
+from magi_lite.workers.worker import Settings
+
+LEFT_OUT = ("timeline", "endless", "out")
+"""Options of a single video that a batch has not."""
+TICK = 0.25
+"""Seconds between two looks at the queue."""
+WORKER_PATIENCE = 10.0
+"""Seconds in which workers may end."""
+PATIENCE = 86400.0
+"""Seconds in which what runs may end its step after Ctrl-C; a second Ctrl-C ends the wait."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `render`: its own, and those of `generate` that hold for many videos."""
+    parser.add_argument("timelines", nargs="*", metavar="TIMELINE", help="a file of prompts or settings, or a video")
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    for name, group in groups.items():
+        add_options(group, (one for one in OPTIONS.values() if one.group == name and one.name not in LEFT_OUT))
+    groups["where"].add_argument(
+        "--out", dest="folder", type=Path, default=Path("rendered"), metavar="FOLDER",
+        help="the folder of the videos, each named after its timeline (default: rendered)",
+    )  # fmt: skip
+    groups["where"].add_argument("--overwrite", action="store_true", help="replace videos that are there")
+    groups["where"].add_argument(
+        "--projects", type=Path, default=Path("outputs"), help="where runs are kept (default: outputs)"
+    )
+    places = parser.add_argument_group("by what")
+    places.add_argument("--cards", metavar="all|0,1", help="CUDA cards to use, a worker each (default: the first)")
+    places.add_argument(
+        "--ray", nargs="?", const="auto", metavar="auto|ADDRESS",
+        help="make them on a Ray cluster (needs: pip install magi-lite[ray])",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the videos; a table of their progress goes to stderr, each file's name to stdout when it is finished.
+
+    Returns the exit code of the first failure.
+    """
+    check_paths(arguments)
+    wanted, errors = read(arguments)
+    if wanted:
+        projects = arguments.projects.resolve()
+        fleet: Fleet | Cluster = (
+            Cluster(projects, arguments.ray)
+            if arguments.ray
+            else Fleet(Settings(projects), chosen_cards(arguments.cards))
+        )
+        patience = WORKER_PATIENCE
+        try:
+            batch = Batch(arguments.folder.absolute(), fleet.runners, wanted, overwrite=arguments.overwrite)
+            if not arguments.ray:
+                models = {(one.request.model, one.request.models_folder): one.request for one in wanted.values()}
+                for request in models.values():
+                    bring_special_tokens(request)
+            work_off(batch)
+        except KeyboardInterrupt:
+            patience = 0.0  # a worker in the middle of a step ends after it by itself
+            raise
+        finally:
+            fleet.close(patience)
+        errors |= batch.errors
+    for name, error in errors.items():
+        print(f"{name}: {error}", file=sys.stderr)
+    if errors:
+        number = len(wanted.keys() | errors.keys())
+        print(f"{len(errors)} of {count(number, 'video')} could not be made.", file=sys.stderr)
+    return next((error.exit_code for error in errors.values()), 0)
+
+
+def work_off(batch: Batch) -> None:
+    """Make what is missing, and show it.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, when what ran has been saved; at once after a second one.
+    """
+    control, table, named, noted = RunControl(), Table(), set[str](), dict[str, int]()
+    with stop_on_interrupt(control):
+        try:
+            batch.queue.start()
+            while True:
+                found = batch.look()
+                for name, job, _ in found:
+                    if job.state == "finished" and name not in named:
+                        named.add(name)
+                        table.clear()
+                        print(batch.path(name), flush=True)
+                for name, _, live in found:
+                    for notice in live.snapshot()["notices"][noted.get(name, 0) :] if live else ():
+                        noted[name] = noted.get(name, 0) + 1
+                        table.say(f"{name}: {notice['message']}")
+                table.show([row(*one) for one in found])
+                if control.stop_requested or all(job.state in ("finished", "failed") for _, job, _ in found):
+                    break
+                time.sleep(TICK)
+        finally:
+            batch.queue.close(PATIENCE)
+    if control.stop_requested:
+        raise KeyboardInterrupt
+
+
+def row(name: str, job: Job, live: Live | None) -> Row:
+    """A job's line of the table."""
+    done = f"{job.done} of {count(job.request.seconds or 0, 'second')}"
+    if job.state != "running" or live is None:
+        words = f"failed: {job.error.split(';')[0]}" if job.state == "failed" else f"{job.state}, {done}"
+        return Row(name, job.state, words, words)
+    shown = live.snapshot()
+    progress, detail = shown["progress"], shown["detail"]
+    if progress:
+        left = "" if progress["eta"] is None else f", {clock(progress['eta'])} left"
+        detail = f"second {progress['chunk'] + 1} of {progress['chunks']}, "
+        detail += f"step {progress['step']} of {progress['steps']}{left}"
+    return Row(name, job.state, detail, f"{done} made" if job.done else "begun")
+
+
+# --- what is wanted --------------------------------------------------------------------------------------------------
+
+
+def read(arguments: argparse.Namespace) -> tuple[dict[str, Wanted], dict[str, MagiLiteError]]:
+    """The videos that the timelines ask for, and why some cannot be made, by name.
+
+    Raises:
+        InputError: no timeline is given, two would have the same name, or an option cannot be read.
+    """
+    files = [Path(one) for one in dict.fromkeys(arguments.timelines)]
+    if arguments.ray and (Path(arguments.ray).is_file() or Path(arguments.ray).suffix == ".json"):
+        files, arguments.ray = [Path(arguments.ray), *files], "auto"  # --ray TIMELINE: the address was left out
+    if not files:
+        raise InputError("There is nothing to make; name one timeline or more.")
+    options = options_given(arguments)
+    wanted, errors, first = dict[str, Wanted](), dict[str, MagiLiteError](), dict[str, Path]()
+    for file in files:
+        name = file.stem
+        if name in first:
+            raise InputError(f"{first[name]} and {file} would both become {name}.mp4; rename one of them.")
+        first[name] = file
+        try:
+            wanted[name] = read_one(file, options)
+        except MagiLiteError as error:
+            errors[name] = error
+    return wanted, errors
+
+
+def read_one(file: Path, options: dict[str, Any]) -> Wanted:
+    """The video that a file and the options ask for.
+
+    Raises:
+        InputError: the file cannot be read, or what it says cannot be made.
+    """
+    Option(kind="path", name="TIMELINE").check(file)
+    if not file.is_file():
+        raise InputError(f"There is no file {file}.")
+    settings = _carries_settings(file)
+    request = library.ask(**({"settings": file} if settings else {"timeline": file}), **options)
+    if request.seconds is None:
+        raise InputError("It is endless; say how long it is to be with --seconds.")
+    check(request)
+    source = request.image or request.video
+    request = replace(
+        request,
+        out=None,
+        image=request.image and request.image.absolute(),
+        video=request.video and request.video.absolute(),
+        source_sha256=request.source_sha256 or (content_hash(source) if source else None),
+        models_folder=request.models_folder and request.models_folder.absolute(),
+        model=absolute_model(request.model),
+    )
+    return Wanted(request, any_seed="seed" not in options and not settings)
+
+
+def _carries_settings(file: Path) -> bool:
+    """Whether a file is a video, or JSON that says more than a timeline does."""
+    try:
+        text = read_text(file, LIMIT_BYTES).lstrip()
+    except (OSError, ValueError):
+        return file.suffix.lower() not in (".txt", ".json")
+    if not text.startswith("{"):
+        return False
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return "timeline" in data and "width" in data

@@ -1,0 +1,153 @@
+"""Many named videos worked off by a queue of their own, which may be interrupted and started again.
+
+The queue's file lies beside the videos and knows which job is which video's. A video whose request is still the same is
+gone on with, or left alone where it is finished; one whose worker died is tried again until the queue sets it aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from magi_lite import events
+from magi_lite.control import RunControl
+from magi_lite.errors import Interrupted, MagiLiteError, OutputError
+from magi_lite.jobs.job import RESUMABLE, Job
+from magi_lite.jobs.live import Live
+from magi_lite.jobs.queue import JobQueue, Run
+from magi_lite.project import Project
+from magi_lite.request.request import GenerationRequest
+
+QUEUE = ".queue"
+"""The queue's folder, in that of the videos."""
+NAMES = "videos"
+"""The queue's setting that holds the job of every video, by name."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A video of a batch.
+
+    Args:
+        request: what decides it; its `out` is not used.
+        any_seed: whether an earlier job with another seed makes the same video.
+    """
+
+    request: GenerationRequest
+    any_seed: bool = False
+
+    def is_made_by(self, job: Job) -> bool:
+        """Whether a job makes this video."""
+        request = replace(self.request, seed=job.request.seed) if self.any_seed else self.request
+        return job.request == request
+
+
+class Batch:
+    """Videos in a folder, each called after its name.
+
+    Args:
+        folder: of the videos; made if missing.
+        runners: what makes a job's events, by place.
+        wanted: the videos by name.
+        overwrite: let a video replace a file of its name that this batch has not made.
+
+    Attributes:
+        errors: why a video failed, by name.
+
+    Raises:
+        OutputError: the folder cannot be used, or another process works there.
+    """
+
+    def __init__(
+        self, folder: Path, runners: Mapping[str, Run], wanted: Mapping[str, Wanted], *, overwrite: bool = False
+    ) -> None:
+        self.folder, self._overwrite = folder, overwrite
+        self.errors: dict[str, MagiLiteError] = {}
+        self._jobs: dict[str, str] = {}
+        self.queue = JobQueue(
+            folder / QUEUE, {place: self._delivering(one) for place, one in runners.items()}, kept=None
+        )
+        known = dict(self.queue.setting(NAMES, {}))
+        there = {job.id: job for job in self.queue.jobs()}
+        begun = []
+        for name, video in wanted.items():
+            before = there.get(known.get(name, ""))
+            if before is not None and not (video.is_made_by(before) and self._is_good(name, before)):
+                before = None
+            if not self._may_write(name, before):
+                self.errors[name] = OutputError(f"{self.path(name)} exists; choose another folder, or add --overwrite.")
+                continue
+            if before is not None and before.state in RESUMABLE:
+                begun.append(before.id)
+            self._jobs[name] = known[name] = before.id if before else self.queue.add(video.request).id
+        for identity in reversed(begun):  # each is put in front of all others
+            self.queue.resume(identity)
+        self.queue.set_setting(NAMES, known)
+        self._names = {job: name for name, job in self._jobs.items()}
+        for job in self.queue.jobs():
+            name = self._names.get(job.id)
+            if name is None and job.state == "waiting":  # of an earlier batch, and not wanted now
+                self.queue.delete(job.id)
+            elif name is not None and job.state == "finished" and not self.path(name).exists():
+                self._deliver(name, job.project)
+
+    def path(self, name: str) -> Path:
+        """Where a video goes."""
+        return self.folder / f"{name}.mp4"
+
+    def look(self) -> list[tuple[str, Job, Live | None]]:
+        """Every video's name, its job, and how it runs or ran; tries again what lost its worker."""
+        found = []
+        for name, identity in self._jobs.items():
+            job = self.queue.get(identity)
+            if job.state == "interrupted":
+                job = self.queue.resume(identity)
+            elif job.state == "failed":
+                self.errors.setdefault(name, MagiLiteError(job.error))
+            found.append((name, job, self.queue.live(identity)))
+        return found
+
+    def _is_good(self, name: str, job: Job) -> bool:
+        """Whether an earlier job can go on, or has left its video or what it can be delivered from."""
+        if job.state == "finished":
+            return self.path(name).exists() or _status(job) == "finished"
+        return job.project is None or bool(_status(job))
+
+    def _may_write(self, name: str, before: Job | None) -> bool:
+        """Whether there is no file, or this batch has made it: it is written when its run is finished, not before."""
+        if self._overwrite or not self.path(name).exists():
+            return True
+        return before is not None and (before.state == "finished" or _status(before) == "finished")
+
+    def _deliver(self, name: str, folder: Path | None) -> None:
+        """Write a finished run's video into the folder."""
+        if folder is not None:
+            Project.open(folder).export(self.path(name))
+
+    def _delivering(self, run: Run) -> Run:
+        """A runner that delivers what is finished, and keeps errors with their kind."""
+
+        def follow(job: Job, control: RunControl) -> Iterator[events.Event]:
+            name = self._names[job.id]
+            self.errors.pop(name, None)
+            try:
+                for event in run(job, control):
+                    if isinstance(event, events.Finished):
+                        self._deliver(name, event.project)
+                    yield event
+            except Interrupted:  # it is tried again
+                raise
+            except MagiLiteError as error:
+                self.errors[name] = error
+                raise
+
+        return follow
+
+
+def _status(job: Job) -> str:
+    """Of the run in a job's folder; empty where there is none."""
+    try:
+        return Project.open(job.project).status if job.project else ""
+    except MagiLiteError:
+        return ""
