@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -91,6 +90,19 @@ def _cut(text: str, width: int) -> str:
 
 def _can_move_up() -> bool:
     """Whether stderr is a terminal that understands how to go back a line."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not sys.stderr.isatty():
         return False
-    return sys.platform != "win32" or "WT_SESSION" in os.environ  # the old console shows the codes instead
+    if sys.platform == "win32":
+        import ctypes
+
+        console = ctypes.windll.kernel32
+        handle, mode = console.GetStdHandle(-12), ctypes.c_ulong()
+        has_mode = bool(console.GetConsoleMode(handle, ctypes.byref(mode)))
+        return has_mode and bool(console.SetConsoleMode(handle, mode.value | 4))  # 4: understand such codes
+    import curses
+
+    try:
+        curses.setupterm(fd=sys.stderr.fileno())
+        return curses.tigetstr("cuu") is not None
+    except (curses.error, OSError, ValueError):
+        return False
