@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+import quant
 from magi_lite.attention import Backend, masked_sdpa
 from magi_lite.dit.captions import CaptionContext, KeyValue
-from magi_lite.dit.layers import MLP, Float32Linear, Modulation, ZeroCentredLayerNorm, gated_residual, project_shared
+from magi_lite.dit.layers import MLP, Float32Linear, Modulation, ZeroCentredLayerNorm, gated_residual
 from magi_lite.dit.rope import rotate
 from magi_lite.dit.slicing import Piece, pieces
 from magi_lite.dit.store import KVStore
@@ -87,9 +88,9 @@ class Attention(nn.Module):
         self.k_layernorm = ZeroCentredLayerNorm(self.head_dim, eps, single=True)
         self.k_layernorm_xattn = ZeroCentredLayerNorm(self.head_dim, eps, single=False)
 
-    def caption_key_value(self, words: Tensor) -> KeyValue:
+    def caption_key_value(self, captions: Tensor) -> KeyValue:
         """(B, L, D) -> keys and values (B, L, groups, head_dim) for cross attention."""
-        pairs = self.linear_kv_xattn(words).unflatten(-1, (self.groups, 2, self.head_dim))
+        pairs = self.linear_kv_xattn(captions).unflatten(-1, (self.groups, 2, self.head_dim))
         key, value = pairs.unbind(-2)
         return KeyValue(self.k_layernorm_xattn(key), value.contiguous())  # a view would keep the unnormed keys alive
 
@@ -98,10 +99,10 @@ class Attention(nn.Module):
         parts = pieces(x.shape[1], x.shape[2], step.attention_slice)
         project = self.linear_qkv
         if len(parts) == 1:
-            projected = project_shared([project.q, project.qx, project.k, project.v], x, project.layer_norm)
+            projected = quant.shared_forward([project.q, project.qx, project.k, project.v], x, project.layer_norm)
             key, value = projected[2:]
         else:  # keys of every token first, in slices; queries follow slice by slice, their norm taken again
-            some = [project_shared([project.k, project.v], x[part], project.layer_norm) for part in parts]
+            some = [quant.shared_forward([project.k, project.v], x[part], project.layer_norm) for part in parts]
             key, value = (torch.cat([pair[i].flatten(1, 2) for pair in some], dim=1) for i in (0, 1))
             del some  # the slices' memory, before the queries need it
         heads = (*x.shape[:3], self.groups, self.head_dim)
@@ -112,7 +113,7 @@ class Attention(nn.Module):
             if len(parts) == 1:
                 q, qx = projected[:2]
             else:
-                q, qx = project_shared([project.q, project.qx], x[part], project.layer_norm)
+                q, qx = quant.shared_forward([project.q, project.qx], x[part], project.layer_norm)
             # The one quantization that nothing before it takes along: attention kernels end before the two outputs are
             # interleaved, and a token's scale must know both.
             mixed = self._mix(part, step, reach, q, qx)
@@ -203,7 +204,7 @@ class Attention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and MLP, both gated by the condition. Called for captions as well, so that hooks see every use."""
+    """Attention and MLP, both gated by the condition."""
 
     def __init__(self, config: DiTConfig, index: int) -> None:
         super().__init__()
@@ -214,10 +215,12 @@ class TransformerLayer(nn.Module):
         self.mlp = MLP(hidden, config.ffn_hidden_size, eps, gated=config.gated_linear_unit)
         self.mlp_post_norm = ZeroCentredLayerNorm(hidden, eps, single=True)
 
-    def forward(self, x: Tensor, step: Pass | None = None) -> Tensor | KeyValue:
-        """x (N, K, T, D) -> the same; without a pass, x is captions (B, L, D) and their keys and values come back."""
-        if step is None:
-            return self.self_attention.caption_key_value(x)
+    def caption_key_value(self, captions: Tensor) -> KeyValue:
+        """(B, L, D) -> keys and values (B, L, groups, head_dim) for this layer's cross attention."""
+        return self.self_attention.caption_key_value(captions)
+
+    def forward(self, x: Tensor, step: Pass) -> Tensor:
+        """x (N, K, T, D) -> the same."""
         attention_gate, mlp_gate = self.ada_modulate_layer(step.condition)
         x = self.self_attention(x, step, attention_gate, self.self_attn_post_norm)
 

@@ -7,12 +7,12 @@ self attention's q/k norms and rotation, post-norms and residual sums, final nor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import quant
 
 SLICE_ROWS = 4096
 """Rows whose float32 copies `Float32Linear` makes at a time, where it has to make any."""
@@ -172,7 +172,7 @@ class Modulation(nn.Module):
 
 
 class Activation(nn.Module):
-    """GELU, or SiLU of the first half times the second; `formula` tells quantized linears which (`project_shared`)."""
+    """GELU, or SiLU of the first half times the second; `formula` tells quantized linears which (`quant.fusion`)."""
 
     def __init__(self, *, gated: bool) -> None:
         super().__init__()
@@ -199,8 +199,8 @@ class MLP(nn.Module):
         self.activation = Activation(gated=gated)
 
     def forward(self, x: Tensor) -> Tensor:
-        (inner,) = project_shared([self.linear_fc1], x, self.layer_norm)
-        return project_shared([self.linear_fc2], inner, self.activation)[0]
+        (inner,) = quant.shared_forward([self.linear_fc1], x, self.layer_norm)
+        return quant.shared_forward([self.linear_fc2], inner, self.activation)[0]
 
 
 class FinalLinear(nn.Module):
@@ -231,24 +231,3 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor, norm: ZeroCentredLay
     gated = branch * gate if torch.is_grad_enabled() else branch.mul_(gate)
     normed = norm(gated)
     return (normed + x if torch.is_grad_enabled() else normed.add_(x)).to(x.dtype)
-
-
-def project_shared(
-    linears: Sequence[nn.Module], x: Tensor, before: Callable[[Tensor], Tensor] | None = None
-) -> list[Tensor]:
-    """Apply linears that share the input before(x) (None: x), quantizing it once where they can.
-
-    The protocol, for quantized linears: `quantize_input(x, before) -> q`, which may do both in one kernel, and
-    `forward_quantized(q) -> output`. Linears whose activation scales differ say so by different values of an attribute
-    `input_key` (equal, or absent: shared). Ordinary linears are simply called.
-    """
-    first: Any = linears[0]
-    offered = all(hasattr(linear, "quantize_input") and hasattr(linear, "forward_quantized") for linear in linears)
-    keys = [getattr(linear, "input_key", None) for linear in linears]
-    if not offered or any(key != keys[0] for key in keys):
-        if before is not None:
-            x = before(x)
-        return [linear(x) for linear in linears]
-    quantized = first.quantize_input(x, before)
-    quantizing: Sequence[Any] = linears
-    return [linear.forward_quantized(quantized) for linear in quantizing]

@@ -57,6 +57,10 @@ class Blocks(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(config, index) for index in range(config.num_layers))
         self.final_layernorm = ZeroCentredLayerNorm(config.hidden_size, config.layernorm_epsilon, single=True)
 
+    def stack(self) -> list[TransformerLayer]:
+        """The layers in order, by their type."""
+        return cast("list[TransformerLayer]", list(self.layers))
+
 
 class DiT(nn.Module):
     """Noisy chunks, their timesteps and captions -> the velocity of each. State-dict names are the published ones.
@@ -84,8 +88,7 @@ class DiT(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type in which the layers compute: that of the norms which are never kept higher."""
-        layer = cast(TransformerLayer, self.videodit_blocks.layers[0])
-        return layer.mlp.layer_norm.weight.dtype
+        return self.videodit_blocks.stack()[0].mlp.layer_norm.weight.dtype
 
     def to_precision(self, dtype: torch.dtype) -> DiT:
         """Convert every parameter to the type it has in a model that computes in `dtype`; for unquantized models."""
@@ -114,7 +117,7 @@ class DiT(nn.Module):
         words = self.y_embedder.words(embeddings[:, : max(lengths)]).to(self.dtype)
         flags = dropped if isinstance(dropped, Tensor) else torch.full((len(lengths),), dropped, device=words.device)
         modulation = self.y_embedder.modulation(flags.to(words.device).bool())
-        layers = tuple(layer(words) for layer in self.videodit_blocks.layers)
+        layers = tuple(layer.caption_key_value(words) for layer in self.videodit_blocks.stack())
         return CaptionContext.of(CaptionEncoding(layers, lengths, modulation))
 
     def forward(
@@ -169,7 +172,7 @@ class DiT(nn.Module):
         )
         x = self.x_embedder(self._scaled(latents)).to(dtype).unflatten(1, (chunks, -1))
         reads = store is not None and any(first < first_chunk for first, _ in kv_ranges)
-        for index, layer in enumerate(self.videodit_blocks.layers):
+        for index, layer in enumerate(self.videodit_blocks.stack()):
             if store is not None and reads:
                 store.prefetch(index)
             x = layer(x, step)

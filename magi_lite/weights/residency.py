@@ -76,7 +76,7 @@ class Residency:
             move_except(dit, [], self.device)
             return dit
         layers = list(dit.videodit_blocks.layers)
-        self._streamer = LayerStreamer(layers, self.device, self.memory)
+        self._streamer = LayerStreamer(layers, self.device, self.memory, ("forward", "caption_key_value"))
         move_except(dit, layers, self.device)
         return dit
 
@@ -119,7 +119,7 @@ class Residency:
     # --- leaving ---------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take hooks off and let go of everything; models that nobody else holds are freed."""
+        """Stop streaming and let go of everything; models that nobody else holds are freed."""
         if self._streamer is not None:
             self._streamer.close()
         self._streamer, self._vae = None, None

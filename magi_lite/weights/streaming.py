@@ -14,8 +14,9 @@ Without a card the very same code runs with plain copies in order, which is how 
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -173,16 +174,24 @@ class PackedWeights:
 class LayerStreamer:
     """Streams a stack of layers through two device buffers: while one computes, the next is copied on a side stream.
 
-    Ordinary forward hooks on each layer do it: the model knows nothing of it. Layers are meant to be called in order,
-    round and round; a call out of order is right too, only slower.
+    The methods that compute are wrapped on each layer: the model knows nothing of it. (A forward hook would serve
+    `forward` alone.) Layers are meant to be called in order, round and round; a call out of order is right too, only
+    slower.
 
     Args:
         layers: the stack.
         device: where it computes.
         memory: where host buffers come from.
+        methods: the layers' methods that compute with their weights.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], device: torch.device | str, memory: PinnedMemory) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        device: torch.device | str,
+        memory: PinnedMemory,
+        methods: Sequence[str] = ("forward",),
+    ) -> None:
         self.device = torch.device(device)
         memory.expect([packed_size(layer) for layer in layers])
         self._packed = [PackedWeights(layer, memory) for layer in layers]
@@ -191,10 +200,10 @@ class LayerStreamer:
         self._arrived: list[Any | None] = [None] * BUFFERS
         self._free: list[Any | None] = [None] * BUFFERS
         self._side = devices.new_stream(self.device)
-        self._hooks = []
+        self._wrapped = [(layer, name) for layer in layers for name in methods]
         for index, layer in enumerate(layers):
-            self._hooks.append(layer.register_forward_pre_hook(lambda *_, i=index: self._before(i)))
-            self._hooks.append(layer.register_forward_hook(lambda *_, i=index: self._after(i), always_call=True))
+            for name in methods:
+                setattr(layer, name, self._with_weights(index, getattr(layer, name)))
 
     @property
     def device_bytes(self) -> int:
@@ -205,6 +214,19 @@ class LayerStreamer:
     def host_bytes(self) -> int:
         """Bytes of the host buffers."""
         return sum(packed.size for packed in self._packed)
+
+    def _with_weights(self, index: int, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A layer's method that has the layer's weights on the device while it computes."""
+
+        @functools.wraps(method)
+        def computing(*args: Any, **kwargs: Any) -> Any:
+            self._before(index)
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._after(index)
+
+        return computing
 
     def _before(self, index: int) -> None:
         """The layer is about to compute: its weights must be there, and the next layer's may start."""
@@ -247,14 +269,14 @@ class LayerStreamer:
         return slot
 
     def close(self) -> None:
-        """Take the hooks off and give the device buffers back; the layers stay on the host, whole.
+        """Unwrap the methods and give the device buffers back; the layers stay on the host, whole.
 
         They stay in pinned memory, which goes with them: who closes is about to drop them, and moving them to ordinary
         memory first would hold all of them twice.
         """
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        for layer, name in self._wrapped:
+            delattr(layer, name)
+        self._wrapped = []
         self._give_buffers_back()
         devices.free_memory()
 

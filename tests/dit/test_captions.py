@@ -90,15 +90,6 @@ def test_dropping_changes_the_condition_but_not_the_words(small: DiT) -> None:
     assert error(run(small, given, kept), run(small, given, dropped)) > 1e-3
 
 
-def test_hooks_of_a_layer_see_captions_too(small: DiT) -> None:
-    """Weights that are moved by hooks must be there for the captions as well."""
-    seen = []
-    for index, layer in enumerate(small.videodit_blocks.layers):
-        layer.register_forward_pre_hook(lambda _m, _a, index=index: seen.append(index))
-    make_inputs(SMALL, 26, 1, 1).captions(small)
-    assert seen == [0, 1, 2]
-
-
 @pytest.mark.parametrize(
     ("shape", "mask", "sentence"),
     [

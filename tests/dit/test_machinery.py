@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from magi_lite.dit.layers import Float32Linear, project_shared
+from magi_lite.dit.layers import Float32Linear
 from magi_lite.dit.model import DiT
-from quant import Fp8, convert_
+from quant import Fp8, convert_, shared_forward
 from quant.linear import QuantizedLinear
 from tests.dit.conftest import CHUNK_FRAMES, LARGE_SWITCHES, SMALL, DictStore, make_inputs
 
@@ -54,7 +54,7 @@ def test_an_input_that_four_linears_share_is_quantized_once() -> None:
         original = linear.quantize_input
         linear.quantize_input = lambda *x, original=original: (quantized.append("once"), original(*x))[1]
     x = torch.randn(1, 2, 12, SMALL.hidden_size)
-    shared = project_shared(linears, x)
+    shared = shared_forward(linears, x)
     assert len(quantized) == 1
     assert all(torch.equal(ours, linear(x)) for ours, linear in zip(shared, linears, strict=True))
     quantized.clear()
@@ -62,18 +62,22 @@ def test_an_input_that_four_linears_share_is_quantized_once() -> None:
     assert len(quantized) == 1
 
 
-class _Scaled(torch.nn.Module):
-    """A linear with an activation scale of its own, by the protocol of `project_shared`."""
+class _Scaled(QuantizedLinear):
+    """A linear with an activation scale of its own, which gives back what it takes."""
 
     def __init__(self, key: float) -> None:
-        super().__init__()
-        self.input_key = key
+        super().__init__(2, 2)
+        self.key = key
+
+    @property
+    def input_key(self) -> float:
+        return self.key
 
     def quantize_input(self, x: Tensor, before: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        return (x if before is None else before(x)) * self.input_key
+        return (x if before is None else before(x)) * self.key
 
     def forward_quantized(self, quantized: Tensor) -> Tensor:
-        return quantized / self.input_key
+        return quantized / self.key
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_quantized(self.quantize_input(x))
@@ -83,8 +87,8 @@ def test_linears_of_different_scales_do_not_share() -> None:
     x = torch.tensor([1.0, 2.0])
     for scales in ((2.0, 4.0), (2.0, 2.0)):
         linears = [_Scaled(scale) for scale in scales]
-        assert all(torch.equal(y, x) for y in project_shared(linears, x))
-        assert all(torch.equal(y, x.neg()) for y in project_shared(linears, x, torch.neg))
+        assert all(torch.equal(y, x) for y in shared_forward(linears, x))
+        assert all(torch.equal(y, x.neg()) for y in shared_forward(linears, x, torch.neg))
 
 
 def test_single_linear_gives_float32_of_float32() -> None:

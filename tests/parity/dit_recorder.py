@@ -88,14 +88,13 @@ class Recorder:
     def _watch_layer(self, index: int, layer: torch.nn.Module) -> None:
         def begin(_module: Any, inputs: tuple[Any, ...]) -> None:
             self._layer, self._calls[index] = index, []
-            if len(inputs) > 1 and index == 0:
+            if index == 0:
                 self._keep("x_embed", inputs[0])
                 self._keep("condition", inputs[1].condition)
 
-        def end(_module: Any, inputs: tuple[Any, ...], out: Any) -> None:
-            if len(inputs) > 1:
-                self._keep(f"layer{index}_out", out)
-                self._end_layer(index, out.shape)
+        def end(_module: Any, _inputs: tuple[Any, ...], out: Any) -> None:
+            self._keep(f"layer{index}_out", out)
+            self._end_layer(index, out.shape)
 
         attention = layer.self_attention
         self._handles.append(layer.register_forward_pre_hook(begin))

@@ -66,6 +66,23 @@ def test_a_streamed_dit_gives_the_same_bits(dit: DiT) -> None:
     assert torch.equal(two_passes(dit, *inputs)[1], expected[1])  # closed: whole and resident on the host
 
 
+def test_every_linear_of_a_streamed_dit_computes_on_the_device(dit: DiT) -> None:
+    """Captions included, whose keys and values are no part of a layer's forward."""
+    linears = [m for m in dit.videodit_blocks.layers.modules() if isinstance(m, nn.Linear)]
+    with Residency(Execution(layers="streamed")) as residency:
+        residency.place_dit(dit)
+        home = {linear: linear.weight.untyped_storage().data_ptr() for linear in linears}
+        computed_at: dict[nn.Module, int] = {}
+        for linear in linears:
+            linear.register_forward_pre_hook(
+                lambda m, _: computed_at.__setitem__(m, m.weight.untyped_storage().data_ptr())
+            )
+        two_passes(dit, *fresh_inputs())
+        assert set(computed_at) == set(linears)
+        assert all(computed_at[linear] != home[linear] for linear in linears)
+        assert all(linear.weight.untyped_storage().data_ptr() == home[linear] for linear in linears)
+
+
 def test_streaming_holds_two_layers_on_the_device_and_every_layer_once_on_the_host(dit: DiT) -> None:
     layers = list(dit.videodit_blocks.layers)
     sizes = [sum(p.numel() * 4 for p in layer.parameters()) for layer in layers]
