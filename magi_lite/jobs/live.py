@@ -97,6 +97,11 @@ class Live:
             started = max(progress.chunk, self.done) + self._window
         return started if self._seconds is None else min(started, self._seconds)
 
+    @property
+    def preview_version(self) -> int:
+        """Grows with every preview picture that is kept."""
+        return self._preview_version
+
     def snapshot(self, preview_after: int = 0) -> dict[str, Any]:
         """JSON-able state; the preview picture only if newer than the version that the page has."""
         with self._lock:

@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from magi_lite.machine import cgroups
 from magi_lite.machine.cards import GIB, Device, cpu_device, find_card, generic_card
 
 _log = logging.getLogger(__name__)
@@ -122,17 +123,21 @@ def cuda_available() -> bool:
 
 
 def ram_bytes() -> int:
-    """RAM of this machine, bytes."""
+    """RAM of this machine, or what its container may take of it, bytes."""
     import psutil
 
-    return int(psutil.virtual_memory().total)
+    limit, _ = cgroups.least()
+    total = int(psutil.virtual_memory().total)
+    return total if limit is None else min(total, limit)
 
 
 def free_ram_bytes() -> int:
-    """RAM that programs can still take without swapping, bytes."""
+    """RAM that this program can still take without swapping, bytes."""
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    _, free = cgroups.least()
+    available = int(psutil.virtual_memory().available)
+    return available if free is None else min(available, free)
 
 
 def memory_info() -> tuple[int, int] | None:

@@ -73,6 +73,7 @@ class Actions:
             "cards": {card: job.id for card, job in queue.running_jobs.items()},
             "paused": queue.paused,
             "trouble": queue.trouble,
+            "lanes": self._lanes(),
             "gallery": self._library.version(),
             "machine": self._machine.gauges(),
             "model": running.request.model if running else self._machine.model,
@@ -82,6 +83,27 @@ class Actions:
         if job and any(job == known.id for known in queue.jobs()):
             answer["shown"] = self._shown(queue.get(job), preview)
         return answer
+
+    def _lanes(self) -> list[dict[str, Any]]:
+        """Each card's job and memory; none where there is but one card, which the rest of the state is about."""
+        running = self._queue.running_jobs
+        lanes = []
+        for one in self._machine.cards():
+            job = running.get(one["card"])
+            live = self._queue.live(job.id) if job else None
+            now = live.snapshot(preview_after=live.preview_version) if live else None
+            progress = now["progress"] if now else None
+            lanes.append(
+                one
+                | {
+                    "job": job.id if job else None,
+                    "title": job.title if job else "",
+                    "done": job.done if job else 0,
+                    "fraction": progress["fraction"] if progress else None,
+                    "preview_version": now["preview_version"] if now else 0,
+                }
+            )
+        return lanes if len(lanes) > 1 else []
 
     def _shown(self, job: Job, preview: int) -> dict[str, Any]:
         live = self._queue.live(job.id)
@@ -384,6 +406,7 @@ def _summary(job: Job) -> dict[str, Any]:
         "error": job.error,
         "ended": job.ended or time.time(),
         "project": job.project.name if job.project else None,
+        "card": job.card,
     }
 
 

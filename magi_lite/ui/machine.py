@@ -82,15 +82,24 @@ class Machine:
             return self.device.free_bytes or self.device.vram_bytes, self.device.vram_bytes
         return sum(one["card_free"] for one in told), sum(one["card_total"] for one in told)
 
+    def cards(self) -> list[dict[str, Any]]:
+        """Each worker's card, whether its process is there, and what it holds in words."""
+        found = []
+        for one in self._fleet.report() if self._fleet else ():
+            used, total = one["card_total"] - one["card_free"], one["card_total"]
+            held = [f"{one['memory'] / 1e9:.1f} GB of RAM"] if one["memory"] else []
+            held += [f"{used / 1e9:.1f} of {total / 1e9:.1f} GB on the card"] if total else []
+            found.append({"card": one["card"], "started": bool(one["pid"]), "memory": ", ".join(held)})
+        return found
+
     def workers(self, making: dict[str, str]) -> list[tuple[str, str]]:
         """A row about each worker: its card, its memory, and the title of what it makes (`making`, by card)."""
         rows = []
-        for one in self._fleet.report() if self._fleet else ():
-            card, used, total = one["card"], one["card_total"] - one["card_free"], one["card_total"]
-            state = f"makes “{making[card]}”" if card in making else "ready" if one["pid"] else "starts with a job"
-            held = f", {one['memory'] / 1e9:.1f} GB of RAM" if one["memory"] else ""
-            held += f", {used / 1e9:.1f} of {total / 1e9:.1f} GB on the card" if total else ""
-            rows.append((f"Worker on card {card}" if card else "Worker", state + held))
+        for one in self.cards():
+            card = one["card"]
+            state = f"makes “{making[card]}”" if card in making else "ready" if one["started"] else "starts with a job"
+            words = f"{state}, {one['memory']}" if one["memory"] else state
+            rows.append((f"Worker on card {card}" if card else "Worker", words))
         return rows
 
     def report(self) -> dict[str, Any]:

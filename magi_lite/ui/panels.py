@@ -115,7 +115,7 @@ class QueuePanel(Panel):
     triggers = ("edit_job",)
 
     def __init__(self, actions: Actions) -> None:
-        names = ("move", "clone", "remove", "stop", "pause", "resume", "hold", "clear_ended")
+        names = ("status", "move", "tie", "clone", "remove", "stop", "pause", "resume", "hold", "clear_ended")
         super().__init__(None, server_functions=doors(actions, *names), elem_id="mg-queue")
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-_CGROUP_FILES = (
-    Path("/sys/fs/cgroup/memory.events"),
-    Path("/sys/fs/cgroup/memory/memory.oom_control"),
-    Path("/proc/vmstat"),
-)
+import psutil
+
+from magi_lite.machine import cgroups
+
 _WINDOWS = {0xC0000005: "SIGSEGV", 0xC000001D: "SIGILL", 0xC0000409: "SIGABRT", 0xC00000FD: "SIGSEGV"}
 _CRASHES = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
 RESUME = "Press Resume to go on from the last finished step"
@@ -29,18 +29,47 @@ class Memory:
         return f"it held {self.used / 1e9:.1f} GB and {self.free / 1e9:.1f} GB were free" if self.used else ""
 
 
-def killed_for_memory() -> int:
-    """How often the system has ended a process for lack of memory, as far as it tells: more than before means again."""
-    count = 0
-    for path in _CGROUP_FILES:
-        try:
-            lines = path.read_text().splitlines()
-        except OSError:
-            continue
-        count += sum(
-            int(line.split()[1]) for line in lines if line.startswith("oom_kill ") and line.split()[1].isdigit()
-        )
-    return count
+def memory_of(pid: int) -> Memory | None:
+    """What a process holds and what it may still take now; None where it has ended."""
+    try:
+        used, available = psutil.Process(pid).memory_info().rss, psutil.virtual_memory().available
+    except psutil.Error:
+        return None
+    if not used:  # what is left of it until somebody asks how it ended
+        return None
+    _, free = cgroups.least(pid)
+    return Memory(used, available if free is None else min(available, free))
+
+
+class KillsForMemory:
+    """Whether the system has ended a process for lack of memory, in a worker's control groups or on this machine.
+
+    Linux does not say why it sends SIGKILL, but it counts. A count that has grown says what happened.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._folders: set[Path] = set()
+        self._before = _killed_here()
+        self.look(pid)
+
+    def look(self, pid: int) -> None:
+        """Note the groups of the worker, in which it may be put at any time; those of one that has ended are gone."""
+        for folder in set(cgroups.folders(pid)) - self._folders:
+            self._folders.add(folder)
+            self._before += cgroups.killed_in([folder])
+
+    @property
+    def grew(self) -> bool:
+        """Whether one more was ended since the worker, or its groups, were first looked at."""
+        return _killed_here() + cgroups.killed_in(self._folders) > self._before
+
+
+def _killed_here() -> int:
+    """Processes of this machine that were ended for lack of memory, as far as the system tells."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/vmstat").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return 0
 
 
 def describe(status: int | None, memory: Memory, *, for_memory: bool = False) -> str:

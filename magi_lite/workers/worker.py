@@ -193,7 +193,7 @@ class Worker:
     def _follow(
         self, process: subprocess.Popen[bytes], inbox: queue.SimpleQueue[Any], out: wire.Sender, control: RunControl
     ) -> Iterator[events.Event]:
-        killed_before, sent, looked = deaths.killed_for_memory(), set[str](), 0.0
+        kills, sent, looked = deaths.KillsForMemory(process.pid), set[str](), 0.0
         watch = Watch(process.pid, self._settings.silence)
         failure: Exception | None = None
         while True:
@@ -205,7 +205,8 @@ class Worker:
                 out.send({"do": "redirect", "timeline": timeline.to_json()})
             if time.monotonic() - looked > LOOK_EVERY:
                 looked = time.monotonic()
-                self._look(process.pid)
+                kills.look(process.pid)
+                self.memory = deaths.memory_of(process.pid) or self.memory
                 if watch.hangs():
                     self._end_hanging(process)
                     raise Interrupted(deaths.describe_hang(watch.silent, self.memory))
@@ -214,7 +215,7 @@ class Worker:
             except queue.Empty:
                 continue
             if frame is None:
-                raise Interrupted(self._died(process, killed_before))
+                raise Interrupted(self._died(process, kills))
             message, data = frame
             if "memory" in message:
                 self.card_memory = (message["memory"]["free"], message["memory"]["total"])
@@ -229,18 +230,14 @@ class Worker:
                     raise failure
                 return
 
-    def _look(self, pid: int) -> None:
-        with contextlib.suppress(psutil.Error):
-            self.memory = deaths.Memory(psutil.Process(pid).memory_info().rss, psutil.virtual_memory().available)
-
-    def _died(self, process: subprocess.Popen[bytes], killed_before: int) -> str:
+    def _died(self, process: subprocess.Popen[bytes], kills: deaths.KillsForMemory) -> str:
         try:
             status = process.wait(5)
         except subprocess.TimeoutExpired:  # it closed its pipe and lives: it is of no use any more
             _kill(process)
             status = None
         log.warning("worker %s ended with status %s", process.pid, status)
-        return deaths.describe(status, self.memory, for_memory=deaths.killed_for_memory() > killed_before)
+        return deaths.describe(status, self.memory, for_memory=kills.grew)
 
     def _end_hanging(self, process: subprocess.Popen[bytes]) -> None:
         """Let it say on the terminal where it hangs, then end it."""

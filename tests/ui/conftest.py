@@ -25,10 +25,10 @@ PATIENCE = 180_000
 
 
 class App:
-    """`python app.py` on a folder of its own."""
+    """`python app.py` on a folder of its own, or what else starts it on a machine that is pretended."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *begin: str) -> None:
+        self.folder, self.begin = folder, begin or ("app.py",)
         self.projects = folder / "outputs"
         with contextlib.closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
@@ -38,7 +38,7 @@ class App:
 
     def start(self) -> App:
         """Start and wait until the page is served."""
-        command = [sys.executable, "app.py", "--port", str(self.port), "--projects", str(self.projects)]
+        command = [sys.executable, *self.begin, "--port", str(self.port), "--projects", str(self.projects)]
         command += ["--models", str(self.folder / "models")]
         log = (self.folder / "app.log").open("ab")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(self.folder / "uploads")}

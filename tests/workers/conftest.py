@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 from magi_lite.workers.fleet import Fleet
 from magi_lite.workers.worker import Settings
+from tests.jobs.test_queue import eventually
 
 PATIENCE = 300.0
 """Seconds for a run on a busy machine."""
@@ -62,6 +64,14 @@ def studio(tmp_path: Path) -> Iterator[Callable[..., Studio]]:
     yield make
     for one in made:
         one.close()
-    children = psutil.Process().children(recursive=True)
-    left = [child for child in children if any("magi_lite.workers" in part for part in child.cmdline())]
-    assert not left, left
+    eventually(lambda: not workers_left(), PATIENCE)
+
+
+def workers_left() -> list[psutil.Process]:
+    """Worker processes that were started here and have not ended."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("magi_lite.workers" in part for part in child.cmdline()):
+                found.append(child)
+    return found

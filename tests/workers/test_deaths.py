@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -121,6 +122,44 @@ def test_what_fails_there_fails_here_with_the_same_sentence(studio: Callable[...
     job = here.queue.add(request(seconds=1, model="4.5B-distill")).id
     eventually(lambda: here.queue.get(job).state == "failed", PATIENCE)
     assert "no weights of 4.5B-distill" in here.queue.get(job).error and here.pid() is not None
+
+
+@pytest.fixture
+def small_group() -> Iterator[tuple[Path, Path]]:
+    """A control group of its own: its folder, and the file that limits its memory in bytes."""
+    for root, limit in (
+        (Path("/sys/fs/cgroup"), "memory.max"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+    ):
+        group = root / f"magi-lite-test-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            group.mkdir()
+            if os.access(group / limit, os.W_OK):
+                break
+            group.rmdir()
+    else:
+        pytest.skip("control groups cannot be written here, so the system's out-of-memory killer cannot be provoked")
+    yield group, group / limit
+    eventually(lambda: not (group / "cgroup.procs").read_text().split(), PATIENCE)
+    group.rmdir()
+
+
+def test_the_out_of_memory_killer_is_named(studio: Callable[..., Studio], small_group: tuple[Path, Path]) -> None:
+    """The worker may take less than its libraries need; with more, it goes on."""
+    group, limit = small_group
+    limit.write_text(str(96 << 20))
+    here = studio()
+    queue = here.queue
+    job = queue.add(request(seconds=1)).id
+    eventually(lambda: here.pid(), PATIENCE)
+    (group / "cgroup.procs").write_text(str(here.pid()))
+    eventually(lambda: queue.get(job).state == "interrupted", PATIENCE)
+    said = queue.get(job).error
+    assert re.search(
+        r"Memory ran out and the system ended the worker \(it held 0\.\d GB and 0\.\d GB were free\)", said
+    )
+    queue.resume(job)
+    eventually(lambda: queue.get(job).state == "finished", PATIENCE)
 
 
 SERVER = """

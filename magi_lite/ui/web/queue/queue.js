@@ -2,12 +2,14 @@
 import { app, call, emit, on } from "../shared/bus.js";
 import { button, el } from "../shared/dom.js";
 import { icon } from "../shared/icons.js";
+import { cardChoice, mountLanes } from "./lanes.js";
 
 export function mount({ element, props, trigger, server }) {
   const root = element.querySelector(".qu"),
     list = root.querySelector(".qu-list"),
     none = root.querySelector(".mg-empty"),
-    toolRow = root.querySelector(".qu-tools");
+    toolRow = root.querySelector(".qu-tools"),
+    drawLanes = mountLanes(root.querySelector(".qu-cards"), server.status);
   let key = "",
     dragged = null;
   none.append(
@@ -32,7 +34,7 @@ export function mount({ element, props, trigger, server }) {
     failed: "Failed",
     interrupted: "Interrupted",
   };
-  function card(job, place, waiting) {
+  function card(job, place, waiting, lanes) {
     const small = (label, name, handler, extra) =>
       button(`${label}: ${job.title}`, name, handler, {
         iconOnly: true,
@@ -54,6 +56,8 @@ export function mount({ element, props, trigger, server }) {
           trigger("edit_job");
         }),
       );
+    if (lanes.length && !["running", "finished"].includes(job.state))
+      buttons.push(cardChoice(job, lanes, (card) => act(server.tie({ job: job.id, card }))));
     if (job.state === "running")
       buttons.push(
         small("Stop and keep", "stop", () => act(server.stop({ job: job.id }))),
@@ -108,7 +112,9 @@ export function mount({ element, props, trigger, server }) {
     return node;
   }
   function draw(state) {
-    const next = JSON.stringify([state.jobs, state.paused]);
+    const lanes = state.lanes || [],
+      next = JSON.stringify([state.jobs, state.paused, lanes.map((one) => one.card)]);
+    drawLanes(state);
     if (next !== key && !dragged) {
       key = next;
       const waiting = state.jobs.filter((job) => job.state === "waiting"),
@@ -117,9 +123,9 @@ export function mount({ element, props, trigger, server }) {
           .filter((job) => !waiting.includes(job) && !going.includes(job))
           .sort((a, b) => b.ended - a.ended);
       list.replaceChildren(
-        ...going.map((job) => card(job, 0, 0)),
-        ...waiting.map((job, i) => card(job, i, waiting.length)),
-        ...ended.map((job) => card(job, 0, 0)),
+        ...going.map((job) => card(job, 0, 0, lanes)),
+        ...waiting.map((job, i) => card(job, i, waiting.length, lanes)),
+        ...ended.map((job) => card(job, 0, 0, lanes)),
       );
       none.hidden = state.jobs.length > 0;
       toolRow.replaceChildren(
@@ -140,9 +146,12 @@ export function mount({ element, props, trigger, server }) {
         }),
       );
     }
-    const bar = list.querySelector(".running .mg-bar i"),
-      live = state.shown && state.shown.state === "running" ? state.shown.progress : null;
-    if (bar && live && live.fraction !== null) bar.style.width = live.fraction * 100 + "%";
+    const fractions = new Map(lanes.map((one) => [one.job, one.fraction]));
+    if (state.shown && state.shown.progress) fractions.set(state.shown.id, state.shown.progress.fraction);
+    for (const node of list.querySelectorAll(".running")) {
+      const fraction = fractions.get(node.dataset.job);
+      if (fraction) node.querySelector(".mg-bar i").style.width = fraction * 100 + "%";
+    }
   }
   on(element, "state", draw);
   if (app.state) draw(app.state);
