@@ -229,7 +229,11 @@ class Run:
 
         def caption(chunk: int, remaining: int | None) -> Caption:
             """The caption of a chunk that enters the window."""
-            mix = self.timeline.prompt_for(chunk - sampler.origin, self.request.seconds)
+            second = chunk - sampler.origin
+            mix = self.timeline.prompt_for(second, self.request.seconds)
+            length = self.project.length_asked(second)
+            if length != self.request.seconds:
+                remaining = None if length is None else length - second
             return bank.caption(mix, self.request.tokens, remaining)
 
         with torch.inference_mode():

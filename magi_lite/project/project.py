@@ -259,8 +259,20 @@ class Project:
 
     @property
     def _changed_at(self) -> int:
-        """Seconds before this one were, or may have been, asked for otherwise than the request asks now."""
-        return max((e["from"] for e in self.history if e["what"] in ("branched", "redone", "extended")), default=0)
+        """Seconds before this one were, or may have been, asked for otherwise than is known now."""
+        unknown = [e for e in self.history if e["what"] in ("branched", "redone", "extended") and "started" not in e]
+        return max((entry["from"] for entry in unknown), default=0)
+
+    def length_asked(self, second: int) -> int | None:
+        """How long the video was to be when a second started (None: endless), which the model is told in its caption.
+
+        Made again from an earlier state, it is asked for as it was then.
+        """
+        for entry in self.history:
+            if entry["what"] == "extended" and second < entry.get("started", 0):
+                length: int | None = entry["seconds"]
+                return length
+        return self.request.seconds
 
     # --- while it runs -----------------------------------------------------------------------------------------------
 
@@ -360,7 +372,10 @@ class Project:
         old = self.request.seconds
         end = self.chunks if old is None else old
         new = None if seconds is None else end + seconds
-        self._change("extended", end, replace(self.request, seconds=new), "stopped")
+        entered = max(self.states.stages(), default=-1) + 1
+        started = max(self.chunks, entered if old is None else min(entered, old))
+        more = {"started": started, "seconds": old}
+        self._change("extended", end, replace(self.request, seconds=new), "stopped", more)
         last = new if old is None else old
         if last is not None:
             self.states.drop([stage for stage in self.states.stages() if stage >= last])
@@ -442,10 +457,17 @@ class Project:
             self._lock = FileLock(self.folder / LOCK_NAME, self.folder.name)
         self._record = read_record(self.folder)
 
-    def _change(self, what: str, chunk: int, request: GenerationRequest, status: Status | None = None) -> None:
-        """Put another request on record."""
+    def _change(
+        self,
+        what: str,
+        chunk: int,
+        request: GenerationRequest,
+        status: Status | None = None,
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        """Put another request on record, with an entry in the history that holds `more` besides."""
         ended = {"status": status, "message": ""} if status else {}
-        self._record = self._record.then(what, chunk, request=request, **ended)
+        self._record = self._record.then(what, chunk, more, request=request, **ended)
         write_record(self.folder, self._record)
 
     def _changed(self, chunk: int, request: GenerationRequest | None) -> GenerationRequest:

@@ -33,11 +33,16 @@ class Record:
     parent: dict[str, Any] | None
     """Of a version: `project` (name of the run it was made from) and `from` (its first second of its own)."""
     history: tuple[dict[str, Any], ...]
-    """What was done: `at` (UTC), `from` (second), `what` (created, branched, timeline, extended, moved, ...)."""
+    """What was done: `at` (UTC), `from` (second), `what` (created, branched, timeline, extended, moved, ...).
 
-    def then(self, what: str, second: int, **changes: Any) -> Record:
-        """The record with `changes` and an entry in its history."""
-        return replace(self, history=(*self.history, {"at": now(), "what": what, "from": second}), **changes)
+    "extended" has `started`, how many seconds had started by then, and `seconds`, the length until then; `from` is the
+    old end.
+    """
+
+    def then(self, what: str, second: int, more: dict[str, Any] | None = None, **changes: Any) -> Record:
+        """The record with `changes` and an entry in its history, which holds `more` besides."""
+        entry = {"at": now(), "what": what, "from": second, **(more or {})}
+        return replace(self, history=(*self.history, entry), **changes)
 
 
 def new_record(request: GenerationRequest, parent: dict[str, Any] | None) -> Record:

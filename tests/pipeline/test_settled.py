@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from magi_lite.control import RunControl
 from magi_lite.events import ChunkFinished, Event, Finished, Progress, Redirected, Stopped
 from magi_lite.pipeline import engine, generate
 from magi_lite.project import Project
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import PromptMix
 from magi_lite.timeline.text import parse
 from tests.pipeline.conftest import latents_of, same_bits
@@ -60,6 +62,42 @@ def test_a_redirect_that_dies_at_any_moment_leaves_the_past_alone(
     for redirected, copy in dead:
         assert isinstance(run(None, resume=copy)[-1], Finished)
         assert same_bits(latents_of(copy), latents_of(plain if redirected is None else changed)), copy.name
+
+
+@pytest.mark.parametrize(("window", "more"), [(1, 3), (2, 3), (1, None)])
+def test_a_run_that_dies_and_is_made_longer_goes_on_to_the_same_bits(
+    window: int, more: int | None, request_for: Callable, run: Callable, tmp_path: Path
+) -> None:
+    """The model is told how much is still to come: seconds made again are told what they were told before.
+
+    With a window of 1 a second is on disk before the state behind it. The run dies there, and again after the change.
+    The run it is compared with pauses where the same seconds are settled.
+    """
+    request = request_for(OLD.replace("5s", "3s"), seconds=3, window=window)
+    longer = replace(request, seconds=None if more is None else 3 + more)
+
+    def upto(events: Iterator[Event], second: int) -> None:
+        """Whether a second is finished and the state behind it is not saved."""
+        for event in events:
+            if isinstance(event, ChunkFinished) and event.chunk == second:
+                return
+
+    def paused_after(second: int, request: GenerationRequest, **options: object) -> Path:
+        control = RunControl()
+        for event in generate(request, control=control, projects_folder=tmp_path / "whole", **options):
+            if isinstance(event, ChunkFinished) and event.chunk == second:
+                control.pause()
+        return event.project
+
+    whole = paused_after(4, longer, resume=paused_after(2 - window, request))
+    upto(generate(request, projects_folder=tmp_path / "dead"), 1)
+    (folder,) = (tmp_path / "dead").iterdir()
+    for asked in (longer, None):
+        upto(generate(asked, resume=folder), 2 if asked else 4)
+    with Project.open(folder) as project:
+        assert project.latest_state() is not None, "else it would go on from its finished seconds"
+    finished = latents_of(folder)
+    assert len(finished) == 5 and same_bits(finished, latents_of(whole))
 
 
 @pytest.mark.parametrize("how", ["stop", "pause"])

@@ -10,6 +10,7 @@ from magi_lite.errors import InputError
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.text import parse
+from magi_lite.video import fragments
 
 SIZE = 32
 
@@ -46,6 +47,41 @@ def run(project, stop_after=None):
         if stop_after is not None and stage > stop_after:
             return
     project.set_status("finished")
+
+
+KINDS = ("safetensors", "m4s", "jpg")
+
+
+def seconds_of(project):
+    """Everything that a second is on disk, second by second: latents, fragment, thumbnails."""
+    return [tuple(project.seconds.path(i, kind).read_bytes() for kind in KINDS) for i in range(project.chunks)]
+
+
+def differences(found, wanted):
+    """A sentence for each file in which seconds (see `seconds_of`) differ: which, where, and what stands there."""
+    lengths = [] if len(found) == len(wanted) else [f"{len(found)} seconds instead of {len(wanted)}"]
+    files = [
+        (f"second {index}'s {kind}", one, other)
+        for index, (first, second) in enumerate(zip(found, wanted, strict=False))
+        for kind, one, other in zip(KINDS, first, second, strict=True)
+    ]
+    return lengths + [_difference(name, one, other) for name, one, other in files if one != other]
+
+
+def _difference(name, found, wanted):
+    places = [n for n, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b]
+    at = places[0] if places else min(len(found), len(wanted))
+    part = ""
+    if name.endswith("safetensors"):
+        header = 8 + int.from_bytes(wanted[:8], "little")
+        part = " in the header" if at < header else f" in number {(at - header) // 4}"
+    elif name.endswith("m4s"):
+        part = "".join(f" in {kind.decode()}" for kind, start, end in fragments.boxes(wanted) if start <= at < end)
+    return (
+        f"{name}: {len(places)} bytes differ ({len(found)} bytes long, wanted {len(wanted)}), "
+        f"first at byte {at}{part}: "
+        f"{found[max(0, at - 8) : at + 24].hex(' ')} instead of {wanted[max(0, at - 8) : at + 24].hex(' ')}"
+    )
 
 
 def folders(root):

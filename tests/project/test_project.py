@@ -22,18 +22,12 @@ from magi_lite.request.json import request_from_json
 from magi_lite.timeline.text import parse
 from magi_lite.video.writer import read_settings
 
-from .conftest import State, folders, reason, run, second
+from .conftest import State, differences, folders, reason, run, second, seconds_of
 
 
 def decode(path):
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-
-
-def seconds_of(project):
-    """Everything that a second is on disk."""
-    kinds = ("safetensors", "m4s", "jpg")
-    return [tuple(project.seconds.path(i, kind).read_bytes() for kind in kinds) for i in range(project.chunks)]
 
 
 def test_a_finished_project_holds_all_its_seconds(finished, ask):
@@ -103,8 +97,22 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, ask, finished):
     assert len(decode(again.video)) == 48
     with again:
         run(again)
-    assert seconds_of(again) == seconds_of(finished)
+    assert differences(seconds_of(again), seconds_of(finished)) == []
     assert again.video.read_bytes() == finished.video.read_bytes()
+
+
+def test_a_difference_is_named_with_its_place(finished):
+    """What the other tests say where they fail, so that a rare failure tells enough."""
+    wanted = seconds_of(finished)
+    latents, fragment, thumbnails = wanted[1]
+    torn = bytearray(fragment)
+    torn[-1] ^= 1
+    found = [wanted[0], (latents[:-4] + b"\0\0\0\0", bytes(torn), thumbnails[:-1]), wanted[2]]
+    count, first, second, third = differences(found, wanted)
+    assert count == "3 seconds instead of 4"
+    assert first.startswith("second 1's safetensors: 4 bytes differ") and "in number 383:" in first
+    assert second.startswith("second 1's m4s: 1 bytes differ") and f"at byte {len(fragment) - 1} in mdat" in second
+    assert f"({len(thumbnails) - 1} bytes long, wanted {len(thumbnails)})" in third
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 3, 4])
@@ -149,7 +157,8 @@ def test_extend_goes_on_as_if_the_longer_video_had_been_asked_for(tmp_path, fini
         project.extend(2)
         assert project.state_before(4).stage == 3
         run(project)
-    assert seconds_of(project)[:4] == before and seconds_of(project) == seconds_of(longer)
+    assert differences(seconds_of(project)[:4], before) == []
+    assert differences(seconds_of(project), seconds_of(longer)) == []
     assert project.video.read_bytes() == longer.video.read_bytes()
     with pytest.raises(InputError, match="A video cannot be extended by 0 seconds; ask for at least 1"):
         project.extend(0)
@@ -268,9 +277,7 @@ def test_two_processes_cannot_write_one_project(tmp_path, ask, request):
         run(project, stop_after=0)
         command = [sys.executable, "-c", LOCKED, str(project.folder)]
         result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=request.config.rootpath)
-        with pytest.raises(
-            OutputError, match=f"{project.name} is being written by process {os.getpid()}; wait for it"
-        ):
+        with pytest.raises(OutputError, match=f"{project.name} is being written by process {os.getpid()}; wait for it"):
             Project.open(project.folder).set_status("stopped")
         with pytest.raises(OutputError, match="is being written"):
             Project.open(project.folder).delete()
@@ -365,8 +372,8 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_run_goes_on_when_there_is_
                 run(project)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert seconds_of(project) == seconds_of(finished)[: project.chunks] and project.chunks < 4
+        assert differences(seconds_of(project), seconds_of(finished)[: project.chunks]) == [] and project.chunks < 4
         assert not [path for path in project.folder.rglob("*") if ".tmp" in path.name]
         run(project)
-    assert seconds_of(project) == seconds_of(finished)
+    assert differences(seconds_of(project), seconds_of(finished)) == []
     assert project.video.read_bytes() == finished.video.read_bytes()
