@@ -9,26 +9,22 @@ and the processor time stand beside them.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-from gradio_client import Client
 from playwright.sync_api import Browser, Page, sync_playwright
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.server import APP, ROOT, rounded, served, spread, timed_status
+
+RESTING = 40
+"""Status calls before anything is made."""
 BLOCKS, MOVES = 120, 90
 READY = "window.magi && magi.readyAt && document.querySelector('#mg-plan').innerText.includes('Needs')"
 FRAMES = """() => { window.frames_ms = []; let last = performance.now();
@@ -36,7 +32,6 @@ FRAMES = """() => { window.frames_ms = []; let last = performance.now();
   window.watching = true; requestAnimationFrame((now) => { last = now; requestAnimationFrame(next); }); }"""
 
 
-WORKER = "import sys; from magi_lite.cli import main; sys.exit(main(['app', *sys.argv[1:]]))"
 THREAD = f"""
 from magi_lite import pipeline
 from magi_lite.workers import fleet
@@ -51,62 +46,28 @@ class InThread(fleet.Fleet):
         return {{"": lambda job, control: pipeline.generate(
             job.request, control=control, projects_folder=self.projects, resume=job.source, from_chunk=job.from_chunk)}}
 fleet.Fleet = InThread
-{WORKER}
+{APP}
 """
 """The app with a thread of the server where a worker process is: what it was before, for comparison."""
 
 
-@contextlib.contextmanager
-def app(code: str = WORKER) -> Iterator[tuple[str, psutil.Process, float]]:
-    """The app's address while it runs, its process, and the seconds until it answered."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", code, "--port", str(port), "--projects", f"{folder}/outputs"]
-        began = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            address = f"http://127.0.0.1:{port}/"
-            while process.poll() is None:
-                with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5):
-                    break
-                time.sleep(0.05)
-            yield address, psutil.Process(process.pid), time.monotonic() - began
-        finally:
-            process.terminate()
-            process.wait()
-
-
 def answering(code: str) -> dict[str, float]:
     """Milliseconds of a status call at rest, while a model loads, and while a video is made; the server's memory."""
-    with app(code) as (address, process, ready):
-        spent = process.cpu_times()
-        client = Client(address, verbose=False)
+    with served(code) as app:
+        spent = app.process.cpu_times()
+        client = app.client()
         calls: dict[str, list[float]] = {"rest": [], "load": [], "denoise": []}
-        for _ in range(40):
-            timed_status(client, None, calls["rest"])
+        for _ in range(RESTING):
+            timed_status(client, "", calls["rest"])
         options = {"width": 64, "height": 64, "seed": 1}
         job = client.predict("a large red ball moves right", 12, **options, api_name="/generate")["job"]
         while (shown := timed_status(client, job, None))["state"] in ("waiting", "running"):
-            phase = "load" if not shown["progress"] else "denoise"
-            timed_status(client, job, calls[phase])
-        held = process.memory_info().rss / 1e6
-    found = {"ready_s": ready, "ready_cpu_s": spent.user + spent.system, "server_mb": held}
-    for name, times in calls.items():
-        ordered = sorted(times)
-        found |= {f"{name}_median_ms": statistics.median(ordered), f"{name}_p95_ms": ordered[int(0.95 * len(ordered))]}
-        found[f"{name}_calls"] = len(ordered)
-    return found
-
-
-def timed_status(client: Client, job: str | None, times: list[float] | None) -> dict[str, Any]:
-    """One status call; what it says of the job."""
-    began = time.perf_counter()
-    answer = client.predict(job or "", api_name="/status")
-    if times is not None:
-        times.append(1e3 * (time.perf_counter() - began))
-    return answer.get("shown", {})
+            timed_status(client, job, calls["denoise" if shown["progress"] else "load"])
+        if shown["state"] != "finished":
+            raise RuntimeError(f"the video is {shown['state']}: {shown['error']}")
+        held = app.process.memory_info().rss / 1e6
+    found = {"ready_s": app.ready, "ready_cpu_s": spent.user + spent.system, "server_mb": held}
+    return found | {name: figure for kind, times in calls.items() for name, figure in spread(times, kind).items()}
 
 
 def visit(browser: Browser, address: str) -> dict[str, float]:
@@ -156,13 +117,13 @@ def drag_among_blocks(page: Page) -> dict[str, float]:
 def measure(visits: int) -> dict[str, Any]:
     """All figures."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    side_by_side = {"worker": answering(WORKER), "thread": answering(THREAD)}
-    with app() as (address, _, _), sync_playwright() as playwright:
+    side_by_side = {"worker": answering(APP), "thread": answering(THREAD)}
+    with served() as app, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         load = os.getloadavg()[0]
-        seen = [visit(browser, address) for _ in range(visits)]
+        seen = [visit(browser, app.address) for _ in range(visits)]
         page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.goto(address)
+        page.goto(app.address)
         page.wait_for_function(READY)
         timeline = drag_among_blocks(page)
         browser.close()
@@ -171,13 +132,6 @@ def measure(visits: int) -> dict[str, Any]:
         "cores": os.cpu_count(), "load_average": load, "visits": visits, "median": middle,
         "best_ready_ms": min(one["ready_ms"] for one in seen), "timeline": timeline, "while_working": side_by_side,
     }  # fmt: skip
-
-
-def rounded(value: Any) -> Any:
-    """Figures with as many digits as they deserve."""
-    if isinstance(value, dict):
-        return {name: rounded(part) for name, part in value.items()}
-    return round(value, 2) if isinstance(value, float) else value
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -74,10 +75,20 @@ def _shown(arguments: argparse.Namespace) -> str:
     return f"[{host}]:{arguments.port}" if ":" in host.strip("[]") else f"{host}:{arguments.port}"
 
 
+def _end_when_asked() -> None:
+    """Let a request to terminate, as of a service or a container, end the app as Ctrl-C does: what runs is saved."""
+
+    def handle(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, handle)
+
+
 def serve(arguments: argparse.Namespace) -> int:
     """Build everything and listen."""
     from magi_lite.errors import InputError
     from magi_lite.jobs import JobQueue
+    from magi_lite.jobs.queue import alone_in
     from magi_lite.jobs.recover import unfinished
     from magi_lite.ui import assets, guard, page, uploads
     from magi_lite.ui.actions import Actions
@@ -89,6 +100,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from magi_lite.workers.worker import Settings
 
     projects = arguments.projects.resolve()
+    alone = alone_in(projects / ".queue")
     fleet: Fleet | Cluster = (
         Cluster(projects, arguments.ray) if arguments.ray else Fleet(Settings(projects), chosen_cards(arguments.cards))
     )
@@ -101,6 +113,7 @@ def serve(arguments: argparse.Namespace) -> int:
     demo = page.build(actions, library, machine, Saved(queue)).queue(default_concurrency_limit=8)
     hosts = guard.Hosts(arguments.server)
     queue.start()
+    _end_when_asked()
     try:
         demo.launch(
             server_name=arguments.server,
@@ -129,6 +142,9 @@ def serve(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise InputError(f"Port {arguments.port} cannot be used ({error}); choose another one with --port.") from None
     finally:
-        queue.close()
-        fleet.close()
+        try:
+            queue.close()
+        finally:  # also where a second Ctrl-C ends the wait
+            fleet.close()
+            alone.release()
     return 0

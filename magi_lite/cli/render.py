@@ -130,7 +130,7 @@ def work_off(batch: Batch) -> None:
                     break
                 time.sleep(TICK)
         finally:
-            batch.queue.close(PATIENCE)
+            batch.close(PATIENCE)
     if control.stop_requested:
         raise KeyboardInterrupt
 

@@ -15,7 +15,7 @@ from magi_lite.control import RunControl
 from magi_lite.errors import Interrupted, MagiLiteError, OutputError
 from magi_lite.jobs.job import RESUMABLE, Job
 from magi_lite.jobs.live import Live
-from magi_lite.jobs.queue import JobQueue, Run
+from magi_lite.jobs.queue import JobQueue, Run, alone_in
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest
 
@@ -65,6 +65,7 @@ class Batch:
         self.folder, self._overwrite = folder, overwrite
         self.errors: dict[str, MagiLiteError] = {}
         self._jobs: dict[str, str] = {}
+        self._alone = alone_in(folder / QUEUE)
         self.queue = JobQueue(
             folder / QUEUE, {place: self._delivering(one) for place, one in runners.items()}, kept=None
         )
@@ -91,6 +92,11 @@ class Batch:
                 self.queue.delete(job.id)
             elif name is not None and job.state == "finished" and not self.path(name).exists():
                 self._deliver(name, job.project)
+
+    def close(self, timeout: float) -> None:
+        """Save what runs, and let others work here."""
+        self.queue.close(timeout)
+        self._alone.release()
 
     def path(self, name: str) -> Path:
         """Where a video goes."""

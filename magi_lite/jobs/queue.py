@@ -9,6 +9,7 @@ nothing of models or processes.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 import uuid
@@ -20,13 +21,16 @@ from typing import Any
 
 from magi_lite import events
 from magi_lite.control import RunControl
-from magi_lite.errors import InputError, Interrupted, MagiLiteError
+from magi_lite.errors import InputError, Interrupted, MagiLiteError, OutputError
+from magi_lite.files import output_errors, storage_errors
 from magi_lite.jobs.job import RESUMABLE, Job, State, from_row, to_row
 from magi_lite.jobs.live import Live
 from magi_lite.jobs.store import Store
 from magi_lite.request.checks import check_prompts
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
+from quant.errors import LockedError
+from quant.storage.lock import FileLock
 
 log = logging.getLogger(__name__)
 
@@ -425,6 +429,29 @@ class JobQueue:
         ended = [job for job in self._jobs.values() if job.state not in ("waiting", "running", "paused", "interrupted")]
         for job in sorted(ended, key=lambda job: job.created)[: max(0, len(ended) - self._kept)]:
             self.delete(job.id)
+
+
+def alone_in(folder: Path) -> FileLock:
+    """The right to work off the queue in a folder, until the process ends or it is released.
+
+    Two programs on one queue would both take its jobs and overwrite each other's rows.
+
+    Raises:
+        OutputError: another process has it, or the folder cannot be made.
+    """
+    with output_errors(folder), storage_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with storage_errors():
+            return FileLock(folder / "queue.lock", str(folder))
+    except OutputError as error:
+        if not isinstance(error.__cause__, LockedError):
+            raise
+        holder = re.search(r"process \d+", str(error))
+        raise OutputError(
+            f"Another MAGI Lite ({holder[0] if holder else 'a process'}) works in {folder.parent}; end it, or choose "
+            "another folder."
+        ) from None
 
 
 def _seconds_on_disk(job: Job) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -218,3 +220,31 @@ def test_a_terminal_is_drawn_anew_in_place(monkeypatch: pytest.MonkeyPatch, caps
     shown.show([Row("a", "waiting", "waiting", "")])
     shown.show([Row("a", "running", "step 1", "")])
     assert capsys.readouterr().err.split("\x1b[2A\r\x1b[J")[1].startswith("a  step 1\n1 video: 1 running")
+
+
+def test_two_batches_in_one_folder_and_two_apps_on_one_queue_are_refused(
+    tmp_path: Path, timelines: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.closing(_Held(tmp_path / "videos" / ".queue")):
+        assert main(arguments(tmp_path, timelines["blocks"])) == 4
+        said = rf"Another MAGI Lite \(process \d+\) works in {tmp_path / 'videos'}; end it, or choose another folder"
+        assert re.search(said, capsys.readouterr().err)
+    assert main(arguments(tmp_path, timelines["blocks"])) == 0
+    with contextlib.closing(_Held(tmp_path / "app" / ".queue")):
+        assert main(["app", "--projects", str(tmp_path / "app"), "--port", "1"]) == 4
+        assert f"works in {tmp_path / 'app'}; end it" in capsys.readouterr().err
+
+
+class _Held:
+    """Another process that works in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        code = "import sys; from pathlib import Path; from magi_lite.jobs.queue import alone_in\n"
+        code += "lock = alone_in(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout and self._process.stdout.readline() == b"held\n"
+
+    def close(self) -> None:
+        self._process.communicate()
