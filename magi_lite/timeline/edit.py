@@ -21,8 +21,8 @@ def splice(timeline: Timeline, second: int, newer: Timeline) -> Timeline:
 
     Earlier seconds keep their mix of prompts exactly, blend included. The gaps of `newer` hold for all; earlier ones
     are filled. Where the global prompts differ, both are written into their segments and none is left over. A segment
-    of `newer` that began earlier begins at `second`. If the prompt before `second` goes on in `newer` unchanged, the
-    halves are one segment.
+    of `newer` that began earlier begins at `second`, without the cut or picture that it began with. If the prompt
+    before `second` goes on in `newer` unchanged, the halves are one segment.
     """
     if second <= 0:
         return newer
@@ -37,8 +37,9 @@ def splice(timeline: Timeline, second: int, newer: Timeline) -> Timeline:
         before = [replace(s, prompt=timeline.full_prompt(s)) for s in before]
         after = [replace(s, prompt=newer.full_prompt(s)) for s in after]
         newer = replace(newer, global_prompt="")
-    if before and after and before[-1].end == second == after[0].start and before[-1].prompt == after[0].prompt:
-        after[0] = replace(after[0], start=before.pop().start)
+    joined = bool(before and after) and before[-1].end == second == after[0].start and not after[0].begins_shot
+    if joined and before[-1].prompt == after[0].prompt:
+        before.append(replace(before.pop(), end=after.pop(0).end))
     return replace(newer, segments=(*before, *after), earlier_blends=_blends(timeline, second, newer))
 
 
@@ -52,8 +53,9 @@ def _blends(timeline: Timeline, second: int, newer: Timeline) -> tuple[tuple[int
 
 
 def _from(timeline: Timeline, second: int) -> list[Segment]:
-    """The segments from `second` on; one that began earlier begins there."""
-    return [replace(s, start=max(s.start, second)) for s in timeline.segments if s.end > second]
+    """The segments from `second` on; one that began earlier begins there, as no new shot."""
+    later = [s for s in timeline.segments if s.end > second]
+    return [s if s.start >= second else Segment(second, s.end, s.prompt) for s in later]
 
 
 def _prompt_at(timeline: Timeline, second: int) -> str:

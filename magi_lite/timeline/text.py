@@ -5,6 +5,9 @@ Shorthand: text in front of the first bracket is the global prompt; `[blend: 2]`
 Lines: line n is the prompt of second n-1, equal neighbours are one segment, an empty line is a gap; `[global: ...]`,
 `[blend: 2]` and `[gaps: refuse]` on lines of their own count no second.
 
+A cut or a picture that a block begins with stands behind its times: `[4s-8s cut: ...]`, `[4s-8s image="a b.png": ...]`.
+Quotes are needed where the path holds spaces or a colon; `sha256=` behind it holds it to one content.
+
 In both, spaces around a prompt do not count, and `\[ \] \\ \n \t \r`, `\u{1f600}` and `\e` (nothing, for an empty
 prompt) write what could not be written otherwise. Printing shorthand and parsing it again gives an equal timeline.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import TimelineError
@@ -21,12 +25,14 @@ from magi_lite.timeline.timeline import Segment, Timeline
 
 _SIMPLE = {"\\": "\\", "[": "[", "]": "]", "n": "\n", "t": "\t", "r": "\r", "e": ""}
 _ESCAPE = re.compile(r"\\(u\{([0-9a-fA-F]{1,6})\}|.|$)", re.DOTALL)
-_TIMES = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*s?\s*[-–—]\s*(-?\d+(?:\.\d+)?)\s*s?\s*", re.ASCII)
+_TIMES = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*s?\s*[-–—]\s*(-?\d+(?:\.\d+)?)\s*s?(?=[\s:]|$)", re.ASCII)
+_MARK = re.compile(r"""\s+([^\s:="]+)(?:=("(?:[^"\\]|\\.)*"|[^\s:"]+))?(?=[\s:]|$)""")
 _OPTIONS = ("global", "blend", "gaps")
 _OPTION_LINE = re.compile(r"\s*\[\s*(?:global|blend|gaps)\s*:(?:[^\[\]\\]|\\.)*\]\s*", re.IGNORECASE)
 _EARLIER_BLEND = re.compile(r"(?P<blend>\d{1,9})\s+until\s+(?P<second>\d{1,9})\s*s?", re.ASCII)
 _BRACKET = re.compile(r"(?<!\\)(?:\\\\)*[\[\]]")
 _FORM = "write [0s-2s: a cat walks] [2s-5s: it jumps]"
+_MARKS = 'behind its times can stand cut or image="a picture.png", as in [4s-8s cut: a dog]'
 
 
 def parse(text: str) -> Timeline:
@@ -78,7 +84,8 @@ def print_shorthand(timeline: Timeline) -> str:
         front = f"\\u{{{ord('{'):x}}}{front[1:]}"
     parts = [front] if front else []
     parts += _print_options(timeline)
-    parts += [f"[{s.start}s-{s.end}s: {_escape(s.prompt) or chr(92) + 'e'}]" for s in timeline.segments]
+    for s in timeline.segments:
+        parts.append(f"[{s.start}s-{s.end}s{_print_marks(s)}: {_escape(s.prompt) or chr(92) + 'e'}]")
     return " ".join(parts)
 
 
@@ -130,17 +137,34 @@ def _blocks(text: str) -> list[str]:
 
 
 def _segment(inside: str) -> Segment:
-    head, colon, prompt = inside.partition(":")
-    times = _TIMES.fullmatch(head)
-    if not colon or not times:
-        raise TimelineError(f"Segment [{_short(inside)}] does not begin with its times; {_FORM}.")
-    named = f"Segment [{_short(inside)}]"
+    named, times = f"Segment [{_short(inside)}]", _TIMES.match(inside)
+    if times is None:
+        raise TimelineError(f"{named} does not begin with its times; {_FORM}.")
+    marks: dict[str, str] = {}
+    at = times.end()
+    while mark := _MARK.match(inside, at):
+        name, at = mark[1].lower(), mark.end()
+        if name not in ("cut", "image", "sha256") or (name == "cut") != (mark[2] is None):
+            raise TimelineError(f"{named} has the mark {_short(mark[0])}; {_MARKS}.")
+        if name in marks:
+            raise TimelineError(f"{named} has the mark {name} twice; keep one.")
+        marks[name] = _unescape(mark[2][1:-1] if mark[2].startswith('"') else mark[2]) if mark[2] else ""
+    rest = inside[at:].lstrip()
+    if not rest.startswith(":"):
+        unknown, colon, _ = rest.partition(":")
+        raise TimelineError(
+            f"{named} has the mark {_short(unknown)}; {_MARKS}." if colon else f"{named} has no colon; {_FORM}."
+        )
     for time in times.groups():
         if "." in time:
             raise TimelineError(f"{named} uses the time {time}; times are whole seconds, such as 2s.")
         if len(time) > 9:
             raise TimelineError(f"{named} uses the time {time}, which no video reaches.")
-    return Segment(int(times[1]), int(times[2]), _unescape(prompt))
+    if marks.get("image") == "":
+        raise TimelineError(f"{named} names no picture; {_MARKS}.")
+    image = Path(marks["image"]) if "image" in marks else None
+    prompt = _unescape(rest[1:])
+    return Segment(int(times[1]), int(times[2]), prompt, "cut" in marks, image, marks.get("sha256"))
 
 
 def _take_option(inside: str, options: dict[str, str]) -> bool:
@@ -170,6 +194,12 @@ def _print_options(timeline: Timeline) -> list[str]:
     blends = [*(f"{blend} until {second}s" for second, blend in timeline.earlier_blends), str(timeline.blend)]
     blend = [f"[blend: {', '.join(blends)}]"] if timeline.blend or timeline.earlier_blends else []
     return blend + ([f"[gaps: {timeline.gaps}]"] if timeline.gaps != "hold" else [])
+
+
+def _print_marks(segment: Segment) -> str:
+    quoted = '"' + _escape(str(segment.image)).replace('"', "\\u{22}") + '"'
+    marks = " cut" * segment.cut + f" image={quoted}" * (segment.image is not None)
+    return marks + (f" sha256={segment.image_sha256}" if segment.image_sha256 else "")
 
 
 # --- escapes -------------------------------------------------------------------------------------------------------

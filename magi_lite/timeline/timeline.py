@@ -10,7 +10,9 @@ A second is a chunk of the model. Times count the NEW seconds of a video from 0,
 - a seam is a second whose prompt differs from that of the second before it. With `blend` = N the first N seconds from
   the seam on mix the old prompt in, old : new = N : 1, N-1 : 2, ..., 1 : N; a prompt that lasts less than N seconds is
   cut off on its way. Blending looks back, never ahead: later segments leave every earlier second as it is;
-- the blend may have been another one before some second: a video that is redirected keeps what its seconds began with.
+- the blend may have been another one before some second: a video that is redirected keeps what its seconds began with;
+- a segment with a cut, or with a picture, begins a new shot: nothing that came before is seen by it. It starts from the
+  picture, or from nothing, and no prompt blends over its start. Second 0 begins a shot in any case.
 
 `text` reads and prints timelines as text, `edit` changes them.
 """
@@ -18,10 +20,12 @@ A second is a chunk of the model. Times count the NEW seconds of a video from 0,
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 from magi_lite.errors import TimelineError
@@ -33,6 +37,8 @@ MAX_SECONDS = 1_000_000
 MAX_BLEND = 600
 """Seconds over which words are mixed at most."""
 _NAME_LENGTH = 40
+_MAX_PATH = 4096
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SENTENCE_ENDS = ".!?,;:…。！？"
 
 
@@ -56,16 +62,34 @@ class PromptMix:
 
 
 @dataclass(frozen=True)
+class Shot:
+    """The seconds [start, end) that are made without a look at any other; `end` None: without end."""
+
+    start: int
+    end: int | None
+    image: Path | None = None
+    """The picture that its first second starts from."""
+    image_sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Segment:
     """A prompt for the whole seconds [start, end).
 
     Raises:
-        TimelineError: times are not whole, negative, or the segment does not end after it starts.
+        TimelineError: times are not whole, negative, the segment does not end after it starts, or its picture is no
+            path.
     """
 
     start: int
     end: int
     prompt: str
+    cut: bool = False
+    """Whether a new shot begins with it, in which nothing before is seen."""
+    image: Path | None = None
+    """A picture that its first second starts from, which begins a new shot as well."""
+    image_sha256: str | None = None
+    """Of the picture's content; None: not known (yet). A file of other content is refused."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -79,6 +103,25 @@ class Segment:
             raise TimelineError(f"Segment {self} must end after it starts; it lasts at least one second.")
         if self.end > MAX_SECONDS:
             raise TimelineError(f"Segment {self} ends later than any video; the last second is {MAX_SECONDS}.")
+        self._check_marks()
+
+    def _check_marks(self) -> None:
+        if not isinstance(self.cut, bool):
+            raise TimelineError(f"Segment {self} has a cut of {shown(self.cut)}; it is true or false.")
+        if not isinstance(self.image, Path | None):
+            raise TimelineError(f"Segment {self} has a picture that is no path; name the file.")
+        path = "" if self.image is None else str(self.image)
+        if len(path) > _MAX_PATH or any(ord(character) < 32 or "\ud800" <= character <= "\udfff" for character in path):
+            raise TimelineError(f"Segment {self} names a picture that no file can be called; name another file.")
+        if self.image_sha256 is not None and (
+            self.image is None or not isinstance(self.image_sha256, str) or not _SHA256.fullmatch(self.image_sha256)
+        ):
+            raise TimelineError(f"Segment {self} has a checksum that belongs to no picture; leave it out.")
+
+    @property
+    def begins_shot(self) -> bool:
+        """Whether nothing before it is seen from its start on."""
+        return self.cut or self.image is not None
 
     def __str__(self) -> str:
         prompt = str(self.prompt)
@@ -205,6 +248,18 @@ class Timeline:
         self.check(seconds)
         return tuple(self.prompt_for(chunk, seconds) for chunk in range(seconds))
 
+    def shots(self, seconds: int | None) -> tuple[Shot, ...]:
+        """The shots of a video of `seconds` (None: endless), in order; the first begins at 0, the last ends with it."""
+        firsts = [s for s in self.segments if s.start and s.begins_shot and (seconds is None or s.start < seconds)]
+        opening = self.segments[0] if self.segments and not self.segments[0].start else Segment(0, 1, "")
+        begun = [opening, *firsts]
+        ends = [segment.start for segment in firsts] + [seconds]
+        return tuple(Shot(s.start, end, s.image, s.image_sha256) for s, end in zip(begun, ends, strict=True))
+
+    def shot_of(self, second: int, seconds: int | None) -> Shot:
+        """The shot that a second of a video of `seconds` (None: endless) belongs to; behind the end, the last one."""
+        return [shot for shot in self.shots(seconds) if shot.start <= max(0, second)][-1]
+
     def full_prompt(self, segment: Segment) -> str:
         """The segment's prompt with the global prompt in front."""
         front, own = self.global_prompt.strip(), segment.prompt.strip()
@@ -219,7 +274,7 @@ class Timeline:
             "global_prompt": self.global_prompt,
             "blend": self.blend,
             "gaps": self.gaps,
-            "segments": [{"start": s.start, "end": s.end, "prompt": s.prompt} for s in self.segments],
+            "segments": [_segment_to_json(segment) for segment in self.segments],
         } | ({"earlier_blends": [list(pair) for pair in self.earlier_blends]} if self.earlier_blends else {})
 
     @classmethod
@@ -275,25 +330,51 @@ class Timeline:
     def _mixes(self, seam: int, first: int, end: int) -> bool:
         """Whether any second of [first, end) behind `seam` still has the prompt before it; no other seam between."""
         begins = [first, *(until for until, _ in self.earlier_blends if first < until < end)]
-        return any(second - seam < self.blend_at(second) for second in begins)
+        return any(second - seam < self._blend_behind(seam, second) for second in begins)
+
+    def _blend_behind(self, seam: int, second: int) -> int:
+        """Over how many seconds behind a seam the prompts are mixed, as `second` sees it: none where a shot began."""
+        cut = bisect_right(self._cuts, second)
+        return 0 if cut and self._cuts[cut - 1] >= seam else self.blend_at(second)
+
+    @cached_property
+    def _cuts(self) -> list[int]:
+        """The seconds where shots begin, without second 0."""
+        return [segment.start for segment in self.segments if segment.begins_shot and segment.start]
 
     def _mix(self, chunk: int) -> PromptMix:
         """The prompt of second `chunk`, blended with the prompt before its seam."""
         starts, prompts = self._stretches
         index = bisect_right(starts, chunk) - 1
         own, position = prompts[index], chunk - starts[index]
-        blend = self.blend_at(chunk)
+        blend = self._blend_behind(starts[index], chunk)
         if index == 0 or position >= blend:
             return PromptMix(((own, 1.0),))
         share = (position + 1) / (blend + 1)
         return PromptMix(((prompts[index - 1], 1.0 - share), (own, share)))
 
 
+def _segment_to_json(segment: Segment) -> dict[str, Any]:
+    """Marks that are not set are left out, so that a timeline without them reads as it always did."""
+    data: dict[str, Any] = {"start": segment.start, "end": segment.end, "prompt": segment.prompt}
+    if segment.cut:
+        data["cut"] = True
+    if segment.image is not None:
+        data["image"] = str(segment.image)
+    if segment.image_sha256 is not None:
+        data["image_sha256"] = segment.image_sha256
+    return data
+
+
 def _segment_from_json(item: Any, number: int) -> Segment:
     if not isinstance(item, dict):
         raise TimelineError(f"Segment {number} is not an object with start, end and prompt.")
-    _check_keys(f"segment {number}", item, {"start", "end", "prompt"}, set())
-    return Segment(item["start"], item["end"], item["prompt"])
+    _check_keys(f"segment {number}", item, {"start", "end", "prompt"}, {"cut", "image", "image_sha256"})
+    image = item.get("image")
+    if not isinstance(image, str | None) or image == "":
+        raise TimelineError(f"Segment {number} has the picture {shown(image)}, which is no path; name the file.")
+    path = None if image is None else Path(image)
+    return Segment(item["start"], item["end"], item["prompt"], item.get("cut", False), path, item.get("image_sha256"))
 
 
 def _check_keys(what: str, data: dict[str, Any], required: set[str], optional: set[str]) -> None:

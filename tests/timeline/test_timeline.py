@@ -1,9 +1,11 @@
 """What a timeline says in each second, and what it refuses."""
 
 import random
+import re
 import time
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -20,20 +22,40 @@ AWKWARD = st.sampled_from(
 PROMPTS = st.one_of(AWKWARD, st.text(max_size=12))
 
 
+PATHS = st.one_of(
+    st.sampled_from(
+        ["a cat.png", "C:\\pics\\a.png", '"q".png', "a[1]: b.png", "x=1.jpg", "é 猫.webp", " a ", "a\x85b"]
+    ),
+    st.text(st.characters(codec="utf-8", min_codepoint=32), min_size=1, max_size=9),
+).map(Path)
+NO_MARKS = st.just({})
+MARKS = st.one_of(
+    NO_MARKS,
+    st.just({"cut": True}),
+    st.builds(lambda path: {"image": path}, PATHS),
+    st.builds(
+        lambda path, cut, n: {"image": path, "cut": cut, "image_sha256": f"{n:064x}"},
+        PATHS,
+        st.booleans(),
+        st.integers(0, 9),
+    ),
+)
+
+
 @st.composite
-def timelines(draw, prompts=PROMPTS, gapless=False, edited=False):
+def timelines(draw, prompts=PROMPTS, gapless=False, edited=False, marks=NO_MARKS):
     segments, second = [], 0
     for prompt in draw(st.lists(prompts, max_size=5)):
         start = second + (0 if gapless else draw(st.integers(0, 2)))
         second = start + draw(st.integers(1, 3))
-        segments.append(Segment(start, second, prompt))
+        segments.append(Segment(start, second, prompt, **draw(marks)))
     gaps = draw(st.sampled_from(["hold", "refuse"]))
     earlier = draw(st.dictionaries(st.integers(1, 9), st.integers(0, 4), max_size=2)) if edited else {}
     return Timeline(tuple(segments), draw(prompts), draw(st.integers(0, 4)), gaps, tuple(sorted(earlier.items())))
 
 
 @settings(max_examples=60, deadline=None)
-@given(timelines(edited=True))
+@given(timelines(edited=True, marks=MARKS))
 def test_shorthand_and_json_come_back_equal(timeline):
     assert parse_shorthand(print_shorthand(timeline)) == timeline
     assert Timeline.from_json(timeline.to_json()) == timeline
@@ -330,3 +352,107 @@ def test_refused_gaps_also_stop_a_single_second():
     assert timeline.prompt_for(2).text == "b"
     with pytest.raises(TimelineError, match="No segment covers 1s-2s"):
         timeline.prompt_for(1)
+
+
+# --- cuts and pictures -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(timelines(marks=MARKS), st.integers(0, 12), st.booleans())
+def test_shots_divide_the_video_at_cuts_and_pictures(timeline, seconds, endless):
+    seconds = None if endless else max(1, seconds)
+    shots = timeline.shots(seconds)
+    assert shots[0].start == 0 and shots[-1].end == seconds
+    assert all(a.end == b.start and a.start < b.start for a, b in pairwise(shots))
+    begins = {s.start: s for s in timeline.segments if s.begins_shot and (seconds is None or s.start < seconds)}
+    assert {shot.start for shot in shots} == {0, *begins}
+    for shot in shots:
+        held = begins.get(shot.start)
+        assert shot.image == (held.image if held else None)
+        assert timeline.shot_of(shot.start, seconds) == shot
+        if shot.end is not None:
+            assert timeline.shot_of(shot.end - 1, seconds) == shot
+
+
+@settings(max_examples=80, deadline=None)
+@given(timelines(st.text("ab", min_size=1, max_size=3), marks=MARKS), st.integers(0, 3))
+def test_no_prompt_blends_over_the_start_of_a_shot(timeline, more):
+    """Each shot's prompts are those of a timeline that begins there and knows no other."""
+    timeline = replace(timeline, gaps="hold", global_prompt="g")
+    seconds = timeline.end + more + 1
+    for shot in timeline.shots(seconds):
+        own = splice(Timeline(global_prompt="x"), 0, replace(timeline, segments=_of_shot(timeline, shot)))
+        for second in range(shot.start, shot.end):
+            assert timeline.prompt_for(second, seconds) == own.prompt_for(second - shot.start), (second, shot)
+    mixes = timeline.compile(seconds)
+    for first in range(seconds):
+        assert set(timeline.prompts_from(first, seconds)) == {p for mix in mixes[first:] for p in mix.prompts}
+
+
+def _of_shot(timeline, shot):
+    """A shot's blocks, moved to second 0; what holds when it begins is a block as well."""
+    held = [s for s in timeline.segments if s.start < shot.start][-1:]
+    inside = [s for s in timeline.segments if shot.start <= s.start < shot.end]
+    if held and (not inside or inside[0].start > shot.start):
+        inside.insert(0, replace(held[0], start=shot.start, end=inside[0].start if inside else shot.end))
+    return tuple(Segment(s.start - shot.start, min(s.end, shot.end) - shot.start, s.prompt) for s in inside)
+
+
+@settings(max_examples=80, deadline=None)
+@given(timelines(marks=MARKS), timelines(marks=MARKS), st.integers(1, 9))
+def test_a_splice_takes_the_shots_before_from_the_old_and_the_rest_from_the_new(old, new, second):
+    spliced = splice(old, second, new)
+    wanted = [s for s in old.shots(None) if s.start < second] + [s for s in new.shots(None) if s.start >= second]
+    found = spliced.shots(None)
+    assert [(s.start, s.image, s.image_sha256) for s in found] == [(s.start, s.image, s.image_sha256) for s in wanted]
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "cut"),
+    [
+        ("[0s-2s: a] [2s-5s cut: b]", None, True),
+        ("[0s-2s: a] [2-5 CUT: b]", None, True),
+        ("[0s-2s: a] [2s-5s image=cat.png: b: c]", "cat.png", False),
+        (
+            '[0s-2s: a] [2s-5s cut image="C:/my pics/a [1].png" : b]'.replace("[1]", "\\[1\\]"),
+            "C:/my pics/a [1].png",
+            True,
+        ),
+    ],
+)
+def test_a_block_in_text_can_carry_a_cut_or_a_picture(text, image, cut):
+    block = parse(text).segments[1]
+    assert (block.cut, block.image) == (cut, None if image is None else Path(image))
+    assert parse(print_shorthand(parse(text))) == parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[0s-2s fade: a]", "the mark fade"),
+        ("[0s-2s cut=yes: a]", "the mark cut=yes"),
+        ("[0s-2s cut cut: a]", "twice"),
+        ("[0s-2s image: a]", "the mark image"),
+        ('[0s-2s image="": a]', "names no picture"),
+        ("[0s-2s image=a b.png: a]", "the mark b.png"),
+        ("[0s-2s sha256=abc: a]", "belongs to no picture"),
+        ("[0s-2s cut]", "no colon"),
+    ],
+)
+def test_an_unknown_mark_gives_one_sentence(text, words):
+    with pytest.raises(TimelineError, match=re.escape(words)) as raised:
+        parse_shorthand(text)
+    assert str(raised.value).count(". ") == 0 and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [{"cut": 1}, {"image": 3}, {"image": ""}, {"image": "a\nb"}, {"image": "a.png", "image_sha256": "x"}, {"shot": 1}],
+)
+def test_marks_of_a_wrong_kind_in_json_are_refused(marks):
+    with pytest.raises(TimelineError):
+        Timeline.from_json({"segments": [{"start": 0, "end": 1, "prompt": "a"} | marks]})
+
+
+def test_a_timeline_without_cuts_is_written_as_before():
+    assert Timeline((Segment(0, 1, "a"),)).to_json()["segments"] == [{"start": 0, "end": 1, "prompt": "a"}]
