@@ -1,6 +1,6 @@
-"""The prefix of a run: latents of a picture, of the tail of a clip, or of an earlier run.
+"""The prefix of a shot: latents of a picture; of the first shot also of the tail of a clip, or of an earlier run.
 
-Once encoded, a prefix is kept in the project, so that a run that starts again begins with the very same bits.
+Once encoded, a prefix is kept in the project, so that a shot that starts again begins with the very same bits.
 """
 
 from __future__ import annotations
@@ -14,22 +14,29 @@ from torch import Tensor
 
 from magi_lite.errors import InputError, MediaError
 from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, FRAMES_PER_LATENT
-from magi_lite.project import PREFIX_NAME, Project
+from magi_lite.project import PICTURE_NAME, PREFIX_NAME, Project
 from magi_lite.project.tensors import Damaged, load_tensors, save_tensors
+from magi_lite.request.checks import content_hash
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sentences import count
+from magi_lite.timeline import Shot
 
 
 @dataclass(frozen=True, eq=False)
 class PrefixSource:
-    """What a video starts from: `pixels` (T, H, W, 3) uint8, and what the user should know of it, if anything."""
+    """What a shot starts from: `pixels` (T, H, W, 3) uint8, and what the user should know of it, if anything."""
 
     pixels: np.ndarray
     notice: str = ""
 
 
-def prefix_pixels(request: GenerationRequest, reach: int) -> PrefixSource | None:
-    """The picture (1 frame) or the tail of the clip (whole seconds) that a request starts from, or None.
+def picture_of(request: GenerationRequest, shot: Shot) -> Path | None:
+    """The picture that a shot starts from: its block's, or the request's own."""
+    return shot.image if shot.start or shot.image else request.image
+
+
+def prefix_pixels(request: GenerationRequest, reach: int, shot: Shot | None = None) -> PrefixSource | None:
+    """The picture (1 frame) or the tail of the clip (whole seconds) that a shot starts from, or None.
 
     A clip is read from its end, as many whole seconds as it has and the model can see. One shorter than a second is
     filled up to one by holding its first frame. The road not taken, the published one for a prefix that ends inside a
@@ -37,20 +44,23 @@ def prefix_pixels(request: GenerationRequest, reach: int) -> PrefixSource | None
 
     Args:
         reach: chunks before the first new one that the model sees (`SamplerSettings.prefix_reach`).
+        shot: None: the first one.
 
     Raises:
         MediaError: the file cannot be read, or the clip is too short.
     """
     size = (request.width, request.height)
-    if request.image is not None:
+    shot = shot or request.timeline.shot_of(0, request.seconds)
+    image = picture_of(request, shot)
+    if image is not None:
         from magi_lite.video.images import is_animated, load_image
 
-        pixels = load_image(Path(request.image), size, request.fit)[None]
-        if is_animated(request.image):
-            name = request.image.name
-            return PrefixSource(pixels, f"{name} is animated; its first picture is used. As a clip it is continued.")
+        pixels = load_image(Path(image), size, request.fit)[None]
+        if is_animated(image):
+            note = f"{image.name} is animated; its first picture is used. As a clip it is continued."
+            return PrefixSource(pixels, note)
         return PrefixSource(pixels)
-    if request.video is None:
+    if request.video is None or shot.start:
         return None
     from magi_lite.video.clips import load_tail
 
@@ -63,6 +73,16 @@ def prefix_pixels(request: GenerationRequest, reach: int) -> PrefixSource | None
         held = np.concatenate([np.repeat(frames[:1], missing, axis=0), frames])
         return PrefixSource(held, f"{name} is shorter than a second; its first frame is held to fill one.")
     return PrefixSource(frames[len(frames) % FPS :])
+
+
+def look_at_pictures(request: GenerationRequest) -> None:
+    """Refuse a block's picture that cannot be read.
+
+    Raises:
+        MediaError: one cannot.
+    """
+    for shot in {shot.image: shot for shot in request.timeline.shots(request.seconds) if shot.image}.values():
+        prefix_pixels(request, 0, shot)
 
 
 def prefix_latents(request: GenerationRequest, reach: int) -> Tensor | None:
@@ -88,29 +108,35 @@ def prefix_latents(request: GenerationRequest, reach: int) -> Tensor | None:
         return None
 
 
-def save_prefix(project: Project, latents: Tensor) -> None:
-    """Keep an encoded prefix (1, C, frames, H, W) in the project."""
-    save_tensors(_file(project), {"latents": latents})
+def save_prefix(project: Project, shot: Shot, latents: Tensor) -> None:
+    """Keep an encoded prefix (1, C, frames, H, W) of a shot in the project."""
+    path = _file(project, shot)
+    assert path is not None
+    save_tensors(path, {"latents": latents})
 
 
-def read_prefix(project: Project) -> Tensor | None:
+def read_prefix(project: Project, shot: Shot) -> Tensor | None:
     """The prefix that `save_prefix` kept, if any; one that is damaged is to be encoded from the kept input again.
 
     Raises:
         InputError: it is damaged, and there is no input to encode it from.
     """
-    path, request = _file(project), project.request
-    if not path.is_file():
+    path, request = _file(project, shot), project.request
+    if path is None or not path.is_file():
         return None
     try:
         return load_tensors(path)[0]["latents"]
     except (Damaged, KeyError):
-        kept = request.image or request.video
+        kept = picture_of(request, shot) or request.video
         if kept is None or not kept.is_file():
             raise InputError(f"{path} is damaged and what it was made from is gone; start a new video.") from None
         project.log(f"{path.name} is damaged; encoding {kept.name} again")
         return None
 
 
-def _file(project: Project) -> Path:
-    return project.folder / "inputs" / PREFIX_NAME
+def _file(project: Project, shot: Shot) -> Path | None:
+    """Where a shot's prefix is kept; None for one that starts from nothing."""
+    if shot.image is None:
+        return None if shot.start else project.folder / "inputs" / PREFIX_NAME
+    known = shot.image_sha256 or content_hash(shot.image)
+    return project.folder / "inputs" / PICTURE_NAME.format(known[:12])

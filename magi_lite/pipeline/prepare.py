@@ -9,13 +9,14 @@ from pathlib import Path
 
 from magi_lite.errors import InputError
 from magi_lite.pipeline.engine import plan_for
-from magi_lite.pipeline.prefix import prefix_latents, prefix_pixels, save_prefix
+from magi_lite.pipeline.prefix import look_at_pictures, prefix_latents, prefix_pixels, save_prefix
 from magi_lite.planner.disk import check_room
 from magi_lite.project import Project
 from magi_lite.request.build import absolute_model
 from magi_lite.request.checks import check, check_prompts, content_hash
 from magi_lite.request.request import GenerationRequest
-from magi_lite.timeline.edit import splice
+from magi_lite.timeline import Segment
+from magi_lite.timeline.edit import splice, with_pictures
 from magi_lite.weights.opening import open_model
 
 
@@ -45,12 +46,15 @@ def prepare_project(
         plan_for(files, request)
         if latents is None:
             prefix_pixels(request, reach)
+        look_at_pictures(request)
         project = Project.create(root, request)
         if latents is not None:
             with _closed_on_error(project):
-                save_prefix(project, latents)
+                save_prefix(project, project.shot, latents)
         return project
     project = Project.open(resume)
+    if request is not None:
+        look_at_pictures(request)
     if from_chunk is not None:
         check_room(request or project.request, resume, from_chunk)
         return project.branch(from_chunk, request)
@@ -66,8 +70,15 @@ def _anchored(request: GenerationRequest) -> GenerationRequest:
     """The request with paths that mean the same from any working folder, and with what is in its picture or clip."""
     source = request.image or request.video
     known = request.source_sha256 or (None if source is None else content_hash(source))
+
+    def anchored(segment: Segment) -> Segment:
+        assert segment.image is not None
+        known = segment.image_sha256 or content_hash(segment.image)
+        return replace(segment, image=segment.image.absolute(), image_sha256=known)
+
     return replace(
         request,
+        timeline=with_pictures(request.timeline, anchored),
         out=None if request.out is None else Path(request.out).absolute(),
         models_folder=None if request.models_folder is None else Path(request.models_folder).absolute(),
         model=absolute_model(request.model),
@@ -87,6 +98,7 @@ def _closed_on_error(project: Project) -> Iterator[None]:
 
 def _take_over(project: Project, request: GenerationRequest) -> None:
     """Apply what `request` changes in a project: length, prompts of seconds not started, precision and placement."""
+    request = replace(request, timeline=project.adopt(request.timeline))
     other_prompts = request.timeline != project.request.timeline
     if other_prompts and (request.seconds is None or project.chunks < request.seconds):
         check_prompts(replace(request, timeline=splice(project.request.timeline, project.chunks, request.timeline)))

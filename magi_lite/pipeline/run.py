@@ -1,6 +1,6 @@
 """One run of a project, from its plan to its last second.
 
-plan -> captions -> weights -> prefix -> chunk after chunk -> done
+plan -> captions -> weights -> shot after shot: prefix -> chunk after chunk -> done
 
 `Run` holds what the steps share; each step yields its events.
 """
@@ -46,18 +46,25 @@ from magi_lite.pipeline.engine import (
     recorded,
     text_encoder_is_small,
 )
-from magi_lite.pipeline.prefix import prefix_pixels, read_prefix, save_prefix
+from magi_lite.pipeline.prefix import (
+    PrefixSource,
+    look_at_pictures,
+    picture_of,
+    prefix_pixels,
+    read_prefix,
+    save_prefix,
+)
 from magi_lite.pipeline.prompts import PromptBank
 from magi_lite.pipeline.resume import ResumePoint, find_resume_point
 from magi_lite.planner import Phase, Plan
 from magi_lite.project import Project
-from magi_lite.request.checks import check_prompts, notices
+from magi_lite.request.checks import check_pictures, check_prompts, notices
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.results import Caption, CleanChunk, StageDone, StepDone
 from magi_lite.sampling.sampler import Sampler
 from magi_lite.sentences import count
 from magi_lite.text.vocabulary import Vocabulary
-from magi_lite.timeline import Timeline
+from magi_lite.timeline import Shot, Timeline
 from magi_lite.timeline.edit import splice
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.loader import check_model
@@ -86,6 +93,12 @@ class Run:
         self.encoder = Background()
         self.gap_filled = False
         """Whether the second just made stands before finished ones: the sampler then skips them."""
+        self.ended = False
+        """Whether the run has come to its end, and not just to that of a shot."""
+        self.source: PrefixSource | None = None
+        """What the shot that begins starts from, until it is encoded."""
+        self.other_end = False
+        """Whether new prompts gave the shot in the making another end, so that its sampler has to be made anew."""
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -130,12 +143,9 @@ class Run:
                 "The demo model in use is untrained: its pictures are noise that shows the app at work.", "warning"
             )
         start = find_resume_point(self.project)
-        prefix = None if start.state else read_prefix(self.project)
-        reach = self.files.spec.sampler.prefix_reach
-        source = None if start.state or prefix is not None else prefix_pixels(self.request, reach)
-        for notice in (start.notice, source.notice if source else ""):
-            if notice:
-                yield Notice(notice)
+        if start.notice:
+            yield Notice(start.notice)
+        yield from self.look_at_source(start)
 
         bank = prompt_bank(self.files, plan.execution, lambda: self.leaving)
         yield from self.encode_prompts(bank)
@@ -144,27 +154,31 @@ class Run:
         if self.leaving:
             yield from self.leave()
             return
-        with self.during("denoise"), engine(self.files, plan.execution, lambda: self.leaving) as networks:
-            if source is not None:
-                yield PhaseStarted("encode", f"Encoding the {'picture' if self.request.image else 'clip'}")
-                with self.during("encode"):
-                    prefix = networks.encode(source.pixels)
-                save_prefix(self.project, prefix)
-                yield from self.look_at_prefix(source.pixels, prefix, networks)
-            if self.leaving:
-                yield from self.leave()
-                return
-            yield PhaseStarted("denoise", f"Making the {'next' if self.project.chunks else 'first'} second")
-            with recorded(networks, self.record), self.encoder:
-                while True:
-                    sampler = self.make_sampler(networks, plan, bank, start, prefix)
-                    self.clock = Clock(sampler.steps_done)
-                    yield from self.denoise(sampler, networks, bank)
-                    if not self.gap_filled or self.complete:
-                        return
-                    self.gap_filled = False
-                    start = find_resume_point(self.project)
-                    prefix = None if start.state else read_prefix(self.project)
+        with (
+            self.during("denoise"),
+            engine(self.files, plan.execution, lambda: self.leaving) as networks,
+            recorded(networks, self.record),
+            self.encoder,
+        ):
+            while True:
+                yield from self.encode_prefix(start, networks)
+                if self.leaving:
+                    yield from self.leave()
+                    return
+                yield PhaseStarted("denoise", f"Making the {'next' if self.project.chunks else 'first'} second")
+                yield from self.make_shot(start, networks, plan, bank)
+                if self.ended:
+                    return
+                start = find_resume_point(self.project)
+                yield from self.look_at_source(start)
+
+    def make_shot(self, start: ResumePoint, networks: Engine, plan: Plan, bank: PromptBank) -> Iterator[Event]:
+        """The rest of one shot; returns before its end where the sampler has to be made anew."""
+        sampler = self.make_sampler(networks, plan, bank, start)
+        if self.gap_filled or self.clock.seconds_per_step is None:
+            self.clock = Clock(self.steps_before(start.shot) + sampler.steps_done)
+        self.gap_filled = self.other_end = False
+        yield from self.denoise(sampler, networks, bank)
 
     def decode_missing(self, plan: Plan) -> Iterator[Event]:
         """Decode seconds whose latents are on disk and whose frames are not: a crash or a damaged file left them so."""
@@ -201,7 +215,27 @@ class Run:
                 self.noted.add(message)
                 yield Notice(message, "warning")
 
-    def look_at_prefix(self, pixels: np.ndarray, latents: Tensor, networks: Engine) -> Iterator[Event]:
+    def look_at_source(self, start: ResumePoint) -> Iterator[Event]:
+        """Find out whether a shot that begins can start from its picture or clip, and what is to be known of it."""
+        self.source = None
+        if start.state is None and read_prefix(self.project, start.shot) is None:
+            self.source = prefix_pixels(self.request, self.files.spec.sampler.prefix_reach, start.shot)
+        if self.source and self.source.notice:
+            yield Notice(self.source.notice)
+
+    def encode_prefix(self, start: ResumePoint, networks: Engine) -> Iterator[Event]:
+        """Encode the picture or clip of a shot that begins, unless an earlier run did."""
+        source, self.source = self.source, None
+        if source is None or self.leaving:
+            return
+        what = "picture" if picture_of(self.request, start.shot) else "clip"
+        yield PhaseStarted("encode", f"Encoding the {what}")
+        with self.during("encode"):
+            prefix = networks.encode(source.pixels)
+        save_prefix(self.project, start.shot, prefix)
+        yield from self.look_at_prefix(what, source.pixels, prefix, networks)
+
+    def look_at_prefix(self, what: str, pixels: np.ndarray, latents: Tensor, networks: Engine) -> Iterator[Event]:
         """Say so where a small model's autoencoder cannot hold what the video starts from."""
         vocabulary = Vocabulary.beside(self.files.text_encoder)
         if vocabulary is None or vocabulary.picture_decibels is None or not self.files.trained:
@@ -210,7 +244,6 @@ class Run:
             kept = networks.decode(latents[:, :, -CHUNK_LATENT_FRAMES:])
         decibels = psnr(kept, pixels[-len(kept) :])
         if decibels < vocabulary.picture_decibels:
-            what = "picture" if self.request.image else "clip"
             yield Notice(
                 f"This model cannot hold the {what} well: its autoencoder keeps {decibels:.0f} dB of it, and "
                 f"{vocabulary.picture_decibels:.0f} dB look right. {vocabulary.summary()}",
@@ -221,27 +254,28 @@ class Run:
         """Every prompt of the seconds still to be made."""
         return list(timeline.prompts_from(self.project.chunks, self.request.seconds))
 
-    def make_sampler(
-        self, networks: Engine, plan: Plan, bank: PromptBank, start: ResumePoint, prefix: Tensor | None
-    ) -> Sampler:
-        """The sampler, placed where the run goes on."""
-        request = self.request
+    def make_sampler(self, networks: Engine, plan: Plan, bank: PromptBank, start: ResumePoint) -> Sampler:
+        """The sampler of a shot, placed where the run goes on."""
+        request, shot = self.request, start.shot
+        prefix = None if start.state else read_prefix(self.project, shot)
 
-        def caption(chunk: int, remaining: int | None) -> Caption:
-            """The caption of a chunk that enters the window."""
-            second = chunk - sampler.origin
+        def caption(chunk: int, _: int | None) -> Caption:
+            """The caption of a chunk that enters the window.
+
+            The seconds that remain are those of the video, not of the shot: a cut later on changes no second before it.
+            """
+            second = sampler.second(chunk)
             mix = self.timeline.prompt_for(second, self.request.seconds)
             length = self.project.length_asked(second)
-            if length != self.request.seconds:
-                remaining = None if length is None else length - second
-            return bank.caption(mix, self.request.tokens, remaining)
+            return bank.caption(mix, self.request.tokens, None if length is None else length - second)
 
         with torch.inference_mode():
             sampler = Sampler(
                 networks.dit,
                 self.files.spec.sampling(request, plan.window),
                 latent_size=(request.height // PIXELS_PER_LATENT, request.width // PIXELS_PER_LATENT),
-                chunks=request.seconds,
+                chunks=None if shot.end is None else shot.end - shot.start,
+                shot=shot.start,
                 caption=caption,
                 null_caption=networks.null_caption(),
                 seed=request.seed,
@@ -259,6 +293,7 @@ class Run:
     def denoise(self, sampler: Sampler, networks: Engine, bank: PromptBank) -> Iterator[Event]:
         """Drive the sampler, write finished chunks, and follow the control between steps."""
         last_preview = self.clock.elapsed
+        shot = self.timeline.shot_of(sampler.shot, self.request.seconds)
         steps = sampler.run()
         while True:
             with torch.inference_mode():
@@ -267,12 +302,12 @@ class Run:
                 case None:
                     break
                 case StepDone():
-                    self.clock.step(result.steps_done)
-                    yield self.progress(result)
+                    self.clock.step(self.steps_before(shot) + result.steps_done)
+                    yield self.progress(result, shot)
                     if self.clock.elapsed - last_preview > PREVIEW_EVERY:
                         yield from self.preview(result, networks)
                         last_preview = self.clock.elapsed
-                    yield from self.redirect(result.stage + 1, bank)
+                    yield from self.redirect(result.stage + 1, shot, bank)
                     if self.control.stop_requested and result.step + 1 < result.steps_in_stage:  # else at its end
                         yield from self.leave()
                         return
@@ -290,6 +325,10 @@ class Run:
                     if self.leaving and not self.complete:
                         yield from self.leave()
                         return
+                    if self.other_end:
+                        return
+        if not self.complete:  # another shot follows
+            return
         if self.redirection is not None:
             yield Notice("The new prompts were not applied: the video was done before they were encoded.", "warning")
         yield self.finished()
@@ -311,30 +350,42 @@ class Run:
         if image is not None:
             yield Preview(step.oldest_chunk, image)
 
-    def progress(self, step: StepDone) -> Progress:
+    def steps_before(self, shot: Shot) -> int:
+        """Steps that the shots before this one take."""
+        return sum(self.steps_of(one) for one in self.timeline.shots(self.request.seconds) if one.start < shot.start)
+
+    def steps_of(self, shot: Shot) -> int:
+        """Steps that a shot takes: the window fills and empties once."""
+        window = max(1, self.request.window)
+        return ((shot.end or 0) - shot.start + window - 1) * (self.request.steps // window)
+
+    def progress(self, step: StepDone, shot: Shot) -> Progress:
         """How far the run is, with the time that is left."""
         seconds, window = self.request.seconds, max(1, self.request.window)
         per_chunk = self.request.steps // window
-        left = per_chunk - step.step - 1 if step.steps_total is None else step.steps_total - step.steps_done
+        total = None if seconds is None else sum(map(self.steps_of, self.timeline.shots(seconds)))
+        done = self.steps_before(shot) + step.steps_done
+        left = per_chunk - step.step - 1 if total is None else total - done
         pace = self.clock.seconds_per_step
         return Progress(
             chunk=step.oldest_chunk,
             chunks=seconds,
             step=step.step + 1,
             steps=step.steps_in_stage,
-            fraction=None if step.steps_total is None else step.steps_done / step.steps_total,
+            fraction=None if total is None else done / total,
             eta_seconds=self.clock.left(left),
             seconds_per_chunk=None if pace is None else pace * per_chunk,
         )
 
-    def redirect(self, first: int, bank: PromptBank) -> Iterator[Event]:
+    def redirect(self, first: int, shot: Shot, bank: PromptBank) -> Iterator[Event]:
         """Apply a new timeline to the seconds that have not started, as soon as its prompts are encoded.
 
         A large text encoder works beside the run, so that the video does not wait for it; the timeline then applies
         from the first second that is still free.
 
         Args:
-            first: the next second to start.
+            first: the next second to start in the shot, were it without end.
+            shot: the one in the making.
         """
         newer = self.control.take_timeline()
         self.redirection = self.redirection if newer is None else newer
@@ -342,6 +393,7 @@ class Run:
             return
         try:
             self.encoder.result()
+            first = first if shot.end is None else min(first, shot.end)
             edited = self.redirected(self.redirection, first)
         except MagiLiteError as error:
             self.redirection = None
@@ -355,6 +407,7 @@ class Run:
             return
         self.project.edit_timeline(self.redirection, first)
         self.timeline, self.redirection = self.request.timeline, None
+        self.other_end = self.timeline.shot_of(shot.start, self.request.seconds).end != shot.end
         yield Redirected(first)
         yield from self.encode_prompts(bank)
         yield PhaseStarted("denoise", f"Applied from second {first}")
@@ -368,7 +421,10 @@ class Run:
         if self.request.seconds is not None and first >= self.request.seconds:
             raise InputError("every second of this video has started")
         edited = splice(self.timeline, first, newer)
-        check_prompts(replace(self.request, timeline=edited))
+        asked = replace(self.request, timeline=edited)
+        check_prompts(asked)
+        check_pictures(asked)
+        look_at_pictures(asked)
         return edited
 
     # --- endings -----------------------------------------------------------------------------------------------------
@@ -385,6 +441,7 @@ class Run:
 
     def finished(self) -> Finished:
         """Record that the run is complete."""
+        self.ended = True
         self.project.set_status("finished")
         self.delivery.finish()
         return Finished(self.delivery.video, self.project.folder, self.project.chunks, self.clock.elapsed)
@@ -394,6 +451,7 @@ class Run:
 
         New prompts that are still being encoded are put on record: the run goes on with them.
         """
+        self.ended = True
         newer, self.redirection = self.control.take_timeline() or self.redirection, None
         if newer is not None:
             try:

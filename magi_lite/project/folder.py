@@ -9,12 +9,17 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from magi_lite.files import output_errors
 from magi_lite.project.record import Record, write_record
+from magi_lite.request.checks import content_hash
 from magi_lite.request.request import GenerationRequest
+from magi_lite.timeline import Segment, Timeline
+from magi_lite.timeline.edit import with_pictures
+from quant.storage.files import replacing
 
 _STALE_SECONDS = 3600
 """Hidden folders older than this are left from a crash, not in the making."""
@@ -38,14 +43,40 @@ def make_folder(root: Path, record: Record, fill: Callable[[Path], None]) -> Pat
             for path in (request.image, request.video):
                 if path and path.is_file():
                     shutil.copyfile(path, hidden / "inputs" / path.name)
+            own = adopt_pictures(request.timeline, hidden / "inputs", folder / "inputs")
             fill(hidden)
-        write_record(hidden, record)
+        write_record(hidden, replace(record, request=replace(request, timeline=own)))
         with output_errors(folder):
             hidden.rename(folder)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
     return folder
+
+
+def adopt_pictures(timeline: Timeline, copies: Path, inputs: Path) -> Timeline:
+    """Copy the pictures of a timeline's blocks, each content once, and let the blocks name the copies.
+
+    Args:
+        copies: the folder that they are copied to; inputs: what that folder is called once the run's folder is whole.
+
+    Raises:
+        MediaError: a picture cannot be read.
+        OSError: the disk refuses.
+    """
+
+    def own(segment: Segment) -> Segment:
+        assert segment.image is not None
+        if not segment.image.is_file():
+            return segment
+        known = segment.image_sha256 or content_hash(segment.image)
+        copy = f"{known[:12]}-{segment.image.name.removeprefix(known[:12] + '-')[-60:]}"
+        if not (copies / copy).is_file():
+            with replacing(copies / copy) as temporary:
+                shutil.copyfile(segment.image, temporary)
+        return replace(segment, image=inputs / copy, image_sha256=known)
+
+    return with_pictures(timeline, own)
 
 
 def share(source: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 NAME/
   project.json               the request with the timeline as edited, status, parent, history
-  inputs/                    copies of the image or clip that the video starts from
+  inputs/                    copies of the image or clip that the video starts from, and of its blocks' pictures
   chunks/00000.safetensors   clean latents of second 0, (1, C, t, H, W), as the sampler made them
   chunks/00000.m4s           its frames, an H.264 fragment as it stands in video.mp4
   chunks/00000.jpg           a strip of thumbnails
@@ -36,14 +36,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors, storage_errors
 from magi_lite.models import FPS
-from magi_lite.project.folder import make_folder, move_aside, share
+from magi_lite.project.folder import adopt_pictures, make_folder, move_aside, share
 from magi_lite.project.record import Record, Status, new_record, now, read_record, write_record
 from magi_lite.project.seconds import THUMBNAILS, Seconds
 from magi_lite.project.states import SavedState, StateLike, States
 from magi_lite.project.tensors import Damaged
 from magi_lite.request.json import request_to_json
 from magi_lite.request.request import GenerationRequest
-from magi_lite.timeline import Timeline
+from magi_lite.timeline import Shot, Timeline
 from magi_lite.timeline.edit import splice
 from quant.storage.lock import FileLock, is_locked
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from magi_lite.video.writer import VideoWriter
 
 T = TypeVar("T")
-__all__ = ["FIXED", "PREFIX_NAME", "Project"]
+__all__ = ["FIXED", "PICTURE_NAME", "PREFIX_NAME", "Project"]
 
 FIXED = ("width", "height", "model", "steps", "window", "shortcut")
 """Settings of a request that kept seconds and states depend on."""
@@ -62,6 +62,8 @@ CHANGEABLE = ("out", "models_folder", "preset", "overrides")
 """Settings that a run may change where it goes on: finished seconds keep their bits."""
 PREFIX_NAME = "prefix.safetensors"
 """In `inputs`: latents that the video starts from, kept by whoever encoded them; a branch takes them along."""
+PICTURE_NAME = "picture-{}.safetensors"
+"""The same of a block's picture, by the beginning of its checksum."""
 LOCK_NAME = ".lock"
 _RECOMPUTED = 4
 """Finished seconds that are rather computed again than taken as a prefix: the same bits for a moment's work."""
@@ -110,8 +112,7 @@ class Project:
         if self._lock is None:
             self._acquire()
             self._remove_temporary_files()
-            pasted = self.request.image is not None and self.request.image_prefix == "published"
-            self.notices = self.seconds.repair(self.video, self.states, 1 if pasted else 0)
+            self.notices = self.seconds.repair(self.video, self.states, self._pasted)
             if self.seconds.contradicted_by(self.video):
                 move_aside(self.video)
             for sentence in self.notices:
@@ -145,6 +146,11 @@ class Project:
     def request(self) -> GenerationRequest:
         """The request as it stands now; its image or clip is the run's own copy."""
         return self._record.request
+
+    @property
+    def shot(self) -> Shot:
+        """The shot that the second to be made next belongs to; the last one where all are finished."""
+        return self.request.timeline.shot_of(self.chunks, self.request.seconds)
 
     @property
     def status(self) -> Status:
@@ -182,8 +188,9 @@ class Project:
     @property
     def started(self) -> int:
         """Seconds that are settled where the run goes on: finished, or in the window of the latest state."""
-        state = self.latest_state()
-        return max(self.chunks, 0 if state is None else state.stage + 1)
+        state, end = self.latest_state(), self.shot.end
+        entered = 0 if state is None else state.stage + 1
+        return max(self.chunks, entered if end is None else min(entered, end))
 
     def thumbnail(self, chunk: int) -> Path:
         """The strip of thumbnails of a finished second (JPEG)."""
@@ -226,20 +233,21 @@ class Project:
     # --- where a run goes on -----------------------------------------------------------------------------------------
 
     def latest_state(self) -> SavedState | None:
-        """The newest state from which the finished seconds are found again bit for bit, or None.
+        """The newest state from which the shot's finished seconds are found again bit for bit, or None.
 
         Their number is on disk, few of them come again, and those that do are asked for as they were then.
         """
-        request, chunks = self.request, self.chunks
+        chunks, shot, window = self.chunks, self.shot, self.request.window
 
         def fits(stage: int) -> bool:
-            clean = max(0, stage + 2 - request.window)
-            clean = clean if request.seconds is None else min(clean, request.seconds)
-            return clean <= chunks <= clean + self._few and stage + 1 >= min(chunks, self._changed_at)
+            clean = max(shot.start, stage + 2 - window)
+            clean = clean if shot.end is None else min(clean, shot.end)
+            asked_as_now = stage + 1 >= min(chunks, self._changed_at)
+            return stage >= shot.start and clean <= chunks <= clean + self._few and asked_as_now
 
         for stage in filter(fits, reversed(self.states.stages())):
             state = self.states.read(stage)
-            if state:
+            if state and state.shot == shot.start:
                 return state
         return None
 
@@ -249,8 +257,9 @@ class Project:
 
     @property
     def restarts(self) -> bool:
-        """Whether, with no state, the run begins anew and finds its finished seconds again bit for bit."""
-        return not self.chunks or (not self._changed_at and self.chunks <= self._few)
+        """Whether, with no state, the shot begins anew and its finished seconds are found again bit for bit."""
+        start = self.shot.start
+        return self.chunks == start or (self._changed_at <= start and self.chunks - start <= self._few)
 
     @property
     def _few(self) -> int:
@@ -262,6 +271,15 @@ class Project:
         """Seconds before this one were, or may have been, asked for otherwise than is known now."""
         unknown = [e for e in self.history if e["what"] in ("branched", "redone", "extended") and "started" not in e]
         return max((entry["from"] for entry in unknown), default=0)
+
+    def _entered(self) -> int:
+        """Seconds that had entered a window before the next one, as the newest state of its shot says."""
+        shot = self.shot
+        for stage in reversed(self.states.stages()):
+            state = self.states.read(stage)
+            if state and state.shot == shot.start:
+                return stage + 1 if shot.end is None else min(stage + 1, shot.end)
+        return 0
 
     def length_asked(self, second: int) -> int | None:
         """How long the video was to be when a second started (None: endless), which the model is told in its caption.
@@ -329,8 +347,19 @@ class Project:
     def edit_timeline(self, timeline: Timeline, from_chunk: int) -> None:
         """From second `from_chunk` on `timeline` holds; the prompts of earlier seconds stay on record."""
         self.lock()
-        edited = splice(self.request.timeline, from_chunk, timeline)
+        edited = self.adopt(splice(self.request.timeline, from_chunk, timeline))
         self._change("timeline", from_chunk, replace(self.request, timeline=edited))
+
+    def adopt(self, timeline: Timeline) -> Timeline:
+        """The timeline with the run's own copies in the place of its blocks' pictures; they are made where missing.
+
+        Raises:
+            OutputError: the disk refuses.
+            MediaError: a picture cannot be read.
+        """
+        self.lock()
+        with output_errors(self.folder):
+            return adopt_pictures(timeline, self.folder / "inputs", self.folder / "inputs")
 
     def run_as(self, request: GenerationRequest) -> None:
         """From now on it runs with the placement, precision and `out` file of `request`; what is kept stays."""
@@ -372,8 +401,7 @@ class Project:
         old = self.request.seconds
         end = self.chunks if old is None else old
         new = None if seconds is None else end + seconds
-        entered = max(self.states.stages(), default=-1) + 1
-        started = max(self.chunks, entered if old is None else min(entered, old))
+        started = max(self.chunks, self._entered())
         more = {"started": started, "seconds": old}
         self._change("extended", end, replace(self.request, seconds=new), "stopped", more)
         last = new if old is None else old
@@ -395,6 +423,9 @@ class Project:
             prefix = self.folder / "inputs" / PREFIX_NAME
             if _sources(changed) == _sources(self.request) and prefix.is_file():
                 share(prefix, folder / "inputs" / PREFIX_NAME)
+            if _frame(changed) == _frame(self.request):
+                for latents in (self.folder / "inputs").glob(PICTURE_NAME.format("*")):
+                    share(latents, folder / "inputs" / latents.name)
 
         return Project._new(self.folder.parent, new_record(changed, {"project": self.name, "from": from_chunk}), fill)
 
@@ -451,6 +482,15 @@ class Project:
             project.close()
             raise
         return project
+
+    @property
+    def _pasted(self) -> set[int]:
+        """Seconds that were emitted otherwise than later ones see them."""
+        request = self.request
+        if request.image_prefix != "published":
+            return set()
+        shots = request.timeline.shots(request.seconds)
+        return {shot.start for shot in shots if shot.image or (not shot.start and request.image)}
 
     def _acquire(self) -> None:
         with storage_errors():
@@ -513,4 +553,9 @@ class Project:
 def _sources(request: GenerationRequest) -> tuple[object, ...]:
     """What the latents of a request's prefix depend on: its picture or clip, and how that fills the frame."""
     names = tuple(None if path is None else path.name for path in (request.image, request.video))
-    return (*names, request.source_sha256, request.width, request.height, request.fit, request.model)
+    return (*names, request.source_sha256, *_frame(request))
+
+
+def _frame(request: GenerationRequest) -> tuple[object, ...]:
+    """What the latents of any picture depend on besides the picture."""
+    return request.width, request.height, request.fit, request.model

@@ -13,6 +13,8 @@ from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.files import write_atomic
 from magi_lite.request.json import request_from_json, request_to_json
 from magi_lite.request.request import GenerationRequest
+from magi_lite.timeline import Segment
+from magi_lite.timeline.edit import with_pictures
 
 VERSION = 1
 Status = Literal["running", "paused", "stopped", "finished", "failed", "interrupted"]
@@ -105,9 +107,14 @@ def now() -> str:
 
 def _with_own_inputs(request: GenerationRequest, folder: Path) -> GenerationRequest:
     """The request with its picture or clip where the run keeps its copy, if it does."""
-    own = {}
+    own: dict[str, Any] = {}
     for name in ("image", "video"):
         path = getattr(request, name)
         if path and (folder / "inputs" / path.name).is_file():
             own[name] = folder / "inputs" / path.name
-    return replace(request, **own)
+
+    def moved(segment: Segment) -> Segment:
+        copy = folder / "inputs" / (segment.image or folder).name
+        return replace(segment, image=copy) if copy.is_file() else segment
+
+    return replace(request, **own, timeline=with_pictures(request.timeline, moved))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,11 +154,11 @@ class Seconds:
         """Whether whole seconds lie behind one that is not finished."""
         return self._end() > self.count() + 1
 
-    def repair(self, video: Path, states: States, held_from: int = 0) -> list[str]:
+    def repair(self, video: Path, states: States, changed: Container[int] = ()) -> list[str]:
         """Move damaged pieces aside, and put in their place what the video and the sampler's states still hold.
 
         Args:
-            held_from: the first second of which a state holds the latents as they were emitted.
+            changed: seconds of which states hold other latents than those that were emitted.
 
         Returns:
             A sentence for each second that was damaged.
@@ -173,7 +174,7 @@ class Seconds:
         sentences = []
         for index, phrases in damaged.items():
             copy = in_video.read(index)
-            self._repair_latents(index, states if index >= held_from else None, copy)
+            self._repair_latents(index, None if index in changed else states, copy)
             self._repair_fragment(index, copy)
             if index < end - 1 or copy:  # else a crash came before it was finished
                 how = "will be made again" if self._damage_of(index) else "could be restored"

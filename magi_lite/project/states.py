@@ -27,21 +27,30 @@ class StateLike(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class SavedState:
-    """A sampler's state after stage `stage`; `stage + 1` seconds had entered the window by then."""
+    """A sampler's state after stage `stage`: in the shot it is of, all seconds to that number had entered the window.
+
+    Stages are counted from the shot's first second on, so those in which the last seconds of a shot become clean, and
+    none enters, have the numbers of stages of the next shot, which replace them.
+    """
 
     stage: int
     position: dict[str, Any]
     tensors: dict[str, Tensor]
 
     @property
-    def seconds(self) -> int | None:
-        """New seconds of the video that it was made for; None: endless."""
+    def shot(self) -> int:
+        """The second with which the shot begins that it is in the middle of."""
+        return self.position.get("shot", 0)
+
+    @property
+    def end(self) -> int | None:
+        """The second at which the shot ended that it was made for; None: endless."""
         total = self.position["total"]
-        return None if total is None else total - self.position["offset"] + self.position.get("kept", 0)
+        return None if total is None else self.shot + total - self.position["offset"] + self.position.get("kept", 0)
 
     def latents(self, second: int) -> Tensor | None:
         """The clean latents (1, C, t, H, W) of a second that the sampler still held, or None."""
-        chunk = second + self.position.get("offset", 0) - self.position.get("kept", 0)
+        chunk = second - self.shot + self.position.get("offset", 0) - self.position.get("kept", 0)
         return self.tensors.get(f"clean.{chunk}")
 
 

@@ -43,8 +43,13 @@ def check(request: GenerationRequest, *, prompts: bool = True, files: bool = Tru
     check_values(request)
     if request.image is not None and request.video is not None:
         raise InputError("An image and a clip cannot both be the start; give one of them.")
+    if isinstance(request.timeline, Timeline) and request.timeline.shots(request.seconds)[0].image is not None:
+        for name, what in (("image", "picture"), ("video", "clip")):
+            if getattr(request, name) is not None:
+                raise InputError(f"The video starts from a {what} and its first block from a picture; keep one of them.")
     if files:
         _check_source(request)
+        check_pictures(request)
     if prompts:
         check_prompts(request)
     elif isinstance(request.timeline, Timeline):
@@ -89,6 +94,26 @@ def _check_source(request: GenerationRequest) -> None:
             raise MediaError(
                 f"{name} is not the file of that name that these settings were made with; "
                 f"give that one with {option.called}."
+            )
+
+
+def check_pictures(request: GenerationRequest) -> None:
+    """Refuse a block's picture that is not there, or whose content is not that of the one it was.
+
+    Raises:
+        MediaError: one sentence, with the block's time.
+    """
+    for segment in request.timeline.segments if isinstance(request.timeline, Timeline) else ():
+        path = segment.image
+        if path is None:
+            continue
+        check_source(path, "an image")
+        if kind_of_file(path) == "video":
+            raise MediaError(f"{path.name} is a video, and the block at {segment.start} s starts from a picture.")
+        if segment.image_sha256 is not None and segment.image_sha256 != content_hash(path):
+            raise MediaError(
+                f"{path.name} is not the picture of that name that the block at {segment.start} s was made with; "
+                "give it that picture again, or take it off."
             )
 
 
@@ -146,7 +171,8 @@ def check_prompts(request: GenerationRequest) -> None:
             raise InputError(f"A prompt has {len(prompt)} characters; {MAX_PROMPT} is the most that can be given.")
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise InputError("A prompt holds half a character (a lone surrogate); paste the text again.")
-    if request.image is None and request.video is None and not any(prompt.strip() for prompt in prompts):
+    pictured = request.image or request.video or request.timeline.shots(request.seconds)[0].image
+    if not pictured and not any(prompt.strip() for prompt in prompts):
         raise InputError("There is neither a prompt nor a picture; write a prompt, or start with an image or a clip.")
     timeline.check(request.seconds)
     _check_something_is_left([prompt for prompt in timeline.prompts_from(0) if prompt])

@@ -7,7 +7,7 @@ request's defaults, so that files of an earlier version of the program stay read
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from magi_lite.request.options import Option
 from magi_lite.request.request import OPTIONS, PARTS, GenerationRequest
 from magi_lite.sentences import shown
 from magi_lite.timeline import Timeline
+from magi_lite.timeline.edit import with_pictures
 
 VERSION = 1
 
@@ -30,7 +31,10 @@ def request_to_json(request: GenerationRequest, *, paths: bool = True) -> dict[s
     data: dict[str, Any] = {"version": VERSION}
     for field in fields(GenerationRequest):
         data[field.name] = {} if field.name in PARTS else getattr(request, field.name)
-    data["timeline"] = request.timeline.to_json()
+    timeline = request.timeline
+    if not paths:
+        timeline = with_pictures(timeline, lambda s: replace(s, image=Path((s.image or Path()).name)))
+    data["timeline"] = timeline.to_json()
     for option in OPTIONS.values():
         if option.field and option.kind != "timeline":
             value = option.of(request)

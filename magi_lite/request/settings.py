@@ -46,6 +46,8 @@ def settings_from_data(data: Any) -> GenerationRequest:
     for option in OPTIONS.values():
         if option.field and option.kind in ("path", "text"):
             _refuse_network(option.name, str(option.of(request)))
+    for segment in request.timeline.segments:
+        _refuse_network("a block's picture", str(segment.image or ""))
     if not _MODEL.fullmatch(request.model):
         raise InputError(f"The settings name a model {shown(request.model)}, which is not the name of one.")
     request = replace(request, models_folder=None, out=None)
@@ -68,6 +70,12 @@ def check_source_is_known(request: GenerationRequest) -> None:
             raise InputError(
                 f"The settings start from the {what} {path.name} without saying what is in it; "
                 f"give the file with {OPTIONS[name].called}."
+            )
+    for segment in request.timeline.segments:
+        if segment.image is not None and segment.image_sha256 is None:
+            raise InputError(
+                f"The block at {segment.start} s starts from the picture {segment.image.name} without saying what is "
+                "in it; give a timeline that names the file with --timeline."
             )
 
 

@@ -23,7 +23,8 @@ class Caption:
 class StepDone:
     """One denoising step of the whole window is made.
 
-    `oldest_chunk` counts new seconds from 0; `steps_total` is None when endless. `latents` and `velocity` are
+    `oldest_chunk` and `stage` count from the video's beginning, seconds and the stages in which they enter;
+    `steps_done` and `steps_total` (None when endless) count the shot's steps. `latents` and `velocity` are
     (1, C, chunks * chunk_width, H, W), oldest chunk first, and hold until the sampler goes on.
     """
 
@@ -58,7 +59,7 @@ class StageDone:
 
 @dataclass(frozen=True, eq=False)
 class CleanChunk:
-    """New second `index` (from 0) is clean: latents (1, C, t, H, W), scaled; t is short where a prefix fills it."""
+    """Second `index` of the video is clean: latents (1, C, t, H, W), scaled; t is short where a prefix fills it."""
 
     index: int
     latents: Tensor

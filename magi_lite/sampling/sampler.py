@@ -6,6 +6,8 @@ the keys and values that younger chunks will read. That pass is a forward of its
 chunk's latents (or, for models whose chunks see everything, of all latents so far, which are then kept): after a
 restart the very same bits are computed again, and only latents and captions need be kept.
 
+A sampler makes one shot, and so forgets all that came before: a video with cuts is made by one sampler after another.
+
 Chunk numbers here are absolute: whole chunks of a prefix count from 0. Source: docs/architecture.md, sections 3 to 5.
 """
 
@@ -36,17 +38,20 @@ IMAGE_PREFIX = 1
 
 
 class Sampler:
-    """Makes the chunks of one video.
+    """Makes the chunks of one shot of a video; of the whole video where it has no cut.
 
     Args:
         dit: the denoiser.
         settings: steps, window, guidance.
         latent_size: (H, W) of the latents.
         chunks: new chunks wanted; None: until stopped.
+        shot: the second of the video with which the shot begins. Seconds and stages that are reported count from the
+            video's beginning.
         caption: (absolute chunk, chunks that remain with this one or None) -> its caption. Asked once, when the chunk
             enters the window: what it answers may change while the run goes on.
         null_caption: the caption of clean chunks and of dropped captions.
-        noise: chunk -> (1, C, chunk_width, H, W) float32; default: `chunk_noise` of `seed`.
+        noise: chunk -> (1, C, chunk_width, H, W) float32; default: `chunk_noise` of `seed`, in a later shot of
+            the seconds of the video.
         prefix: clean scaled latents (1, C, frames, H, W) to continue; one frame is an image.
         emit_prefix: whether an image prefix is emitted as it is ("exact") or as the published program leaves it
             ("published": plus the velocity of the last step).
@@ -68,19 +73,20 @@ class Sampler:
         null_caption: Caption,
         noise: Callable[[int], Tensor] | None = None,
         seed: int = 0,
+        shot: int = 0,
         prefix: Tensor | None = None,
         emit_prefix: Literal["exact", "published"] = "exact",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         store_factory: Callable[[int], KVRing] | None = None,
     ) -> None:
-        self.settings, self.seed, self.device = settings, seed, torch.device(device)
+        self.settings, self.seed, self.shot, self.device = settings, seed, shot, torch.device(device)
         self._passes = Passes(dit, settings, null_caption, self.device, dtype)
         self._width = settings.chunk_width
         self._chunk_shape = (1, dit.config.latent_channels, self._width, *latent_size)
         self._chunks = chunks
         self._caption, self._emit_prefix = caption, emit_prefix
-        self._noise = noise or (lambda chunk: chunk_noise(seed, chunk, self._chunk_shape))
+        self._noise = noise or self._drawn
         nothing = torch.empty((*self._chunk_shape[:2], 0, *latent_size), device=self.device)
         self._set(Progress(nothing) if prefix is None else self._after_prefix(prefix, nothing))
         self._new_store: Callable[[int], KVRing] = store_factory or self._ring
@@ -104,9 +110,13 @@ class Sampler:
         """Absolute number of new second 0: whole chunks of the prefix."""
         return self._progress.offset - self._progress.kept
 
+    def second(self, chunk: int) -> int:
+        """The second of the video that a new chunk becomes."""
+        return self.shot + chunk - self.origin
+
     @property
     def steps_done(self) -> int:
-        """Steps behind the last stage boundary, those of seconds that were kept included."""
+        """Steps of the shot behind the last stage boundary, those of seconds that were kept included."""
         return (self._progress.kept + self._progress.next_stage) * self.schedule.steps_per_stage
 
     def _after_prefix(self, prefix: Tensor, nothing: Tensor) -> Progress:
@@ -123,6 +133,11 @@ class Sampler:
             prefix_part=prefix[:, :, offset * width :].clone() if prefix.shape[2] % width else None,
             clean={c: prefix[:, :, c * width : (c + 1) * width].clone() for c in range(max(0, offset - reach), offset)},
         )
+
+    def _drawn(self, chunk: int) -> Tensor:
+        if not self.shot:
+            return chunk_noise(self.seed, chunk, self._chunk_shape)
+        return chunk_noise(self.seed, self.second(chunk), self._chunk_shape, later_shot=True)
 
     def _ring(self, slots: int) -> KVRing:
         return KVRing(slots, device=self.device, streams=devices)
@@ -155,7 +170,7 @@ class Sampler:
             finished = self._advance(stage, latents, captions, context)
             if finished is not None:
                 yield finished
-            yield StageDone(self._progress.kept + stage.index)
+            yield StageDone(self.shot + self._progress.kept + stage.index)
 
     @torch.no_grad()
     def _enter(self, stage: Stage) -> tuple[Tensor, dict[int, Caption], CaptionContext]:
@@ -196,7 +211,7 @@ class Sampler:
         if not self.settings.sees_everything:
             for old in [c for c in progress.clean if c <= chunk - self.schedule.reach]:
                 del progress.clean[old]
-        return CleanChunk(chunk - self.origin, emitted)
+        return CleanChunk(self.second(chunk), emitted)
 
     def _paste_prefix(self, latents: Tensor) -> None:
         """Put the prefix frames back into latents that begin with chunk `offset`."""
@@ -217,10 +232,10 @@ class Sampler:
     def _report(self, stage: Stage, step: int, latents: Tensor, velocity: Tensor) -> StepDone:
         per_stage, kept, total = self.schedule.steps_per_stage, self._progress.kept, self.schedule.total_steps
         return StepDone(
-            stage=kept + stage.index,
+            stage=self.shot + kept + stage.index,
             step=step,
             steps_in_stage=per_stage,
-            oldest_chunk=stage.first - self.origin,
+            oldest_chunk=self.second(stage.first),
             steps_done=(kept + stage.index) * per_stage + step + 1,
             steps_total=None if total is None else kept * per_stage + total,
             latents=latents,
@@ -261,16 +276,16 @@ class Sampler:
 
     def state(self) -> SamplerState:
         """Everything needed to go on from the last stage boundary, bit for bit."""
-        return pack(self._progress, self.settings, self.schedule.total, self.seed)
+        return pack(self._progress, self.settings, self.schedule.total, self.seed, self.shot)
 
     def restore(self, state: SamplerState) -> None:
         """Go on where `state` was taken. Its prefix is taken over; `chunks` may be others as long as none has missed
         its entry into the window.
 
         Raises:
-            InputError: the state is of another schedule, size or length, or damaged.
+            InputError: the state is of another shot, schedule, size or length, or damaged.
         """
-        self._set(unpack(state, self.settings, self._chunk_shape, self._chunks, self.device))
+        self._set(unpack(state, self.settings, self._chunk_shape, self._chunks, self.device, self.shot))
         self._forget_keys()
 
     def _forget_keys(self) -> None:
@@ -278,7 +293,7 @@ class Sampler:
             self._passes.store.clear()
 
     def follow(self, seconds: int, latents: Sequence[Tensor]) -> None:
-        """Go on behind new seconds that are finished, where no state of theirs is left: they become the prefix.
+        """Go on behind seconds of the shot that are finished, where no state of theirs is left: they become the prefix.
 
         What comes fits them and is reproducible, but with a window above 1 it is not, bit for bit, what the run that
         made them would have gone on to: its next seconds had begun before these were clean.

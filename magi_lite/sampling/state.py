@@ -39,7 +39,9 @@ class Progress:
     """Of the chunks in flight, oldest first."""
 
 
-def pack(progress: Progress, settings: SamplerSettings, total: int | None, seed: int) -> SamplerState:
+def pack(
+    progress: Progress, settings: SamplerSettings, total: int | None, seed: int, shot: int
+) -> SamplerState:
     """The state as numbers for JSON and tensors for safetensors (copies on the CPU)."""
     position = {
         "format": FORMAT,
@@ -48,6 +50,7 @@ def pack(progress: Progress, settings: SamplerSettings, total: int | None, seed:
         "next_stage": progress.next_stage,
         "offset": progress.offset,
         "kept": progress.kept,
+        "shot": shot,
         "total": total,
         "seed": seed,
         "clean": sorted(progress.clean),
@@ -69,19 +72,24 @@ def unpack(
     chunk_shape: tuple[int, ...],
     chunks: int | None,
     device: torch.device,
+    shot: int = 0,
 ) -> Progress:
     """The reverse, checked against the sampler that takes it over.
 
     Args:
-        chunk_shape: (1, C, chunk_width, H, W); chunks: new chunks wanted by that sampler, None when endless.
+        chunk_shape: (1, C, chunk_width, H, W); chunks: new chunks wanted by that sampler, None when endless;
+        shot: the second that its shot begins with.
 
     Raises:
-        InputError: another format, schedule or size; a tensor is missing; or a chunk that is wanted now missed its
-            entry into the window.
+        InputError: another format, shot, schedule or size; a tensor is missing; or a chunk that is wanted now missed
+            its entry into the window.
     """
     position = state.position
     if position.get("format") != FORMAT:
         raise InputError("The saved state is of another version of this program; start the run again.")
+    if position.get("shot", 0) != shot:
+        began = position.get("shot", 0)
+        raise InputError(f"The saved state is of the shot that begins at {began} s, not {shot} s; take another one.")
     if position["settings"] != _plain(settings):
         changed = sorted(k for k, v in _plain(settings).items() if position["settings"].get(k) != v)
         raise InputError(f"The saved state was made with other settings ({', '.join(changed)}); continue with those.")

@@ -5,6 +5,7 @@ What the editor in the page does to single blocks is its script's affair.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from magi_lite.timeline.timeline import Segment, Timeline
@@ -50,6 +51,11 @@ def _blends(timeline: Timeline, second: int, newer: Timeline) -> tuple[tuple[int
     pairs += [pair for pair in newer.earlier_blends if pair[0] > second]
     following = [blend for _, blend in pairs[1:]] + [newer.blend]
     return tuple(pair for pair, next_blend in zip(pairs, following, strict=True) if pair[1] != next_blend)
+
+
+def with_pictures(timeline: Timeline, changed: Callable[[Segment], Segment]) -> Timeline:
+    """The timeline with `changed` applied to every segment that carries a picture."""
+    return replace(timeline, segments=tuple(changed(s) if s.image else s for s in timeline.segments))
 
 
 def _from(timeline: Timeline, second: int) -> list[Segment]:
