@@ -23,7 +23,7 @@ from magi_lite.planner.activations import (
     text_activation_bytes,
 )
 from magi_lite.planner.execution import Execution
-from magi_lite.planner.passes import kv_slots, prefix_chunks, schedule_of, window_passes
+from magi_lite.planner.passes import WindowPass, kv_slots, prefix_chunks, schedules_of, window_passes
 from magi_lite.planner.pinned import pinned_bytes
 from magi_lite.planner.plan import Item, Phase, Place
 from magi_lite.planner.speed import kv_bytes_per_token, tokens_per_chunk
@@ -73,12 +73,13 @@ def items_of(
     _add_captions_and_kv(add, request, window, model, execution)
     _add_vae(add, request, model, execution)
     dit, tokens = model.dit, tokens_per_chunk(model, request.width, request.height)
-    schedule = schedule_of(request, window, model)
+    schedules = schedules_of(request, window, model)
     chunk_shape = (dit.latent_channels, model.sampler.chunk_width)
-    latents = latent_bytes(chunk_shape, request.width, request.height, window, kv_slots(schedule))
+    latents = latent_bytes(chunk_shape, request.width, request.height, window, max(map(kv_slots, set(schedules))))
     add("latents", BUSY, "vram", latents)
     add("rotary tables", BUSY, "vram", rotary_bytes(dit, tokens, window))
-    worst = max(dit_activation_bytes(dit, tokens, reads, execution) for reads in window_passes(schedule))
+    passes = frozenset[WindowPass]().union(*map(window_passes, set(schedules)))
+    worst = max(dit_activation_bytes(dit, tokens, reads, execution) for reads in passes)
     add("activations", ("denoise",), "vram", worst)
     for phase in loaded_phases(request) if cuda else ():
         pinned = sum(item.bytes for item in items if (item.phase, item.place) == (phase, "pinned"))
@@ -89,13 +90,17 @@ def items_of(
 
 def loaded_phases(request: GenerationRequest) -> tuple[Phase, ...]:
     """The phases in which transformer and autoencoder are there."""
-    return BUSY if request.image is None and request.video is None else ("encode", *BUSY)
+    return ("encode", *BUSY) if request.video is not None or _pictured(request) else BUSY
+
+
+def _pictured(request: GenerationRequest) -> bool:
+    """Whether a shot starts from a picture."""
+    return request.image is not None or any(shot.image for shot in request.timeline.shots(request.seconds))
 
 
 def clip_frames(request: GenerationRequest, model: ModelSpec) -> int:
-    """Frames to encode before the first new second."""
-    settings = model.sampler
-    return 1 if request.image is not None else prefix_chunks(request, settings) * frames_per_chunk(model)
+    """Frames to encode at once before a shot's first second."""
+    return prefix_chunks(request, model.sampler) * frames_per_chunk(model) or int(_pictured(request))
 
 
 def frames_per_chunk(model: ModelSpec) -> int:
@@ -120,7 +125,7 @@ def _pinned_buffers(
 def _store_bytes(request: GenerationRequest, window: int, model: ModelSpec, execution: Execution) -> int:
     """Keys and values of all slots and layers."""
     tokens = tokens_per_chunk(model, request.width, request.height)
-    slots = kv_slots(schedule_of(request, window, model))
+    slots = max(map(kv_slots, set(schedules_of(request, window, model))))
     return slots * tokens * kv_bytes_per_token(model.dit, execution)
 
 

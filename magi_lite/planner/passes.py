@@ -38,14 +38,33 @@ def prefix_chunks(request: GenerationRequest, settings: SamplerSettings) -> int:
 
 
 def schedule_of(request: GenerationRequest, window: int, model: ModelSpec) -> Schedule:
-    """The schedule that the sampler will follow.
+    """The schedule that the sampler of the request's first shot will follow: of the whole video where it has no cut.
+
+    Raises:
+        InputError: the request's steps and window cannot be scheduled.
+    """
+    return schedules_of(request, window, model)[0]
+
+
+def schedules_of(request: GenerationRequest, window: int, model: ModelSpec) -> tuple[Schedule, ...]:
+    """The schedules that the samplers of the request's shots will follow, one after the other.
 
     Raises:
         InputError: the request's steps and window cannot be scheduled.
     """
     settings = model.sampling(request, window)
-    offset = prefix_chunks(request, settings)
-    return Schedule(settings, offset, None if request.seconds is None else offset + request.seconds)
+    shots = request.timeline.shots(request.seconds)
+    lengths = tuple(None if shot.end is None else shot.end - shot.start for shot in shots)
+    return _schedules(settings, prefix_chunks(request, settings), lengths)
+
+
+@lru_cache(maxsize=512)
+def _schedules(settings: SamplerSettings, offset: int, lengths: tuple[int | None, ...]) -> tuple[Schedule, ...]:
+    offsets = [offset] + [0] * (len(lengths) - 1)
+    return tuple(
+        Schedule(settings, before, None if length is None else before + length)
+        for before, length in zip(offsets, lengths, strict=True)
+    )
 
 
 @lru_cache(maxsize=512)
@@ -106,6 +125,34 @@ def work_per_second(schedule: Schedule) -> tuple[Work, ...]:
         whole = _merged([work for stage in finite.stages() for work in _stage_work(finite, stage)])
         return tuple(Work(work.chunks, work.keys, work.times / seconds) for work in whole)
     return tuple(_merged(_stage_work(schedule, _steady_stage(schedule))))
+
+
+@lru_cache(maxsize=512)
+def work_of_shots(schedules: tuple[Schedule, ...]) -> tuple[Work, ...]:
+    """The forwards that a second of video takes on average where it has cuts: the window fills and empties each time.
+
+    Without a cut, and in an endless video, where the last shot outweighs all others: those of the steady state.
+    """
+    totals = [schedule.total for schedule in schedules]
+    if len(schedules) == 1 or None in totals:
+        return work_per_second(schedules[-1])
+    seconds = sum((schedule.total or 0) - schedule.offset for schedule in schedules)
+    whole = _merged(work for schedule in schedules for work in _whole_work(schedule))
+    return tuple(Work(work.chunks, work.keys, work.times / seconds) for work in whole)
+
+
+@lru_cache(maxsize=512)
+def _whole_work(schedule: Schedule) -> tuple[Work, ...]:
+    """The forwards of a shot's whole schedule; of the stages between filling and emptying one is looked at."""
+    settings, count = schedule.settings, schedule.stage_count or 0
+    steady = settings.window + max(settings.noise_to_clean_ranges, default=count)
+    if count <= steady + settings.window or settings.sees_everything:
+        return tuple(_merged(work for stage in schedule.stages() for work in _stage_work(schedule, stage)))
+    middle = count - steady - settings.window + 1
+    ends = [*range(steady), *range(count - settings.window + 1, count)]
+    whole = [work for index in ends for work in _stage_work(schedule, schedule.stage(index))]
+    whole += [Work(w.chunks, w.keys, w.times * middle) for w in _stage_work(schedule, schedule.stage(steady))]
+    return tuple(_merged(whole))
 
 
 @lru_cache(maxsize=512)

@@ -13,7 +13,7 @@ from functools import cache
 from magi_lite.machine.cards import Device
 from magi_lite.models import PIXELS_PER_LATENT, PUBLISHED_TILING, DiTConfig, ModelSpec, layer_linears, linear_name
 from magi_lite.planner.execution import Execution, Scheme
-from magi_lite.planner.passes import Work, schedule_of, work_per_second, work_to_first_second
+from magi_lite.planner.passes import Work, schedules_of, work_of_shots, work_to_first_second
 from magi_lite.planner.shapes import all_layers_bytes, shell_weights, t5_bytes, vae_weights
 from magi_lite.request.request import GenerationRequest
 from quant.schemes import SCHEMES
@@ -57,17 +57,17 @@ def tokens_per_chunk(model: ModelSpec, width: int, height: int) -> int:
 def predict(
     request: GenerationRequest, window: int, model: ModelSpec, execution: Execution, device: Device
 ) -> Seconds:
-    """Seconds per chunk in the steady state, and until the first chunk can be watched, loading included."""
+    """Seconds per chunk in the steady state (with cuts on average), and until the first one is there, with loading."""
     tokens = tokens_per_chunk(model, request.width, request.height)
-    schedule = schedule_of(request, window, model)
+    schedules = schedules_of(request, window, model)
 
     def seconds(work: tuple[Work, ...]) -> float:
         return sum(one.times * _forward_seconds(model, tokens, one, execution, device) for one in work)
 
     vae = _decode_seconds(request, model, execution, device)
     loading = _text_seconds(request, model, execution, device) + _load_seconds(model, execution)
-    to_first = loading + seconds(work_to_first_second(schedule)) + vae
-    return Seconds(seconds(work_per_second(schedule)) + vae + WRITE_SECONDS, to_first + WRITE_SECONDS)
+    to_first = loading + seconds(work_to_first_second(schedules[0])) + vae
+    return Seconds(seconds(work_of_shots(schedules)) + vae + WRITE_SECONDS, to_first + WRITE_SECONDS)
 
 
 def _forward_seconds(model: ModelSpec, tokens: int, work: Work, execution: Execution, device: Device) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from magi_lite.planner.execution import Execution
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption, CleanChunk
 from magi_lite.sampling.sampler import Sampler
+from magi_lite.timeline.text import parse
 from magi_lite.weights.demo import random_weights
 from magi_lite.weights.loader import load_dit_weights
 from quant import QuantizedLinear, convert_, convert_folder, read_manifest, scheme_named
@@ -114,6 +116,29 @@ def test_slots_reads_and_forwards_are_those_of_the_sampler(seed: int) -> None:
     assert max(one.chunks for one in planned) == max(done["forwards"])
     first = sum(work.chunks * work.times for work in passes.work_to_first_second(schedule))
     assert first == sum(done["forwards"][: done["first"]]), settings
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_video_with_cuts_takes_what_its_shots_take(seed: int) -> None:
+    """Memory as in the shot that needs most, and the forwards of all: each fills and empties its window."""
+    generator = random.Random(seed if seed < 6 else random.randrange(10**9))
+    settings = random_settings(generator)
+    lengths = [generator.randint(1, 21) for _ in range(generator.randint(2, 4))]
+    ends = list(accumulate(lengths))
+    text = "".join(f"[{end - length}s-{end}s cut: a]" for end, length in zip(ends, lengths, strict=True))
+    clip = Path("clip.mp4") if generator.random() < 0.3 else None
+    asked = request(window=settings.window, steps=settings.steps, seconds=ends[-1], video=clip, timeline=parse(text))
+    schedules = passes.schedules_of(asked, settings.window, spec_of(sampler=settings))
+    done = [run(settings, length, one.offset) for length, one in zip(lengths, schedules, strict=True)]
+    assert max(map(passes.kv_slots, schedules)) == max(max(one["slots"]) for one in done), settings
+    forwards = sum(sum(one["forwards"]) for one in done) - schedules[0].offset  # the clip's own clean passes
+    planned = passes.work_of_shots(schedules)
+    assert sum(work.chunks * work.times for work in planned) * ends[-1] == pytest.approx(forwards), settings
+    calls = sum(len(one["forwards"]) for one in done) - schedules[0].offset
+    assert sum(work.times for work in planned) * ends[-1] == pytest.approx(calls), settings
+    plain = replace(asked, timeline=parse("[0s-1s: a]"))
+    whole = passes.schedules_of(plain, settings.window, spec_of(sampler=settings))
+    assert len(whole) == 1 and passes.work_of_shots(whole) == passes.work_per_second(whole[0])
 
 
 def test_a_model_with_long_ranges_needs_its_own_slots() -> None:
