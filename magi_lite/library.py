@@ -19,7 +19,8 @@ from magi_lite.request.build import build, change
 from magi_lite.request.checks import check
 from magi_lite.request.request import GenerationRequest
 from magi_lite.text_files import decode, read_text
-from magi_lite.timeline import Timeline
+from magi_lite.timeline import Segment, Timeline
+from magi_lite.timeline.edit import with_pictures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +100,8 @@ def stream(
         control: to stop, pause and redirect from another thread.
         record: a file for what the linears see, to calibrate static FP8 with.
         options: by their names: seconds, endless, timeline, size, image, video, seed, steps, window, model, ...
-            `image` may be a path, a PIL image or an array, (height, width) or (height, width, 3 or 4), uint8.
+            `image` may be a path, a PIL image or an array, (height, width) or (height, width, 3 or 4), uint8. So may
+            "image" of a block, where `timeline` is a dict as `Timeline.to_json` makes it.
 
     Raises:
         MagiLiteError: what was asked for cannot be made here; one sentence. Finished seconds are kept.
@@ -110,6 +112,9 @@ def stream(
         if "image" in options and not isinstance(options["image"], str | Path | None):
             inputs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="magi-lite-")))
             options["image"] = save_image(options["image"], inputs)  # the run keeps a copy
+        if isinstance(options.get("timeline"), dict):
+            inputs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="magi-lite-")))
+            options["timeline"] = _with_saved_pictures(options["timeline"], inputs)
         run = None if resume is None else Path(resume)
         request = ask(prompt=prompt, settings=settings, resume=run, redo_from=redo_from, **options)
         check_free(request, run, redo_from, options.get("out"), overwrite=overwrite)
@@ -189,7 +194,8 @@ def ask(
     if settings is None:
         return build(**options)
     request = change(read_settings(Path(settings)), "new", **options)
-    foreign.check_source_is_known(request if not _gives_source(options) else replace(request, image=None, video=None))
+    known = request if not _gives_source(options) else replace(request, image=None, video=None)
+    foreign.check_source_is_known(known if options.get("timeline") is None else replace(known, timeline=Timeline()))
     return request
 
 
@@ -246,8 +252,23 @@ def save_image(image: Any, folder: Path) -> Path:
     return path
 
 
+def _with_saved_pictures(timeline: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A timeline in JSON whose blocks carry paths; pictures in memory are written into a folder."""
+    segments = timeline.get("segments")
+    if not isinstance(segments, list):
+        return timeline
+    saved = []
+    for number, segment in enumerate(segments):
+        image = segment.get("image") if isinstance(segment, dict) else None
+        if image is not None and not isinstance(image, str | Path):
+            (folder / str(number)).mkdir()
+            image = save_image(image, folder / str(number))
+        saved.append(segment if image is None else segment | {"image": str(image)})
+    return timeline | {"segments": saved}
+
+
 def read_timeline(path: Path) -> Timeline:
-    """The timeline in a file: JSON, shorthand, or one line per second.
+    """The timeline in a file: JSON, shorthand, or one line per second. Its pictures may lie beside the file.
 
     Raises:
         InputError: the file cannot be read.
@@ -260,7 +281,12 @@ def read_timeline(path: Path) -> Timeline:
     except (OSError, ValueError) as error:
         reason = "save it as UTF-8 text" if isinstance(error, UnicodeDecodeError | OSError) else str(error)
         raise InputError(f"The timeline file {path} cannot be read; {reason}.") from None
-    return parse(text)
+
+    def found(segment: Segment) -> Segment:
+        beside = path.parent / (segment.image or "")
+        return replace(segment, image=beside) if beside.is_file() else segment
+
+    return with_pictures(parse(text), found)
 
 
 def read_settings(path: Path) -> GenerationRequest:

@@ -108,7 +108,8 @@ def serve(arguments: argparse.Namespace) -> int:
     queue = JobQueue(projects / ".queue", fleet.runners, lambda: unfinished(projects))
     library = Library(projects)
     actions = Actions(queue, library, machine)
-    used = {path for job in queue.jobs() for path in (job.request.image, job.request.video) if path}
+    requests = [job.request for job in queue.jobs()]
+    used = {path for one in requests for path in (one.image, one.video, *one.timeline.pictures) if path}
     uploads.clean(actions.uploads_folder, used)
     demo = page.build(actions, library, machine, Saved(queue)).queue(default_concurrency_limit=8)
     hosts = guard.Hosts(arguments.server)

@@ -46,7 +46,7 @@ def check(request: GenerationRequest, *, prompts: bool = True, files: bool = Tru
     if isinstance(request.timeline, Timeline) and request.timeline.shots(request.seconds)[0].image is not None:
         for name, what in (("image", "picture"), ("video", "clip")):
             if getattr(request, name) is not None:
-                raise InputError(f"Both a {what} and its first block's picture start the video; keep one of them.")
+                raise InputError(f"The video starts from a {what}, its first block from a picture; keep one of them.")
     if files:
         _check_source(request)
         check_pictures(request)

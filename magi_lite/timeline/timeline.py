@@ -173,6 +173,11 @@ class Timeline:
         object.__setattr__(self, "segments", ordered)
 
     @property
+    def pictures(self) -> tuple[Path, ...]:
+        """The pictures of all blocks, each once."""
+        return tuple(dict.fromkeys(segment.image for segment in self.segments if segment.image))
+
+    @property
     def end(self) -> int:
         """The second after the last segment; 0 without segments."""
         return self.segments[-1].end if self.segments else 0

@@ -168,6 +168,7 @@ class Actions:
 
     def submit(self, request: GenerationRequest) -> dict[str, Any]:
         """Put a request into the queue."""
+        self._check_pictures(request.timeline)
         check(request)
         return {"job": self._queue.add(request).id, "seed": request.seed}
 
@@ -219,6 +220,7 @@ class Actions:
         prompts = request.timeline
         if timeline is not None:
             newer = Timeline.from_json({"global_prompt": prompts.global_prompt} | timeline)
+            self._check_pictures(newer)
             prompts = splice(prompts, second, newer)
         if prompt:
             rest = Timeline((Segment(second, end, prompt),), prompts.global_prompt, prompts.blend, prompts.gaps)
@@ -258,6 +260,7 @@ class Actions:
         """
         old = self._queue.get(job).request.timeline
         newer = old if timeline is None else Timeline.from_json(timeline)
+        self._check_pictures(newer)
         front = prompt if prompt is not None else newer.global_prompt or old.global_prompt
         self._queue.redirect(job, replace(newer, global_prompt=front.strip()))
         live = self._queue.live(job)
@@ -282,6 +285,7 @@ class Actions:
 
     def edit(self, job: str, request: GenerationRequest) -> dict[str, Any]:
         """Give a waiting job another request."""
+        self._check_pictures(request.timeline)
         return {"job": self._queue.edit(job, request).id}
 
     def remove(self, job: str) -> dict[str, Any]:
@@ -370,6 +374,19 @@ class Actions:
                     raise InputError("This video has not begun; there is nothing of it yet.")
                 return Project.open(job.project)
         return self._library.open(video)
+
+    def _check_pictures(self, timeline: Timeline) -> None:
+        """Refuse a block's picture that was neither uploaded nor made by a run, before it is looked at.
+
+        Raises:
+            InputError: names the block.
+        """
+        for segment in timeline.segments:
+            if segment.image is not None and not self._library.holds(segment.image):
+                raise InputError(
+                    f"The picture {segment.image.name} of the block at {segment.start} s is no file of the projects "
+                    "folder; drop it on the block again."
+                )
 
     def _file(self, file: str | dict[str, Any], kind: str) -> dict[str, Any]:
         """The form's source for an uploaded file, or for the path of one inside the projects folder.

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from magi_lite.errors import InputError, MagiLiteError, OutputError
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest
+from magi_lite.timeline import Segment
 
 
 def file_url(path: Path) -> str:
@@ -152,10 +153,16 @@ def title(request: GenerationRequest) -> str:
     return " ".join(prompt.split())[:80]
 
 
+def _told(segment: Segment) -> str:
+    """A block's prompt, behind what it begins with."""
+    marks = ["cut"] * segment.cut + ([f"picture {segment.image.name}"] if segment.image else [])
+    return f"({', '.join(marks)}) {segment.prompt}" if marks else segment.prompt
+
+
 def settings_table(request: GenerationRequest) -> list[tuple[str, str]]:
     """A request as rows of a table for reading."""
     rows = [("Prompt", request.timeline.global_prompt)]
-    rows += [(f"Seconds {s.start}–{s.end}", s.prompt) for s in request.timeline.segments]
+    rows += [(f"Seconds {s.start}–{s.end}", _told(s)) for s in request.timeline.segments]
     rows += [
         ("Length", "endless" if request.seconds is None else f"{request.seconds} s"),
         ("Size", f"{request.width} × {request.height}"),

@@ -11,6 +11,7 @@ The road not taken, a pool of our own actors with our own health checks, would b
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import socket
 import tempfile
@@ -25,7 +26,8 @@ from magi_lite.control import RunControl
 from magi_lite.errors import InputError, Interrupted, MagiLiteError
 from magi_lite.jobs.job import Job
 from magi_lite.request.json import request_from_json, request_to_json
-from magi_lite.timeline import Timeline
+from magi_lite.timeline import Segment, Timeline
+from magi_lite.timeline.edit import with_pictures
 from magi_lite.workers import wire
 
 log = logging.getLogger(__name__)
@@ -109,6 +111,7 @@ class Desk:
             "folder": folder.name if folder else None,
             "files": _contents(folder) if folder else {},
             "inputs": {path.name: path.read_bytes() for path in inputs if path.is_file()} if folder is None else {},
+            "pictures": _pictures(Timeline.from_json(ticket.request["timeline"])),
         }
 
     def deliver(
@@ -184,6 +187,8 @@ def make(desk: Any, job: str) -> wire.Message | None:
             fields = {kind: getattr(request, kind) for kind in ("image", "video")}
             own = {kind: Path(scratch) / "inputs" / name for kind, path in fields.items() if path and path.name == name}
             request = replace(request, **own)
+        pictures = Path(scratch) / "pictures"
+        request = replace(request, timeline=_with_files(request.timeline, given["pictures"], pictures))
         engine.EMBEDDINGS_FOLDER = Path(scratch) / "embeddings"
         control, sent = RunControl(), _Known()
         folder = resume if given["from_chunk"] is None else None
@@ -203,7 +208,7 @@ def make(desk: Any, job: str) -> wire.Message | None:
                         had |= made.keys()
                 files, gone = _changes(folder, sent) if folder else ({}, [])
                 for order in ask("deliver", folder and folder.name, files, gone, wire.pack(event)):
-                    _obey(order, control)
+                    _obey(order, control, pictures)
         except Exception as error:
             if folder and folder.is_dir():
                 ask("deliver", folder.name, *_changes(folder, sent), None)
@@ -324,7 +329,8 @@ class Cluster:
                         sent.add(verb)
                         ray.get(self._desk.order.remote(job.id, {"do": verb}))
                 if (timeline := control.take_timeline()) is not None:
-                    ray.get(self._desk.order.remote(job.id, {"do": "redirect", "timeline": timeline.to_json()}))
+                    order = {"do": "redirect", "timeline": timeline.to_json(), "pictures": _pictures(timeline)}
+                    ray.get(self._desk.order.remote(job.id, order))
         except RayError as error:
             log.warning("Ray gave up on a video: %s", error)
             first = str(error).strip().splitlines()[-1]
@@ -375,13 +381,32 @@ def _memory(job: Job) -> int:
         return 0
 
 
-def _obey(order: wire.Message, control: RunControl) -> None:
+def _obey(order: wire.Message, control: RunControl, pictures: Path) -> None:
     if order["do"] == "stop":
         control.stop()
     elif order["do"] == "pause":
         control.pause()
     elif order["do"] == "redirect":
-        control.redirect(Timeline.from_json(order["timeline"]))
+        control.redirect(_with_files(Timeline.from_json(order["timeline"]), order["pictures"], pictures))
+
+
+def _pictures(timeline: Timeline) -> Files:
+    """The pictures of a timeline's blocks by their paths here."""
+    return {str(path): path.read_bytes() for path in timeline.pictures if path.is_file()}
+
+
+def _with_files(timeline: Timeline, files: Files, folder: Path) -> Timeline:
+    """The timeline with the pictures as files of this node."""
+
+    def own(segment: Segment) -> Segment:
+        data = files.get(str(segment.image))
+        if data is None or segment.image is None:
+            return segment
+        name = f"{hashlib.sha256(data).hexdigest()[:12]}/{segment.image.name}"
+        _write(folder, name, data)
+        return replace(segment, image=folder / name)
+
+    return with_pictures(timeline, own)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
