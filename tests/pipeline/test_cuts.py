@@ -299,7 +299,7 @@ def test_a_shot_starts_from_its_picture(request_for: Callable, run: Callable, tm
     assert not np.array_equal(made[0][:, :, :1], started[0][:, :, :1])
     frames = [event.frames for event in events if isinstance(event, ChunkFinished)]
     assert [len(one) for one in frames] == [24] * 5
-    assert psnr(frames[2][0], frames[4][0]) > 40  # of one picture, whatever the untrained decoder makes of it
+    assert psnr(frames[2][0], frames[4][0]) > psnr(frames[2][0], frames[0][0]) + 6  # the decoder is untrained
 
 
 def test_the_first_block_can_carry_the_picture_that_the_video_starts_from(
