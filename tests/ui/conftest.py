@@ -108,7 +108,7 @@ class Watched:
         context.route(lambda address: not address.startswith(url), self._block)
         page = context.new_page()
         page.set_default_timeout(60_000)
-        page.on("console", lambda message: self._note(message.text) if message.type == "error" else None)
+        page.on("console", lambda message: self._note(_with_address(message)) if message.type == "error" else None)
         page.on("pageerror", lambda error: self._note(str(error)))
         page.goto(url, wait_until="commit")
         page.wait_for_selector("#mg-generate")
@@ -141,6 +141,11 @@ class Watched:
         self.leaving = True
         for context in self.contexts:
             context.close()
+
+
+def _with_address(message: Any) -> str:
+    """A console message with the address that it is about, which its text leaves out."""
+    return f"{message.text} ({message.location['url']})"
 
 
 @pytest.fixture
