@@ -16,7 +16,7 @@ from magi_lite.project import Project
 def unfinished(folder: Path) -> Iterator[Job]:
     """A job for every run in a folder that could go on, the oldest first."""
     found = []
-    for path in sorted(folder.glob("*/project.json")):
+    for path in sorted(folder.glob("[!.]*/project.json")):  # a hidden folder is in the making, or being deleted
         with contextlib.suppress(MagiLiteError, OSError):
             found.append(Project.open(path.parent))
     for place, project in enumerate(sorted(found, key=lambda one: one.created)):

@@ -20,8 +20,10 @@ from magi_lite.sentences import shown
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import clip, splice
 from magi_lite.ui import form, uploads
+from magi_lite.ui.exports import Exports
 from magi_lite.ui.library import Library, file_url
 from magi_lite.ui.machine import Machine
+from magi_lite.video.formats import FORMATS
 
 _FIRST = (
     "prompt", "seconds", "timeline", "image", "video", "width", "height", "seed", "quality", "model", "preset",
@@ -57,6 +59,7 @@ class Actions:
     def __init__(self, queue: JobQueue, library: Library, machine: Machine) -> None:
         self._queue, self._library, self._machine = queue, library, machine
         self.uploads_folder = library.folder / ".uploads"
+        self._exports = Exports(library)
 
     # --- looking
 
@@ -134,10 +137,29 @@ class Actions:
         """All jobs in queue order."""
         return {"jobs": [_summary(job) for job in self._queue.jobs()], "held": self._queue.paused}
 
-    def gallery(self) -> dict[str, Any]:
-        """All videos, the newest first."""
-        projects = self._library.projects()
-        return {"videos": [self._library.entry(p) for p in projects], "folder": str(self._library.folder)}
+    def gallery(
+        self, search: str = "", show: str = "all", model: str = "", sort: str = "newest", grouped: bool = False,
+        offset: int = 0, limit: int | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Videos, the newest first, `limit` of them from `offset` on; "total" counts all that fit.
+
+        `search`: words that the prompts, seed, model or name must hold. `show`: all, starred, finished or unfinished.
+        `sort`: newest, oldest, name, longest or largest. `grouped`: one of the versions of a video stands for all.
+        """
+        found = self._library.page(search, show, model, sort, grouped, max(0, offset), limit)
+        return found | {"folder": str(self._library.folder)}
+
+    def binned(self) -> dict[str, Any]:
+        """The videos in the bin."""
+        return {"videos": self._library.binned()}
+
+    def exports(self) -> dict[str, Any]:
+        """All exports with their progress, and the formats that can be asked for."""
+        formats = [
+            {"name": name, "summary": one.summary, "kind": one.kind, "sound": bool(one.sound), "least": one.least}
+            for name, one in FORMATS.items()
+        ]
+        return {"exports": self._exports.all(), "formats": formats}
 
     def details(self, video: str) -> dict[str, Any]:
         """A video's address, settings, and what can be done with it."""
@@ -307,17 +329,77 @@ class Actions:
 
     # --- videos, files, machine
 
+    def label(
+        self, video: str, name: str | None = None, starred: bool | None = None, main: bool | None = None
+    ) -> dict[str, Any]:
+        """Give a video a name of its own or a star, or make it the one of its versions to go on with."""
+        labels = self._library.label(self._project(video).name, name=name, starred=starred, main=main)
+        return vars(labels)
+
+    def bin(self, videos: list[str]) -> dict[str, Any]:
+        """Put videos into the bin, from where `restore` brings them back."""
+        names = [self._free_to_go(video).name for video in _texts(videos)]
+        for name in names:
+            self._library.throw(name)
+            self._forget_jobs(self._library.folder / name)
+        return {"videos": names}
+
+    def restore(self, videos: list[str]) -> dict[str, Any]:
+        """Take videos out of the bin."""
+        for name in _texts(videos):
+            self._library.restore(name)
+        return {}
+
+    def empty_bin(self, videos: list[str] | None = None) -> dict[str, Any]:
+        """Delete videos in the bin for good: those named, or all."""
+        return {"deleted": self._library.empty(None if videos is None else _texts(videos))}
+
+    def export(
+        self, video: str, format: str, from_second: float | None = None, to_second: float | None = None,
+        audio: str | dict[str, Any] | None = None, metadata: bool = True,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Write a video, or a part of it, as a file of another format; `exports` tells how far it is.
+
+        `from_second` alone is the moment of a single frame. `audio`: an uploaded sound file to lay under it.
+        """
+        project = self._project(video)
+        if to_second is not None:
+            seconds: Any = [from_second or 0.0, to_second]
+        else:
+            seconds = from_second
+        if isinstance(audio, dict):
+            audio = str(audio.get("path", ""))
+        sound = str(self._machine.uploaded(audio)) if audio else None
+        order = {"format": format, "seconds": seconds, "audio": sound, "metadata": metadata}
+        title = self._library.details(project.name)["title"]
+        return {"export": self._exports.start(project.name, title, order)}
+
+    def cancel_export(self, export: str) -> dict[str, Any]:
+        """Stop an export; nothing is left of its file."""
+        self._exports.cancel(export)
+        return {}
+
     def delete_video(self, video: str) -> dict[str, Any]:
         """Delete a video with its latents for good."""
-        project = self._project(video)
-        running = self._queue.running
-        if running and running.project == project.folder:
-            raise InputError("This video is being made right now; stop it first.")
+        project = self._free_to_go(video)
         self._library.delete(project.name)
-        for job in self._queue.jobs():
-            if job.project == project.folder and job.state != "running":
-                self._queue.delete(job.id)
+        self._forget_jobs(project.folder)
         return {}
+
+    def _free_to_go(self, video: str) -> Project:
+        """The project, unless something is being made, or waits to be made, from it."""
+        project = self._project(video)
+        for job in self._queue.jobs():
+            if job.state == "running" and project.folder in (job.project, job.source):
+                raise InputError("This video is being made right now; stop it first.")
+            if job.state == "waiting" and job.source == project.folder:
+                raise InputError("A video in the queue goes on from this one; take it off the queue first.")
+        return project
+
+    def _forget_jobs(self, folder: Path) -> None:
+        for job in self._queue.jobs():
+            if job.project == folder and job.state != "running":
+                self._queue.delete(job.id)
 
     def reveal(self, video: str) -> dict[str, Any]:
         """Show a video in the file manager of the computer that runs the app."""
@@ -425,6 +507,13 @@ def _summary(job: Job) -> dict[str, Any]:
         "project": job.project.name if job.project else None,
         "card": job.card,
     }
+
+
+def _texts(values: list[str]) -> list[str]:
+    """The values, each of which must be text. Raises: InputError."""
+    if not all(isinstance(value, str) for value in values):
+        raise InputError("The videos must be given by their names.")
+    return list(dict.fromkeys(values))
 
 
 def _is_zero(value: Any) -> bool:

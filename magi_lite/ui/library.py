@@ -1,24 +1,77 @@
-"""The videos on disk as the pages show them: one entry per project folder."""
+"""The videos on disk as the pages show them: found, searched, named, grouped by version, and put into a bin.
+
+A run's folder holds all that is known of it; what people add to it, a name, a star and whether it is the version to go
+on with, stands in its `labels.json`. The bin is the folder `.bin` beside the runs: putting a run there and taking it
+back only renames its folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from magi_lite.errors import InputError, MagiLiteError, OutputError
+from magi_lite.files import output_errors, storage_errors, write_atomic
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment
+from quant.storage.lock import FileLock
+
+LABELS = "labels.json"
+LABELS_VERSION = 1
+NAME_LENGTH = 120
+"""Characters that a video's own name may have."""
+SHOW = ("all", "starred", "finished", "unfinished")
+SORT = ("newest", "oldest", "name", "longest", "largest")
+_UNFINISHED = ("paused", "stopped", "interrupted", "failed", "running")
 
 
 def file_url(path: Path) -> str:
     """Where the page finds a file of the projects folder."""
     return "/gradio_api/file=" + quote(str(path))
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What people add to a video."""
+
+    name: str = ""
+    starred: bool = False
+    main: bool = False
+    """Whether it stands for its versions, and is what "Continue last video" goes on from."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run as lists show it."""
+
+    id: str
+    created: str
+    prompt: str
+    """The beginning of its first prompt."""
+    labels: Labels
+    words: str
+    """All that a search looks at, in lower case."""
+    request: GenerationRequest
+    status: str
+    done: int
+    bytes: int
+    parent: str | None
+    from_second: int | None
+
+    @property
+    def title(self) -> str:
+        return self.labels.name or self.prompt or self.id
 
 
 class Library:
@@ -30,6 +83,11 @@ class Library:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._known: dict[str, tuple[tuple[int, ...], Entry]] = {}
+        self._lock = threading.Lock()
+        self._changes = 0
+
+    # --- one video
 
     def path(self, name: str) -> Path:
         """The folder of a project.
@@ -37,10 +95,7 @@ class Library:
         Raises:
             InputError: there is none of that name.
         """
-        path = self.folder / Path(name).name
-        if not name or name != path.name or name.startswith(".") or not (path / "project.json").is_file():
-            raise InputError(f"There is no video {name!r} in the gallery; it may have been deleted.")
-        return path
+        return _named(self.folder, name, "in the gallery; it may have been deleted")
 
     def holds(self, path: Path | str) -> bool:
         """Whether a path, links resolved, lies in the folder; whether it exists is not looked at."""
@@ -57,80 +112,25 @@ class Library:
         """
         return Project.open(self.path(name))
 
-    def projects(self) -> list[Project]:
-        """All readable projects, the newest first."""
-        found = []
-        for path in self.folder.glob("*/project.json"):
-            try:
-                found.append(Project.open(path.parent))
-            except MagiLiteError:
-                continue
-        return sorted(found, key=lambda project: project.created, reverse=True)
-
-    def last_video(self) -> Path | None:
-        """The newest video with a finished second."""
-        return next((project.video for project in self.projects() if project.chunks), None)
-
-    def version(self) -> str:
-        """Changes whenever the list does."""
-        times = [path.stat().st_mtime_ns for path in self.folder.glob("*/project.json")]
-        return f"{len(times)}.{max(times, default=0)}"
-
-    def entry(self, project: Project) -> dict[str, Any]:
-        """One tile of the gallery."""
-        done = project.chunks
-        parent = project.parent
-        return {
-            "id": project.name,
-            "title": title(project.request) or project.name,
-            "summary": f"{done} s, {project.status}" + (f", from second {parent['from']} of another" if parent else ""),
-            "thumbnail": file_url(project.thumbnail(0)) if done else None,
-        }
-
     def details(self, name: str) -> dict[str, Any]:
         """A project's player, settings and what can be done with it."""
         project = self.open(name)
         done = project.chunks
+        labels = read_labels(project.folder)
         return {
             "id": name,
+            "title": labels.name or title(project.request) or project.name,
+            "name": labels.name,
+            "starred": labels.starred,
+            "main": labels.main,
             "done": done,
+            "width": project.request.width,
+            "height": project.request.height,
             "video_url": file_url(project.video) + f"?v={done}" if done else None,
             "place": str(project.video),
             "resumable": project.status in ("paused", "stopped", "interrupted", "failed"),
             "settings": settings_table(project.request),
         }
-
-    def versions(self, name: str) -> list[dict[str, Any]]:
-        """A video with all that were made from it or beside it by redo, the oldest first."""
-        every = {project.name: project for project in self.projects()}
-        parents = {key: (project.parent or {}).get("project") for key, project in every.items()}
-
-        def root(key: str) -> str:
-            seen: set[str] = set()
-            while parents.get(key) in every and key not in seen:
-                seen.add(key)
-                key = str(parents[key])
-            return key
-
-        family = [project for key, project in every.items() if root(key) == root(name)]
-        return [
-            {
-                "name": project.name,
-                "parent": parents[project.name],
-                "from": project.parent["from"] if project.parent else None,
-                "done": project.chunks,
-                "video_url": file_url(project.video) if project.chunks else None,
-            }
-            for project in sorted(family, key=lambda project: project.created)
-        ]
-
-    def delete(self, name: str) -> None:
-        """Remove a project for good.
-
-        Raises:
-            OutputError: it is being written.
-        """
-        self.open(name).delete()
 
     def reveal(self, name: str) -> None:
         """Show the video in the file manager of the computer that runs the app.
@@ -144,6 +144,254 @@ class Library:
             raise OutputError(f"No file manager was found; the video is {video}.")
         target = ["/select,", str(video)] if opener == "explorer" else [str(video.parent)]
         subprocess.Popen([opener, *target], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    # --- lists
+
+    def version(self) -> str:
+        """Changes whenever the list does."""
+        count, newest = 0, 0
+        for name in _runs(self.folder):
+            with contextlib.suppress(OSError):
+                newest = max(newest, Path(self.folder, name, "project.json").stat().st_mtime_ns)
+                count += 1
+        return f"{count}.{newest}.{self._changes}"
+
+    def entries(self) -> list[Entry]:
+        """All readable runs, the newest first. What did not change since the last call is not read again."""
+        return self._read_all(self.folder, self._known)
+
+    def _read_all(self, folder: Path, known: dict[str, tuple[tuple[int, ...], Entry]]) -> list[Entry]:
+        found = {}
+        with self._lock:
+            for name in _runs(folder):
+                path = folder / name
+                try:
+                    stamp = _stamp(path)
+                    old = known.get(name)
+                    if old and old[0] == stamp and old[1].status != "running":
+                        found[name] = old
+                    else:
+                        found[name] = (stamp, read_entry(path))
+                except (MagiLiteError, OSError):
+                    continue
+            known.clear()
+            known.update(found)
+        return sorted((entry for _, entry in found.values()), key=lambda entry: (entry.created, entry.id), reverse=True)
+
+    def families(self) -> dict[str, list[Entry]]:
+        """Versions that redo made of one video, the oldest first, by the name of the first one, newest video first."""
+        return _families(self.entries())
+
+    def versions(self, name: str) -> list[dict[str, Any]]:
+        """A video with all that were made from it or beside it by redo, the oldest first."""
+        family = next((some for some in self.families().values() if any(one.id == name for one in some)), [])
+        return [
+            {
+                "name": one.id,
+                "label": one.labels.name,
+                "starred": one.labels.starred,
+                "main": one.labels.main,
+                "parent": one.parent,
+                "from": one.from_second,
+                "done": one.done,
+                "video_url": file_url(self.folder / one.id / "video.mp4") if one.done else None,
+            }
+            for one in family
+        ]
+
+    def last_video(self) -> Path | None:
+        """The newest video with a finished second; of several versions the one that was made the one to go on with."""
+        for family in self.families().values():
+            usable = [one for one in family if one.done]
+            if usable:
+                chosen = next((one for one in usable if one.labels.main), usable[-1])
+                return self.folder / chosen.id / "video.mp4"
+        return None
+
+    def page(
+        self,
+        search: str = "",
+        show: str = "all",
+        model: str = "",
+        sort: str = "newest",
+        grouped: bool = False,
+        offset: int = 0,
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        """A part of the list, as `Actions.gallery` describes it.
+
+        Raises:
+            InputError: a filter or an order that there is not.
+        """
+        for word, known, what in ((show, SHOW, "filter"), (sort, SORT, "order")):
+            if word not in known:
+                raise InputError(f"There is no {what} {word!r}; choose one of {', '.join(known)}.")
+        entries = self.entries()
+        wanted = search.lower().split()
+        fits = [one for one in entries if _fits(one, wanted, show, model)]
+        families = {one.id: family for family in _families(entries).values() for one in family}
+        if grouped:
+            kept = {one.id for one in fits}
+            fits = [one for one in fits if one is _face([other for other in families[one.id] if other.id in kept])]
+        fits = _sorted(fits, sort)
+        end = None if limit is None else offset + limit
+        return {
+            "videos": [self._tile(one, families[one.id]) for one in fits[offset:end]],
+            "total": len(fits),
+            "all": len(entries),
+            "models": sorted({one.request.model for one in entries}),
+            "binned": len(_runs(self._bin)),
+        }
+
+    def _tile(self, one: Entry, family: list[Entry]) -> dict[str, Any]:
+        folder, request = self.folder / one.id, one.request
+        version = f", from second {one.from_second} of another" if one.parent else ""
+        return {
+            "id": one.id,
+            "title": one.title,
+            "name": one.labels.name,
+            "starred": one.labels.starred,
+            "main": one.labels.main,
+            "summary": f"{one.done} s, {one.status}{version}",
+            "status": one.status,
+            "created": one.created,
+            "bytes": one.bytes,
+            "done": one.done,
+            "width": request.width,
+            "height": request.height,
+            "seed": request.seed,
+            "model": request.model,
+            "versions": [other.id for other in family],
+            "thumbnail": file_url(folder / "chunks" / "00000.jpg") if one.done else None,
+            "video_url": f"{file_url(folder / 'video.mp4')}?v={one.done}" if one.done else None,
+        }
+
+    # --- what people add
+
+    def label(self, video: str, **changes: Any) -> Labels:
+        """Give a video a name or a star, or make it the one of its versions to go on with; None leaves as it is.
+
+        Raises:
+            InputError: there is no such video; OutputError: the disk refuses.
+        """
+        old = read_labels(self.path(video))
+        if isinstance(changes.get("name"), str):
+            changes["name"] = " ".join(changes["name"].split())[:NAME_LENGTH]
+        new = Labels(**{**vars(old), **{key: value for key, value in changes.items() if value is not None}})
+        if new.main and not old.main:
+            for other in self.versions(video):
+                if other["main"] and other["name"] != video:
+                    self._write_labels(other["name"], {**vars(read_labels(self.path(other["name"]))), "main": False})
+        self._write_labels(video, vars(new))
+        return new
+
+    def _write_labels(self, name: str, values: dict[str, Any]) -> None:
+        data = {"version": LABELS_VERSION, **values}
+        write_atomic(self.folder / name / LABELS, json.dumps(data, indent=1).encode())
+        self._changes += 1
+
+    # --- the bin
+
+    @property
+    def _bin(self) -> Path:
+        return self.folder / ".bin"
+
+    def binned(self) -> list[dict[str, Any]]:
+        """The videos in the bin, the newest first."""
+        found = []
+        for name in _runs(self._bin):
+            with contextlib.suppress(MagiLiteError, OSError):
+                found.append(read_entry(self._bin / name))
+        found.sort(key=lambda entry: (entry.created, entry.id), reverse=True)
+        tiles = [self._tile(one, [one]) for one in found]
+        for tile, one in zip(tiles, found, strict=True):
+            folder = self._bin / one.id
+            tile["thumbnail"] = file_url(folder / "chunks" / "00000.jpg") if one.done else None
+            tile["video_url"] = file_url(folder / "video.mp4") if one.done else None
+        return tiles
+
+    def throw(self, name: str) -> None:
+        """Put a video into the bin.
+
+        Raises:
+            OutputError: it is being written, or the disk refuses.
+        """
+        self._move(self.path(name), self._bin / name)
+
+    def restore(self, name: str) -> None:
+        """Take a video out of the bin.
+
+        Raises:
+            InputError: it is not there; OutputError: another one has its name by now.
+        """
+        self._move(_named(self._bin, name, "in the bin"), self.folder / name)
+
+    def empty(self, names: Iterable[str] | None = None) -> int:
+        """Delete videos in the bin for good, all of them or those named; how many.
+
+        Raises:
+            InputError: one is not there; OutputError: the disk refuses.
+        """
+        chosen = list(_runs(self._bin) if names is None else names)
+        for name in chosen:
+            folder = _named(self._bin, name, "in the bin")
+            with output_errors(folder):
+                shutil.rmtree(folder)
+        self._changes += 1
+        return len(chosen)
+
+    def delete(self, name: str) -> None:
+        """Remove a project for good, past the bin.
+
+        Raises:
+            OutputError: it is being written.
+        """
+        self.open(name).delete()
+
+    def _move(self, source: Path, target: Path) -> None:
+        with storage_errors():
+            lock = FileLock(source / ".lock", source.name)
+        try:
+            if os.name == "nt":  # which renames no folder with an open file
+                lock.release()
+            with output_errors(target):
+                target.parent.mkdir(exist_ok=True)
+                if target.exists():
+                    raise OutputError(f"There is another {target.name}; rename its folder first.")
+                source.rename(target)
+        finally:
+            lock.release()
+        self._changes += 1
+
+
+def read_labels(folder: Path) -> Labels:
+    """A run's labels; what is damaged or of another version counts as none."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+        data = json.loads((folder / LABELS).read_text(encoding="utf-8"))
+        name = data.get("name")
+        return Labels(
+            name[:NAME_LENGTH] if isinstance(name, str) else "", data.get("starred") is True, data.get("main") is True
+        )
+    return Labels()
+
+
+def read_entry(folder: Path) -> Entry:
+    """A run's folder, read.
+
+    Raises:
+        InputError: it is none, or damaged.
+    """
+    project = Project.open(folder)
+    request, labels, parent = project.request, read_labels(folder), project.parent or {}
+    prompts = [request.timeline.global_prompt, *(segment.prompt for segment in request.timeline.segments)]
+    words = " ".join([labels.name, *prompts, str(request.seed), request.model, project.name]).lower()
+    size = 0
+    with contextlib.suppress(OSError):
+        size = project.video.stat().st_size
+    return Entry(
+        project.name, project.created, title(request), labels, words, request, project.status, project.chunks, size,
+        parent.get("project"), parent.get("from"),
+    )  # fmt: skip
 
 
 def title(request: GenerationRequest) -> str:
@@ -176,3 +424,69 @@ def settings_table(request: GenerationRequest) -> list[tuple[str, str]]:
     fixed = {name: value for name, value in vars(request.overrides).items() if value is not None}
     rows += [("Manual overrides", ", ".join(f"{name} {value}" for name, value in fixed.items()))]
     return [(name, value) for name, value in rows if value]
+
+
+def _named(folder: Path, name: str, where: str) -> Path:
+    path = folder / Path(name).name
+    if not name or name != path.name or name.startswith(".") or not (path / "project.json").is_file():
+        raise InputError(f"There is no video {name!r} {where}.")
+    return path
+
+
+def _runs(folder: Path) -> list[str]:
+    """Names of the folders that may be runs; one that is being made or deleted has a hidden name."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _stamp(folder: Path) -> tuple[int, ...]:
+    """What changes whenever a run's entry does. Raises: OSError."""
+    found = [(folder / "project.json").stat().st_mtime_ns, (folder / "chunks").stat().st_mtime_ns]
+    for name in (LABELS, "video.mp4"):
+        try:
+            found.append((folder / name).stat().st_mtime_ns)
+        except OSError:
+            found.append(0)
+    return tuple(found)
+
+
+def _families(entries: list[Entry]) -> dict[str, list[Entry]]:
+    parents = {one.id: one.parent for one in entries}
+
+    def root(name: str) -> str:
+        seen = {name}
+        while (parent := parents.get(name)) and parent not in seen:
+            seen.add(name := parent)
+        return name
+
+    found: dict[str, list[Entry]] = {}
+    for one in entries:
+        found.setdefault(root(one.id), []).insert(0, one)
+    return found
+
+
+def _face(family: list[Entry]) -> Entry:
+    """The version that stands for all."""
+    return next((one for one in family if one.labels.main), family[-1])
+
+
+def _fits(one: Entry, wanted: list[str], show: str, model: str) -> bool:
+    shown = {
+        "all": True, "starred": one.labels.starred, "finished": one.status == "finished",
+        "unfinished": one.status in _UNFINISHED,
+    }[show]  # fmt: skip
+    return shown and model in ("", one.request.model) and all(word in one.words for word in wanted)
+
+
+def _sorted(entries: list[Entry], order: str) -> list[Entry]:
+    if order == "oldest":
+        return entries[::-1]
+    keys: dict[str, Callable[[Entry], Any]] = {
+        "name": lambda one: one.title.lower(),
+        "longest": lambda one: -one.done,
+        "largest": lambda one: -one.bytes,
+    }
+    return sorted(entries, key=keys[order]) if order in keys else entries

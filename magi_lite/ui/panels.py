@@ -104,7 +104,8 @@ class WatchPanel(Panel):
     triggers = ("example",)
 
     def __init__(self, actions: Actions, examples: Sequence[dict[str, Any]]) -> None:
-        functions = doors(actions, "stop", "pause", "resume", "extend", "redo", "download", "versions")
+        names = ("stop", "pause", "resume", "extend", "redo", "download", "versions", "label", "reveal")
+        functions = doors(actions, *names, "export", "exports", "cancel_export")
         super().__init__(None, server_functions=functions, fps=FPS, examples=list(examples), elem_id="mg-watch")
 
 
@@ -126,7 +127,10 @@ class GalleryPanel(Panel):
     triggers = ("use_settings",)
 
     def __init__(self, actions: Actions) -> None:
-        names = ("gallery", "details", "extend", "redo", "resume", "reveal", "delete_video")
+        names = (
+            "gallery", "details", "versions", "extend", "redo", "resume", "reveal", "label", "bin", "binned", "restore",
+            "empty_bin", "export", "exports", "cancel_export",
+        )  # fmt: skip
         super().__init__(None, server_functions=doors(actions, *names), elem_id="mg-gallery")
 
 

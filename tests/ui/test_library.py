@@ -1,0 +1,140 @@
+"""The gallery's list: found, searched, grouped, named, thrown away and taken back. No browser is needed here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from magi_lite.errors import InputError, OutputError
+from magi_lite.jobs.recover import unfinished
+from magi_lite.project.record import new_record, write_record
+from magi_lite.request.build import build
+from magi_lite.ui.library import LABELS, Library, read_labels
+
+
+def make(root: Path, name: str, prompt: str, *, parent: str | None = None, seconds: int = 1, **options: object) -> Path:
+    """A small run's folder with `seconds` finished ones."""
+    folder = root / name
+    for part in ("chunks", "states", "inputs"):
+        (folder / part).mkdir(parents=True)
+    for second in range(seconds):
+        for kind in ("safetensors", "m4s", "jpg"):
+            (folder / "chunks" / f"{second:05}.{kind}").write_bytes(b"x")
+    (folder / "video.mp4").write_bytes(b"x" * 10 * seconds)
+    (folder / ".lock").touch()
+    request = build(prompt=prompt, preset="demo", seconds=max(1, seconds), **options)
+    record = new_record(request, {"project": parent, "from": 1} if parent else None)
+    write_record(folder, record.then("made", 0, status="finished" if seconds else "stopped"))
+    data = json.loads((folder / "project.json").read_text())
+    data["created"] = f"2026-01-01T00:00:{name[1:]}+00:00"
+    (folder / "project.json").write_text(json.dumps(data))
+    return folder
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    make(tmp_path, "v01", "a red ball", seed=7)
+    make(tmp_path, "v02", "a blue square moves", seed=42, seconds=3)
+    make(tmp_path, "v03", "a red ball falls", parent="v01", seed=8, seconds=2)
+    make(tmp_path, "v04", "never begun", seconds=0)
+    return Library(tmp_path)
+
+
+def ids(library: Library, **asked: object) -> list[str]:
+    return [video["id"] for video in library.page(**asked)["videos"]]  # type: ignore[arg-type]
+
+
+def test_search_filter_sort_and_pages(library: Library) -> None:
+    assert ids(library) == ["v04", "v03", "v02", "v01"]
+    assert ids(library, search="BALL red") == ["v03", "v01"]
+    assert ids(library, search="42") == ["v02"] and ids(library, search="demo square") == ["v02"]
+    assert ids(library, show="unfinished") == ["v04"] and ids(library, show="finished", sort="longest")[0] == "v02"
+    assert ids(library, sort="oldest") == ["v01", "v02", "v03", "v04"]
+    assert ids(library, sort="name") == ["v02", "v01", "v03", "v04"]
+    assert ids(library, offset=1, limit=2) == ["v03", "v02"] and library.page(limit=1)["total"] == 4
+    for wrong in ({"show": "best"}, {"sort": "luck"}):
+        with pytest.raises(InputError, match="choose one of"):
+            library.page(**wrong)  # type: ignore[arg-type]
+
+
+def test_versions_are_one_video_that_the_chosen_one_stands_for(library: Library) -> None:
+    assert ids(library, grouped=True) == ["v04", "v03", "v02"]
+    assert [one["name"] for one in library.versions("v03")] == ["v01", "v03"]
+    library.label("v01", main=True)
+    assert ids(library, grouped=True) == ["v04", "v02", "v01"]
+    library.label("v03", main=True)
+    assert not read_labels(library.path("v01")).main  # one at a time
+    library.label("v01", main=True)
+    library.throw("v02")
+    assert library.last_video() == library.folder / "v01" / "video.mp4"
+    assert ids(library, grouped=True, search="falls") == ["v03"]  # the one that fits, where the chosen one does not
+    library.throw("v01")
+    make(library.folder, "v05", "a red ball rises", parent="v01")
+    assert [one["name"] for one in library.versions("v05")] == ["v03", "v05"]  # their first version lies in the bin
+
+
+def test_names_and_stars_are_found_and_kept(library: Library) -> None:
+    before = library.version()
+    library.label("v02", name="  The \n best  one ", starred=True)
+    assert library.version() != before
+    again = Library(library.folder)
+    assert ids(again, search="best", show="starred") == ["v02"] and again.page(search="42")["videos"][0]["starred"]
+    assert again.details("v02")["title"] == "The best one"
+    library.label("v02", name="")
+    assert again.details("v02")["title"] == "a blue square moves" and again.details("v02")["starred"]
+    for damaged in ("{", "[]", '{"name": 3, "starred": "yes"}', "[" * 5000):
+        (library.folder / "v02" / LABELS).write_text(damaged)
+        assert read_labels(library.folder / "v02").name == "" and "v02" in ids(library)
+
+
+def test_the_bin_gives_back_what_it_holds_until_it_is_emptied(library: Library) -> None:
+    content = sorted(path.name for path in library.path("v02").rglob("*"))
+    library.throw("v02")
+    assert "v02" not in ids(library) and [one["id"] for one in library.binned()] == ["v02"]
+    assert library.page()["binned"] == 1
+    library.restore("v02")
+    assert "v02" in ids(library) and sorted(path.name for path in library.path("v02").rglob("*")) == content
+    library.throw("v02")
+    make(library.folder, "v02", "another of that name")
+    with pytest.raises(OutputError, match="There is another v02"):
+        library.restore("v02")
+    assert library.empty(["v02"]) == 1 and library.binned() == [] and "v02" in ids(library)
+    for name in ("", "..", ".bin", "../v01", "v09"):
+        with pytest.raises(InputError, match="no video"):
+            library.throw(name)
+
+
+def test_a_run_that_is_being_written_stays(library: Library) -> None:
+    with library.open("v02") as project:
+        project._acquire()
+        with pytest.raises(OutputError, match="being written"):
+            library.throw("v02")
+    assert "v02" in ids(library)
+
+
+def test_folders_in_the_making_and_on_their_way_out_are_no_videos(library: Library) -> None:
+    """Such a folder is renamed a moment later, and every address in it leads nowhere."""
+    before = library.version()
+    for hidden in (".new-20260101-x", ".trash-v02-1"):
+        shutil.copytree(library.path("v02"), library.folder / hidden)
+    shutil.copytree(library.path("v04"), library.folder / ".new-20260102-x")
+    assert ids(library) == ["v04", "v03", "v02", "v01"] and library.version() == before
+    assert [one["name"] for one in library.versions("v02")] == ["v02"]
+    library.throw("v02")
+    library.throw("v03")
+    assert library.last_video() == library.folder / "v01" / "video.mp4"
+    assert [job.project and job.project.name for job in unfinished(library.folder)] == ["v04"]
+
+
+def test_only_what_changed_is_read_again(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.entries()
+    read: list[str] = []
+    real = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, **k: (read.append(self.parent.name), real(self, **k))[1])
+    library.label("v03", starred=True)
+    read.clear()
+    library.entries()
+    assert set(read) == {"v03"}
