@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from magi_lite.errors import MagiLiteError
+from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.models import MODELS
 from magi_lite.request.build import DEMO, models_on_disk, with_defaults
 from magi_lite.request.request import GenerationRequest
@@ -115,6 +115,20 @@ class Handlers:
         if running:
             gr.Info("Added to the queue; it starts when the running video is done.", title="Queued")
         return (None if running else {"job": answer["job"]}), answer["seed"]
+
+    def several(self, event: dict[str, Any] | None, *values: Any) -> None:
+        """Put a video from each of several pictures into the queue, each in its own shape and with its own seed."""
+        named = dict(zip(form.FIELDS, values, strict=True))
+        try:
+            sources = (event or {}).get("pictures") or []
+            if not all(isinstance(one, dict) and self.actions.reachable(one.get("path", "")) for one in sources):
+                raise InputError("Drop the pictures into the page first.")
+            for source in sources:
+                size = form.shaped("Match image", named["width"], named["height"], (source["width"], source["height"]))
+                own = {"mode": form.IMAGE, "source": source, "width": size[0], "height": size[1]}
+                self.actions.submit(self.request(*(named | own).values()))
+        except MagiLiteError as error:
+            raise gr.Error(in_toast(sentence(error)), print_exception=False, title="Cannot start") from None
 
     def save_edit(self, job: str, *values: Any) -> tuple[Any, ...]:
         """Give the queued job that is being edited the form's values."""
@@ -265,6 +279,7 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
             w[name].change(h.plan, fields, [system, w["plan"]], trigger_mode="always_last", **INNER)
     demo.load(h.plan, fields, [system, w["plan"]], **INNER)
     fills(w["form"].follow, h.follow, [w["form"]], fields, [tabs])
+    w["form"].several(h.several, [w["form"], *fields], None, **INNER)
     w["form"].restore(None, fields, fields, js=RESTORE_JS, **INNER)
     typed = [w[name].change for name in form.FIELDS if name not in ("timeline", "source")]
     gr.on(typed, None, fields, None, js=NOTE_JS, **INNER)

@@ -18,7 +18,9 @@ from magi_lite.sentences import shown
 
 log = logging.getLogger(__name__)
 Answer = dict[str, Any]
-_KINDS: dict[Any, str] = {str: "text", int: "a whole number", bool: "true or false", dict: "an object", list: "a list"}
+_KINDS: dict[Any, str] = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list",
+}  # fmt: skip
 
 
 def sentence(error: Exception) -> str:
@@ -98,6 +100,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return None
     if int in allowed and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
+        value = float(value)
     fits = any(isinstance(value, one) for one in allowed if isinstance(one, type))
     if not fits or (isinstance(value, bool) and bool not in allowed):
         kinds = " or ".join(_KINDS.get(one, one.__name__) for one in allowed if one is not type(None))

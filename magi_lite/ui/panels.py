@@ -79,7 +79,8 @@ class SteerPanel(Panel):
 class FormPanel(Panel):
     """Nothing to see: keeps the form as a draft in the browser, and fills it with what a video was made with.
 
-    Events: restore (a draft comes back), follow with the value {"job": id, "open": show the tab}.
+    Events: restore (a draft comes back), follow with the value {"job": id, "open": show the tab}, several with the
+    value {"pictures": [source, ...]} (a video from each).
 
     Args:
         names: of all fields.
@@ -87,7 +88,7 @@ class FormPanel(Panel):
     """
 
     folder = "form"
-    triggers = ("restore", "follow")
+    triggers = ("restore", "follow", "several")
 
     def __init__(self, names: Sequence[str], ids: Sequence[int]) -> None:
         super().__init__(None, names=list(names), ids=list(ids), elem_id="mg-form")

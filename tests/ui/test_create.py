@@ -307,6 +307,9 @@ def test_redo_from_second_2_and_extend_keep_what_was_there(page: Page, app: App,
     assert longer.chunks == 4 and latents(longer)[:3] == after
 
     page.get_by_role("tab", name="Gallery").click()
+    page.wait_for_selector(f"[data-video='{newer.name}']")  # its versions are one video
+    assert page.locator(f"[data-video='{finished.name}']").count() == 0
+    page.get_by_label("Group versions").uncheck()
     page.wait_for_selector(f"[data-video='{finished.name}']")
     page.wait_for_selector(f"[data-video='{newer.name}']")
     shoot(page, "gallery")
@@ -314,10 +317,14 @@ def test_redo_from_second_2_and_extend_keep_what_was_there(page: Page, app: App,
     page.wait_for_function("(v => v && v.readyState >= 2)(document.querySelector('dialog[open] video'))")
     shoot(page, "gallery-video")
     page.click("dialog[open] [data-action=delete]")
-    assert finished.folder.exists()  # asks first
-    page.click("dialog[open] [data-action=delete-sure]")
     page.wait_for_selector(f"[data-video='{finished.name}']", state="detached")
-    assert not finished.folder.exists()
+    page.click("[data-action=bin]")
+    page.wait_for_selector(f"[data-video='{finished.name}']")  # nothing is deleted at once
+    page.click("[data-action=empty-bin]")
+    page.click("dialog[open] [data-action=delete-sure]")
+    page.get_by_text("The bin is empty.").wait_for()
+    assert not finished.folder.exists() and not (app.projects / ".bin" / finished.name).exists()
+    page.click("[data-action=back]")
     page.click(f"[data-video='{newer.name}']")
     page.click("dialog[open] [data-action=use]")
     page.wait_for_function("document.querySelector('#mg-seconds input').value === '4'")

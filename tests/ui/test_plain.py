@@ -49,6 +49,12 @@ def test_wrong_arguments_get_one_sentence() -> None:
         ({"job": "a\0"}, "job holds a character that no text has."),
     ):
         assert page(wrong) == {"error": said}
+
+    def moment(second: float | None = None) -> dict[str, object]:
+        return {"second": second}
+
+    assert for_page(moment)({"second": 2}) == {"second": 2.0} and for_page(moment)({}) == {"second": None}
+    assert for_page(moment)({"second": "2"}) == {"error": "second must be a number, not '2'."}
     assert "do not fit" in page({"other": 1})["error"] and "must be an object" in page([1])["error"]  # type: ignore
     with pytest.raises(Exception, match="place must be a whole number"):
         for_api(action)("a", "b")

@@ -102,6 +102,36 @@ def test_a_queue_of_three_with_one_that_fails(page: Page, app: App, tmp_path: Pa
     page.locator(".qu-error", has_text=ended["no image"]["error"]).first.wait_for()
 
 
+def test_several_pictures_are_a_job_each(page: Page, app: App, tmp_path: Path) -> None:
+    page.get_by_role("tab", name="Queue").click()
+    page.click(".qu [data-action=hold]")
+    page.wait_for_function("magi.state.paused")
+    page.get_by_role("tab", name="Create").click()
+    pictures = [tmp_path / f"{name}.png" for name in ("wide", "tall", "broken")]
+    Image.new("RGB", (80, 40), "navy").save(pictures[0])
+    Image.new("RGB", (40, 80), "green").save(pictures[1])
+    pictures[2].write_text("no picture")
+    set_length(page, 1)
+    page.fill("#mg-prompt textarea", "from several")
+    page.set_input_files(".so input[type=file]", pictures)
+    page.get_by_role("dialog", name="Several pictures").get_by_text("Make 2 videos, one from each").wait_for()
+    assert "broken.png" in page.locator(".so-error").inner_text()
+    page.click("[data-action=several]")
+    mine = "magi.state.jobs.filter(job => job.title === 'from several')"
+    page.wait_for_function(f"{mine}.length === 2")
+    sizes = [job["summary"].split(", ")[1] for job in page.evaluate(mine)]
+    wide, tall = ([int(side) for side in size.split(" × ")] for size in sizes)
+    assert wide[0] > wide[1] and wide == tall[::-1]
+    seeds = {job["summary"].split(", ")[2] for job in page.evaluate(mine)}
+    assert len(seeds) == 2
+    page.get_by_role("tab", name="Queue").click()
+    for _ in range(2):
+        page.locator(".qu-job", has_text="from several").first.locator("[data-action=delete]").click()
+    page.wait_for_function(f"{mine}.length === 0")
+    page.click(".qu [data-action=hold]")
+    page.wait_for_function("!magi.state.paused")
+
+
 def test_killed_in_the_middle_it_resumes_to_the_same_bits(watched: Watched, tmp_path: Path) -> None:
     watched.forgiven = lambda text: "ERR_CONNECTION_REFUSED" in text or "Failed to load resource" in text
     app = App(tmp_path).start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from playwright.sync_api import Page
 
 from magi_lite.project import Project
@@ -28,6 +30,19 @@ def test_one_click_makes_a_story_whose_versions_are_compared(page: Page, app: Ap
     wait_for(page, "finished")
     page.wait_for_function("document.querySelectorAll('.wa-version').length === 2")
     assert page.locator(".wa-version[aria-pressed=true]").inner_text() == "Version 2 · from 7 s"
+    branch = page.locator(".tl-branch").bounding_box()
+    ruler = page.locator(".tl-canvas").bounding_box()
+    assert branch and ruler and abs((branch["x"] - ruler["x"]) / ruler["width"] - 7 / 9) < 0.02
+    page.click("[data-action=name-version]")
+    page.locator("dialog[open] input[type=text]").fill("Green ending")
+    page.locator("dialog[open] button[type=submit]").click()
+    page.wait_for_selector(".wa-version:text('Green ending · from 7 s')")
+    page.click("[data-action=star-version]")
+    page.wait_for_selector(".wa-version:text('★ Green ending')")
+    page.click("[data-action=main-version]")
+    page.wait_for_selector(".wa-version:text('goes on')")
+    labels = json.loads((app.newest() / "labels.json").read_text())
+    assert (labels["name"], labels["starred"], labels["main"]) == ("Green ending", True, True)
     page.click("[data-action=compare-wipe]")
     page.wait_for_function(f"{OTHER}.readyState >= 2 && !{VIDEO}.paused", timeout=PATIENCE)
     page.locator(".wa-handle").focus()

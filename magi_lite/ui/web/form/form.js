@@ -97,6 +97,10 @@ export function mount({ element, props, trigger }) {
     if (ended && job.redirected && !isDirty()) follow(job.id);
     was = job;
   });
+  on(element, "several", (pictures) => {
+    props.value = { pictures };
+    trigger("several");
+  });
   on(element, "made", () => {
     if (now) base = typedIn(now);
   });

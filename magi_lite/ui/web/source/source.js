@@ -1,7 +1,7 @@
 // Drop, paste or choose an image or a clip, anywhere on the page. The server looks at what it really is and answers
 // with its kind, or with one sentence. The value is {kind, path, name, ...} or null.
-import { NO_ANSWER, on, onDocument } from "../shared/bus.js";
-import { button, el, keepInside } from "../shared/dom.js";
+import { NO_ANSWER, emit, on, onDocument, toast } from "../shared/bus.js";
+import { button, el, keepInside, openDialog } from "../shared/dom.js";
 import { bytes } from "../shared/format.js";
 import { icon } from "../shared/icons.js";
 
@@ -44,7 +44,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
           { class: "so-text" },
           el("b", { text: "Drop or paste an image or a clip" }),
           el("br"),
-          "An image is the first frame; a clip is continued.",
+          "An image is the first frame; a clip is continued. Several images: a video from each.",
         ),
       );
     drop.replaceChildren(...kids);
@@ -58,39 +58,76 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     trigger("cleared");
     draw();
   }
+  /** Send a file to the app; what the server says of it: {source} or {error}. */
+  async function read(file) {
+    if (file.size > props.limit)
+      return { error: `${file.name} is larger than ${bytes(props.limit)}; use a shorter or smaller file.` };
+    try {
+      const { path } = file.size ? await upload(file) : { path: null };
+      const answer = path
+        ? await server.look_at({ path, name: file.name })
+        : { error: `${file.name} is empty (0 bytes); choose another file.` };
+      return answer || { error: NO_ANSWER };
+    } catch {
+      const limit = bytes(props.limit);
+      return { error: `${file.name} could not be sent to the app. Is the app running and the file below ${limit}?` };
+    }
+  }
   async function take(file) {
     if (!file || busy) return;
     error.textContent = "";
-    const refuse = (sentence) => {
-      error.textContent = sentence;
-    };
-    if (file.size > props.limit) {
-      refuse(`${file.name} is larger than ${bytes(props.limit)}; use a shorter or smaller file.`);
-      return;
-    }
     busy = file.name;
     draw();
-    let answer;
-    try {
-      const { path } = file.size ? await upload(file) : { path: null };
-      answer = path
-        ? await server.look_at({ path, name: file.name })
-        : { error: `${file.name} is empty (0 bytes); choose another file.` };
-    } catch {
-      const limit = bytes(props.limit);
-      answer = { error: `${file.name} could not be sent to the app. Is the app running and the file below ${limit}?` };
-    }
-    answer = answer || { error: NO_ANSWER };
+    const answer = await read(file);
     busy = null;
-    if (answer.error) {
-      refuse(answer.error);
-      draw();
-      return;
+    if (answer.error) error.textContent = answer.error;
+    else {
+      props.value = answer.source;
+      trigger("dropped");
     }
-    props.value = answer.source;
-    trigger("dropped");
     draw();
   }
+  /** Several pictures: one video from each, with the form's settings, if that is what is wanted. */
+  async function takeSeveral(files) {
+    if (busy) return;
+    error.textContent = "";
+    const found = [],
+      refused = [];
+    for (const [i, file] of files.entries()) {
+      busy = `${file.name} (${i + 1} of ${files.length})`;
+      draw();
+      const answer = await read(file);
+      if (answer.error) refused.push(answer.error);
+      else if (answer.source.kind !== "image") refused.push(`${file.name} is no picture; drop clips one at a time.`);
+      else found.push(answer.source);
+    }
+    busy = null;
+    draw();
+    error.textContent = refused.join(" ");
+    if (!found.length) return;
+    const box = el("dialog", { class: "mg-dialog", "aria-label": "Several pictures" });
+    const start = () => {
+      emit("several", found);
+      box.close();
+      toast(`${found.length} videos are put into the queue.`);
+    };
+    box.append(
+      el("h3", { text: "Several pictures" }),
+      el("p", {
+        text: `Make ${found.length} videos, one from each picture, with the prompt and the settings of the form?`,
+      }),
+      el("div", { class: "so-several" }, ...found.map((one) => el("img", { src: one.url, alt: one.name }))),
+      el(
+        "div",
+        { class: "mg-row" },
+        el("span", { class: "mg-grow" }),
+        button("Cancel", null, () => box.close()),
+        button(`Make ${found.length} videos`, "play", start, { class: "mg-primary", action: "several", server: true }),
+      ),
+    );
+    openDialog(box);
+  }
+  const takeAll = (files) => (files.length > 1 ? takeSeveral([...files]) : take(files[0]));
   drop.addEventListener("click", () => {
     input.value = "";
     input.click();
@@ -101,7 +138,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       input.click();
     }
   });
-  keepInside(input).addEventListener("change", () => take(input.files[0]));
+  keepInside(input).addEventListener("change", () => takeAll(input.files));
   const hasFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
   onDocument(element, "dragover", (event) => {
     if (hasFile(event)) {
@@ -116,7 +153,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     drop.classList.remove("over");
     if (hasFile(event)) {
       event.preventDefault();
-      take(event.dataTransfer.files[0]);
+      takeAll(event.dataTransfer.files);
     }
   });
   onDocument(element, "paste", (event) => {

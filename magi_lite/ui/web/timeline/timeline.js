@@ -239,6 +239,10 @@ export function mount({ element, props, trigger, server, watch }) {
     view.paint();
   });
   on(element, "state", (now) => view.follow(now.shown));
+  on(element, "branch", (now) => {
+    view.branch = now ? now.second : null;
+    view.drawBranch();
+  });
   on(element, "time", (now) => {
     view.time = now && app.attached === now.job ? now.time : null;
     view.drawHead();

@@ -38,6 +38,7 @@ export class View {
       "lane",
       "locked",
       "beyond",
+      "branch",
       "playhead",
       "hint",
       "live",
@@ -46,6 +47,7 @@ export class View {
     // The video on the stage: seconds that can no longer change, whether it runs, its length, what is made, the time.
     this.video = { locked: 0, running: false, seconds: null, done: 0, folder: null };
     this.time = null;
+    this.branch = null; // the first second of its own, where the video on the stage is a version of another
     this.zoom = null; // pixels per second; null: all of it
     this.dragging = false;
     this.tools = {};
@@ -246,6 +248,15 @@ export class View {
     setStyle(this.beyondNode, "width", rest * scale + "px");
   }
 
+  drawBranch() {
+    const at = this.video.folder ? this.branch : null;
+    this.branchNode.hidden = at === null;
+    if (at === null) return;
+    setStyle(this.branchNode, "left", at * this.scale + "px");
+    const title = `This version branches off here: seconds before ${at} are those of the version that it was made from`;
+    if (this.branchNode.title !== title) this.branchNode.title = title;
+  }
+
   drawHead() {
     this.playheadNode.hidden = this.time === null;
     if (this.time !== null) setStyle(this.playheadNode, "transform", `translateX(${this.time * this.scale}px)`);
@@ -290,6 +301,7 @@ export class View {
     this.drawRuler();
     this.drawFilm();
     this.drawShades();
+    this.drawBranch();
     this.drawHead();
     this.drawTools();
     for (const draw of this.onPaint) draw();

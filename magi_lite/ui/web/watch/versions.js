@@ -1,12 +1,13 @@
 // Versions of one video as tabs over the stage, and two of them compared in step: by a wipe, or side by side.
-import { app, emit, on } from "../shared/bus.js";
-import { button, el } from "../shared/dom.js";
+import { app, call, emit, on } from "../shared/bus.js";
+import { askFor, button, el, field } from "../shared/dom.js";
 import { provide } from "../shared/keys.js";
 
 const DRIFT = 0.06; // seconds that two videos may be apart
 const STEP = 0.02; // of the stage's width, by key
 
-export function mountVersions({ element, tabs, stage, video, picture, versionsOf }) {
+/** @param versionsOf answers a job's versions. @param label names, stars or chooses one: server.label. */
+export function mountVersions({ element, tabs, stage, video, picture, versionsOf, label: setLabel }) {
   const other = el("video", {
       class: "wa-video wa-other",
       muted: true,
@@ -37,6 +38,7 @@ export function mountVersions({ element, tabs, stage, video, picture, versionsOf
     at = 0.5;
 
   const label = (version, i) => version.label || (i === 0 ? "First version" : `Version ${i + 1}`);
+  const goesOn = (version) => version.main;
   const labelOf = (version) => label(version, family.indexOf(version));
 
   // --- which versions there are
@@ -48,6 +50,8 @@ export function mountVersions({ element, tabs, stage, video, picture, versionsOf
     const answer = key ? await versionsOf(job.id) : { versions: [] };
     if (known !== key || !answer || !answer.versions) return;
     family = answer.versions;
+    const mine = family.find((version) => version.name === shown);
+    emit("branch", mine && mine.from !== null ? { second: mine.from } : null);
     if (!family.some((version) => version.name === against && version.name !== shown)) compare(null);
     draw();
   }
@@ -69,7 +73,7 @@ export function mountVersions({ element, tabs, stage, video, picture, versionsOf
         "data-version": version.name,
         title: version.job ? "Show this version" : "This version is in the gallery",
         disabled: !version.job && !current,
-        text: label(version, i) + from,
+        text: (version.starred ? "★ " : "") + label(version, i) + from + (goesOn(version) ? " · goes on" : ""),
         onclick: () => version.job && !current && emit("show", { job: version.job }),
       });
     };
@@ -87,13 +91,52 @@ export function mountVersions({ element, tabs, stage, video, picture, versionsOf
         action,
         disabled: !rest.length,
       });
+    const mine = family.find((version) => version.name === shown);
+    const small = (text, name, run, extra) => button(text, name, run, { iconOnly: true, server: true, ...extra });
+    const tools = mine
+      ? [
+          small("Name this version", "edit", () => rename(mine), { action: "name-version" }),
+          small(
+            mine.starred ? "Remove the star" : "Star this version",
+            "star",
+            () => change({ starred: !mine.starred }),
+            {
+              action: "star-version",
+              class: mine.starred ? "wa-on" : "",
+            },
+          ),
+          small("Make it the one that goes on", "check", () => change({ main: true }), {
+            action: "main-version",
+            class: mine.main ? "wa-on" : "",
+            disabled: mine.main,
+            title: mine.main
+              ? "This version goes on: it stands for all in the gallery"
+              : "Make it the one that goes on: it stands for all in the gallery, and new videos continue it",
+          }),
+        ]
+      : [];
     tabs.replaceChildren(
       el("div", { class: "wa-list", role: "group", "aria-label": "Versions" }, ...family.map(one)),
+      ...tools,
       el("span", { class: "mg-grow" }),
       toggle("wipe", "Wipe", "compare-wipe"),
       toggle("sides", "Side by side", "compare-sides"),
       ...(mode && rest.length > 1 ? [choice] : []),
     );
+  }
+
+  async function change(what) {
+    const answer = await call(setLabel({ video: shown, ...what }));
+    if (answer.error) return answer;
+    known = "";
+    emit("poll");
+    return answer;
+  }
+  function rename(version) {
+    const name = el("input", { type: "text", class: "mg-input", value: version.label, maxlength: "120" });
+    const intro = "It is shown over the stage and in the gallery. Leave it empty for none.";
+    askFor("Name this version", intro, [field("Name", name)], "Keep", () => change({ name: name.value }));
+    name.select();
   }
 
   // --- comparing

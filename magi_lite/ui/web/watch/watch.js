@@ -1,6 +1,7 @@
 // The stage: the video as it grows, the preview, the status line, the two bars, and what can be done with the video.
 import { app, call, emit, on, toast } from "../shared/bus.js";
 import { button, el, openDialog } from "../shared/dom.js";
+import { askExport } from "../shared/export.js";
 import { count, duration } from "../shared/format.js";
 import { icon } from "../shared/icons.js";
 import { mountCards } from "./cards.js";
@@ -20,7 +21,7 @@ const STATES = {
 };
 const RESUMABLE = ["paused", "stopped", "interrupted", "failed"];
 
-export function mount({ element, props, trigger, server, watch }) {
+export function mount({ element, props, trigger, server, watch, upload }) {
   const root = element.querySelector(".wa"),
     part = (name) => root.querySelector(".wa-" + name);
   const stage = part("stage"),
@@ -57,6 +58,7 @@ export function mount({ element, props, trigger, server, watch }) {
     video,
     picture,
     versionsOf: (id) => server.versions({ video: id }),
+    label: (what) => server.label(what),
   });
 
   mountCards(empty, props.examples, (title) => {
@@ -206,6 +208,11 @@ export function mount({ element, props, trigger, server, watch }) {
           icon("download"),
           el("span", { text: "Save" }),
         ),
+        button("Export …", "upload", () => askExport({ server, upload }, id, { ...current, ...sizeOf() }), {
+          ...soft,
+          action: "export",
+          title: "Another format, a part of it, or with sound",
+        }),
       );
     }
     const clear = () => {
@@ -218,6 +225,7 @@ export function mount({ element, props, trigger, server, watch }) {
       button("Clear", "close", clear, { action: "clear", title: "Empty the stage; the video stays in the gallery" }),
     ];
   }
+  const sizeOf = () => ({ width: video.videoWidth, height: video.videoHeight });
   const redoFrom = (current, second) =>
     askRedo(current, second, (what) => act(server.redo({ video: current.id, ...what })));
   function drawActions() {

@@ -1,0 +1,118 @@
+// A video as a file of another format: what is asked for, and the list of exports with their progress.
+import { call, toast } from "./bus.js";
+import { button, el, field, openDialog } from "./dom.js";
+import { bytes } from "./format.js";
+
+const ASK_EVERY = 700; // milliseconds
+const KINDS = { video: "Videos", animation: "Animations", pictures: "A picture for every frame", frame: "One picture" };
+
+/** @param server the panel's functions. @param upload sends a file to the app. @param video {done, width, height}. */
+export async function askExport({ server, upload }, id, video) {
+  const answer = await call(server.exports({}));
+  if (answer.error) return;
+  const fits = (format) => Math.min(video.width, video.height) >= format.least;
+  const groups = Object.entries(KINDS).map(([kind, label]) =>
+    el(
+      "optgroup",
+      { label },
+      ...answer.formats
+        .filter((format) => format.kind === kind)
+        .map((format) => {
+          const why = fits(format) ? "" : ` (from ${format.least} × ${format.least} on)`;
+          return el("option", { value: format.name, text: format.summary + why, disabled: !fits(format) });
+        }),
+    ),
+  );
+  const format = el("select", { class: "mg-input", "data-field": "format" }, ...groups),
+    number = (value) =>
+      el("input", { type: "number", class: "mg-input", min: "0", max: String(video.done), step: "any", value }),
+    from = number("0"),
+    to = number(String(video.done)),
+    settings = el("input", { type: "checkbox", class: "mg-check", checked: true }),
+    audio = el("input", { type: "file", accept: "audio/*,video/*", class: "mg-input" }),
+    list = el("div", { class: "ex-list", role: "region", "aria-label": "Exports", tabindex: "0" }),
+    toField = field("To second", to),
+    audioField = field("Sound from a file", audio);
+  const chosen = () => answer.formats.find((one) => one.name === format.value);
+  function fitFields() {
+    const { kind, sound } = chosen();
+    toField.hidden = kind === "frame";
+    audioField.hidden = !sound;
+    from.parentElement.firstElementChild.textContent = kind === "frame" ? "Moment in seconds" : "From second";
+  }
+  const box = el("dialog", { class: "mg-dialog ex", "aria-label": "Export" });
+  const form = el(
+    "form",
+    { method: "dialog" },
+    el("h3", { text: "Export" }),
+    field("Format", format),
+    el("div", { class: "mg-row ex-range" }, field("From second", from), toField),
+    audioField,
+    el("label", { class: "mg-row mg-small mg-choice" }, settings, "Keep the settings in the file"),
+    el("p", { class: "mg-muted", text: "The file always says that a model made it." }),
+    el(
+      "div",
+      { class: "mg-row" },
+      el("span", { class: "mg-grow" }),
+      button("Close", null, () => box.close()),
+      el("button", { type: "submit", class: "mg-btn mg-primary", text: "Export", "data-action": "export-start" }),
+    ),
+    list,
+  );
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const one = chosen();
+    const order = { video: id, format: one.name, metadata: settings.checked };
+    if (one.kind === "frame") order.from_second = Number(from.value);
+    else if (Number(from.value) > 0 || Number(to.value) < video.done)
+      Object.assign(order, { from_second: Number(from.value), to_second: Number(to.value) });
+    if (one.sound && audio.files[0]) {
+      try {
+        order.audio = { path: (await upload(audio.files[0])).path };
+      } catch {
+        toast(`${audio.files[0].name} could not be sent to the app.`, "error");
+        return;
+      }
+    }
+    if (!(await call(server.export(order))).error) refresh();
+  });
+  format.addEventListener("change", fitFields);
+  box.append(form);
+  openDialog(box);
+  fitFields();
+
+  let timer = null;
+  async function refresh() {
+    clearTimeout(timer);
+    if (!box.open) return;
+    const now = await call(server.exports({}));
+    if (now.exports) draw(now.exports.filter((one) => one.video === id));
+    const busy = (now.exports || []).some((one) => ["waiting", "running"].includes(one.state));
+    if (busy) timer = setTimeout(refresh, ASK_EVERY);
+  }
+  const row = (one) => {
+    const busy = ["waiting", "running"].includes(one.state),
+      bar = el("div", { class: "mg-bar thin" }, el("i"));
+    bar.firstElementChild.style.width = one.fraction * 100 + "%";
+    return el(
+      "div",
+      { class: "ex-one " + one.state, "data-export": one.format, "data-state": one.state },
+      el("b", { text: one.file || one.format }),
+      el("span", {
+        class: one.state === "failed" ? "qu-error" : "mg-muted",
+        role: "status",
+        text: one.bytes === undefined ? one.text : bytes(one.bytes),
+      }),
+      busy
+        ? button("Cancel this export", "close", () => call(server.cancel_export({ export: one.id })).then(refresh), {
+            text: "Cancel",
+          })
+        : one.url
+          ? el("a", { class: "mg-btn mg-soft", href: one.url, download: one.file, text: "Save" })
+          : null,
+      busy ? bar : null,
+    );
+  };
+  const draw = (all) => list.replaceChildren(...all.reverse().map(row));
+  refresh();
+}
