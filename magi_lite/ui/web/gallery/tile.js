@@ -5,7 +5,7 @@ import { icon } from "../shared/icons.js";
 import { tileWidth, when } from "./selection.js";
 
 const REST = 160; // milliseconds that a pointer rests before the video plays
-const ROW = 150; // pixels
+const ROW = 150; // any number: what is wanted is how wide a tile is against it
 
 /** @param acts {open(item), choose(item, event), star(item), expand(item)}; what is left out is not offered. */
 export function tile(item, acts, chosen) {
@@ -75,7 +75,7 @@ export function tile(item, acts, chosen) {
       ),
     ),
   );
-  node.style.setProperty("--wide", width + "px");
+  node.style.setProperty("--wide", `${width / ROW}px`);
   node.style.setProperty("--shape", `${item.width} / ${item.height}`);
   playOnHover(node, face, item);
   return node;
