@@ -41,7 +41,8 @@ def splice(timeline: Timeline, second: int, newer: Timeline) -> Timeline:
     joined = bool(before and after) and before[-1].end == second == after[0].start and not after[0].begins_shot
     if joined and before[-1].prompt == after[0].prompt:
         before.append(replace(before.pop(), end=after.pop(0).end))
-    return replace(newer, segments=(*before, *after), earlier_blends=_blends(timeline, second, newer))
+    blends, markers = _blends(timeline, second, newer), newer.markers or timeline.markers
+    return replace(newer, segments=(*before, *after), earlier_blends=blends, markers=markers)
 
 
 def _blends(timeline: Timeline, second: int, newer: Timeline) -> tuple[tuple[int, int], ...]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,8 @@ from typing import Any, Literal
 
 from magi_lite.errors import TimelineError
 from magi_lite.sentences import shown
+from magi_lite.timeline import markers
+from magi_lite.timeline.markers import Marker
 
 JSON_VERSION = 1
 MAX_SECONDS = 1_000_000
@@ -145,6 +147,8 @@ class Timeline:
     gaps: Literal["hold", "refuse"] = "hold"
     earlier_blends: tuple[tuple[int, int], ...] = ()
     """(second, blend), in order: the seconds before `second` are mixed with that blend instead. See `edit.splice`."""
+    markers: tuple[Marker, ...] = field(default=(), compare=False)
+    """Named moments; timelines that differ in nothing else make the same video, and are equal."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.global_prompt, str):
@@ -274,13 +278,18 @@ class Timeline:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict that `from_json` reads back to an equal timeline."""
-        return {
+        found: dict[str, Any] = {
             "version": JSON_VERSION,
             "global_prompt": self.global_prompt,
             "blend": self.blend,
             "gaps": self.gaps,
             "segments": [_segment_to_json(segment) for segment in self.segments],
-        } | ({"earlier_blends": [list(pair) for pair in self.earlier_blends]} if self.earlier_blends else {})
+        }
+        if self.earlier_blends:
+            found["earlier_blends"] = [list(pair) for pair in self.earlier_blends]
+        if self.markers:
+            found["markers"] = markers.to_json(self.markers)
+        return found
 
     @classmethod
     def from_json(cls, data: dict[str, Any] | str) -> Timeline:
@@ -300,7 +309,8 @@ class Timeline:
         if version != JSON_VERSION:
             found = shown(version)
             raise TimelineError(f"The timeline has version {found}; this program reads version {JSON_VERSION}.")
-        _check_keys("timeline", data, {"segments"}, {"version", "global_prompt", "blend", "gaps", "earlier_blends"})
+        optional = {"version", "global_prompt", "blend", "gaps", "earlier_blends", "markers"}
+        _check_keys("timeline", data, {"segments"}, optional)
         if not isinstance(data["segments"], list):
             raise TimelineError("The timeline's segments must be a list of objects with start, end and prompt.")
         options = {name: data[name] for name in ("global_prompt", "blend", "gaps") if name in data}
@@ -308,6 +318,7 @@ class Timeline:
         if not isinstance(earlier, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in earlier):
             raise TimelineError("The timeline's earlier_blends must be a list of pairs, such as [[4, 2]].")
         options["earlier_blends"] = tuple(tuple(pair) for pair in earlier)
+        options["markers"] = markers.from_json(data.get("markers", []))
         return cls(tuple(_segment_from_json(item, n) for n, item in enumerate(data["segments"], 1)), **options)
 
     def _check_gap(self, start: int, end: int) -> None:

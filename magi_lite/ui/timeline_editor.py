@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from magi_lite.errors import TimelineError
-from magi_lite.timeline import Timeline
-from magi_lite.timeline.text import parse, print_shorthand
+from magi_lite.timeline import Timeline, files
+from magi_lite.timeline.text import print_shorthand
 from magi_lite.ui.assets import Panel
 
 
@@ -22,7 +22,7 @@ class TimelineEditor(Panel):
     triggers = ("commit", "imported")
 
     def __init__(self, value: Timeline | None = None, *, seconds: int | None = 4, **options: Any) -> None:
-        functions = (print_timeline, parse_timeline)
+        functions = (print_timeline, parse_timeline, write_timeline)
         super().__init__(value, seconds=seconds or 0, server_functions=functions, **options)
 
     def preprocess(self, payload: Any) -> Any:
@@ -44,8 +44,16 @@ def print_timeline(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_timeline(data: dict[str, Any]) -> dict[str, Any]:
-    """Shorthand, lines or JSON, typed or imported: {"timeline"} or {"error"}."""
+    """Shorthand, lines, or a file's content, typed or imported: {"timeline"} or {"error"}."""
     try:
-        return {"timeline": parse(str(data.get("text", ""))).to_json()}
+        return {"timeline": files.read(str(data.get("text", ""))).to_json()}
+    except TimelineError as error:
+        return {"error": str(error)}
+
+
+def write_timeline(data: dict[str, Any]) -> dict[str, Any]:
+    """A timeline as a file of the given "kind", see `timeline.files`: {"text"} or {"error"}."""
+    try:
+        return {"text": files.write(Timeline.from_json(data.get("timeline") or {}), str(data.get("kind", "")))}
     except TimelineError as error:
         return {"error": str(error)}

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 
 from magi_lite.project import Project
 from magi_lite.request.build import build
-from tests.ui.conftest import App, Watched
+from tests.ui.conftest import PATIENCE, App, Watched
 from tests.ui.test_page import axe
 
 __all__ = ["axe"]
@@ -178,18 +178,18 @@ def test_an_export_shows_how_far_it_is_and_can_be_saved(gallery: Page, many: App
     assert dialog.locator("option[value=av1]").is_disabled()  # which begins at 64 x 64
     assert dialog.locator("option").count() == 11
     page.click("[data-action=export-start]")
-    page.wait_for_selector("[data-export=h264][data-state=finished]")
+    page.wait_for_selector("[data-export=h264][data-state=finished]", timeout=PATIENCE)
     with page.expect_download() as download:
         dialog.get_by_role("link", name="Save").first.click()
     assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
     dialog.locator("[data-field=format]").select_option("gif")
     dialog.get_by_label("To second").fill("0.5")
     page.click("[data-action=export-start]")
-    page.wait_for_selector("[data-export=gif][data-state=finished]", timeout=180_000)
+    page.wait_for_selector("[data-export=gif][data-state=finished]", timeout=PATIENCE)
     dialog.get_by_label("To second").fill("99")
     page.click("[data-action=export-start]")
     failed = page.locator("[data-export=gif][data-state=failed]")
-    failed.wait_for(timeout=180_000)
+    failed.wait_for(timeout=PATIENCE)
     assert "2" in failed.inner_text()  # the seconds that there are
     made = next(path for path in many.projects.glob("*/exports/*.gif"))
     from PIL import Image

@@ -153,14 +153,35 @@ def test_text_view_stays_in_step_both_ways(timeline: Page) -> None:
     assert segments(page) == [(0, 3, "a cat walks"), (3, 8, "it jumps")]  # nothing is lost
 
 
+def export(page: Page, kind: str, folder: Path) -> Path:
+    """Save the timeline as a file."""
+    page.click(".tl-bar [data-action=export]")
+    page.select_option("dialog[open] [data-field=kind]", kind)
+    with page.expect_download() as download:
+        page.click("dialog[open] button[type=submit]")
+    saved = folder / download.value.suggested_filename
+    download.value.save_as(saved)
+    return saved
+
+
+def drop_file(page: Page, path: Path) -> None:
+    """Drop a file somewhere on the page."""
+    transfer = page.evaluate_handle(
+        """([content, name]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([content], name));
+          return transfer;
+        }""",
+        [path.read_text(), path.name],
+    )
+    page.dispatch_event("#mg-prompt", "drop", {"dataTransfer": transfer})
+
+
 def test_export_and_import(timeline: Page, tmp_path: Path) -> None:
     page = timeline
     three_blocks(page)
     page.fill("#mg-prompt textarea", "in the fog")
-    with page.expect_download() as download:
-        page.click("[data-action=export]")
-    exported = tmp_path / "timeline.json"
-    download.value.save_as(exported)
+    exported = export(page, "json", tmp_path)
     whole = Timeline.from_json(exported.read_text())
     assert [(s.start, s.end, s.prompt) for s in whole.segments] == segments(page)
     assert whole.global_prompt == "in the fog"
@@ -320,3 +341,102 @@ def test_a_drag_among_120_blocks_touches_only_what_it_passes(timeline: Page) -> 
     assert [words for *_, words in segments(page)][:9] == [f"block {i}" for i in (0, 1, 2, 4, 5, 6, 7, 8, 3)]
     touched = page.evaluate("touched.size")
     assert 6 <= touched < 20, touched
+
+
+def test_several_blocks_are_moved_copied_and_deleted_together(timeline: Page) -> None:
+    page = timeline
+    set_length(page, 20)
+    three_blocks(page)
+    page.keyboard.press("Home")
+    block(page, 2).click(modifiers=["Shift"])
+    assert page.locator(".tl-block.selected").count() == 3
+    block(page, 2).click(modifiers=["ControlOrMeta"])
+    assert page.locator(".tl-block.selected").count() == 2
+    drag(page, block(page, 0), 2)  # both; the third makes way
+    assert segments(page) == [(2, 4, "one"), (4, 6, "two"), (6, 8, "three")]
+    page.keyboard.press("Alt+ArrowRight")  # by key the others stay, and are in the way
+    assert segments(page) == [(2, 4, "one"), (4, 6, "two"), (6, 8, "three")]
+    page.keyboard.press("Alt+ArrowLeft")
+    assert segments(page) == [(1, 3, "one"), (3, 5, "two"), (6, 8, "three")]
+    page.keyboard.press("ControlOrMeta+c")
+    page.keyboard.press("ControlOrMeta+v")  # behind them: in the place of what is there
+    assert segments(page) == [(1, 3, "one"), (3, 5, "two"), (5, 7, "one"), (7, 9, "two")]
+    page.keyboard.press("ControlOrMeta+z")
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.press("Delete")
+    assert segments(page) == []
+    page.keyboard.press("ControlOrMeta+z")
+    assert [words for _, _, words in segments(page)] == ["one", "two", "three"]
+    page.fill("#mg-prompt textarea", "text keeps its own keys")
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.press("Delete")
+    assert page.input_value("#mg-prompt textarea") == "" and len(segments(page)) == 3
+
+
+def test_ripple_moves_what_is_behind_and_alt_leaves_the_others(timeline: Page) -> None:
+    page = timeline
+    set_length(page, 20)
+    three_blocks(page)
+    page.keyboard.press("Home")
+    page.keyboard.press("r")
+    assert page.get_attribute("[data-action=ripple]", "aria-pressed") == "true"
+    drag(page, block(page, 0).locator(".tl-edge-end"), 2)
+    assert segments(page) == [(0, 4, "one"), (4, 6, "two"), (6, 8, "three")]
+    page.keyboard.press("Shift+ArrowLeft")
+    assert segments(page) == [(0, 3, "one"), (3, 5, "two"), (5, 7, "three")]
+    block(page, 1).click()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Delete")
+    assert segments(page) == [(0, 3, "one"), (3, 5, "three")]
+    page.keyboard.press("r")
+    page.keyboard.down("Alt")
+    drag(page, block(page, 0).locator(".tl-edge-end"), 1)
+    drag(page, block(page, 0), 9)
+    page.keyboard.up("Alt")
+    assert segments(page) == [(0, 3, "one"), (3, 5, "three")]  # stopped by its neighbour
+
+
+def test_markers_are_named_moved_and_kept_in_the_settings(timeline: Page, app: App) -> None:
+    page = timeline
+    set_length(page, 1)
+    set_size(page, 32, 32)
+    page.fill("#mg-prompt textarea", "a marked video")
+    page.focus(".tl-splitter")
+    page.keyboard.press("Shift+M")
+    page.locator("dialog[open] input[type=text]").fill("the beginning")
+    page.locator("dialog[open] button[type=submit]").click()
+    page.click(".tl-mark")
+    page.locator("dialog[open] input[type=number]").fill("0.5")
+    page.locator("dialog[open] button[type=submit]").click()
+    assert page.evaluate("magi.timeline.markers") == [{"at": 0.5, "name": "the beginning"}]
+    generate(page)
+    wait_for(page, "finished")
+    made = Project.open(app.newest()).request.timeline
+    assert [(mark.at, mark.name) for mark in made.markers] == [(0.5, "the beginning")]
+    page.click(".tl-mark")
+    page.click("dialog[open] [data-action=remove-marker]")
+    assert page.locator(".tl-mark").count() == 0
+    page.focus(".tl-splitter")
+    page.keyboard.press("ControlOrMeta+z")
+    assert page.locator(".tl-mark").count() == 1
+
+
+def test_a_dropped_file_of_subtitles_becomes_blocks(timeline: Page, tmp_path: Path) -> None:
+    page = timeline
+    subtitles = tmp_path / "story.srt"
+    cues = "1\n00:00:00,000 --> 00:00:03,900\na cat\nwalks\n\n2\n00:00:04,000 --> 00:01:10,000\nit sleeps\n"
+    subtitles.write_text(cues)
+    drop_file(page, subtitles)
+    page.wait_for_function("magi.timeline.segments.length === 2")
+    assert segments(page) == [(0, 4, "a cat walks"), (4, 70, "it sleeps")]
+    page.wait_for_function("document.querySelector('#mg-seconds input').value === '70'")
+    for kind in ("otio", "srt", "txt"):
+        saved = export(page, kind, tmp_path)
+        assert saved.suffix == f".{kind}"
+        drop_file(page, saved)
+        page.get_by_text(f"The timeline of timeline.{kind} is on the page now.").wait_for()
+        assert segments(page) == [(0, 4, "a cat walks"), (4, 70, "it sleeps")]
+    subtitles.write_text("1\n00:00:09,000 --> 00:00:03,900\nback\n")
+    drop_file(page, subtitles)
+    page.get_by_text("ends before it starts").first.wait_for()
+    assert len(segments(page)) == 2

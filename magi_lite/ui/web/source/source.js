@@ -127,7 +127,12 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     );
     openDialog(box);
   }
-  const takeAll = (files) => (files.length > 1 ? takeSeveral([...files]) : take(files[0]));
+  const isTimeline = (file) => file && /\.(srt|otio|json|txt)$/i.test(file.name);
+  function takeAll(files) {
+    if (files.length > 1) takeSeveral([...files]);
+    else if (isTimeline(files[0])) emit("timeline-file", files[0]);
+    else take(files[0]);
+  }
   drop.addEventListener("click", () => {
     input.value = "";
     input.click();

@@ -1,6 +1,7 @@
 // Mouse and touch: blocks and their edges are dragged, the ruler and the film strip are scrubbed.
 import { emit, onDocument } from "../shared/bus.js";
 import * as Model from "./model.js";
+import { between, push, ripple, slide, trim } from "./several.js";
 
 const CLICK = 4; // pixels that a click may move
 const SCROLL_ZONE = 20; // pixels from the border at which a drag scrolls
@@ -21,12 +22,29 @@ export function listen(view, state, editor, edits) {
     const id = node.dataset.id,
       block = state.find(id);
     if (!block) return;
-    pressed = state.selected === id ? id : null;
-    edits.select(id, true);
+    if (event.shiftKey || event.ctrlKey || event.metaKey) {
+      event.preventDefault();
+      if (event.shiftKey && state.selected) edits.selectMany(between(state.blocks, state.selected, id));
+      else edits.toggle(id);
+      return;
+    }
+    const several = state.chosen.size > 1 && state.chosen.has(id);
+    pressed = state.selected === id && !several ? id : null;
+    if (several) state.selected = id;
+    else edits.select(id, true);
     if (block.end <= view.video.locked) return;
     event.preventDefault();
-    const edge = event.target.dataset.edge || null;
-    drag = { id, edge, x: event.clientX, original: state.blocks, block, moved: false, pointer: event.pointerId };
+    const edge = (!several && event.target.dataset.edge) || null;
+    drag = {
+      several,
+      id,
+      edge,
+      x: event.clientX,
+      original: state.blocks,
+      block,
+      moved: false,
+      pointer: event.pointerId,
+    };
     view.dragging = true;
     node.setPointerCapture(event.pointerId);
     node.classList.add("dragging");
@@ -34,13 +52,11 @@ export function listen(view, state, editor, edits) {
 
   lane.addEventListener("pointermove", (event) => {
     if (!drag || event.pointerId !== drag.pointer) return;
-    const { id, edge, block, original } = drag,
+    const { edge } = drag,
       by = Math.round((event.clientX - drag.x) / view.scale),
       bounds = [drag.reach || (drag.reach = view.reach), view.video.locked];
     if (Math.abs(event.clientX - drag.x) > CLICK) drag.moved = true;
-    const next = edge
-      ? Model.resize(original, id, edge, block[edge] + by, ...bounds)
-      : Model.move(original, id, block.start + by, ...bounds);
+    const next = edge ? resized(event, by, bounds) : moved(event, by, bounds);
     if (!Model.same(next, state.blocks)) {
       state.blocks = next;
       view.repaint();
@@ -49,6 +65,23 @@ export function listen(view, state, editor, edits) {
     if (event.clientX > rect.right - SCROLL_ZONE) scroller.scrollLeft += 8;
     else if (event.clientX < rect.left + SCROLL_ZONE) scroller.scrollLeft -= 8;
   });
+
+  /** With Alt the others stay where they are; else those that are in the way make way. */
+  function moved(event, by, bounds) {
+    const { id, original, block, several } = drag,
+      ids = several ? state.chosen : new Set([id]);
+    if (event.altKey) return slide(original, ids, by, ...bounds);
+    if (several) return push(original, ids, by, ...bounds);
+    return Model.move(original, id, block.start + by, ...bounds);
+  }
+  /** Rippling moves all behind; with Alt the neighbours stay; else the neighbour gives room. */
+  function resized(event, by, bounds) {
+    const { id, edge, original, block } = drag,
+      target = block[edge] + by;
+    if (state.ripple) return ripple(original, id, edge, target, bounds[1]);
+    if (event.altKey) return trim(original, id, edge, target, ...bounds);
+    return Model.resize(original, id, edge, target, ...bounds);
+  }
 
   function end(keep) {
     const { id, moved, original } = drag,
@@ -64,7 +97,8 @@ export function listen(view, state, editor, edits) {
 
   lane.addEventListener("pointerup", (event) => {
     if (!drag || event.pointerId !== drag.pointer) return;
-    const { id } = drag;
+    const { id, several, moved: wasMoved } = drag;
+    if (several && !wasMoved) edits.select(id, true);
     if (!end(true) && pressed === id && !event.target.dataset.edge) editor.edit(id);
   });
   lane.addEventListener("pointercancel", (event) => {

@@ -7,6 +7,9 @@ export class State {
   /** @param changed called with the global prompt (of an import, else "") after every change that counts. */
   constructor(changed) {
     Object.assign(this, { changed, blocks: [], blend: 0, gaps: "hold", selected: null });
+    this.chosen = new Set(); // ids of all selected blocks; `selected` is the one that was clicked last
+    this.ripple = false; // whether blocks behind an edit move with it
+    this.markers = []; // {at: seconds, name}
     this.earlier = []; // blends of seconds that a redirect found settled: kept, not edited
     Object.assign(this, { past: [], future: [], committed: null });
   }
@@ -15,7 +18,15 @@ export class State {
   value(globalPrompt = "") {
     const segments = this.blocks.map(({ start, end, prompt }) => ({ start, end, prompt }));
     const value = { version: 1, global_prompt: globalPrompt, blend: this.blend, gaps: this.gaps, segments };
-    return this.earlier.length ? { ...value, earlier_blends: this.earlier } : value;
+    if (this.earlier.length) value.earlier_blends = this.earlier;
+    if (this.markers.length) value.markers = this.markers;
+    return value;
+  }
+
+  /** Select one block, or none; `more` are selected with it. */
+  select(id, more = []) {
+    this.selected = id;
+    this.chosen = new Set(id ? [id, ...more] : more);
   }
 
   find(id = this.selected) {
@@ -35,19 +46,21 @@ export class State {
     this.blend = source.blend || 0;
     this.gaps = source.gaps || "hold";
     this.earlier = source.earlier_blends || [];
-    if (!this.find()) this.selected = null;
+    this.markers = source.markers || [];
+    this.#forgetGone();
     const now = this.#snapshot();
     if (this.committed !== null && this.committed !== now) this.#remember(this.committed);
     this.committed = now;
   }
 
-  /** Replace everything by an imported or typed timeline. */
+  /** Replace everything by an imported or typed timeline; text has no markers, so they stay. */
   adopt(data) {
     this.blocks = Model.sort(data.segments.map((s) => ({ id: Model.newId(), ...s })));
     this.blend = data.blend;
     this.gaps = data.gaps;
     this.earlier = data.earlier_blends || [];
-    this.selected = null;
+    this.markers = data.markers || this.markers;
+    this.select(null);
     this.commit(data.global_prompt);
   }
 
@@ -76,8 +89,16 @@ export class State {
     return this.#step(this.future, this.past);
   }
 
+  #forgetGone() {
+    if (!this.find()) this.selected = null;
+    const ids = new Set(this.blocks.map((block) => block.id));
+    this.chosen = new Set([...this.chosen].filter((id) => ids.has(id)));
+    if (this.selected) this.chosen.add(this.selected);
+  }
+
   #snapshot() {
-    return JSON.stringify({ blocks: this.blocks, blend: this.blend, gaps: this.gaps, earlier: this.earlier });
+    const { blocks, blend, gaps, earlier, markers } = this;
+    return JSON.stringify({ blocks, blend, gaps, earlier, markers });
   }
 
   #remember(snapshot) {
@@ -91,7 +112,7 @@ export class State {
     to.push(this.committed);
     this.committed = from.pop();
     Object.assign(this, JSON.parse(this.committed));
-    if (!this.find()) this.selected = null;
+    this.#forgetGone();
     this.changed("");
     return true;
   }

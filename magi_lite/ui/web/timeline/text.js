@@ -29,12 +29,13 @@ export function mountText(root, server, { value, adopt }) {
     problem.textContent = answer.error || "";
     if (answer.error) {
       if (loudly) toast(answer.error, "error");
-      return;
+      return false;
     }
     lastRead = typed;
     text.reading = true; // an import may need more seconds than the video has
     adopt(answer.timeline);
     text.reading = false;
+    return true;
   }
 
   keepInside(shorthand);

@@ -1,10 +1,11 @@
 // The timeline editor: what the tools and keys do, and what goes to and comes from the server.
-import { app, emit, on, toast } from "../shared/bus.js";
-import { button, el, keepInside } from "../shared/dom.js";
+import { app, call, emit, on, toast } from "../shared/bus.js";
+import { askFor, button, el, field, keepInside } from "../shared/dom.js";
 import { Editor } from "./editor.js";
 import { provide, showKeys } from "../shared/keys.js";
 import * as Model from "./model.js";
 import { listen } from "./pointer.js";
+import { copy, paste, removeAll, ripple, slide } from "./several.js";
 import { mountSplitter } from "./splitter.js";
 import { State } from "./state.js";
 import { mountText } from "./text.js";
@@ -12,7 +13,32 @@ import { View } from "./view.js";
 
 const NEW_BLOCK = 2; // seconds
 const MOST_BLEND = 8;
-const BY_KEY = ["add", "split", "merge", "duplicate", "delete", "undo", "redo", "zoomin", "zoomout", "fit"];
+const BY_KEY = [
+  "add",
+  "split",
+  "merge",
+  "duplicate",
+  "delete",
+  "undo",
+  "redo",
+  "zoomin",
+  "zoomout",
+  "fit",
+  "all",
+  "copy",
+  "cut",
+  "paste",
+  "ripple",
+  "marker",
+];
+const CLIPBOARD = "magi-blocks";
+const FRAMES = 24; // markers stand on frames
+const KINDS = {
+  json: ["JSON", "application/json"],
+  srt: ["Subtitles (SRT)", "text/plain"],
+  txt: ["Text", "text/plain"],
+  otio: ["OpenTimelineIO", "application/json"],
+};
 
 export function mount({ element, props, trigger, server, watch }) {
   const root = element.querySelector(".tl");
@@ -46,9 +72,19 @@ export function mount({ element, props, trigger, server, watch }) {
   const say = (text) => view.say(text);
   const edits = {
     select(id, focus) {
-      state.selected = id;
+      state.select(id);
       view.paint();
       if (focus) view.focusBlock(id);
+    },
+    selectMany(ids) {
+      state.select(ids[ids.length - 1] || null, ids);
+      view.paint();
+      if (state.selected) view.focusBlock(state.selected);
+      say(`${ids.length} blocks selected`);
+    },
+    toggle(id) {
+      const ids = [...state.chosen].filter((one) => one !== id);
+      edits.selectMany(state.chosen.has(id) ? ids : [...ids, id]);
     },
     addAt(second) {
       const result = Model.add(state.blocks, second, NEW_BLOCK, "", view.limit, locked());
@@ -56,7 +92,7 @@ export function mount({ element, props, trigger, server, watch }) {
         say("There is no room for another block.");
         return;
       }
-      state.selected = result.id;
+      state.select(result.id);
       state.apply(result.blocks);
       editor.edit(result.id);
     },
@@ -66,13 +102,22 @@ export function mount({ element, props, trigger, server, watch }) {
       if (next) edits.select(next.id, true);
     },
     resizeBy(edge, by) {
-      const block = state.find();
-      apply(Model.resize(state.blocks, block.id, edge, block[edge] + by, view.reach, locked()));
+      const block = state.find(),
+        target = block[edge] + by;
+      apply(
+        state.ripple
+          ? ripple(state.blocks, block.id, edge, target, locked())
+          : Model.resize(state.blocks, block.id, edge, target, view.reach, locked()),
+      );
       sayWhere();
     },
     moveBy(by) {
       const block = state.find();
-      apply(Model.move(state.blocks, block.id, block.start + by, view.reach, locked()));
+      apply(
+        state.chosen.size > 1
+          ? slide(state.blocks, state.chosen, by, view.reach, locked())
+          : Model.move(state.blocks, block.id, block.start + by, view.reach, locked()),
+      );
       view.focusBlock(block.id);
       sayWhere();
     },
@@ -96,7 +141,7 @@ export function mount({ element, props, trigger, server, watch }) {
       if (!state.selected) return;
       const i = state.blocks.findIndex((b) => b.id === state.selected),
         next = Model.merge(state.blocks, state.selected, locked());
-      if (!Model.find(next, state.selected)) state.selected = state.blocks[i - 1].id;
+      if (!Model.find(next, state.selected)) state.select(state.blocks[i - 1].id);
       apply(next);
       view.focusBlock(state.selected);
       say("Merged");
@@ -110,19 +155,56 @@ export function mount({ element, props, trigger, server, watch }) {
         say("There is no room for a copy.");
         return;
       }
-      state.selected = result.id;
+      state.select(result.id);
       apply(result.blocks);
       view.focusBlock(state.selected);
       say("Duplicated");
     },
     delete() {
       const i = state.blocks.findIndex((b) => b.id === state.selected),
-        next = Model.remove(state.blocks, state.selected, locked());
-      if (i < 0 || next.length === state.blocks.length) return;
-      state.selected = next.length ? next[Math.min(i, next.length - 1)].id : null;
+        next = removeAll(state.blocks, state.chosen, locked(), state.ripple),
+        gone = state.blocks.length - next.length;
+      if (!gone) return;
+      state.select(next.length ? next[Model.clamp(i, 0, next.length - 1)].id : null);
       apply(next);
       if (state.selected) view.focusBlock(state.selected);
-      say("Deleted");
+      say(gone > 1 ? `${gone} blocks deleted` : "Deleted");
+    },
+    all() {
+      edits.selectMany(state.blocks.map((block) => block.id));
+    },
+    copy() {
+      const clip = copy(state.blocks, state.chosen);
+      if (!clip || String(window.getSelection())) return false; // selected text is copied as ever
+      localStorage.setItem(CLIPBOARD, JSON.stringify(clip));
+      say(`${clip.blocks.length} blocks copied`);
+      return true;
+    },
+    cut() {
+      if (actions.copy() === false) return false;
+      actions.delete();
+      return true;
+    },
+    paste() {
+      const clip = JSON.parse(localStorage.getItem(CLIPBOARD) || "null");
+      if (!clip) return false;
+      const after = [...state.chosen].map((id) => state.find(id).end),
+        at = view.time !== null ? Math.round(view.time) : Math.max(0, ...after),
+        result = paste(state.blocks, clip, at, locked(), state.ripple);
+      state.select(result.ids[0], result.ids);
+      apply(result.blocks);
+      view.focusBlock(result.ids[0]);
+      say(`${result.ids.length} blocks pasted`);
+      return true;
+    },
+    ripple() {
+      state.ripple = !state.ripple;
+      tools.ripple.setAttribute("aria-pressed", String(state.ripple));
+      say(state.ripple ? "Blocks behind an edit move with it" : "Blocks behind an edit stay");
+    },
+    marker() {
+      const at = Math.round((view.time || 0) * FRAMES) / FRAMES;
+      askMarker({ at: Math.round(at * 1000) / 1000, name: "" }, null);
     },
     undo() {
       if (state.undo()) say("Undone");
@@ -135,14 +217,7 @@ export function mount({ element, props, trigger, server, watch }) {
     fit: () => view.fit(),
     blendmore: () => blendBy(1),
     blendless: () => blendBy(-1),
-    export() {
-      const prompt = document.querySelector("#mg-prompt textarea"),
-        whole = state.value(prompt ? prompt.value.trim() : "");
-      const file = new Blob([JSON.stringify(whole, null, 2)], { type: "application/json" });
-      const link = el("a", { href: URL.createObjectURL(file), download: "timeline.json" });
-      link.click();
-      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-    },
+    export: askExport,
     import() {
       filePicker.value = "";
       filePicker.click();
@@ -152,6 +227,62 @@ export function mount({ element, props, trigger, server, watch }) {
     },
     help: showKeys,
   };
+  // --- markers
+  /** Name, move or remove a marker; `i` is its number, null a new one's. */
+  function askMarker(mark, i) {
+    const name = el("input", { type: "text", class: "mg-input", value: mark.name, maxlength: "120" }),
+      at = el("input", { type: "number", class: "mg-input", min: "0", step: "any", value: String(mark.at) });
+    const put = (markers) => {
+      state.markers = markers.sort((a, b) => a.at - b.at);
+      if (!state.commit()) view.paint();
+    };
+    const others = () => state.markers.filter((_, place) => place !== i);
+    const remove = button("Remove", "trash", () => (put(others()), box.close()), {
+      class: "mg-danger",
+      action: "remove-marker",
+    });
+    const box = askFor(
+      i === null ? "New marker" : "Marker",
+      "Markers are for you: they are kept with the video's settings and change nothing in it.",
+      [field("Name", name), field("At second", at), i === null ? "" : remove],
+      "Keep",
+      () => {
+        put([...others(), { at: Math.max(0, Number(at.value) || 0), name: name.value.trim() }]);
+        return {};
+      },
+    );
+    name.focus();
+  }
+  view.openMarker = (i) => askMarker(state.markers[i], i);
+
+  // --- files
+  function askExport() {
+    const choice = el(
+      "select",
+      { class: "mg-input", "data-field": "kind" },
+      ...Object.entries(KINDS).map(([kind, [label]]) => el("option", { value: kind, text: `${label} (.${kind})` })),
+    );
+    const intro = "JSON and OpenTimelineIO keep everything; subtitles and text keep times and prompts.";
+    askFor("Export the timeline", intro, [field("As", choice)], "Save", async () => {
+      const prompt = document.querySelector("#mg-prompt textarea"),
+        whole = state.value(prompt ? prompt.value.trim() : "");
+      const answer = await call(server.write_timeline({ timeline: whole, kind: choice.value }));
+      if (!answer.error) save(answer.text, choice.value);
+      return answer;
+    });
+  }
+  function save(content, kind) {
+    const file = new Blob([content], { type: KINDS[kind][1] }),
+      link = el("a", { href: URL.createObjectURL(file), download: `timeline.${kind}` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+  async function readFile(file) {
+    if (file.size > 2e6) toast("A timeline file is small; this one is larger than 2 MB.", "error");
+    else if (await text.read(await file.text(), true)) toast(`The timeline of ${file.name} is on the page now.`);
+  }
+  on(element, "timeline-file", readFile);
+
   function blendBy(by) {
     state.blend = Model.clamp(state.blend + by, 0, MOST_BLEND);
     if (!state.commit()) view.paint();
@@ -175,7 +306,7 @@ export function mount({ element, props, trigger, server, watch }) {
     el("output", { text: "hard cut" }),
     small("blendmore", "Blend more", "up"),
   );
-  const accept = ".json,.txt,application/json,text/plain";
+  const accept = ".json,.txt,.srt,.otio,application/json,text/plain";
   const filePicker = el("input", { type: "file", accept, hidden: true, tabindex: "-1", "aria-label": "Timeline file" });
   view.barNode.append(
     group(tool("add", "Add block", { iconOnly: false, class: "mg-soft" })),
@@ -186,26 +317,33 @@ export function mount({ element, props, trigger, server, watch }) {
       tool("delete", "Delete (Del)", { icon: "trash" }),
     ),
     group(tool("undo", "Undo (Ctrl+Z)"), tool("redo", "Redo (Ctrl+Y)")),
+    group(
+      tool("ripple", "Ripple (R): blocks behind an edit move with it"),
+      tool("marker", "Marker at the playhead (Shift+M)"),
+    ),
     group(tools.blend),
     el("span", { class: "tl-space" }),
     group(tool("zoomout", "Zoom out"), tool("fit", "Fit to width"), tool("zoomin", "Zoom in")),
     group(
       tool("import", "Import a timeline", { icon: "upload" }),
-      tool("export", "Export as JSON", { icon: "download" }),
+      tool("export", "Export the timeline", { icon: "download" }),
       tool("text", "As text", { iconOnly: false }),
       tool("help", "Keys"),
     ),
     filePicker,
   );
   tools.text.setAttribute("aria-expanded", "false");
+  tools.ripple.setAttribute("aria-pressed", "false");
   // --- keyboard
   const selectedOr = (run) => (by) => {
     const focused = document.activeElement && document.activeElement.dataset.id;
-    if (focused) state.selected = focused;
+    if (focused && !state.chosen.has(focused)) state.select(focused);
+    else if (focused) state.selected = focused;
     return state.find() ? run(by) : false;
   };
+  const isHere = () => root.offsetParent !== null; // on another tab its keys are not ours
   provide({
-    ...Object.fromEntries(BY_KEY.map((name) => [name, () => actions[name]()])),
+    ...Object.fromEntries(BY_KEY.map((name) => [name, () => (isHere() ? actions[name]() : false)])),
     step: selectedOr((by) => edits.step(by)),
     write: selectedOr(() => editor.edit(state.selected)),
     moveBy: selectedOr((by) => edits.moveBy(by)),
@@ -224,11 +362,8 @@ export function mount({ element, props, trigger, server, watch }) {
       view.paint();
     },
   });
-  keepInside(filePicker).addEventListener("change", async () => {
-    const file = filePicker.files[0];
-    if (!file) return;
-    if (file.size > 2e6) toast("A timeline file is small; this one is larger than 2 MB.", "error");
-    else text.read(await file.text(), true);
+  keepInside(filePicker).addEventListener("change", () => {
+    if (filePicker.files[0]) readFile(filePicker.files[0]);
   });
 
   // --- news from Python (value, seconds) and from the server's state (what is rendered)

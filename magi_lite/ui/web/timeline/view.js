@@ -39,6 +39,7 @@ export class View {
       "locked",
       "beyond",
       "branch",
+      "marks",
       "playhead",
       "hint",
       "live",
@@ -57,6 +58,7 @@ export class View {
     this.keys = { ruler: "", film: "" };
     this.queued = false;
     this.onPaint = [];
+    this.openMarker = () => {};
   }
 
   // --- measures
@@ -144,7 +146,7 @@ export class View {
   }
 
   drawBlocks() {
-    const { blocks, selected, blend } = this.state,
+    const { blocks, selected, chosen, blend } = this.state,
       { locked, done } = this.video,
       scale = this.scale,
       limit = this.limit,
@@ -159,7 +161,7 @@ export class View {
       setStyle(node, "left", block.start * scale + "px");
       setStyle(node, "width", width + "px");
       setStyle(node, "background", this.colour(block, i));
-      node.classList.toggle("selected", block.id === selected);
+      node.classList.toggle("selected", chosen.has(block.id));
       node.classList.toggle("locked", isLocked);
       node.classList.toggle("part", block.start < locked && !isLocked);
       node.classList.toggle("beyond", isBeyond);
@@ -173,7 +175,7 @@ export class View {
       setText(node.children[2], times + fate);
       const title = `${times}${fate}: ${block.prompt}`;
       if (node.title !== title) node.title = title;
-      setAttribute(node, "aria-pressed", String(block.id === selected));
+      setAttribute(node, "aria-pressed", String(chosen.has(block.id)));
       setAttribute(node, "tabindex", block.id === selected || (!selected && i === 0) ? "0" : "-1");
     });
     for (const [id, node] of this.nodes)
@@ -248,6 +250,33 @@ export class View {
     setStyle(this.beyondNode, "width", rest * scale + "px");
   }
 
+  /** Markers over the ruler; `openMarker` is called with the number of the one that is pressed. */
+  drawMarkers() {
+    const { markers } = this.state,
+      key = JSON.stringify([markers, this.scale]);
+    if (key === this.keys.marks) return;
+    this.keys.marks = key;
+    this.marksNode.replaceChildren(
+      ...markers.map((mark, i) => {
+        const label = mark.name || "Marker",
+          time = `${Math.round(mark.at * 100) / 100} s`,
+          node = el(
+            "button",
+            {
+              type: "button",
+              class: "tl-mark",
+              title: `${label}, ${time}`,
+              "aria-label": `Marker at ${time}: ${label}`,
+              onclick: () => this.openMarker(i),
+            },
+            el("span", { text: mark.name }),
+          );
+        node.style.left = mark.at * this.scale + "px";
+        return node;
+      }),
+    );
+  }
+
   drawBranch() {
     const at = this.video.folder ? this.branch : null;
     this.branchNode.hidden = at === null;
@@ -264,13 +293,14 @@ export class View {
 
   drawTools() {
     const { state, tools, video } = this,
+      many = state.chosen.size > 1,
       block = state.find(),
       open = block && block.end > video.locked,
       whole = block && block.start >= video.locked;
-    tools.split.disabled = !(open && block.end - Math.max(block.start, video.locked - 1) >= 2);
-    tools.merge.disabled = !(whole && state.blocks.length > 1);
+    tools.split.disabled = many || !(open && block.end - Math.max(block.start, video.locked - 1) >= 2);
+    tools.merge.disabled = many || !(whole && state.blocks.length > 1);
     tools.duplicate.disabled = !block;
-    tools.delete.disabled = !whole;
+    tools.delete.disabled = !whole && !many;
     tools.undo.disabled = !state.past.length;
     tools.redo.disabled = !state.future.length;
     setText(tools.blend.querySelector("output"), state.blend ? `${state.blend} s` : "hard cut");
@@ -291,6 +321,8 @@ export class View {
         `${count(beyond, "block")} ${beyond === 1 ? "reaches" : "reach"} beyond second ${this.limit}; ` +
         "the hatched part is kept here and left out of the video. Make the video longer to include it."
       );
+    const several = this.state.chosen.size;
+    if (several > 1) return `${several} blocks are selected: drag them together, copy or delete them.`;
     if (blocks.length) return "";
     return "One prompt for the whole video is enough. For a story, press Add block or double-click here.";
   }
@@ -302,6 +334,7 @@ export class View {
     this.drawFilm();
     this.drawShades();
     this.drawBranch();
+    this.drawMarkers();
     this.drawHead();
     this.drawTools();
     for (const draw of this.onPaint) draw();

@@ -12,7 +12,7 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
   let speed = 1,
     range = null, // { from, to } in seconds
     backwards = null;
-  const ready = () => !video.hidden && player.length > 0;
+  const ready = () => !video.hidden && player.length > 0 && stage.offsetParent !== null;
   const last = () => Math.max(0, player.length - 1 / fps);
   const seek = (time) => {
     video.currentTime = Math.max(0, Math.min(time, Math.max(0, player.length - 0.5 / fps)));
@@ -64,8 +64,10 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
   }
   function edge(direction) {
     if (!ready()) return false;
-    const segments = app.timeline ? app.timeline.segments : [],
-      edges = [0, last(), ...segments.flatMap((s) => [s.start, s.end])].filter((t) => t <= player.length),
+    const { segments = [], markers = [] } = app.timeline || {},
+      edges = [0, last(), ...segments.flatMap((s) => [s.start, s.end]), ...markers.map((mark) => mark.at)].filter(
+        (t) => t <= player.length,
+      ),
       now = video.currentTime,
       beyond = edges.filter((t) => (direction < 0 ? t < now - 0.05 : t > now + 0.05)).sort((a, b) => a - b);
     if (beyond.length) seek(direction < 0 ? beyond[beyond.length - 1] : beyond[0]);

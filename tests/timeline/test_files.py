@@ -1,0 +1,100 @@
+"""Timelines as files of other programs, there and back; markers, which change nothing that is made."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import opentimelineio
+import pytest
+
+from magi_lite.errors import TimelineError
+from magi_lite.timeline import Marker, Segment, Timeline
+from magi_lite.timeline.edit import clip, splice
+from magi_lite.timeline.files import KINDS, NO_LIBRARY, read, write
+
+STORY = Timeline(
+    (Segment(0, 2, "a cat walks"), Segment(2, 5, "it jumps, and\nlands"), Segment(8, 9, "it sleeps")),
+    "night",
+    2,
+    "hold",
+    markers=(Marker(0.5, "start of the walk"), Marker(4, "")),
+)
+
+
+@pytest.mark.parametrize("kind", ["json", "otio"])
+def test_all_of_a_timeline_comes_back(kind: str) -> None:
+    again = read(write(STORY, kind))
+    assert again == STORY and again.markers == STORY.markers
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_random_timelines_come_back(kind: str) -> None:
+    chance = random.Random(kind)
+    for _ in range(30):
+        edges = sorted(chance.sample(range(300), 2 * chance.randint(1, 12)))
+        spans = list(zip(edges[::2], edges[1::2], strict=True))
+        timeline = Timeline(tuple(Segment(a, b, f"p {chance.random():.6f}") for a, b in spans))
+        assert read(write(timeline, kind)) == timeline
+
+
+def test_subtitles_are_read_as_other_programs_write_them() -> None:
+    content = (
+        "\ufeff1\r\n00:00:00,400 --> 00:00:02,600\r\n<i>A cat</i>\r\nwalks\r\n\r\n"
+        "2\r\n00:00:02.700 --> 00:00:04.1 X1:0\r\n{\\an8}it jumps\r\n\r\n\r\n"
+        "3\r\n00:00:04,200 --> 00:00:04,300\r\nand lands\r\n"
+        "4\r\n01:00:00,000 --> 01:00:02,000\r\n\r\n"
+    )
+    assert read(content).segments == (
+        Segment(0, 3, "A cat walks"),
+        Segment(3, 4, "it jumps"),
+        Segment(4, 5, "and lands"),
+        Segment(3600, 3602, ""),
+    )
+
+
+def test_subtitles_closer_than_a_second_share_one() -> None:
+    cue = "1\n00:00:0{},{} --> 00:00:0{},{}\n{}\n\n"
+    content = cue.format(0, "000", 1, "000", "one") + cue.format(0, "300", 0, "400", "two")
+    content += cue.format(0, "450", 2, "000", "three")
+    assert read(content).segments == (Segment(0, 1, "one, two"), Segment(1, 2, "three"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("1\n00:00:05,000 --> 00:00:01,000\nback\n", "ends before it starts"),
+        ('{"OTIO_SCHEMA": "Timeline.1", "tracks": 3}', "cannot be read"),
+        ('{"OTIO_SCHEMA": "Clip.1", "name": "x"}', "cannot be read|holds no timeline"),
+        ('{"OTIO_SCHEMA": "Timeline.1", "name": "x"}', "cannot be read"),
+        (opentimelineio.adapters.write_to_string(opentimelineio.schema.Timeline("x"), "otio_json"), "has no track"),
+        ('{"segments": [], "markers": 3}', "must be a list"),
+        ('{"segments": [], "markers": [{"at": -1}]}', "stands at -1"),
+        ('{"segments": [], "markers": [{"at": true}]}', "stands at True"),
+        ('{"segments": [], "markers": [{"at": 1e999}]}', "stands at inf"),
+        ('{"segments": [], "markers": [{"at": 1, "name": 3}]}', "must be text"),
+        ('{"segments": [], "markers": [{"name": "x"}]}', "lacks 'at'"),
+        ('{"segments": [], "markers": [{"at": 1, "color": "red"}]}', "unknown key"),
+    ],
+)
+def test_what_cannot_be_read_is_said(content: str, said: str) -> None:
+    with pytest.raises(TimelineError, match=said):
+        read(content)
+
+
+def test_without_the_library_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentimelineio", None)
+    with pytest.raises(TimelineError, match="is not installed"):
+        write(STORY, "otio")
+    assert "pip install" in NO_LIBRARY
+    with pytest.raises(TimelineError, match="choose one of json, srt, txt, otio"):
+        write(STORY, "edl")
+
+
+def test_markers_change_no_video_and_are_kept_by_edits() -> None:
+    bare = Timeline(STORY.segments, "night", 2)
+    assert bare == STORY and bare.compile(9) == STORY.compile(9)
+    assert clip(STORY, 3).markers == STORY.markers
+    assert splice(STORY, 2, bare).markers == STORY.markers
+    newer = Timeline((), "night", markers=(Marker(1, "new"),))
+    assert splice(STORY, 2, newer).markers == newer.markers
