@@ -78,8 +78,12 @@ class Overrides:
     device: str | None = _fixed(("cuda", "cpu"), "Runs on", "where the transformer runs")
     scheme: str | None = _fixed((*_DTYPES, "published"), "Weight precision", "number format of the weights")
     layers: str | None = _fixed(("resident", "streamed"), "Layers", "keep the layers on the card, or copy each in turn")
-    kv_dtype: str | None = _fixed(_DTYPES[:3], "KV cache precision", "number format of the KV cache")
-    kv_place: str | None = _fixed(("device", "pinned"), "KV cache in", "KV cache on the card, or in pinned RAM")
+    kv_dtype: str | None = _fixed(
+        _DTYPES[:3], "Memory of earlier seconds: precision", "number format of the KV cache"
+    )  # fmt: skip
+    kv_place: str | None = _fixed(
+        ("device", "pinned"), "Memory of earlier seconds: location", "KV cache on the card, or in pinned RAM"
+    )
     vae: str | None = _fixed(("resident", "swapped", "decoder", "cpu"), "Autoencoder", "where the autoencoder is kept")
     t5: str | None = _fixed(("float32", "bf16", "int8", "nf4"), "Text encoder as", "precision of the text encoder")
     t5_device: str | None = _fixed(("cuda", "cpu"), "Text encoder on", "where prompts are encoded")

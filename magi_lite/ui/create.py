@@ -64,16 +64,6 @@ def _section(w: Widgets, name: str, title: str) -> Iterator[None]:
         w[f"{name}_body"] = body
 
 
-class Length(gr.Slider):
-    """A slider that shows a length beyond its end, too: an imported timeline may be longer than most videos."""
-
-    def get_block_name(self) -> str:
-        return "slider"
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload
-
-
 def _what(w: Widgets, actions: Actions, start: dict[str, Any]) -> None:
     """Mode, file, prompt, length."""
     w["mode"] = gr.Radio(
@@ -87,8 +77,8 @@ def _what(w: Widgets, actions: Actions, start: dict[str, Any]) -> None:
     )  # fmt: skip
     w["steer"] = SteerPanel()
     with gr.Row(elem_id="mg-lengthrow"):
-        w["seconds"] = Length(
-            1, 60, start["seconds"], step=1, label="Length in seconds", elem_id="mg-seconds", scale=3, buttons=[]
+        w["seconds"] = gr.Number(
+            start["seconds"], step=1, precision=0, elem_id="mg-seconds", scale=3, min_width=120, **form.about("seconds")
         )
         w["endless"] = gr.Checkbox(start["endless"], label="Endless", elem_id="mg-endless", scale=1, min_width=90)
     w["quality"] = gr.Radio(
