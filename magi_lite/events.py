@@ -63,6 +63,14 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class MovingPreview:
+    """Cheap moving pictures of all seconds in the making, `chunk` the first: `image` is (seconds, T, H, W, 3) uint8."""
+
+    chunk: int
+    image: Any
+
+
+@dataclass(frozen=True)
 class ChunkFinished:
     """A second is finished and on disk. `frames` is (T, H, W, 3) uint8; `seconds_taken` since the previous one."""
 
@@ -107,5 +115,15 @@ class Stopped:
 
 
 Event = (
-    PlanReady | Opened | PhaseStarted | Progress | Preview | ChunkFinished | Notice | Redirected | Finished | Stopped
+    PlanReady
+    | Opened
+    | PhaseStarted
+    | Progress
+    | Preview
+    | MovingPreview
+    | ChunkFinished
+    | Notice
+    | Redirected
+    | Finished
+    | Stopped
 )

@@ -27,6 +27,12 @@ def jpeg_url(image: Any, height: int, quality: int = 78) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(memory.getvalue()).decode("ascii")
 
 
+def side_by_side(pictures: Any) -> Any:
+    """(T, H, W, 3) to (H, T W, 3)."""
+    moments, height, width, colours = pictures.shape
+    return pictures.transpose(1, 0, 2, 3).reshape(height, moments * width, colours)
+
+
 class Live:
     """The visible state of one run. The worker calls `take` with every event; pages call `snapshot`.
 
@@ -43,6 +49,7 @@ class Live:
         self._resumed = done > 0
         self._stages = 0
         self._preview: str | None = None
+        self._moving: list[dict[str, Any]] = []
         self._preview_version = 0
         self._preview_at = 0.0
         self._notices: list[dict[str, str]] = []
@@ -72,6 +79,8 @@ class Live:
                     self._redirected = {"count": count + 1, "second": second}
             case events.Preview(_, image):
                 self._take_preview(image)
+            case events.MovingPreview(chunk, image):
+                self._take_moving(chunk, image)
             case events.ChunkFinished(chunk, _, _):
                 with self._lock:
                     self.done = max(self.done, chunk + 1)
@@ -82,7 +91,20 @@ class Live:
             return
         url = jpeg_url(image, PREVIEW_HEIGHT)
         with self._lock:
-            self._preview, self._preview_at = url, now
+            self._preview, self._preview_at, self._moving = url, now, []
+            self._preview_version += 1
+
+    def _take_moving(self, chunk: int, seconds: Any) -> None:
+        """Each second as one picture, its moments side by side."""
+        now = time.monotonic()
+        if now - self._preview_at < PREVIEW_EVERY:
+            return
+        moving = [
+            {"second": chunk + place, "moments": len(moments), "url": jpeg_url(side_by_side(moments), PREVIEW_HEIGHT)}
+            for place, moments in enumerate(seconds)
+        ]
+        with self._lock:
+            self._preview, self._preview_at, self._moving = None, now, moving
             self._preview_version += 1
 
     @property
@@ -126,4 +148,5 @@ class Live:
                 },
                 "preview_version": self._preview_version,
                 "preview": self._preview if self._preview_version > preview_after else None,
+                "moving": self._moving if self._preview_version > preview_after else None,
             }

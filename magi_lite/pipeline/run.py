@@ -25,6 +25,7 @@ from magi_lite.events import (
     ChunkFinished,
     Event,
     Finished,
+    MovingPreview,
     Notice,
     PhaseStarted,
     PlanReady,
@@ -35,6 +36,7 @@ from magi_lite.events import (
 )
 from magi_lite.models import CHUNK_LATENT_FRAMES, PIXELS_PER_LATENT
 from magi_lite.pipeline.background import Background
+from magi_lite.pipeline.colours import ColourMap
 from magi_lite.pipeline.decoding import psnr
 from magi_lite.pipeline.delivery import Delivery
 from magi_lite.pipeline.engine import (
@@ -84,6 +86,7 @@ class Run:
         self.timeline: Timeline = self.request.timeline
         self.delivery = Delivery(project, self.request.out)
         self.clock = Clock()
+        self.colours = ColourMap()
         self.noted: set[str] = set()
         """Notices about prompts that were given, so that each is given once."""
         self.phase: Phase | None = None
@@ -342,10 +345,15 @@ class Run:
         self.project.write_chunk(clean.index, clean.latents, frames)
         self.gap_filled = self.project.chunks > clean.index + 1
         self.delivery.update()
+        self.colours.learn(clean.latents, frames)
         yield ChunkFinished(clean.index, frames, self.clock.lap())
 
     def preview(self, step: StepDone, networks: Engine) -> Iterator[Event]:
-        """What the unfinished second looks like so far."""
+        """What the unfinished seconds look like so far; until one is finished, a still of the oldest."""
+        if self.colours.ready:
+            moving = [self.colours.pictures(step.forecast(place)) for place in range(len(step.remaining))]
+            yield MovingPreview(step.oldest_chunk, np.stack(moving))
+            return
         image = networks.preview(step.preview)
         if image is not None:
             yield Preview(step.oldest_chunk, image)

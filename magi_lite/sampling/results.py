@@ -36,8 +36,8 @@ class StepDone:
     steps_total: int | None
     latents: Tensor
     velocity: Tensor
-    remaining: float
-    """1 - t of the oldest chunk after this step."""
+    remaining: tuple[float, ...]
+    """1 - t of each chunk after this step."""
     chunk_width: int
 
     @property
@@ -46,8 +46,12 @@ class StepDone:
 
         (1, C, chunk_width, H, W), computed when asked for.
         """
-        width = self.chunk_width
-        return self.latents[:, :, :width] + max(0.0, self.remaining) * self.velocity[:, :, :width]
+        return self.forecast(0)
+
+    def forecast(self, place: int) -> Tensor:
+        """The same of the chunk at a place in the window, the oldest at 0."""
+        part = slice(place * self.chunk_width, (place + 1) * self.chunk_width)
+        return self.latents[:, :, part] + max(0.0, self.remaining[place]) * self.velocity[:, :, part]
 
 
 @dataclass(frozen=True)

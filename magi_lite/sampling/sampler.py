@@ -240,7 +240,7 @@ class Sampler:
             steps_total=None if total is None else kept * per_stage + total,
             latents=latents,
             velocity=velocity,
-            remaining=1.0 - self.schedule.grid[self.schedule.made(stage, step)[0] + 1],
+            remaining=tuple(1.0 - self.schedule.grid[made + 1] for made in self.schedule.made(stage, step)),
             chunk_width=self._width,
         )
 

@@ -129,6 +129,7 @@ class Actions:
             "notices": [],
             "progress": None,
             "preview": None,
+            "moving": [],
             "preview_version": 0,
         }
         return view | live.snapshot(preview) if live else view

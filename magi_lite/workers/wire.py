@@ -87,7 +87,7 @@ def pack(event: events.Event) -> tuple[Message, bytes] | None:
         return None
     message = {"event": type(event).__name__} | {field.name: getattr(event, field.name) for field in fields(event)}
     data = b""
-    if isinstance(event, events.Preview):
+    if isinstance(event, events.Preview | events.MovingPreview):
         image = np.ascontiguousarray(event.image, np.uint8)
         message["image"], data = list(image.shape), image.tobytes()
     elif isinstance(event, events.ChunkFinished):
@@ -108,7 +108,7 @@ def unpack(message: Message, data: bytes) -> events.Event:
         kind = _EVENTS[values.pop("event")]
         for name in _PATHS & values.keys():
             values[name] = values[name] and Path(values[name])
-        if kind is events.Preview:
+        if kind in (events.Preview, events.MovingPreview):
             values["image"] = np.frombuffer(data, np.uint8).reshape(values["image"])
         return kind(**values)
     except (KeyError, TypeError, ValueError):

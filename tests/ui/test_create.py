@@ -78,13 +78,14 @@ def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(
     slowly(page)
     set_seed(page, 1234)
     page.fill("#mg-prompt textarea", RIGHT)
-    page.evaluate("""() => { window.watched = {played: 0, status: new Set(), previews: 0, whole: 0, part: 0};
+    page.evaluate("""() => { window.watched = {played: 0, status: new Set(), previews: 0, moving: 0, whole: 0, part: 0};
       setInterval(() => { const job = magi.state && magi.state.shown; if (!job || job.state !== 'running') return;
         const video = document.querySelector('.wa-video');
         const [whole, part] = document.querySelectorAll('.wa-bars .mg-bar i');
         if (!video.hidden) watched.played = Math.max(watched.played, video.currentTime);
         watched.status.add(document.querySelector('.wa-status').textContent);
-        if (!document.querySelector('.wa-preview').hidden) watched.previews += 1;
+        if ([...document.querySelectorAll('.wa-preview')].some(node => !node.hidden)) watched.previews += 1;
+        watched.moving = Math.max(watched.moving, document.querySelectorAll('.tl-moving').length);
         watched.whole = Math.max(watched.whole, parseFloat(whole.style.width) || 0);
         watched.part = Math.max(watched.part, parseFloat(part.style.width) || 0); }, 50); }""")
     generate(page)
@@ -92,6 +93,7 @@ def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(
     wait_for(page, "finished")
     seen = page.evaluate("({...watched, status: [...watched.status]})")
     assert seen["played"] > 0, "nothing played before the video was finished"
+    assert seen["moving"] >= 2, "the seconds in the making did not move"
     assert seen["previews"] and seen["whole"] > 30 and seen["part"] > 0
     assert any(re.search(r"Second \d+ of 12·step \d+ of \d+", text) for text in seen["status"]), seen["status"]
     page.wait_for_function("(v => !v.hidden && v.readyState >= 2 && !v.paused)(document.querySelector('.wa-video'))")

@@ -44,7 +44,7 @@ def test_events_come_out_as_they_went_in(event: events.Event) -> None:
 
 
 def test_every_kind_of_event_is_known() -> None:
-    here = {type(event) for event in SENT} | {events.Preview, events.PlanReady}
+    here = {type(event) for event in SENT} | {events.Preview, events.MovingPreview, events.PlanReady}
     assert here == set(get_args(events.Event))
     assert wire.pack(events.PlanReady(object())) is None
 

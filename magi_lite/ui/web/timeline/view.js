@@ -35,6 +35,7 @@ export class View {
       "canvas",
       "ruler",
       "film",
+      "movings",
       "lane",
       "locked",
       "beyond",
@@ -46,7 +47,7 @@ export class View {
     ])
       this[name + "Node"] = root.querySelector(".tl-" + name);
     // The video on the stage: seconds that can no longer change, whether it runs, its length, what is made, the time.
-    this.video = { locked: 0, running: false, seconds: null, done: 0, folder: null };
+    this.video = { locked: 0, running: false, seconds: null, done: 0, folder: null, moving: [] };
     this.time = null;
     this.branch = null; // the first second of its own, where the video on the stage is a version of another
     this.zoom = null; // pixels per second; null: all of it
@@ -55,7 +56,7 @@ export class View {
     this.nodes = new Map();
     this.hues = new Map();
     this.hueCount = 0;
-    this.keys = { ruler: "", film: "" };
+    this.keys = { ruler: "", film: "", moving: "" };
     this.queued = false;
     this.onPaint = [];
     this.openMarker = () => {};
@@ -239,6 +240,26 @@ export class View {
     }
   }
 
+  /** Seconds in the making, as they look so far: strips of a few moments, which move. */
+  drawMoving() {
+    const scale = this.scale,
+      moving = this.video.moving.filter(({ second }) => second >= this.video.done && second < this.shown),
+      key = JSON.stringify([scale, moving.map(({ second, url }) => [second, url.length, url.slice(-40)])]);
+    this.filmNode.classList.toggle("empty", !moving.length && !this.filmNode.childElementCount);
+    if (key === this.keys.moving) return;
+    this.keys.moving = key;
+    this.movingsNode.replaceChildren(
+      ...moving.map(({ second, moments, url }) => {
+        const node = el("span", { class: "tl-moving", "data-second": String(second) });
+        node.style.left = second * scale + "px";
+        node.style.width = scale - 1 + "px";
+        node.style.backgroundImage = `url("${url}")`;
+        node.style.backgroundSize = `${moments * 100}% 100%`;
+        return node;
+      }),
+    );
+  }
+
   /** The shaded parts: what can no longer change, and what lies beyond the end. */
   drawShades() {
     const { locked, running } = this.video,
@@ -332,6 +353,7 @@ export class View {
     this.drawBlocks();
     this.drawRuler();
     this.drawFilm();
+    this.drawMoving();
     this.drawShades();
     this.drawBranch();
     this.drawMarkers();
@@ -351,7 +373,7 @@ export class View {
 
   /** Everything was measured anew. */
   resized() {
-    this.keys = { ruler: "", film: "" };
+    this.keys = { ruler: "", film: "", moving: "" };
     this.repaint();
   }
 
@@ -375,6 +397,7 @@ export class View {
       seconds: attached ? job.seconds : null,
       done: attached ? job.done : 0,
       folder: attached ? job.folder_url : null,
+      moving: running ? job.moving : [],
     };
     if (!this.dragging) this.repaint();
   }

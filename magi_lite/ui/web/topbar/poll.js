@@ -10,7 +10,7 @@ const LOST = 1500;
 /** @param server its function `status`. @param draw called after every answer, and when answers fail to come. */
 export function poller(element, server, draw) {
   // The queue's list and the shown job's preview come only when they are newer than what is known.
-  let known = { id: null, preview: null, preview_version: 0 },
+  let known = { id: null, preview: null, moving: [], preview_version: 0 },
     queueVersion = 0,
     jobs = [],
     failures = 0,
@@ -23,7 +23,7 @@ export function poller(element, server, draw) {
     clearTimeout(timer);
     const mine = (asked += 1),
       wanted = app.attached || null;
-    if (known.id !== wanted) known = { id: wanted, preview: null, preview_version: 0 };
+    if (known.id !== wanted) known = { id: wanted, preview: null, moving: [], preview_version: 0 };
     let state = null;
     try {
       state = await server.status({ job: wanted, version: queueVersion, preview: known.preview_version });
@@ -71,10 +71,10 @@ export function poller(element, server, draw) {
     }
     const shown = state.shown && state.shown.id === wanted ? state.shown : null;
     if (shown) {
-      if (shown.preview) known.preview = shown.preview;
-      else if (shown.preview_version < known.preview_version) known.preview = null;
+      if (shown.preview_version !== known.preview_version)
+        Object.assign(known, { preview: shown.preview, moving: shown.moving || [] });
       known.preview_version = shown.preview_version;
-      shown.preview = known.preview;
+      Object.assign(shown, { preview: known.preview, moving: known.moving });
     }
     app.state = { ...state, jobs, shown };
     if (first) {

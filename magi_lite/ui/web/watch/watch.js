@@ -27,6 +27,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
   const stage = part("stage"),
     video = part("video"),
     preview = part("preview"),
+    moments = part("moments"),
     empty = part("empty"),
     transportRow = part("transport"),
     status = part("status"),
@@ -92,6 +93,15 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       speed,
     ];
   }
+  /** The oldest second in the making, as it looks so far. */
+  function drawMoments(strip) {
+    moments.hidden = !strip;
+    if (!strip || moments.dataset.url === strip.url) return;
+    moments.dataset.url = strip.url;
+    moments.style.backgroundImage = `url("${strip.url}")`;
+    moments.style.backgroundSize = `${strip.moments * 100}% 100%`;
+    moments.style.aspectRatio = `${video.videoWidth || 4} / ${video.videoHeight || 3}`;
+  }
   function drawStatus() {
     const parts = job ? statusParts().filter(Boolean) : [],
       key = parts.join("|");
@@ -114,6 +124,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     transportRow.inert = !hasVideo;
     preview.hidden = !previewing;
     preview.classList.toggle("alone", previewing && !hasVideo);
+    drawMoments(running && hasVideo ? job.moving[0] : null);
     if (previewing && preview.src !== job.preview) preview.src = job.preview;
     empty.hidden = hasVideo || previewing;
     picture.draw();
