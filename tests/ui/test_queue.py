@@ -112,6 +112,7 @@ def test_several_pictures_are_a_job_each(page: Page, app: App, tmp_path: Path) -
     Image.new("RGB", (40, 80), "green").save(pictures[1])
     pictures[2].write_text("no picture")
     set_length(page, 1)
+    set_seed(page, -1)
     page.fill("#mg-prompt textarea", "from several")
     page.set_input_files(".so input[type=file]", pictures)
     page.get_by_role("dialog", name="Several pictures").get_by_text("Make 2 videos, one from each").wait_for()
