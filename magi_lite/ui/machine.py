@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 
 from magi_lite import planner
 from magi_lite.errors import InputError, MagiLiteError
-from magi_lite.machine import devices
+from magi_lite.library import plan_request
+from magi_lite.machine import cards, devices
 from magi_lite.models import MODELS, ModelSpec
-from magi_lite.request.build import choose_model, choose_preset, models_on_disk
+from magi_lite.request.build import build, choose_model, choose_preset, models_on_disk
 from magi_lite.request.request import GenerationRequest
 from magi_lite.ui.downloads import Downloads
 from magi_lite.ui.expose import sentence
@@ -172,16 +174,65 @@ class Machine:
             plan = planner.plan(request, request.preset, self.device, self._spec(request.model))
         except MagiLiteError as error:
             return {"error": sentence(error)}
-        on_card = plan.execution.device == "cuda"
-        need = plan.needed_vram_bytes if on_card else plan.peak_ram_bytes
-        have = plan.device.vram_bytes if on_card else plan.device.ram_bytes or 0
-        where = f"{need / 1e9:.1f} of {have / 1e9:.1f} GB of {'card memory' if on_card else 'RAM'}"
-        words = f"Needs {where}; first picture after {_time(plan.time_to_first_chunk)}"
-        return {
-            "sentence": f"{words}, then {_time(plan.seconds_per_chunk)} for every second of video.",
-            "svg": svg(plan),
-            "notes": list(plan.notes),
-        }
+        return described(plan)
+
+    def plan_for(self, card: str, model: str, ram_gb: float | None, values: dict[str, Any]) -> dict[str, Any]:
+        """The plan that another machine would get for the same video, as `plan` answers it.
+
+        Args:
+            card: a known card's name; "cpu": none.
+            model: a published one; empty: what that machine would use.
+            ram_gb: RAM of that machine; None: enough.
+            values: of options that shall not be chosen by the machine's profile.
+
+        Raises:
+            InputError: no such card, or a value that is not legal.
+        """
+        device = cards.cpu_device() if card == "cpu" else cards.known_card(card)
+        if ram_gb is not None:
+            device = replace(device, ram_bytes=int(ram_gb * cards.GIB))
+        chosen = {"model": model} if model else {}
+        try:
+            request = build(machine=device, demo=False, models_folder=self.models_folder, **chosen, **values)
+            plan = plan_request(request, device, free_window=True)
+        except MagiLiteError as error:
+            return {"error": sentence(error)}
+        found = described(plan)
+        words = f"{request.model}, {request.width} × {request.height} on {device.name}. "
+        return found | {"sentence": words + found["sentence"]}
+
+    @property
+    def known_cards(self) -> list[dict[str, Any]]:
+        """Cards that can be planned for, the smallest first."""
+        found = sorted(cards.known_cards(), key=lambda card: (card.vram_gb, card.name))
+        return [{"name": card.name, "gb": round(card.vram_gb, 1)} for card in found]
+
+    def use_models_folder(self, folder: Path) -> None:
+        """Look for models in another folder from now on.
+
+        Raises:
+            InputError: it is no folder, or a download is under way.
+        """
+        if not folder.is_dir():
+            raise InputError(f"There is no folder {folder}; make it, or choose another one.")
+        if any((self.downloads.status(name) or {}).get("state") == "running" for name in MODELS):
+            raise InputError("A model is being downloaded; stop that first.")
+        self.models_folder = folder.resolve()
+        self.downloads = Downloads(self.models_folder)
+
+    def uploaded(self, path: str) -> Path:
+        """A file that a page has sent.
+
+        Raises:
+            InputError: the path is not one of those.
+        """
+        from gradio.utils import get_upload_folder
+
+        found = Path(path).resolve()
+        roots = (Path(get_upload_folder()).resolve(), Path(tempfile.gettempdir()).resolve() / "gradio")
+        if not any(found.is_relative_to(root) for root in roots) or not found.is_file():
+            raise InputError("This file was not uploaded through the page; drop it into the box.")
+        return found
 
     def _spec(self, model: str) -> ModelSpec | None:
         """What the planner takes for a model: files on disk where there are any, else the published numbers."""
@@ -201,19 +252,19 @@ class Machine:
         gained = max(0, devices.free_ram_bytes() - before)
         return f"Done: {gained / 1e6:.0f} MB of RAM came free, {devices.free_ram_bytes() / 1e9:.1f} GB are free now."
 
-    def uploaded(self, path: str) -> Path:
-        """A file that a page has sent.
 
-        Raises:
-            InputError: the path is not one of those.
-        """
-        from gradio.utils import get_upload_folder
-
-        found = Path(path).resolve()
-        roots = (Path(get_upload_folder()).resolve(), Path(tempfile.gettempdir()).resolve() / "gradio")
-        if not any(found.is_relative_to(root) for root in roots) or not found.is_file():
-            raise InputError("This file was not uploaded through the page; drop it into the box.")
-        return found
+def described(plan: planner.Plan) -> dict[str, Any]:
+    """A plan as {"sentence", "svg", "notes"}."""
+    on_card = plan.execution.device == "cuda"
+    need = plan.needed_vram_bytes if on_card else plan.peak_ram_bytes
+    have = plan.device.vram_bytes if on_card else plan.device.ram_bytes or 0
+    where = f"{need / 1e9:.1f} of {have / 1e9:.1f} GB of {'card memory' if on_card else 'RAM'}"
+    words = f"Needs {where}; first picture after {_time(plan.time_to_first_chunk)}"
+    return {
+        "sentence": f"{words}, then {_time(plan.seconds_per_chunk)} for every second of video.",
+        "svg": svg(plan),
+        "notes": list(plan.notes),
+    }
 
 
 def download_gb(name: str) -> float:
