@@ -24,6 +24,8 @@ _CUE = re.compile(rf"[ \t]*{_STAMP}[ \t]*-->[ \t]*{_STAMP}[^\n]*", re.ASCII)
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|\{\\[^{}]*\}")
 _OURS = "magi_lite"
 """Key of what OpenTimelineIO has no place for, in its metadata."""
+_SHOT = ("cut", "image", "image_sha256")
+"""What a clip's metadata says of the shot that begins with it."""
 NO_LIBRARY = "OpenTimelineIO is not installed; install it with: pip install opentimelineio"
 
 
@@ -138,23 +140,28 @@ def read_otio(content: str) -> Timeline:
         if not tracks:
             raise TimelineError("This OpenTimelineIO timeline has no track; export one with clips.")
         track = tracks[0]
-        cues = []
+        cues, shots = [], []
         for clip in track.find_clips():
             span = clip.trimmed_range_in_parent()
             if span is None:
                 continue
             ours = clip.metadata.get(_OURS, {})
-            prompt = ours.get("prompt") if hasattr(ours, "get") else None
-            start = span.start_time.to_seconds()
+            ours = ours if hasattr(ours, "get") else {}
+            start, prompt = span.start_time.to_seconds(), ours.get("prompt")
             cues.append((start, start + span.duration.to_seconds(), str(clip.name if prompt is None else prompt)))
+            shots.append((round(start), {name: ours[name] for name in _SHOT if name in ours}))
         marks = [
             Marker(round(max(0.0, mark.marked_range.start_time.to_seconds()), 3), str(mark.name)[:NAME_LENGTH])
             for mark in [*track.markers, *read.tracks.markers]
         ]
         ours = read.metadata.get(_OURS, {})
         kept = {name: ours[name] for name in ("global_prompt", "blend", "gaps") if name in ours}
-        segments = tuple(_whole_seconds(cues))
-        return Timeline(segments, **kept, markers=tuple(sorted(marks, key=lambda mark: mark.at)))
+        begins = dict(shots)
+        found = [
+            {"start": s.start, "end": s.end, "prompt": s.prompt} | begins.get(s.start, {}) for s in _whole_seconds(cues)
+        ]
+        whole = Timeline.from_json({"segments": found} | kept)
+        return replace(whole, markers=tuple(sorted(marks, key=lambda mark: mark.at)))
     except TimelineError:
         raise
     except Exception as error:  # whatever a damaged file makes the library stumble over
@@ -175,13 +182,13 @@ def print_otio(timeline: Timeline) -> str:
 
     track = otio.schema.Track("Prompts", kind=otio.schema.TrackKind.Video)
     covered = 0
-    for segment in timeline.segments:
+    for segment, data in zip(timeline.segments, timeline.to_json()["segments"], strict=True):
         if segment.start > covered:
             track.append(otio.schema.Gap(source_range=span(0, segment.start - covered)))
         clip = otio.schema.Clip(
             " ".join(segment.prompt.split())[:80], source_range=span(0, segment.end - segment.start)
         )
-        clip.metadata[_OURS] = {"prompt": segment.prompt}
+        clip.metadata[_OURS] = {name: value for name, value in data.items() if name not in ("start", "end")}
         track.append(clip)
         covered = segment.end
     for mark in timeline.markers:

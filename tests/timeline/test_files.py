@@ -14,7 +14,7 @@ from magi_lite.timeline.edit import clip, splice
 from magi_lite.timeline.files import KINDS, NO_LIBRARY, read, write
 
 STORY = Timeline(
-    (Segment(0, 2, "a cat walks"), Segment(2, 5, "it jumps, and\nlands"), Segment(8, 9, "it sleeps")),
+    (Segment(0, 2, "a cat walks"), Segment(2, 5, "it jumps, and\nlands"), Segment(8, 9, "it sleeps", cut=True)),
     "night",
     2,
     "hold",
