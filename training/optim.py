@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 BETAS = (0.9, 0.95)
 MOMENTUM = 0.95
+NARROW = 64
+"""Inputs up to which a weight of AdamW has the full rate, where rates go by width."""
 _NEWTON_SCHULZ = (
     (4.0848, -6.8946, 2.9270),
     (3.9505, -6.3029, 2.6377),
@@ -42,12 +44,19 @@ def orthogonalize(matrices: Tensor, half: bool = False) -> Tensor:
     return (x if wide else x.transpose(1, 2)).float()
 
 
+def _share(parameter: Tensor) -> float:
+    """Part of the rate that a parameter gets by its number of inputs; vectors and tables have it all."""
+    return 1.0 if parameter.ndim < 2 or len(parameter) == 1 else min(1.0, NARROW / parameter[0].numel())
+
+
 class Optimizer:
     """Steps named parameters; gradients are clipped to norm 1 first.
 
     Args:
         parameters: name -> parameter.
         rate: AdamW's peak learning rate. matrix_rate: Muon's; 0: AdamW for matrices too.
+        by_width: divide AdamW's rate of a weight by its number of inputs over `NARROW`. All entries of a row move
+            together, so that at one rate for all a row of 768 moves what it gives out by half its range in a step.
     """
 
     def __init__(
@@ -57,7 +66,9 @@ class Optimizer:
         matrix_rate: float,
         weight_decay: float = 0.0,
         matrices: Callable[[str, Tensor], bool] = is_block_matrix,
+        by_width: bool = False,
     ) -> None:
+        self.by_width = by_width
         self.rate, self.matrix_rate, self.weight_decay = rate, matrix_rate, weight_decay
         chosen = {n for n, p in parameters.items() if matrix_rate and matrices(n, p)}
         self.matrices = {n: p for n, p in parameters.items() if n in chosen}
@@ -93,7 +104,8 @@ class Optimizer:
         torch._foreach_add_(deviation, 1e-8)
         if self.weight_decay:
             torch._foreach_mul_(parameters, 1 - rate * self.weight_decay)
-        torch._foreach_addcdiv_(parameters, first, deviation, -rate / bias_one)
+        lengths = [-rate / bias_one * (_share(p) if self.by_width else 1.0) for p in parameters]
+        torch._foreach_addcdiv_(parameters, first, deviation, lengths)
 
     def _muon(self, rate: float) -> None:
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
