@@ -63,6 +63,8 @@ def generate(
             yield Notice(sentence, "warning")
         try:
             run = Run(project, control, record)
+            if sentence := project.free_frames(appending=not run.complete):
+                yield Notice(sentence, "warning")
             if run.complete:
                 yield run.finished()
                 return

@@ -186,7 +186,8 @@ def _copy(project: Project, seconds: list[int], target: Path, settings: dict[str
     """The fragments of some seconds as an ordinary MP4."""
     request = project.request
     with output_errors(target), replacing(target) as temporary:
-        with VideoWriter(temporary, (request.width, request.height), FPS, request.crf, settings) as writer:
+        size, parameters = (request.width, request.height), project.parameters()
+        with VideoWriter(temporary, size, FPS, request.crf, settings, parameters=parameters) as writer:
             for index in seconds:
                 writer.append_fragment(project.read_fragment(index))
         finalize(temporary)

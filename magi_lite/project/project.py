@@ -26,6 +26,7 @@ A finished second is never overwritten: `write_chunk` keeps what is there. To ma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -38,7 +39,7 @@ from magi_lite.files import output_errors, storage_errors
 from magi_lite.models import FPS
 from magi_lite.project.folder import adopt_pictures, make_folder, move_aside, share
 from magi_lite.project.record import Record, Status, new_record, now, read_record, write_record
-from magi_lite.project.seconds import THUMBNAILS, Seconds
+from magi_lite.project.seconds import FRAGMENT, THUMBNAILS, Seconds
 from magi_lite.project.states import SavedState, StateLike, States
 from magi_lite.project.tensors import Damaged
 from magi_lite.request.json import request_to_json
@@ -318,7 +319,8 @@ class Project:
             raise ValueError(f"second {index} comes before second {count} is written")
         video = self._open_video()
         encoded = fragments.encode_chunk(frames, video.fps, video.crf)
-        kept = self.seconds.write(index, latents, frames, fragments.place(encoded, index, video.frames))
+        placed = fragments.place(encoded, index, video.frames)
+        kept = self.seconds.write(index, latents, frames, placed, self._encoder())
         if self.chunks > index + 1:  # it filled a gap: what was behind it counts again
             self._close_video()
             self._open_video()
@@ -329,6 +331,80 @@ class Project:
             self._close_video()  # the second is kept; the video is put together anew when there is room
             raise
         return True
+
+    def parameters(self) -> bytes:
+        """The parameter sets that the finished seconds were encoded with; without any, those of this encoder.
+
+        Raises:
+            OutputError: they differ among the seconds.
+        """
+        from magi_lite.video import fragments
+
+        recorded = [self.seconds.parameters(index) for index in range(self.chunks)]
+        found = {known for known in recorded if known is not None}
+        if None in recorded:  # an earlier version's, which used one encoder and kept its parameters in the video
+            try:
+                found.add(fragments.parameter_sets(fragments.scan(self.video).init))
+            except (OSError, ValueError):
+                found.add(self._unrecorded(recorded.index(None)))
+        if len(found) > 1 or b"" in found:
+            raise OutputError(
+                f"The seconds of {self.name} were encoded by other versions of the video encoder; resume the run to "
+                "encode them alike."
+            )
+        return found.pop() if found else self._encoder()
+
+    def _unrecorded(self, index: int) -> bytes:
+        """What a second's fragment can be decoded with where nothing says so: ours, or none (empty)."""
+        from magi_lite.video import fragments
+
+        request = self.request
+        ours = fragments.encode_init((request.width, request.height), FPS, request.crf, None)
+        return self._encoder() if fragments.decodes(ours, self.seconds.read_fragment(index)) else b""
+
+    def _encoder(self) -> bytes:
+        """The parameter sets of what is encoded now."""
+        from magi_lite.video import fragments
+
+        request = self.request
+        return fragments.parameter_sets(fragments.encode_init((request.width, request.height), FPS, request.crf, None))
+
+    def free_frames(self, appending: bool) -> str:
+        """Take frames out that cannot stand in one video, because another version of the encoder made them.
+
+        Their latents stay, from which they are decoded again.
+
+        Args:
+            appending: whether seconds of this encoder will follow; else all may be of another one.
+
+        Returns:
+            What the user should know of it, in a sentence; empty where nothing was taken out.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        from magi_lite.video import fragments
+
+        self.lock()
+        ours = self._encoder()
+        try:
+            in_video = fragments.parameter_sets(fragments.scan(self.video).init)
+        except (OSError, ValueError):
+            in_video = b""
+        made = [self.seconds.parameters(n) or in_video or self._unrecorded(n) for n in range(self.chunks)]
+        foreign = [index for index, parameters in enumerate(made) if parameters != ours]
+        if not foreign or (not appending and len(set(made)) == 1 and b"" not in made):
+            return ""
+        self._close_video()
+        for path in [*(self.seconds.path(index, FRAGMENT) for index in foreign), self.video]:
+            move_aside(path)
+        which = f"second {foreign[0]}" if len(foreign) == 1 else f"seconds {foreign[0]} to {foreign[-1]}"
+        sentence = (
+            f"The frames of {which} were encoded by another version of the video encoder; they are encoded again from "
+            "their latents, and the old ones are kept in the folder damaged."
+        )
+        self.log(sentence)
+        return sentence
 
     def save_state(self, stage: int, state: StateLike) -> None:
         """Store the sampler's state after stage `stage` (from 0).
@@ -415,11 +491,15 @@ class Project:
             InputError: there is no such second, or `request` changes what kept seconds depend on.
             OutputError: the folder cannot be written.
         """
+        from magi_lite.video.fragments import scan
+
         changed = self._changed(from_chunk, request)
 
         def fill(folder: Path) -> None:
             self.seconds.share(folder / "chunks", from_chunk)
             self.states.share(folder / "states", from_chunk)
+            with contextlib.suppress(OSError, ValueError):  # what the fragments are decoded with, see `parameters`
+                (folder / self.video.name).write_bytes(scan(self.video).init)
             prefix = self.folder / "inputs" / PREFIX_NAME
             if _sources(changed) == _sources(self.request) and prefix.is_file():
                 share(prefix, folder / "inputs" / PREFIX_NAME)
@@ -540,8 +620,9 @@ class Project:
             request = self.request
             settings = request_to_json(request, paths=False) if request.embed_settings else None
             size, crf = (request.width, request.height), request.crf
-            assemble(self.video, self.seconds.fragments(), size, FPS, crf, settings)
-            self._writer = VideoWriter(self.video, size, FPS, crf, settings, resume=True)
+            parameters = self.parameters()
+            assemble(self.video, self.seconds.fragments(), size, FPS, crf, settings, parameters)
+            self._writer = VideoWriter(self.video, size, FPS, crf, settings, resume=True, parameters=parameters)
         return self._writer
 
     def _close_video(self) -> None:

@@ -30,6 +30,8 @@ KINDS = (LATENTS, THUMBNAILS, FRAGMENT)
 """In the order in which they are written: with the fragment a second is finished."""
 _FRAGMENT_SUM = "fragment"
 """Entry of the latents' header: SHA-256 of the fragment beside them."""
+_PARAMETERS = "parameters"
+"""Another: the fragment's parameter sets in hexadecimal, without which its pictures cannot be decoded."""
 
 
 class Seconds:
@@ -61,13 +63,14 @@ class Seconds:
             count += 1
         return count
 
-    def write(self, index: int, latents: Tensor, frames: np.ndarray, fragment: bytes) -> bytes:
+    def write(self, index: int, latents: Tensor, frames: np.ndarray, fragment: bytes, parameters: bytes) -> bytes:
         """Store a second; of its pieces, what is there whole is kept as it is.
 
         Args:
             latents: (1, C, t, H, W).
             frames: (T, H, W, 3) uint8.
             fragment: the frames, encoded and placed at this second.
+            parameters: the fragment's parameter sets.
 
         Returns:
             The fragment that is kept.
@@ -77,12 +80,15 @@ class Seconds:
         """
         from magi_lite.video.thumbnails import strip, to_jpeg
 
+        path = self.path(index, FRAGMENT)
+        kept, known = _read_fragment(path), self.parameters(index)
         with contextlib.suppress(Damaged):
             latents = self.read_latents(index)
-        path = self.path(index, FRAGMENT)
-        kept = _read_fragment(path)
         fragment = kept or fragment
-        save_tensors(self.path(index, LATENTS), {"latents": latents}, {_FRAGMENT_SUM: _sum(fragment)})
+        header = {_FRAGMENT_SUM: _sum(fragment)}
+        if known or not kept:
+            header[_PARAMETERS] = (known if kept and known else parameters).hex()
+        save_tensors(self.path(index, LATENTS), {"latents": latents}, header)
         write_atomic(self.path(index, THUMBNAILS), to_jpeg(strip(frames)))
         if not kept:
             move_aside(path)
@@ -126,6 +132,16 @@ class Seconds:
         if not fragment or wanted not in (None, _sum(fragment)):
             raise Damaged(path)
         return fragment
+
+    def parameters(self, index: int) -> bytes | None:
+        """The parameter sets of a second's fragment; None where an earlier version of this program wrote it."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path(index, LATENTS), "np") as file:
+                return bytes.fromhex((file.metadata() or {})[_PARAMETERS])
+        except (SafetensorError, OSError, KeyError, ValueError):
+            return None
 
     def fragments(self) -> list[Path]:
         """The fragments of all finished seconds."""

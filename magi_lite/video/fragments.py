@@ -31,7 +31,8 @@ INIT_STEP = 4096
 _BT709 = 1
 _LIMITED_RANGE = 1
 _THREADS = 4
-"""Fixed, because x264's bits depend on the number of threads, not on their timing."""
+"""Fixed, because x264 writes the number into the stream. The pictures' bits hang neither on it nor on timing."""
+X264_PARAMETERS = "stitchable=1:sliced-threads=0"
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,20 @@ class Scan:
         return sum(frames for _, _, frames in self.fragments)
 
 
-def encode_init(size: tuple[int, int], fps: int, crf: int, settings: dict[str, Any] | None) -> bytes:
+def encode_init(
+    size: tuple[int, int], fps: int, crf: int, settings: dict[str, Any] | None, parameters: bytes | None = None
+) -> bytes:
     """The init segment of a video of `size` (width, height), with `settings` in its `comment` tag.
 
     That a model made it stands in it in any case (see `labels`).
+
+    Args:
+        parameters: the `parameter_sets` of fragments that another version of the encoder made; None: ours.
     """
     buffer = io.BytesIO()
     container, _ = _open(buffer, size, fps, crf, settings)
     container.start_encoding()
-    init = buffer.getvalue() + labels.mp4_box(labels.xmp())
+    init = _with_parameters(buffer.getvalue(), parameters) + labels.mp4_box(labels.xmp())
     container.close()
     padding = -(len(init) + 8) % INIT_STEP
     return init + struct.pack(">I4s", padding + 8, b"free") + bytes(padding)
@@ -116,6 +122,33 @@ def parameter_sets(init: bytes) -> bytes:
     position = init.index(b"avcC")
     (length,) = struct.unpack_from(">I", init, position - 4)
     return init[position + 4 : position - 4 + length]
+
+
+def decodes(init: bytes, fragment: bytes) -> bool:
+    """Whether a fragment's pictures come out whole behind an init segment, which then has its parameter sets."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(init + place(fragment, 0, 0)), options={"err_detect": "explode"}) as container:
+            context = container.streams.video[0].codec_context
+            context.thread_count, context.options = 1, {"err_detect": "explode"}
+            return sum(1 for _ in container.decode(video=0)) == frame_count(fragment)
+    except (av.FFmpegError, ValueError, IndexError):
+        return False
+
+
+def _with_parameters(init: bytes, parameters: bytes | None) -> bytes:
+    """An init segment with another decoder configuration; the sizes of the boxes around it follow."""
+    if parameters is None or parameters == parameter_sets(init):
+        return init
+    changed, place_of = bytearray(init), init.index(b"avcC")
+    more = len(parameters) - len(parameter_sets(init))
+    for kind in (b"avcC", b"avc1", b"stsd", b"stbl", b"minf", b"mdia", b"trak", b"moov"):
+        start = init.rindex(kind, 0, place_of + 4) - 4
+        (size,) = struct.unpack_from(">I", init, start)
+        struct.pack_into(">I", changed, start, size + more)
+    changed[place_of + 4 : place_of + 4 + len(parameter_sets(init))] = parameters
+    return bytes(changed)
 
 
 def scan(path: Path) -> Scan:
@@ -204,7 +237,7 @@ def _open(
         "g": "100000",
         "sc_threshold": "0",
         "threads": str(_THREADS),
-        "x264-params": "stitchable=1:sliced-threads=0",
+        "x264-params": X264_PARAMETERS,
     }
     stream = container.add_stream("libx264", rate=fps, options=encoder)
     stream.width, stream.height = size

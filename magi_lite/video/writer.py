@@ -33,6 +33,7 @@ class VideoWriter:
         crf: H.264 quality, 0 lossless to 51 worst.
         settings: JSON-able, put in the file's `comment` tag; read back by `read_settings`. None: nothing is put in.
         resume: keep the whole chunks of an existing file of ours, its settings included, and go on behind them.
+        parameters: `fragments.parameter_sets` of the fragments to append; None: those of this encoder.
 
     Raises:
         OutputError: the file cannot be written, or cannot be continued.
@@ -47,9 +48,10 @@ class VideoWriter:
         settings: dict[str, Any] | None = None,
         *,
         resume: bool = False,
+        parameters: bytes | None = None,
     ) -> None:
         self.path, self.size, self.fps, self.crf = Path(path), size, fps, crf
-        self._init = fragments.encode_init(size, fps, crf, settings)
+        self._init = fragments.encode_init(size, fps, crf, settings, parameters)
         self.chunks = self.frames = 0
         """Whole chunks and frames in the file."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
@@ -136,24 +138,35 @@ class VideoWriter:
 
 
 def assemble(
-    path: Path, pieces: list[Path], size: tuple[int, int], fps: int, crf: int, settings: dict[str, Any] | None
+    path: Path,
+    pieces: list[Path],
+    size: tuple[int, int],
+    fps: int,
+    crf: int,
+    settings: dict[str, Any] | None,
+    parameters: bytes | None = None,
 ) -> None:
     """Make `path` hold these settings and exactly these fragments, which stand where they stood; done if it does.
 
+    Args:
+        parameters: `fragments.parameter_sets` of the pieces; None: those of this encoder.
+
     Raises:
-        OutputError: the file cannot be written, or the fragments are of another encoder.
+        OutputError: the file cannot be written.
     """
-    init = fragments.encode_init(size, fps, crf, settings)
+    init = fragments.encode_init(size, fps, crf, settings, parameters)
     sizes = [piece.stat().st_size for piece in pieces]
     try:
         known = fragments.scan(path)
     except (OSError, ValueError):
         known = None
-    if known and pieces and fragments.parameter_sets(known.init) != fragments.parameter_sets(init):
-        raise OutputError(f"{path} was begun by another version of the video encoder; start a new video.")
     if known and known.init == init and [length for _, length, _ in known.fragments] == sizes:
         return
-    with output_errors(path), replacing(path) as temporary, VideoWriter(temporary, size, fps, crf, settings) as writer:
+    with (
+        output_errors(path),
+        replacing(path) as temporary,
+        VideoWriter(temporary, size, fps, crf, settings, parameters=parameters) as writer,
+    ):
         for piece in pieces:
             writer.append_fragment(piece.read_bytes())
 
