@@ -6,7 +6,6 @@ about tensors; here it is named, with the file it stands in.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
@@ -15,6 +14,7 @@ from typing import Any
 
 from magi_lite.errors import CheckpointError
 from magi_lite.text_files import read_text
+from quant.storage.files import parse_json
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         CheckpointError: it cannot be read, or is no object: "PATH is not WHAT".
     """
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not {what}; download it again.") from error
     if not isinstance(content, dict):

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+READS_JSON = "quant.storage.files"
+READS_REQUESTS = "magi_lite.ui.guard"
+"""Reads what a page sends, which is no file."""
 LEVELS: dict[int, tuple[str, ...]] = {
     0: (
         "magi_lite",
@@ -154,6 +157,16 @@ def test_settings_are_not_read_from_the_environment(name: str) -> None:
     text = modules()[name].read_text()
     reads = r"os\.(getenv|environ(?!\[\"\w+\"\] = |\.setdefault\())" if name == SETS_IT else r"os\.(environ|getenv)"
     assert not re.search(reads, text), f"{name} reads the environment; settings come in as arguments"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in modules() if n.startswith(("magi_lite", "quant", "app")) and n not in (READS_JSON, READS_REQUESTS)],
+)
+def test_json_is_read_by_one_function(name: str) -> None:
+    """It takes marks in front and any Unicode encoding, and turns a document nested too deeply into a ValueError."""
+    text = modules()[name].read_text()
+    assert not re.search(r"json\.loads?\(", text), f"{name} reads JSON itself; use quant.storage.files.parse_json"
 
 
 def run_python(code: str) -> str:

@@ -7,7 +7,6 @@ video of ours, whose settings are used again. The same command given again goes 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import replace
@@ -35,6 +34,7 @@ from magi_lite.text_files import read_text
 from magi_lite.workers.cluster import Cluster
 from magi_lite.workers.fleet import Fleet
 from magi_lite.workers.worker import Settings
+from quant.storage.files import parse_json
 
 LEFT_OUT = ("timeline", "endless", "out")
 """Options of a single video that a batch has not."""
@@ -214,7 +214,7 @@ def _carries_settings(file: Path) -> bool:
     if not text.startswith("{"):
         return False
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except (ValueError, RecursionError):
         return False
     return "timeline" in data and "width" in data

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from magi_lite.request.json import request_from_json, request_to_json
 from magi_lite.request.request import GenerationRequest
+from quant.storage.files import parse_json
 
 State = Literal["waiting", "running", "paused", "finished", "stopped", "failed", "interrupted"]
 RESUMABLE: tuple[State, ...] = ("paused", "stopped", "interrupted", "failed")
@@ -64,7 +65,7 @@ def from_row(row: dict[str, Any]) -> Job:
         MagiLiteError, ValueError, TypeError, KeyError: it is damaged.
     """
     values = {name: row[name] for name in Job.__dataclass_fields__ if name in row}
-    values["request"] = request_from_json(json.loads(row["request"]))
+    values["request"] = request_from_json(parse_json(row["request"]))
     if values["state"] not in get_args(State):
         raise ValueError(f"a job cannot be {values['state']!r}")
     for name in ("project", "source", "video"):

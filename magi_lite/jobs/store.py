@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import OutputError
+from quant.storage.files import parse_json
 
 log = logging.getLogger(__name__)
 COLUMNS = {
@@ -109,7 +110,7 @@ class Store:
             self._rows[row["id"]] = dict(row)
         for row in self._connection.execute("SELECT * FROM settings"):
             with contextlib.suppress(ValueError):
-                self._settings[row["name"]] = json.loads(row["value"])
+                self._settings[row["name"]] = parse_json(row["value"])
 
     def _replace(self, error: Exception) -> None:
         """Move the file aside, keep what can be read of it, and write a new one from memory."""
@@ -139,7 +140,7 @@ class Store:
                     self._rows.setdefault(row["id"], row)
             for row in _as_far_as_it_goes(connection, f"SELECT * FROM settings ORDER BY {order}"):
                 with contextlib.suppress(ValueError, KeyError, TypeError):
-                    self._settings.setdefault(str(row["name"]), json.loads(row["value"]))
+                    self._settings.setdefault(str(row["name"]), parse_json(row["value"]))
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -187,7 +188,7 @@ class Store:
     def set_setting(self, name: str, value: Any) -> None:
         """Keep a JSON value under `name`."""
         with self._lock:
-            self._settings[name] = json.loads(json.dumps(value))
+            self._settings[name] = parse_json(json.dumps(value))
             self._changed("settings", name)
 
     def _changed(self, table: str, key: str) -> None:

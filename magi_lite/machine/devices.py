@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import logging
 import os
 import platform
@@ -23,6 +22,7 @@ from typing import Any, Literal
 
 from magi_lite.machine import cgroups
 from magi_lite.machine.cards import GIB, Device, cpu_device, find_card, generic_card
+from quant.storage.files import parse_json
 
 _log = logging.getLogger(__name__)
 SEGMENT_BYTES = 1 << 26
@@ -64,7 +64,7 @@ def _cards_apart() -> tuple[Device, ...]:
     command = [sys.executable, "-c", _PROBE, str(Path(__file__).resolve().parents[2])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = parse_json(done.stdout.splitlines()[-1])
         return tuple(Device(**card | {"capability": tuple(card["capability"])}) for card in found)
     except (OSError, subprocess.SubprocessError, ValueError, TypeError, IndexError, KeyError) as error:
         _log.warning("The cards cannot be asked what they are: %s", error)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from magi_lite.project.folder import move_aside, share
 from magi_lite.project.tensors import Damaged, load_tensors, save_tensors
+from quant.storage.files import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,7 @@ class States:
         """The state after `stage`; None where there is none, or it is damaged."""
         try:
             tensors, metadata = load_tensors(self.path(stage))
-            position = json.loads(metadata["position"])
+            position = parse_json(metadata["position"])
         except (Damaged, KeyError, ValueError, RecursionError):
             return None
         return SavedState(stage, position, tensors) if isinstance(position, dict) else None

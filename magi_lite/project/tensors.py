@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magi_lite.errors import MagiLiteError
+from quant.storage.files import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             length = int(struct.unpack("<Q", file.read(8))[0])
             if length > _MAX_HEADER:
                 raise Damaged(path)
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             metadata = dict(header.pop("__metadata__", {}))
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 sizes = {entry["data_offsets"][1] for entry in header.values()}

@@ -6,7 +6,6 @@ one the settings were made with, and nothing on another computer at all.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from magi_lite.request.checks import check_prompts, check_values
 from magi_lite.request.json import request_from_json
 from magi_lite.request.request import OPTIONS, GenerationRequest
 from magi_lite.sentences import shown
+from quant.storage.files import parse_json
 
 LIMIT_BYTES = 1_000_000
 """Of settings in a file; those of a timeline with thousands of blocks stay below it."""
@@ -28,7 +28,7 @@ def settings_from_text(text: str) -> GenerationRequest:
     if len(text) > LIMIT_BYTES:
         raise InputError(f"The settings have {len(text)} characters; {LIMIT_BYTES} is the most that is read.")
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except (ValueError, RecursionError):
         raise InputError("The settings are not JSON; write them with `info VIDEO > settings.json`.") from None
     return settings_from_data(data)

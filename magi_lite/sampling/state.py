@@ -16,6 +16,7 @@ from torch import Tensor
 from magi_lite.errors import InputError
 from magi_lite.models import SamplerSettings
 from magi_lite.sampling.results import Caption, SamplerState
+from quant.storage.files import parse_json
 
 FORMAT = 1
 
@@ -131,4 +132,4 @@ def unpack(
 
 def _plain(settings: SamplerSettings) -> dict[str, Any]:
     """Settings as they come back from JSON."""
-    return json.loads(json.dumps(asdict(settings)))
+    return parse_json(json.dumps(asdict(settings)))

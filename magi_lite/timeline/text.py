@@ -14,7 +14,6 @@ prompt) write what could not be written otherwise. Printing shorthand and parsin
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from magi_lite.errors import TimelineError
 from magi_lite.sentences import shown
 from magi_lite.timeline.timeline import Segment, Timeline
+from quant.storage.files import parse_json
 
 _SIMPLE = {"\\": "\\", "[": "[", "]": "]", "n": "\n", "t": "\t", "r": "\r", "e": ""}
 _ESCAPE = re.compile(r"\\(u\{([0-9a-fA-F]{1,6})\}|.|$)", re.DOTALL)
@@ -50,7 +50,7 @@ def parse(text: str) -> Timeline:
 def _timeline_in(text: str) -> dict[str, Any] | str:
     """The timeline itself, where the JSON is an example or the settings of a video that hold one."""
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except (ValueError, RecursionError):
         return text
     inner = data.get("timeline") if "segments" not in data else None

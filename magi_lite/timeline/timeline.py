@@ -19,7 +19,6 @@ A second is a chunk of the model. Times count the NEW seconds of a video from 0,
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from magi_lite.errors import TimelineError
 from magi_lite.sentences import shown
 from magi_lite.timeline import markers
 from magi_lite.timeline.markers import Marker
+from quant.storage.files import parse_json
 
 JSON_VERSION = 1
 MAX_SECONDS = 1_000_000
@@ -300,7 +300,7 @@ class Timeline:
         """
         if isinstance(data, str):
             try:
-                data = json.loads(data)
+                data = parse_json(data)
             except (ValueError, RecursionError) as error:
                 raise TimelineError(f"The timeline is not valid JSON ({error}); export one to see the form.") from None
         if not isinstance(data, dict):

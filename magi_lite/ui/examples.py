@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from magi_lite.errors import TimelineError
 from magi_lite.resources import presets_folder
 from magi_lite.text_files import read_text
 from magi_lite.timeline import Timeline
+from quant.storage.files import parse_json
 
 FOLDER = presets_folder() / "timelines"
 DEMO_NAMES = "0_demo"
@@ -36,7 +36,7 @@ def load(folder: Path = FOLDER) -> dict[str, Example]:
     found = {}
     for path in sorted(folder.glob("*.json")):
         try:
-            data = json.loads(read_text(path))
+            data = parse_json(read_text(path))
             example = Example(str(data["title"]), int(data["seconds"]), Timeline.from_json(data["timeline"]), path.stem)
             example.timeline.check(example.seconds)
         except (ValueError, KeyError, TypeError, TimelineError) as error:

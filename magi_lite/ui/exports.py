@@ -20,6 +20,7 @@ from typing import Any
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.ui.library import Library, file_url
 from magi_lite.video.formats import FORMATS
+from quant.storage.files import parse_json
 
 FOLDER = "exports"
 """In a run's folder."""
@@ -140,7 +141,7 @@ class Exports:
         error = ""
         with process:
             for line in process.stdout or ():
-                news = json.loads(line)
+                news = parse_json(line)
                 error = news.pop("error", "") or error
                 if "target" in news:
                     news["target"] = Path(news["target"])
@@ -170,7 +171,7 @@ def _free_name(folder: Path, stem: str, suffix: str) -> str:
 
 def main() -> int:
     """The child: write one file as the order (JSON) in the last argument says, a line of JSON for each event."""
-    order = json.loads(sys.argv[-1])
+    order = parse_json(sys.argv[-1])
     sent = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints is none of ours
     try:

@@ -25,6 +25,7 @@ from magi_lite.files import output_errors, storage_errors, write_atomic
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment
+from quant.storage.files import parse_json
 from quant.storage.lock import FileLock
 
 LABELS = "labels.json"
@@ -367,7 +368,7 @@ class Library:
 def read_labels(folder: Path) -> Labels:
     """A run's labels; what is damaged or of another version counts as none."""
     with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
-        data = json.loads((folder / LABELS).read_text(encoding="utf-8"))
+        data = parse_json((folder / LABELS).read_bytes())
         name = data.get("name")
         return Labels(
             name[:NAME_LENGTH] if isinstance(name, str) else "", data.get("starred") is True, data.get("main") is True

@@ -7,7 +7,6 @@ can read along. `finalize` turns a finished file into an ordinary one with its i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from magi_lite.models import FPS
 from magi_lite.request.settings import LIMIT_BYTES
 from magi_lite.video import fragments, labels
 from magi_lite.video.containers import open_media
-from quant.storage.files import replacing, write_all
+from quant.storage.files import parse_json, replacing, write_all
 
 
 class VideoWriter:
@@ -190,7 +189,7 @@ def read_settings(path: Path | str) -> dict[str, Any] | None:
     if len(comment) > LIMIT_BYTES:
         raise MediaError(f"{path.name} carries settings of {len(comment)} characters; {LIMIT_BYTES} is the most read.")
     try:
-        data = json.loads(comment)
+        data = parse_json(comment)
     except (ValueError, RecursionError):
         return None
     settings = data.get("settings") if isinstance(data, dict) and "magi_lite" in data else None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from magi_lite.config_files import read_json
 from magi_lite.errors import CheckpointError, OutputError
 from magi_lite.files import storage_errors
 from magi_lite.text.encoder import PromptEncoder
+from magi_lite.text_files import read_text
 from magi_lite.weights.assign import Conversion, assign, expected_of
 from magi_lite.weights.layout import text_shape
 from magi_lite.weights.pickles import EMBEDDING, TIED, Pickles, Progress, converted, is_surplus
@@ -113,9 +118,25 @@ def load_tokenizer(folder: Path) -> Any:  # transformers' tokenizers share no pu
             f"There is no tokenizer in {folder}: looked for {' and '.join(TOKENIZERS)}; download it again."
         )
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with _plain(folder) as place:
+            return AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged vocabulary raises inside the libraries below
         raise CheckpointError(f"The tokenizer in {folder} cannot be read ({error}); download it again.") from error
+
+
+@contextlib.contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """The folder, or one with copies of its small files, where the library's own reader would stumble over a mark."""
+    texts = [path for path in folder.glob("*.json") if not path.name.endswith(".index.json")]
+    if all(path.read_bytes().startswith(b"{") for path in texts):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="magi-lite-") as name:
+        for path in texts:
+            (Path(name) / path.name).write_text(read_text(path), encoding="utf-8")
+        for path in folder.glob("*.model"):
+            shutil.copyfile(path, Path(name) / path.name)
+        yield Path(name)
 
 
 @storage_errors()
@@ -170,7 +191,7 @@ def _build(folder: Path) -> nn.Module:
     text_shape(folder)
     try:
         with torch.device("meta"):
-            return T5EncoderModel(T5Config(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+            return T5EncoderModel(T5Config(**read_json(folder / "config.json", "a T5 configuration")))
     except Exception as error:  # whatever the library's own checks, or an activation that is none, raise
         raise CheckpointError(f"{folder / 'config.json'} is not a T5 configuration; download it again.") from error
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, get_args
 import numpy as np
 
 from magi_lite import errors, events
+from quant.storage.files import parse_json
 
 LARGEST = 1 << 26
 """Bytes of one part of a frame: a preview has a thousandth, an hour's timeline a hundredth of it."""
@@ -69,7 +70,7 @@ def read_frame(pipe: BinaryIO) -> tuple[Message, bytes] | None:
     if [len(part) for part in parts] != list(sizes):
         return None
     try:
-        message = json.loads(parts[0])
+        message = parse_json(parts[0])
     except ValueError:
         raise BrokenFrame from None
     if not isinstance(message, dict):

@@ -141,9 +141,12 @@ def sha256(path: Path) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """As `json.loads`; also a document that is nested too deeply is a ValueError."""
+    """As `json.loads`, the one reader of JSON: a mark in front does no harm, and whatever is wrong is a ValueError.
+
+    Bytes may be UTF-8, UTF-16 or UTF-32.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

@@ -12,7 +12,9 @@ import pytest
 from magi_lite.errors import CheckpointError
 from magi_lite.models import DIT_24B, DiTConfig, VAEConfig
 from magi_lite.weights.layout import find_model, vae_config
-from magi_lite.weights.t5 import load_t5
+from magi_lite.weights.loader import check_model
+from magi_lite.weights.t5 import check_t5, load_t5
+from quant.storage.shards import Checkpoint
 
 FILES = {
     "dit": Path("ckpt/magi/demo/config.json"),
@@ -42,6 +44,24 @@ def changed(root: Path, file: str, part: str | None, values: dict[str, Any]) -> 
 def look(root: Path) -> None:
     """What a run does before it loads anything."""
     find_model(root)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_marks_in_front_of_any_json_do_no_harm(encoding: str, root: Path) -> None:
+    """Editors and shells of Windows put them there: configurations, and indices of sharded weights."""
+    files = find_model(root)
+    for folder in (files.weights, files.vae, files.text_encoder):
+        (weights,) = folder.glob("*.safetensors")
+        names = dict.fromkeys(Checkpoint.open(folder).tensors, weights.name)
+        weights.with_name(f"{weights.stem}.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    written = list(root.rglob("*.json"))
+    assert len(written) >= 6
+    for path in written:
+        path.write_text(path.read_text(), encoding=encoding)
+    again = find_model(root)
+    check_model(again)
+    check_t5(again.text_encoder)
+    assert load_t5(again.text_encoder).encode(["a"])[0].shape[1] == files.spec.dit.caption_channels
 
 
 BAD: dict[str, tuple[str, str | None, dict[str, Any], str]] = {
