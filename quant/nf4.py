@@ -2,7 +2,7 @@
 
 bitsandbytes keeps part of the state in Python objects that no plain `load_state_dict` restores. Here all of it is
 ordinary buffers, and its `QuantState` is put together around them at each call, so these layers load strictly, stream
-between devices and go through safetensors like any other. `as_params4bit` gives bitsandbytes' own form.
+between devices and go through safetensors like any other.
 """
 
 from __future__ import annotations
@@ -122,12 +122,6 @@ class NF4Linear(QuantizedLinear):
             offset=self.offset,
             state2=nested,
         )
-
-    def as_params4bit(self, dtype: torch.dtype = torch.bfloat16) -> Any:
-        """The weight as a bitsandbytes `Params4bit`, for a `bnb.nn.Linear4bit`."""
-        packed = self.quant_state(dtype).as_dict(packed=True)
-        device = str(self.weight_nf4.device)
-        return bitsandbytes().nn.Params4bit.from_prequantized(self.weight_nf4, packed, device=device)
 
     def problems(self) -> list[str]:
         """What is wrong with the scales: NaN or infinity, which come of such weights or of a damaged file."""

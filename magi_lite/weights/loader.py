@@ -60,7 +60,7 @@ def load_dit(
 def check_model(files: ModelFiles) -> None:
     """Refuse a model whose files do not hold exactly its transformer's and autoencoder's tensors; reads headers only.
 
-    The text encoder is loaded first, and refuses by itself; `t5.check_t5` does without loading.
+    The text encoder is loaded first, and refuses by itself.
 
     Raises:
         CheckpointError: names the tensor, the file and what is wrong.

@@ -19,10 +19,10 @@ from magi_lite.errors import CheckpointError, OutputError
 from magi_lite.files import storage_errors
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text_files import read_text
-from magi_lite.weights.assign import Conversion, assign, expected_of
+from magi_lite.weights.assign import Conversion, assign
 from magi_lite.weights.layout import text_shape
 from magi_lite.weights.pickles import EMBEDDING, TIED, Pickles, Progress, converted, is_surplus
-from magi_lite.weights.text_files import CONVERTED, TOKENIZERS, check_text_files
+from magi_lite.weights.text_files import TOKENIZERS
 from quant import scheme_named
 from quant.errors import DiskError
 from quant.storage.files import is_denied
@@ -84,25 +84,6 @@ def load_t5(
         for block in encoder.block:
             block.layer[-1].DenseReluDense.wo = _WithoutWeight(block.layer[-1].DenseReluDense.wo)
     return PromptEncoder(model, tokenizer, max_length, device, batch_tokens, fingerprint(folder, scheme))
-
-
-@storage_errors()
-def check_t5(folder: Path) -> None:
-    """Refuse a folder whose files do not hold exactly a T5 encoder's tensors; pickled weights are not opened.
-
-    Raises:
-        CheckpointError: names the tensor, the file and what is wrong.
-    """
-    check_text_files(folder)
-    model = _build(folder)
-    place = next((place for place in (folder, folder / CONVERTED[0]) if has_weights(place)), None)
-    if place is not None:
-        checkpoint = Checkpoint.open(place)
-        expected = expected_of(model.state_dict())
-        table = expected.pop(TIED)
-        expected.pop(EMBEDDING)
-        expected[EMBEDDING if EMBEDDING in checkpoint.tensors else TIED] = table
-        checkpoint.require(expected, "the T5 encoder", lambda name: name in (TIED, EMBEDDING) or is_surplus(name))
 
 
 def load_tokenizer(folder: Path) -> Any:  # transformers' tokenizers share no public type

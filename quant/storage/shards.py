@@ -263,16 +263,6 @@ def has_weights(folder: Path) -> bool:
     return any(path.name not in NO_WEIGHTS and not path.name.startswith(".") for path in found)
 
 
-def tensor_names(place: Path) -> frozenset[str]:
-    """Names of all tensors, from the index or the headers.
-
-    Raises:
-        WeightsError: as `Checkpoint.open`.
-    """
-    index, _ = find_files(place)
-    return frozenset(index.weight_map) if index is not None else frozenset(Checkpoint.open(place).tensors)
-
-
 def missing_files(place: Path) -> list[Path]:
     """Files that the index or the shards' names in a folder call for and that are not there.
 

@@ -28,7 +28,7 @@ from quant import QuantizedLinear, convert_, convert_folder, read_manifest, sche
 from quant.kinds import SLICE_VALUES
 from quant.schemes import SCHEMES, Fp8, Int8, Published, Scheme, detect, quantized_names
 from quant.select import Selection
-from quant.storage.shards import tensor_names
+from quant.storage.shards import Checkpoint
 from tests.plan.asked import request
 from tests.sampling.conftest import CONFIG as TINY
 
@@ -186,7 +186,7 @@ def write(folder: Path, config: Any) -> Path:
 
 def check(folder: Path, config: Any, execution: Execution) -> DiT:
     """The planner's bytes of the model that this folder holds, against those of the loaded one."""
-    names, manifest = tensor_names(folder), read_manifest(folder)
+    names, manifest = frozenset(Checkpoint.open(folder).tensors), read_manifest(folder)
     stored = detect(names) if manifest is None else manifest.scheme
     linears = None if stored is None else quantized_names(names)
     spec = spec_of(config, stored=stored, stored_linears=linears)

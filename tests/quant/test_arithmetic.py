@@ -104,9 +104,7 @@ def test_nf4_is_bitsandbytes_own_layer(generator: torch.Generator) -> None:
     theirs.to("cpu")
     assert torch.equal(theirs.weight.data, layer.weight_nf4)
     assert torch.equal(theirs.weight.quant_state.absmax, layer.absmax)
-    rebuilt = library.nn.Linear4bit(256, 128, bias=False, quant_type="nf4")
-    rebuilt.weight = layer.as_params4bit(torch.float32)
-    assert torch.equal(rebuilt(x), layer(x))
+    assert torch.equal(theirs(x), layer(x))
 
 
 def published_buffers(inputs: int, outputs: int, smooth: bool, generator: torch.Generator) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from magi_lite.weights import layout
 from magi_lite.weights.hub import missing_files
 from magi_lite.weights.layout import SpecialTokensMissing, find_model
 from magi_lite.weights.loader import check_model, load_dit
-from magi_lite.weights.t5 import check_t5
+from magi_lite.weights.t5 import load_t5
 from quant import convert_folder, scheme_named
 
 MODEL = "4.5B-distill"
@@ -161,7 +161,7 @@ def test_whole_models_are_found_by_name_and_by_folder(form: str, root: Path) -> 
     files = find_model(MODEL, place)
     assert models_on_disk(place) == (MODEL,) and missing_files(MODEL, place) == []
     check_model(files)
-    check_t5(files.text_encoder)
+    load_t5(files.text_encoder)
     assert load_dit(files).config == files.spec.dit
     for folder in (place, files.weights.parent, files.weights):
         assert find_model(folder) == files
@@ -331,7 +331,7 @@ def test_weights_of_another_model_are_refused_before_any_is_read(case: str, root
     with pytest.raises(CheckpointError, match=sentence):
         files = find_model(MODEL, root)
         check_model(files)
-        check_t5(files.text_encoder)
+        load_t5(files.text_encoder)
 
 
 def test_missing_tokens_say_where_they_belong(root: Path) -> None:

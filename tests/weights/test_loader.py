@@ -26,7 +26,7 @@ from magi_lite.weights.loader import (
 )
 from magi_lite.weights.opening import open_model
 from quant import QuantizedLinear, convert_folder, scheme_named
-from quant.storage.shards import tensor_names
+from quant.storage.shards import Checkpoint
 from tests.parity import ckpt as parity
 from tests.weights.conftest import SMALL
 
@@ -106,7 +106,7 @@ def test_schemes_that_do_not_fit_have_their_sentence(weights: Path, tmp_path: Pa
     with pytest.raises(CheckpointError, match="are not published FP8 ones; choose scheme bf16, fp8, int8 or nf4"):
         load_dit_weights(weights, SMALL, Execution(scheme="published"))
     convert_folder(weights, tmp_path / "converted", scheme_named("int8"))
-    assert scheme_of(tensor_names(tmp_path / "converted")) == "int8"
+    assert scheme_of(frozenset(Checkpoint.open(tmp_path / "converted").tensors)) == "int8"
     with pytest.raises(CheckpointError, match="are stored as int8 and cannot be run as nf4; choose scheme int8"):
         load_dit_weights(tmp_path / "converted", SMALL, Execution(scheme="nf4"))
 
