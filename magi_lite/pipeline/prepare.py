@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from magi_lite.errors import InputError
+from magi_lite.errors import CheckpointError, InputError
 from magi_lite.pipeline.engine import plan_for
 from magi_lite.pipeline.prefix import look_at_pictures, prefix_latents, prefix_pixels, save_prefix
 from magi_lite.planner.disk import check_room
@@ -39,8 +39,8 @@ def prepare_project(
             raise InputError(f"Second {from_chunk} can be made again only in a project; name it, to resume from it.")
         if request is None:
             raise InputError("There is nothing to make; give a prompt, or a project to resume.")
-        check_room(request, root)
         files = open_model(request.model, request.models_folder)
+        check_room(request, files.spec, root)
         reach = files.spec.sampler.prefix_reach
         latents = prefix_latents(request, reach)
         plan_for(files, request)
@@ -56,14 +56,22 @@ def prepare_project(
     if request is not None:
         look_at_pictures(request)
     if from_chunk is not None:
-        check_room(request or project.request, resume, from_chunk)
+        _check_room_beside(project, request, from_chunk)
         return project.branch(from_chunk, request)
     with _closed_on_error(project):
         project.lock()
-        check_room(request or project.request, resume, project.chunks)
+        _check_room_beside(project, request, project.chunks)
         if request is not None:
             _take_over(project, request)
     return project
+
+
+def _check_room_beside(project: Project, request: GenerationRequest | None, finished: int) -> None:
+    """Refuse to go on where there is no room; without the model nothing is made, and loading says what is missing."""
+    request = request or project.request
+    with contextlib.suppress(CheckpointError):
+        model = open_model(request.model, request.models_folder).spec
+        check_room(request, model, project.folder, finished)
 
 
 def _anchored(request: GenerationRequest) -> GenerationRequest:

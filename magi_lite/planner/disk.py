@@ -1,8 +1,8 @@
 """What a run will write, estimated before it begins: bytes per second of video, in its project's folder and at `out`.
 
 States are the larger part. They are kept for every second of a finite run, because from them any second can be made
-again exactly; an endless run keeps its newest ones. The estimate is plain arithmetic on the request, so that a folder
-without room is refused before weights are read.
+again exactly; an endless run keeps its newest ones. The estimate is plain arithmetic on the request and the model's
+shapes, so that a folder without room is refused before weights are read.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ from pathlib import Path
 
 from magi_lite.errors import OutputError
 from magi_lite.files import output_errors
-from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, PIXELS_PER_LATENT, VAE_PUBLISHED, SamplerSettings
+from magi_lite.models import FPS, ModelSpec
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.schedule import Schedule
 
 _FLOAT = 4
 """Bytes of a number in latents, states and captions."""
-_CAPTION_CHANNELS = 4096
-_CAPTION_ROWS = 800
 _LETTERS_PER_TOKEN = 3
-_SPARE_ROWS = 16
+_SPARE_TOKENS = 16
 """Special tokens and the end token."""
 VIDEO_BYTES_PER_PIXEL = 0.15
 """Of H.264 at crf 18: busy pictures; every 6 steps of crf halve it."""
@@ -45,19 +43,21 @@ class DiskUse:
         return self.latents + self.state + 2 * self.video
 
 
-def disk_use(request: GenerationRequest) -> DiskUse:
+def disk_use(request: GenerationRequest, model: ModelSpec) -> DiskUse:
     """What a second of the request's video takes."""
     pixels = request.width * request.height
-    chunk = VAE_PUBLISHED.z_chans * CHUNK_LATENT_FRAMES * pixels // PIXELS_PER_LATENT**2 * _FLOAT
+    settings = model.sampling(request, request.window)
+    chunk = model.vae.z_chans * settings.chunk_width * pixels // model.vae.patch_size**2 * _FLOAT
     longest = max((len(prompt) for prompt in request.timeline.prompts_from(0)), default=0)
-    rows = min(_CAPTION_ROWS, longest // _LETTERS_PER_TOKEN + _SPARE_ROWS)
-    seen = Schedule(SamplerSettings(request.steps, request.window)).reach
-    state = (request.window + seen) * chunk + request.window * rows * _CAPTION_CHANNELS * _FLOAT
+    tokens = min(model.dit.caption_max_length, longest // _LETTERS_PER_TOKEN + _SPARE_TOKENS)
+    seconds = ENDLESS_SECONDS if request.seconds is None else request.seconds
+    seen = seconds // 2 if settings.sees_everything else Schedule(settings).reach
+    state = (request.window + seen) * chunk + request.window * tokens * model.dit.caption_channels * _FLOAT
     video = int(VIDEO_BYTES_PER_PIXEL * 2 ** ((18 - request.crf) / 6) * pixels * FPS)
     return DiskUse(chunk, state, video)
 
 
-def check_room(request: GenerationRequest, folder: Path, finished: int = 0) -> None:
+def check_room(request: GenerationRequest, model: ModelSpec, folder: Path, finished: int = 0) -> None:
     """Refuse a run whose files will not fit.
 
     Args:
@@ -67,7 +67,7 @@ def check_room(request: GenerationRequest, folder: Path, finished: int = 0) -> N
     Raises:
         OutputError: one sentence, with what is needed and what is free.
     """
-    use, seconds = disk_use(request), ENDLESS_SECONDS if request.seconds is None else request.seconds
+    use, seconds = disk_use(request, model), ENDLESS_SECONDS if request.seconds is None else request.seconds
     new = max(0, seconds - finished)
     if not new:
         return

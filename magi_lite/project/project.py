@@ -43,7 +43,7 @@ from magi_lite.project.seconds import FRAGMENT, THUMBNAILS, Seconds
 from magi_lite.project.states import SavedState, StateLike, States
 from magi_lite.project.tensors import Damaged
 from magi_lite.request.json import request_to_json
-from magi_lite.request.request import GenerationRequest
+from magi_lite.request.request import OPTIONS, GenerationRequest
 from magi_lite.timeline import Shot, Timeline
 from magi_lite.timeline.edit import splice
 from quant.storage.lock import FileLock, is_locked
@@ -57,10 +57,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 __all__ = ["FIXED", "PICTURE_NAME", "PREFIX_NAME", "Project"]
 
-FIXED = ("width", "height", "model", "steps", "window", "shortcut")
-"""Settings of a request that kept seconds and states depend on."""
-CHANGEABLE = ("out", "models_folder", "preset", "overrides")
-"""Settings that a run may change where it goes on: finished seconds keep their bits."""
+FIXED = tuple(
+    option.field for option in OPTIONS.values() if option.changes == "never" and option.field and option.kind != "path"
+)
+"""Fields of a request that kept seconds and states depend on; a picture or clip is known by its content."""
+_RESUMABLE = {option.part or option.field: None for option in OPTIONS.values() if option.changes == "resume"}
+CHANGEABLE = tuple(name for name in _RESUMABLE if name not in ("", "timeline", "seconds"))
+"""Fields that a run may change where it goes on, without its length and prompts, which `extend` and `edit_timeline` do:
+finished seconds keep their bits."""
 PREFIX_NAME = "prefix.safetensors"
 """In `inputs`: latents that the video starts from, kept by whoever encoded them; a branch takes them along."""
 PICTURE_NAME = "picture-{}.safetensors"
@@ -603,7 +607,8 @@ class Project:
             )
         for name in FIXED:
             old, new = getattr(mine, name), getattr(request, name)
-            if chunk and old != new:
+            unknown = name == "source_sha256" and None in (old, new)
+            if chunk and old != new and not unknown:
                 raise InputError(f"The seconds to keep have {name} {old}, not {new}; start a new video to change that.")
         return replace(request, timeline=splice(mine.timeline, chunk, request.timeline))
 

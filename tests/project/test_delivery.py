@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from magi_lite.errors import OutputError
+from magi_lite.models import MODELS, SamplerSettings
 from magi_lite.pipeline.delivery import Delivery
 from magi_lite.planner.disk import check_room, disk_use
 from magi_lite.project import Project
@@ -20,6 +22,7 @@ from magi_lite.timeline.text import parse
 from magi_lite.video import fragments
 from tests.disk import small_files
 
+MODEL = MODELS["4.5B-distill"]
 REQUEST = GenerationRequest(parse("[0s-9s: a]"), 9, 32, 32)
 
 
@@ -116,21 +119,28 @@ def test_latents_take_what_is_said(project: Project) -> None:
         add_second(project)
     header = 400  # names, shape and two checksums
     latents = sum(path.stat().st_size for path in project.folder.glob("chunks/*.safetensors"))
-    assert 0 <= latents - 3 * disk_use(REQUEST).latents <= 3 * header
+    assert 0 <= latents - 3 * disk_use(REQUEST, MODEL).latents <= 3 * header
 
 
 def test_states_of_the_published_size_take_tens_of_megabytes() -> None:
-    use = disk_use(GenerationRequest(parse("[0s-9s: a cat]"), 9, 720, 720, window=4))
+    use = disk_use(GenerationRequest(parse("[0s-9s: a cat]"), 9, 720, 720, window=4), MODEL)
     window_and_clean = 5 * 16 * 6 * 90 * 90 * 4
     captions = use.state - window_and_clean
     assert 0 < captions < 4 * 800 * 4096 * 4
     assert use.project > use.state + use.latents
 
 
+def test_states_take_what_the_models_own_sampling_keeps() -> None:
+    """A model whose chunks see further back keeps more of them in every state."""
+    far = replace(MODEL, sampler=SamplerSettings(noise_to_clean_ranges=(9, 7, 5, 3)))
+    usual, use = disk_use(REQUEST, MODEL), disk_use(REQUEST, far)
+    assert use.state - usual.state == 4 * usual.latents and use.latents == usual.latents
+
+
 def test_a_run_without_room_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     huge = GenerationRequest(parse("[0s-1s: a]"), 1_000_000, 4096, 4096)
     with pytest.raises(OutputError, match=r"1000000 seconds of this size need about \d+\.\d GB and .* free; free some"):
-        check_room(huge, tmp_path / "not" / "there")
-    check_room(REQUEST, tmp_path / "not" / "there")
-    check_room(huge, tmp_path, finished=1_000_000)
+        check_room(huge, MODEL, tmp_path / "not" / "there")
+    check_room(REQUEST, MODEL, tmp_path / "not" / "there")
+    check_room(huge, MODEL, tmp_path, finished=1_000_000)
     assert not list(tmp_path.iterdir())
