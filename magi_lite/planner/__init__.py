@@ -71,9 +71,7 @@ def plan(
         device = cpu_device(device.ram_bytes)
     if vram_gb is not None and device.kind == "cuda":
         device = with_memory(device, vram_gb)
-    windows = [request.window] + [
-        w for w in choose.WINDOWS if free_window and w < request.window and request.steps % w == 0
-    ]
+    windows = [request.window, *(choose.smaller_windows(request, request.window) if free_window else ())]
     for window in windows:
         found = choose.best(request, window, device, spec, fixed, name)
         if found is not None:

@@ -16,7 +16,7 @@ from magi_lite.models import ModelSpec
 from magi_lite.planner import memory, speed
 from magi_lite.planner.execution import Execution, Scheme
 from magi_lite.planner.plan import Plan
-from magi_lite.request.request import GenerationRequest, Overrides
+from magi_lite.request.request import OPTIONS, WINDOWS, GenerationRequest, Overrides
 
 PENALTY = {
     ("scheme", "fp8"): 1.1,
@@ -48,22 +48,26 @@ SLICES = (8192, 2048)
 """Tokens worked on at once: large enough to fill a card, and the fallback that halves what activations take.
 
 On a card only where memory needs them: a sliced layer norms and quantizes its input twice. On a CPU always."""
-WINDOWS = (4, 2, 1)
 
 
 def candidates(device: Device, model: ModelSpec, fixed: dict[str, Any]) -> Iterator[Execution]:
     """Every execution that the device can run and the fixed choices allow, the text encoder left for later."""
     on_card = fixed.get("device", device.kind) == "cuda"
+
+    def places(name: str) -> tuple[str, ...]:
+        """Where things may be: on a card all that can be asked for, elsewhere the first, which is where it computes."""
+        return OPTIONS[name].choices if on_card else OPTIONS[name].choices[:1]
+
     for scheme in _schemes(device, model, fixed, on_card):
         dtype: Literal["float32", "bfloat16"] = (
             "float32" if scheme == "float32" or (not on_card and scheme != "bf16") else "bfloat16"
         )
-        kv_types = ("bf16", "fp8") if dtype == "bfloat16" else ("float32", "bf16", "fp8")
+        kv_types = tuple(kind for kind in OPTIONS["kv_dtype"].choices if (kind, dtype) != ("float32", "bfloat16"))
         axes: dict[str, tuple[Any, ...]] = {
-            "layers": ("resident", "streamed") if on_card else ("resident",),
+            "layers": places("layers"),
             "kv_dtype": kv_types if on_card else (kv_types[0], "fp8"),
-            "kv_place": ("device", "pinned") if on_card else ("device",),
-            "vae": ("resident", "decoder", "swapped", "cpu") if on_card else ("resident",),
+            "kv_place": places("kv_place"),
+            "vae": places("vae"),
             "mlp_slice": (None, *SLICES) if on_card else SLICES,
             "attention_slice": (None, *SLICES) if on_card else SLICES,
         }
@@ -77,6 +81,11 @@ def candidates(device: Device, model: ModelSpec, fixed: dict[str, Any]) -> Itera
                 attention=fixed.get("attention", "auto"),
                 **dict(zip(axes, values, strict=True)),
             )
+
+
+def smaller_windows(request: GenerationRequest, window: int) -> list[int]:
+    """Usual windows below `window` that the request's steps can be split over, the largest first."""
+    return [w for w in sorted(WINDOWS, reverse=True) if w < window and request.steps % w == 0]
 
 
 def _schemes(device: Device, model: ModelSpec, fixed: dict[str, Any], on_card: bool) -> tuple[Scheme, ...]:

@@ -99,7 +99,7 @@ def _choices(
             plan = _best(request, window, device, model, freed)
             if plan is not None:
                 yield f"{name} {getattr(plan.execution, name)} instead of {fixed[name]}"
-    windows = [w for w in choose.WINDOWS if w < window and request.steps % w == 0]
+    windows = choose.smaller_windows(request, window)
     fitting = next((w for w in windows if _fits(request, w, device, model, fixed)), None)
     if fitting is not None:
         yield f"window {fitting}"
