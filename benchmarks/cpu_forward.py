@@ -46,7 +46,7 @@ class Case:
     side: int
     """Latent height and width."""
     ranges: tuple[tuple[int, int], ...]
-    words: int
+    caption_tokens: int
 
     @property
     def tokens(self) -> int:
@@ -54,7 +54,7 @@ class Case:
         return 6 * (self.side // 2) ** 2
 
 
-def _config(layers: int, hidden: int, ffn: int, heads: int, groups: int, head_dim: int, words: int) -> DiTConfig:
+def _config(layers: int, hidden: int, ffn: int, heads: int, groups: int, head_dim: int, tokens: int) -> DiTConfig:
     return DiTConfig(
         num_layers=layers,
         hidden_size=hidden,
@@ -65,7 +65,7 @@ def _config(layers: int, hidden: int, ffn: int, heads: int, groups: int, head_di
         in_channels=16,
         out_channels=16,
         caption_channels=64,
-        caption_max_length=words,
+        caption_max_length=tokens,
         gated_linear_unit=False,
         half_channel_vae=False,
         x_rescale_factor=1.0,
@@ -150,8 +150,8 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     dit = DiT(case.config).requires_grad_(False).eval()
     latents = torch.randn(1, 16, 6 * case.chunks, case.side, case.side)
     timesteps = torch.linspace(0.8, 0.1, case.chunks)[None]
-    words = torch.randn(case.chunks, case.words, case.config.caption_channels)
-    kept = dit.encode_captions(words)
+    captions = torch.randn(case.chunks, case.caption_tokens, case.config.caption_channels)
+    kept = dit.encode_captions(captions)
 
     def forward() -> Tensor:
         return dit(latents, timesteps, kept, first_chunk=0, kv_ranges=case.ranges, step_size=4.0)
@@ -161,7 +161,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     parameters = {parameter.untyped_storage().data_ptr() for parameter in dit.parameters()}
     floor = Floor(recorder.calls, parameters)
     whole, least = take_turns(forward, floor, repeats)
-    encoding = [cpu_seconds(lambda: dit.encode_captions(words)) for _ in range(repeats)]
+    encoding = [cpu_seconds(lambda: dit.encode_captions(captions)) for _ in range(repeats)]
     anew = [once + extra for once, extra in zip(whole, encoding, strict=True)]
     layers, hidden = case.config.num_layers, case.config.hidden_size
     return {

@@ -220,10 +220,10 @@ def generation(s: Setup) -> list[dict[str, Any]]:
 def _generation(s: Setup, dit: Any, vae: Any, scheme: str, size: tuple[int, int], window: int) -> dict[str, Any]:
     execution, steps = s.execution(scheme), 8 if not s.dry else 4
     plan = s.plan(size, window, execution)
-    words = torch.randn(12, s.dit.caption_channels, device=s.kind)
+    caption = torch.randn(12, s.dit.caption_channels, device=s.kind)
     sampler = Sampler(
         dit, SamplerSettings(steps=steps, window=window), latent_size=(size[1] // 8, size[0] // 8), chunks=3,
-        caption=lambda chunk, remaining: Caption(words), null_caption=Caption(words[:4]), device=s.kind,
+        caption=lambda chunk, remaining: Caption(caption), null_caption=Caption(caption[:4]), device=s.kind,
         dtype=s.dtype,
         store_factory=lambda slots: KVRing(slots, dtype=execution.kv_dtype, device=s.kind, streams=devices),
     )  # fmt: skip
@@ -259,7 +259,7 @@ SECTIONS: dict[str, Callable[[Setup], Any]] = {
 
 
 def run(dry: bool = False, written: Callable[[dict[str, Any]], None] = lambda results: None) -> dict[str, Any]:
-    """All sections; one that fails says why and does not stop the others. `written` is told after each."""
+    """All sections; one that fails says why and does not stop the others. `written` is called after each."""
     s = setup(dry)
     results: dict[str, Any] = {"dry": dry, "section_seconds": {}}
     for name, section in SECTIONS.items():

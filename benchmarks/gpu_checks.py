@@ -133,7 +133,7 @@ def transformer(s: Setup) -> dict[str, Any]:
     """A short transformer: sliced, streamed, with keys and values elsewhere, and fused, each against the plain way."""
     scheme = s.schemes[1]
     dit = s.build(scheme, replace(s.dit, num_layers=3))
-    given = stage_inputs(dit, s.sizes[0], 4, s.kind, s.dtype, words=12)
+    given = stage_inputs(dit, s.sizes[0], 4, s.kind, s.dtype, tokens=12)
     results: dict[str, Any] = {"scheme": scheme}
     dit.mlp_slice = dit.attention_slice = None
     whole = dit(**given)
@@ -156,7 +156,7 @@ def transformer(s: Setup) -> dict[str, Any]:
 def _streamed(s: Setup, scheme: str) -> bool:
     """Whether streamed layers give the bits of resident ones, pass after pass."""
     dit = s.build(scheme, replace(s.dit, num_layers=3))
-    given = stage_inputs(dit, s.sizes[0], 1, s.kind, s.dtype, words=12)
+    given = stage_inputs(dit, s.sizes[0], 1, s.kind, s.dtype, tokens=12)
     resident = dit(**given)
     with Residency(s.execution(scheme, layers="streamed"), device=s.kind) as home:
         with torch.inference_mode(False):
@@ -172,6 +172,6 @@ def _with_store(s: Setup, dit: Any, store: KVRing) -> float:
 
     def velocity(**options: Any) -> Tensor:
         torch.manual_seed(1)
-        return dit(**stage_inputs(dit, s.sizes[0], 4, s.kind, s.dtype, words=12, **options))
+        return dit(**stage_inputs(dit, s.sizes[0], 4, s.kind, s.dtype, tokens=12, **options))
 
     return relative_error(velocity(store=store), velocity())

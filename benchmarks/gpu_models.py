@@ -73,24 +73,24 @@ def random_vae(config: Any, dtype: torch.dtype, device: Any) -> ViTVAE:
 
 
 def stage_inputs(
-    dit: DiT, size: tuple[int, int], window: int, device: Any, dtype: torch.dtype, words: int = 128, store: Any = None
+    dit: DiT, size: tuple[int, int], window: int, device: Any, dtype: torch.dtype, tokens: int = 128, store: Any = None
 ) -> dict[str, Any]:
-    """Everything of a window pass in the steady state: latents, captions, a filled store, ranges.
+    """Everything of a window pass in the steady state: latents, captions' context, a filled store, ranges.
 
     Returns:
-        Keyword arguments for `dit`, latents, timesteps and captions included.
+        Keyword arguments for `dit`, latents, timesteps and context included.
     """
     config = dit.config
     width, height = size
     shape = (1, config.latent_channels, CHUNK_LATENT_FRAMES * window, height // 8, width // 8)
     slots = max(RANGES[4 * (window - 1 - place) // window] - 1 - place for place in range(window))
     store = store or KVRing(slots, dtype="bf16" if dtype == torch.bfloat16 else "float32", device=device)
-    embeddings = torch.randn(window, words, config.caption_channels, device=device).to(dtype)
-    captions = dit.encode_captions(embeddings)
+    embeddings = torch.randn(window, tokens, config.caption_channels, device=device).to(dtype)
+    context = dit.encode_captions(embeddings)
     for number in range(slots):
         chunk = torch.randn(1, config.latent_channels, CHUNK_LATENT_FRAMES, *shape[3:], device=device)
         dit(
-            chunk, torch.full((1, 1), 0.9999, device=device), captions.select([0]), first_chunk=number,
+            chunk, torch.full((1, 1), 0.9999, device=device), context.select([0]), first_chunk=number,
             kv_ranges=((number, number + 1),), store=store, write=True, step_size=4.0,
         )  # fmt: skip
     ends = range(slots + 1, slots + 1 + window)
@@ -98,7 +98,7 @@ def stage_inputs(
     return {
         "latents": torch.randn(shape, device=device),
         "timesteps": torch.linspace(0.6, 0.05, window, device=device)[None],
-        "captions": captions,
+        "context": context,
         "first_chunk": slots,
         "kv_ranges": tuple((max(0, end - back), end) for end, back in zip(ends, reach, strict=True)),
         "store": store,

@@ -339,13 +339,13 @@ class _Forward:
         with priced(self.case.card, self.case.attention) as pricer:
             with pricer.uncounted():
                 latents = torch.empty(1, config.latent_channels, chunks * width, *self.size, device=META)
-                words = torch.empty(chunks, tokens, config.caption_channels, device=META)
-                captions = self.dit.encode_captions(words, [tokens] * chunks)
+                embeddings = torch.empty(chunks, tokens, config.caption_channels, device=META)
+                context = self.dit.encode_captions(embeddings, [tokens] * chunks)
                 times = torch.empty(1, chunks, device=META)
                 store = self._store(first)
                 self.dit.rope(first * width // config.t_patch_size, *self._grid(chunks * width))  # kept from here on
             self.dit(
-                latents, times, captions, first_chunk=first, kv_ranges=ranges, store=store, write=write,
+                latents, times, context, first_chunk=first, kv_ranges=ranges, store=store, write=write,
                 step_size=self.schedule.step_size(0),
             )  # fmt: skip
         return pricer.bill

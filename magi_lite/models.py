@@ -27,6 +27,8 @@ PIXELS_PER_LATENT = 8
 """Spatial compression of the VAE."""
 CHUNK_LATENT_FRAMES = 6
 """Latent frames in a chunk: one second."""
+NULL_CAPTION_TOKENS = 50
+"""Valid tokens of the learned null caption, which clean chunks are run with."""
 SIZE_STEP = 16
 """Width and height are multiples of this: VAE (8) times the DiT's patch (2)."""
 ROTARY_PARTS = 8

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from magi_lite.files import write_tensors
 from magi_lite.models import SCALE_FACTOR
-from magi_lite.text.cleaning import clean_caption
+from magi_lite.text.cleaning import clean_prompt
 from magi_lite.vae.model import ViTVAE
 from training.photographs import draw_shot, film_shot
 from training.reel import TILE, to_signed
@@ -88,7 +88,7 @@ def body_mask(with_bodies: Tensor, without: Tensor) -> Tensor:
 
 def token_rows(tokenizer: object, captions: tuple[str, ...]) -> Tensor:
     """(S, L) ids of cleaned captions, padded."""
-    rows = [tokenizer(clean_caption(caption))["input_ids"] for caption in captions]  # type: ignore[operator]
+    rows = [tokenizer(clean_prompt(caption))["input_ids"] for caption in captions]  # type: ignore[operator]
     return torch.tensor([row[:CAPTION_TOKENS] + [0] * (CAPTION_TOKENS - len(row)) for row in rows])
 
 

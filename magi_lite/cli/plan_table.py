@@ -6,18 +6,18 @@ from magi_lite.machine.cards import GIB
 from magi_lite.planner.plan import Place, Plan, spoken, vram_limit
 
 BAR_WIDTH = 48
-WORDS = (
+LEGEND = (
     "DiT: the network that makes the video, layer by layer; its shell is what lies around the layers. Keys and values:",
     "what it keeps of finished seconds, so that the next ones follow from them. VAE: turns its numbers into frames and",
     "back. Activations: what it works on. Pinned: RAM that the card reads directly. Window: seconds made together.",
 )
-"""What the table's words stand for."""
+"""What the table's columns and rows stand for."""
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def text(plan: Plan) -> str:
     """Heading, table of items, bars per phase, times and notes, as one block of text."""
-    return "\n".join([*heading(plan), "", *table(plan), "", *bars(plan), "", *times(plan), *notes(plan), "", *WORDS])
+    return "\n".join([*heading(plan), "", *table(plan), "", *bars(plan), "", *times(plan), *notes(plan), "", *LEGEND])
 
 
 def heading(plan: Plan) -> list[str]:

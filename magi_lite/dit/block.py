@@ -35,7 +35,7 @@ class Pass:
     """(N, chunks, condition)."""
     table: Tensor
     """(chunks, tokens, 2 * r): rotary [sin | cos]."""
-    captions: CaptionContext
+    context: CaptionContext
     store: KVStore | None
     write: bool
     backend: Backend
@@ -157,13 +157,13 @@ class Attention(nn.Module):
         cross_query = self.q_layernorm_xattn(qx.unflatten(-1, heads))
         chunks = range(part.chunks.start, part.chunks.stop)
         own = self._self_attention(query, [step.kv_ranges[c] for c in chunks], [reach[c] for c in chunks], step.backend)
-        words = self._cross_attention(cross_query, step, chunks)
+        cross = self._cross_attention(cross_query, step, chunks)
         n, tokens = q.shape[0], q.shape[2]
         if torch.is_grad_enabled():
-            both = [torch.cat(parts, dim=1).view(n, len(chunks), tokens, self.groups, -1) for parts in (own, words)]
+            both = [torch.cat(parts, dim=1).view(n, len(chunks), tokens, self.groups, -1) for parts in (own, cross)]
             return torch.stack(both, dim=4).flatten(3)
         mixed = q.new_empty(n, len(chunks), tokens, self.groups, 2, q.shape[3] // self.groups)
-        for which, parts in enumerate((own, words)):
+        for which, parts in enumerate((own, cross)):
             start = 0
             for output in parts:  # straight from the kernels' own tensors, one copy
                 stop = start + output.shape[1] // tokens
@@ -187,19 +187,19 @@ class Attention(nn.Module):
         return outputs
 
     def _cross_attention(self, query: Tensor, step: Pass, chunks: range) -> list[Tensor]:
-        """As `_self_attention`, over the captions; row n * K + c of the captions serves batch row n, chunk c."""
-        captions = step.captions
+        """As `_self_attention`, over the context; its row n * K + c serves batch row n, chunk c."""
+        context = step.context
         flat = query.flatten(0, 1)
         whole = (query.shape[0], -1, *query.shape[3:])
         rows = [n * len(step.kv_ranges) + c for n in range(query.shape[0]) for c in chunks]
-        every = len(rows) == len(captions)
-        lengths = captions.lengths
+        every = len(rows) == len(context)
+        lengths = context.lengths
         if every and len(set(lengths)) == 1:
-            key, value = captions.batch(self.index)
+            key, value = context.batch(self.index)
             return [step.backend(flat, key[:, : lengths[0]], value[:, : lengths[0]]).reshape(whole)]
         if every and len(rows) > MOST_CALLS:
-            return [masked_sdpa(flat, *captions.batch(self.index), captions.mask(flat.device)).reshape(whole)]
-        outputs = [step.backend(flat[i : i + 1], *captions.row(self.index, row)) for i, row in enumerate(rows)]
+            return [masked_sdpa(flat, *context.batch(self.index), context.mask(flat.device)).reshape(whole)]
+        outputs = [step.backend(flat[i : i + 1], *context.row(self.index, row)) for i, row in enumerate(rows)]
         return outputs if query.shape[0] == 1 else [torch.cat(outputs).reshape(whole)]
 
 

@@ -1,4 +1,4 @@
-"""Captions as the layers want them: keys and values of every layer, computed once per prompt.
+"""The context of cross attention: keys and values of captions in every layer, computed once per caption.
 
 A context is a list of rows, one per (batch row, chunk) of a pass. Rows point into the encodings they came from, so
 choosing and joining rows copies nothing.
@@ -35,7 +35,7 @@ class CaptionEncoding:
 
 @dataclass(frozen=True, eq=False)
 class CaptionContext:
-    """Rows of encodings; make it with `DiT.encode_captions`, then `select` and `cat`."""
+    """What cross attention reads, a row per caption; make it with `DiT.encode_captions`, then `select` and `cat`."""
 
     rows: tuple[tuple[CaptionEncoding, int], ...]
     _joined: dict[int | str, Tensor | KeyValue] = field(default_factory=dict, repr=False)

@@ -144,8 +144,8 @@ class CaptionEmbedding(nn.Module):
         self.y_proj_xattn = nn.Sequential(Float32Linear(channels, hidden), nn.SiLU())
         self.y_proj_adaln = nn.Sequential(Float32Linear(channels, condition))
 
-    def words(self, embeddings: Tensor) -> Tensor:
-        """(..., channels) -> (..., hidden) float32."""
+    def hidden(self, embeddings: Tensor) -> Tensor:
+        """(..., channels) -> (..., hidden) float32: what the layers make keys and values of."""
         return self.y_proj_xattn(embeddings)
 
     def modulation(self, dropped: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class DiT(nn.Module):
     def encode_captions(
         self, embeddings: Tensor, mask: Tensor | Sequence[int] | None = None, dropped: bool | Tensor = False
     ) -> CaptionContext:
-        """Everything a forward needs of captions, once per prompt.
+        """Everything a forward needs of captions: the context that its cross attention reads.
 
         Args:
             embeddings: (B, L, caption channels).
@@ -114,17 +114,17 @@ class DiT(nn.Module):
             wanted = f"(captions, tokens, {self.config.caption_channels})"
             raise InputError(f"Caption embeddings are {tuple(embeddings.shape)}; they must be {wanted}.")
         lengths = caption_lengths(embeddings, mask)
-        words = self.y_embedder.words(embeddings[:, : max(lengths)]).to(self.dtype)
-        flags = dropped if isinstance(dropped, Tensor) else torch.full((len(lengths),), dropped, device=words.device)
-        modulation = self.y_embedder.modulation(flags.to(words.device).bool())
-        layers = tuple(layer.caption_key_value(words) for layer in self.videodit_blocks.stack())
+        hidden = self.y_embedder.hidden(embeddings[:, : max(lengths)]).to(self.dtype)
+        flags = dropped if isinstance(dropped, Tensor) else torch.full((len(lengths),), dropped, device=hidden.device)
+        modulation = self.y_embedder.modulation(flags.to(hidden.device).bool())
+        layers = tuple(layer.caption_key_value(hidden) for layer in self.videodit_blocks.stack())
         return CaptionContext.of(CaptionEncoding(layers, lengths, modulation))
 
     def forward(
         self,
         latents: Tensor,
         timesteps: Tensor,
-        captions: CaptionContext,
+        context: CaptionContext,
         *,
         first_chunk: int,
         kv_ranges: Sequence[tuple[int, int]],
@@ -137,7 +137,7 @@ class DiT(nn.Module):
         Args:
             latents: (N, C, T, H, W); T is K times the chunk's latent frames.
             timesteps: (N, K) float32, 0 noise, 1 clean.
-            captions: N * K rows in (n, k) order.
+            context: of the chunks' captions, N * K rows in (n, k) order.
             first_chunk: absolute number of the first chunk: its place in time and in the store.
             kv_ranges: for each chunk, the absolute chunks [first, last) that it sees; those before `first_chunk` come
                 from the store.
@@ -151,19 +151,19 @@ class DiT(nn.Module):
         Raises:
             InputError: shapes, ranges or captions do not fit each other.
         """
-        self._check(latents, timesteps, captions, first_chunk, kv_ranges, store, write)
+        self._check(latents, timesteps, context, first_chunk, kv_ranges, store, write)
         channels, frames, height, width = latents.shape[1:]
         chunks = timesteps.shape[1]
         config, dtype = self.config, self.dtype
         grid = (frames // config.t_patch_size, height // config.patch_size, width // config.patch_size)
-        condition = self._condition(timesteps, captions, step_size, dtype)
+        condition = self._condition(timesteps, context, step_size, dtype)
         table = self.rope(first_chunk * (grid[0] // chunks), *grid)
         step = Pass(
             first_chunk=first_chunk,
             kv_ranges=tuple((first, last) for first, last in kv_ranges),
             condition=condition,
             table=table.view(chunks, -1, table.shape[-1]),
-            captions=captions,
+            context=context,
             store=store,
             write=write,
             backend=self.backend,
@@ -192,7 +192,7 @@ class DiT(nn.Module):
         return torch.cat([x, x], dim=1) if self.config.half_channel_vae else x
 
     def _condition(
-        self, timesteps: Tensor, captions: CaptionContext, step_size: float | Tensor | None, dtype: torch.dtype
+        self, timesteps: Tensor, context: CaptionContext, step_size: float | Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         """(N, K, condition): the timestep's embedding, the step size's, and dropped or not."""
         condition = self.t_embedder(timesteps, dtype)
@@ -200,13 +200,13 @@ class DiT(nn.Module):
             if not isinstance(step_size, Tensor):
                 step_size = torch.full_like(timesteps, step_size, dtype=torch.float32)
             condition = condition + self.t_embedder(step_size, dtype)
-        return (condition + captions.modulation.view(condition.shape)).to(dtype)
+        return (condition + context.modulation.view(condition.shape)).to(dtype)
 
     def _check(
         self,
         latents: Tensor,
         timesteps: Tensor,
-        captions: CaptionContext,
+        context: CaptionContext,
         first_chunk: int,
         kv_ranges: Sequence[tuple[int, int]],
         store: KVStore | None,
@@ -223,8 +223,8 @@ class DiT(nn.Module):
         chunks = timesteps.shape[1]
         if frames % (chunks * t_patch) or not frames:
             raise InputError(f"{frames} latent frames cannot be cut into {chunks} equal chunks.")
-        if len(captions) != n * chunks:
-            raise InputError(f"There are {len(captions)} captions for {n} x {chunks} chunks; give one for each.")
+        if len(context) != n * chunks:
+            raise InputError(f"There are {len(context)} captions for {n} x {chunks} chunks; give one for each.")
         end = first_chunk + chunks
         if len(kv_ranges) != chunks or not all(0 <= first < last <= end for first, last in kv_ranges):
             raise InputError(f"KV ranges {list(kv_ranges)} must be {chunks}, each within [0, {end}) and not empty.")

@@ -45,8 +45,8 @@ class Job:
     def title(self) -> str:
         """A short name: the beginning of the first prompt."""
         timeline = self.request.timeline
-        words = timeline.global_prompt or next((s.prompt for s in timeline.segments if s.prompt), "")
-        return " ".join(words.split())[:80] or (self.request.image or self.request.video or Path("Untitled")).name
+        prompt = timeline.global_prompt or next((s.prompt for s in timeline.segments if s.prompt), "")
+        return " ".join(prompt.split())[:80] or (self.request.image or self.request.video or Path("Untitled")).name
 
 
 def to_row(job: Job) -> dict[str, Any]:

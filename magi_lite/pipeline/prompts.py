@@ -16,7 +16,7 @@ from magi_lite.request.request import SpecialTokens
 from magi_lite.sampling.results import Caption
 from magi_lite.sentences import shortened
 from magi_lite.text.cache import EmbeddingCache
-from magi_lite.text.cleaning import clean_caption
+from magi_lite.text.cleaning import clean_prompt
 from magi_lite.text.special_tokens import SpecialTokenTable, wanted_tokens
 from magi_lite.text.vocabulary import Vocabulary, characters_taken_out
 from magi_lite.timeline import PromptMix
@@ -33,7 +33,7 @@ class PromptBank:
         fingerprint: tells the encoder's embeddings from another's in the cache.
         cache: embeddings on disk.
         table: the learned special tokens.
-        max_length: rows of a caption that the model takes.
+        max_length: tokens of a caption that the model takes.
         tokenizer: brings the encoder's tokenizer, to count the words that did not fit.
         vocabulary: the words of a model that knows few; None: it reads all.
     """
@@ -82,18 +82,18 @@ class PromptBank:
         """
         known = [prompt for prompt in prompts if prompt.strip() and prompt in self._known]
         for prompt in known:
-            if len(self._known[prompt]) <= 1 and not clean_caption(prompt):  # nothing but the end token
+            if len(self._known[prompt]) <= 1 and not clean_prompt(prompt):  # nothing but the end token
                 yield f"{shortened(prompt)} says nothing to the model: such characters and words are taken out."
             elif lost := characters_taken_out(prompt):
                 yield f"Of {shortened(prompt)} the model does not see {lost}: such characters are taken out."
         unknown = self._vocabulary.notice(known) if self._vocabulary else None
         if unknown:
             yield unknown
-        room = self._max_length - max(1, len(wanted_tokens(tokens)))  # the end token's row is pushed out first
+        room = self._max_length - max(1, len(wanted_tokens(tokens)))  # the end token is pushed out first
         long = [prompt for prompt in known if len(self._known[prompt]) > min(room + 1, self._max_length - 1)]
         if not long:
             return
-        tokenizer, fronts = self._tokenizer(), len(clean_caption(front).split())
+        tokenizer, fronts = self._tokenizer(), len(clean_prompt(front).split())
         counts = [(prompt, *_words_read(tokenizer, prompt, room)) for prompt in long]
         cut = [(prompt, read, words) for prompt, read, words in counts if read < words]
         for prompt, read, words in cut[:_NAMED]:
@@ -119,7 +119,7 @@ class PromptBank:
 
 def _words_read(tokenizer: Any, prompt: str, room: int) -> tuple[int, int]:
     """How many words of a prompt fit into `room` tokens, and how many it has, cleaned as the encoder sees it."""
-    words = clean_caption(prompt).split()
+    words = clean_prompt(prompt).split()
     low, high = 0, len(words)
     while low < high:
         middle = (low + high + 1) // 2

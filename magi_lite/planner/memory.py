@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from magi_lite.models import FRAMES_PER_LATENT, ModelSpec
+from magi_lite.models import FRAMES_PER_LATENT, NULL_CAPTION_TOKENS, ModelSpec
 from magi_lite.planner import shapes
 from magi_lite.planner.activations import (
     PassShape,
@@ -35,8 +35,6 @@ STREAM_BUFFERS = 2
 """Device buffers of a streamed DiT: the layer at work and the one being copied."""
 KV_PREFETCH_BUFFERS = 2
 """Device buffers of a pinned KV store: the layer at work and the one being copied."""
-NULL_CAPTION_TOKENS = 50
-"""Valid tokens of the learned null caption, which clean chunks are run with."""
 BUSY: tuple[Phase, ...] = ("denoise", "decode")
 
 

@@ -17,7 +17,7 @@ from magi_lite.models import MODELS
 from magi_lite.request import presets
 from magi_lite.request.request import OPTIONS, PARTS, STYLES, GenerationRequest, windows_of
 from magi_lite.sentences import did_you_mean, either, shortened, shown
-from magi_lite.text.cleaning import check_caption, clean_caption
+from magi_lite.text.cleaning import check_prompt, clean_prompt
 from magi_lite.timeline import Timeline
 from magi_lite.weights.layout import is_folder
 
@@ -180,8 +180,8 @@ def check_prompts(request: GenerationRequest) -> None:
 
 def _check_something_is_left(prompts: list[str]) -> None:
     for prompt in prompts:
-        check_caption(prompt)
-    if prompts and not any(map(clean_caption, prompts)):
+        check_prompt(prompt)
+    if prompts and not any(map(clean_prompt, prompts)):
         raise InputError(
             f"{shortened(prompts[0])} says nothing to the model: Chinese characters, web addresses, file names and "
             "codes are taken out of prompts, as in its training; write it in plain English words."

@@ -65,11 +65,11 @@ class Passes:
 
     @torch.no_grad()
     def encode(self, caption: Caption, *, dropped: bool = False) -> CaptionContext:
-        """A caption as the network's layers read it; one without a token is the null caption."""
+        """A caption's context, as the network's layers read it; one without a token is the null caption."""
         embeddings = caption.or_null(self._null).embeddings.to(self._device, self._dtype)[None]
         return self.dit.encode_captions(embeddings, None, dropped=dropped)
 
-    def forget_rows(self) -> None:
+    def forget_stage(self) -> None:
         """Let go of what was kept for one stage."""
         self._repeated.clear()
 
@@ -78,7 +78,7 @@ class Passes:
             self._null_contexts[dropped] = self.encode(self._null, dropped=dropped)
         return self._null_contexts[dropped]
 
-    def _no_words(self, rows: int) -> CaptionContext:
+    def _dropped(self, rows: int) -> CaptionContext:
         """The dropped caption `rows` times; kept for the stage, for contexts join their rows when first used."""
         if rows not in self._repeated:
             self._repeated[rows] = self._null_context(dropped=True).select([0] * rows)
@@ -123,7 +123,7 @@ class Passes:
             self._run_clean_first(window, dropped=False)
             self._add(velocity, self._whole(window, window.context), [w.full for w in weights])
         self._run_clean_first(window, dropped=True)
-        prev = self._whole(window, self._no_words(window.stage.chunks))
+        prev = self._whole(window, self._dropped(window.stage.chunks))
         self._add(velocity, prev, [w.prev for w in weights])
         self._add_unconditional(velocity, window, weights)
         return velocity

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Caption:
-    """What one chunk is conditioned on: embeddings (L, C), valid rows only, special tokens included."""
+    """What one chunk is conditioned on: embeddings (L, C), valid tokens only, special tokens included."""
 
     embeddings: Tensor
 

@@ -162,7 +162,7 @@ class Sampler:
         """
         for stage in self.schedule.stages(self._progress.next_stage):
             latents, captions, context = self._enter(stage)
-            self._passes.forget_rows()
+            self._passes.forget_stage()
             self._recall(stage)
             for step in range(self.schedule.steps_per_stage):
                 velocity = self._step(stage, step, latents, context)
@@ -202,7 +202,7 @@ class Sampler:
         chunk, width = stage.first, self._width
         done = latents[:, :, :width].clone()
         progress.window = latents[:, :, width:].clone()
-        progress.captions = {c: words for c, words in captions.items() if c != chunk}
+        progress.captions = {c: caption for c, caption in captions.items() if c != chunk}
         self._context = context.select(range(1, stage.chunks)) if stage.chunks > 1 else None
         emitted = self._emitted(chunk, done)
         if chunk == self.offset:

@@ -3,7 +3,7 @@ r"""Prompts as the text encoder knows them: the cleaning that its training capti
 The idea: a short ordered table of rewrites between two decoding steps. The order is part of the behaviour (a rule sees
 what the earlier ones left), so the rules are data in one list and not code in branches. Some rules are surprising
 ("4k" stays, "1920x1080" goes, a file name swallows the words glued to it); they are kept, because the encoder must see
-what it saw in training. Source: docs/architecture.md, section 7 of the model; behaviour pinned by the golden captions.
+what it saw in training. Source: docs/architecture.md, section 7 of the model; behaviour pinned by goldens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DASHES = (
 )
 _NOISE = re.escape("#®•©™&@·º½¾¿¡§~)(][}{|\\/*")
 _MANY_JOINTS = 3
-"""More dashes and underscores than this and a caption reads as one joined file name: they become spaces."""
+"""More dashes and underscores than this and a prompt reads as one joined file name: they become spaces."""
 
 _LONGEST_WORD = 3000
 
@@ -96,12 +96,12 @@ def _without_tags(text: str) -> str:
     from bs4 import BeautifulSoup
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns when a caption looks like a file name or an address
+        warnings.simplefilter("ignore")  # it warns when a prompt looks like a file name or an address
         return BeautifulSoup(text, features="html.parser").text
 
 
 def clean_once(text: str) -> str:
-    """One pass of the published cleaning; the encoder's prompts get two, see `clean_caption`."""
+    """One pass of the published cleaning; the encoder's prompts get two, see `clean_prompt`."""
     import ftfy
 
     text = urllib.parse.unquote_plus(text).strip().lower()
@@ -113,20 +113,20 @@ def clean_once(text: str) -> str:
     return _rewrite(text, _SHOP_TALK).strip()
 
 
-def clean_caption(text: str) -> str:
+def clean_prompt(text: str) -> str:
     """What the text encoder is given for a prompt: the published cleaning, applied twice as the official program does.
 
     Cleaning twice matters: the second pass sees the spaces that the first one put behind full stops, and takes off a
     second pair of quotes.
 
     Raises:
-        InputError: see `check_caption`.
+        InputError: see `check_prompt`.
     """
-    check_caption(text)
+    check_prompt(text)
     return clean_once(clean_once(text))
 
 
-def check_caption(text: str) -> None:
+def check_prompt(text: str) -> None:
     """Refuse a word too long to be one; some rules take the square of a word's length.
 
     Raises:

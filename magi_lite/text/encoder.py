@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magi_lite.text.cleaning import clean_caption
+from magi_lite.text.cleaning import clean_prompt
 
 
 class PromptEncoder:
@@ -47,7 +47,7 @@ class PromptEncoder:
 
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids of a prompt, cleaned, ending with the end token, at most `max_length`."""
-        ids: list[int] = self.tokenizer(clean_caption(prompt), truncation=True, max_length=self.max_length)["input_ids"]
+        ids: list[int] = self.tokenizer(clean_prompt(prompt), truncation=True, max_length=self.max_length)["input_ids"]
         return ids
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:

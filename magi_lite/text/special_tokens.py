@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from magi_lite.errors import CheckpointError, InputError
+from magi_lite.models import NULL_CAPTION_TOKENS
 from magi_lite.request.request import STYLES, SpecialTokens
 from magi_lite.weights.layout import SPECIAL_TOKENS_SHA256
 from quant.storage.files import sha256
@@ -21,8 +22,6 @@ from quant.storage.files import sha256
 PUBLISHED_CHANNELS = 4096
 MAX_DURATION = 8
 """The duration token counts the seconds that remain up to this many."""
-NULL_CAPTION_LENGTH = 50
-"""How many rows of the learned null caption are valid tokens."""
 
 _ROWS = {"transition": 0, "quality": 1, "static": 2, "dynamic": 3, "borders": 4, "3d": 15, "anime": 16}
 _FIRST_DURATION_ROW = 7
@@ -107,7 +106,7 @@ class SpecialTokenTable:
             embedding: (L, C); pushed right, and cut at `max_length`.
             names: styles, "quality", "duration".
             chunks_remaining: for "duration": chunks still to be made, the current one included.
-            max_length: rows that fit; None does not cut.
+            max_length: tokens that fit; None does not cut.
 
         Returns:
             (min(L + len(names), max_length), C) in the embedding's dtype and device.
@@ -117,8 +116,8 @@ class SpecialTokenTable:
                 f"The special tokens have {self.channels} channels and the caption {tuple(embedding.shape)[-1]}; "
                 "use the special-token file of this model."
             )
-        rows = [self.token(name, chunks_remaining).to(embedding) for name in reversed(names)]
-        return torch.cat([*rows, embedding])[:max_length]
+        tokens = [self.token(name, chunks_remaining).to(embedding) for name in reversed(names)]
+        return torch.cat([*tokens, embedding])[:max_length]
 
     def caption(
         self, embedding: torch.Tensor, tokens: SpecialTokens, chunks_remaining: int | None, max_length: int
@@ -152,19 +151,19 @@ def wanted_tokens(tokens: SpecialTokens) -> tuple[str, ...]:
 
 
 def null_caption(null_caption_embedding: torch.Tensor, table: SpecialTokenTable | None = None) -> torch.Tensor:
-    """The caption of clean chunks and of dropped text: the first rows of the model's learned null caption.
+    """The caption of clean chunks and of dropped text: the first tokens of the model's learned null caption.
 
     Args:
         null_caption_embedding: (caption_max_length, C), the DiT's own parameter.
         table: given, the published negative tokens are pushed in front (what should not be in the picture).
 
     Returns:
-        (min(50, caption_max_length), C), valid rows only. The negative tokens push learned rows out at the right, so
+        (min(50, caption_max_length), C), valid tokens only. The negative tokens push learned ones out at the right, so
         the length stays.
     """
-    length = min(NULL_CAPTION_LENGTH, null_caption_embedding.shape[0])
-    rows = null_caption_embedding if table is None else table.push(null_caption_embedding, NEGATIVE_TOKENS)
-    return rows[:length].detach()
+    length = min(NULL_CAPTION_TOKENS, null_caption_embedding.shape[0])
+    whole = null_caption_embedding if table is None else table.push(null_caption_embedding, NEGATIVE_TOKENS)
+    return whole[:length].detach()
 
 
 def _half(vectors: torch.Tensor) -> torch.Tensor:

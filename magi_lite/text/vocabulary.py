@@ -15,7 +15,7 @@ from pathlib import Path
 
 from magi_lite.config_files import read_json
 from magi_lite.errors import CheckpointError
-from magi_lite.text.cleaning import clean_caption
+from magi_lite.text.cleaning import clean_prompt
 
 FILE = "vocabulary.json"
 _NAMED = 6
@@ -70,7 +70,7 @@ class Vocabulary:
         found: dict[str, None] = {}
         silent = set(_SILENT.split())
         for prompt in prompts:
-            text = clean_caption(prompt)
+            text = clean_prompt(prompt)
             for phrase, ours in self.same.items():
                 text = re.sub(rf"\b{re.escape(phrase)}\b", ours, text)
             for word in re.findall(r"[^\W_]+(?:'[^\W_]+)?", text):
@@ -94,7 +94,7 @@ class Vocabulary:
 
 def characters_taken_out(prompt: str) -> str:
     """The parts of a prompt in other scripts that cleaning takes out although something is left, or ""."""
-    cleaned = clean_caption(prompt)
+    cleaned = clean_prompt(prompt)
     if not cleaned:
         return ""
     runs = re.findall(r"[^\W\d_]+", prompt)

@@ -37,7 +37,7 @@ JSON_VERSION = 1
 MAX_SECONDS = 1_000_000
 """No segment ends later: eleven days."""
 MAX_BLEND = 600
-"""Seconds over which words are mixed at most."""
+"""Seconds over which prompts are mixed at most."""
 _NAME_LENGTH = 40
 _MAX_PATH = 4096
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)

@@ -1,4 +1,4 @@
-"""The attention's door: kernels against the plain formula, grouped against expanded, and which kernel is chosen."""
+"""Attention: kernels against the plain formula, grouped against expanded, and which kernel is chosen."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Recorder:
         return self._backend(query, key, value)
 
     def _end_layer(self, index: int, shape: torch.Size) -> None:
-        """Queries from the calls at the attention's door; self attention's come first."""
+        """Queries from the calls of the attention kernel; self attention's come first."""
         chunks, tokens = shape[1:3]
         queries: list[Tensor] = []
         for query, _, _ in self._calls[index]:

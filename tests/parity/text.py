@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from magi_lite.request.request import SpecialTokens
-from magi_lite.text.cleaning import clean_caption, clean_once
+from magi_lite.text.cleaning import clean_once, clean_prompt
 from magi_lite.text.special_tokens import NEGATIVE_TOKENS, SpecialTokenTable, null_caption
 from tests.parity.report import CaseResult, compare, exact, unclaimed
 
@@ -58,7 +58,7 @@ def run(folder: Path, root: Path) -> Iterator[CaseResult]:
 
 
 def _cleaning_cases(sidecar: dict[str, Any]) -> Iterator[CaseResult]:
-    functions = {"clean_caption": clean_once, "text_preprocessing": clean_caption}
+    functions = {"clean_caption": clean_once, "text_preprocessing": clean_prompt}
     for number, case in enumerate(sidecar["cases"]):
         for name, golden in case.items():
             if name == "caption":

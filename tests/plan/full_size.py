@@ -87,7 +87,7 @@ def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[
 
 
 def caption_bytes(plan: planner.Plan) -> int:
-    """The words of one chunk in flight, as the host holds them: float32."""
+    """The caption of one chunk in flight, as the host holds them: float32."""
     return 4 * memory.caption_tokens(plan.request, plan.model) * plan.model.dit.caption_channels
 
 
