@@ -1,11 +1,10 @@
-"""The networks of one run, where the plan wants them: loaded, used and let go."""
+"""Transformer and autoencoder of one run, where the plan wants them: loaded, used and let go."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,41 +19,19 @@ from magi_lite.files import output_errors
 from magi_lite.machine import devices
 from magi_lite.models import quantizable
 from magi_lite.pipeline.decoding import decode_chunk, decode_preview, encode_pixels
-from magi_lite.pipeline.prompts import PromptBank
 from magi_lite.planner import Plan
 from magi_lite.planner.execution import Execution
-from magi_lite.planner.shapes import t5_bytes
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption
-from magi_lite.text.cache import EmbeddingCache
-from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import null_caption
-from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.loader import (
     DTYPES,
     load_dit,
-    load_special_tokens,
-    load_text_encoder,
     load_vae,
 )
 from magi_lite.weights.residency import Residency, drop_weights
-from magi_lite.weights.t5 import fingerprint, load_tokenizer
-
-TEXT_SPARE_BYTES = 512 << 20
-"""Device memory that the text encoder wants beside its weights."""
-SMALL_TEXT_ENCODER_BYTES = 256 << 20
-EMBEDDINGS_FOLDER: Path | None = None
-"""Where prompts' embeddings are kept between runs; None: in the user's cache folder."""
-
-
-def _cache_folder() -> Path:
-    """The user's cache folder for this program, or a temporary one where there is no home."""
-    try:
-        return Path.home() / ".cache" / "magi_lite"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / "magi_lite"
 
 
 def plan_for(files: ModelFiles, request: GenerationRequest) -> Plan:
@@ -66,49 +43,6 @@ def plan_for(files: ModelFiles, request: GenerationRequest) -> Plan:
     plan = planner.plan(request, request.preset, None, files.spec)
     choose_attention(plan.execution.attention, plan.execution.device, DTYPES[plan.execution.dtype])
     return plan
-
-
-def prompt_bank(files: ModelFiles, execution: Execution, cancelled: Callable[[], bool] = lambda: False) -> PromptBank:
-    """Captions for a run; `cancelled` is asked while the text encoder is loaded."""
-
-    def encode(prompts: Sequence[str]) -> list[Tensor]:
-        where = text_execution(files, execution)
-
-        def load() -> PromptEncoder:
-            return load_text_encoder(files, where, cancelled=cancelled)
-
-        with Residency(where) as home, home.text_encoder(load) as encoder, torch.inference_mode():
-            return [embedding.cpu() for embedding in encoder.encode(prompts)]
-
-    return PromptBank(
-        encode,
-        fingerprint(files.text_encoder, execution.t5),
-        EmbeddingCache(EMBEDDINGS_FOLDER or _cache_folder() / "embeddings"),
-        load_special_tokens(files),
-        files.spec.dit.caption_max_length,
-        lambda: load_tokenizer(files.text_encoder),
-        Vocabulary.beside(files.text_encoder),
-    )
-
-
-def text_encoder_is_small(files: ModelFiles) -> bool:
-    """Whether loading it and encoding with it is a matter of a moment."""
-    return t5_bytes(files.spec.t5, "bf16") <= SMALL_TEXT_ENCODER_BYTES
-
-
-def text_execution(files: ModelFiles, execution: Execution) -> Execution:
-    """The execution, with the text encoder on the CPU where the card has no room for it now.
-
-    The plan gives the encoder the whole card, but a redirect brings prompts while the transformer is loaded.
-    """
-    if execution.t5_device != "cuda":
-        return execution
-    devices.free_memory()
-    memory = devices.memory_info()
-    needed = t5_bytes(files.spec.t5, execution.t5) + TEXT_SPARE_BYTES
-    if memory is None or memory[0] >= needed:
-        return execution
-    return replace(execution, t5_device="cpu")
 
 
 @dataclass(frozen=True)

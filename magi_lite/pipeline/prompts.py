@@ -6,21 +6,37 @@ is not in the cache, encodes all that are missing, and is let go at once.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from magi_lite.machine import devices
+from magi_lite.planner.execution import Execution
+from magi_lite.planner.shapes import t5_bytes
 from magi_lite.request.request import SpecialTokens
 from magi_lite.sampling.results import Caption
 from magi_lite.sentences import shortened
 from magi_lite.text.cache import EmbeddingCache
 from magi_lite.text.cleaning import clean_prompt
+from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import SpecialTokenTable, wanted_tokens
 from magi_lite.text.vocabulary import Vocabulary, characters_taken_out
 from magi_lite.timeline import PromptMix
+from magi_lite.weights.layout import ModelFiles
+from magi_lite.weights.loader import load_special_tokens, load_text_encoder
+from magi_lite.weights.residency import Residency
+from magi_lite.weights.t5 import fingerprint, load_tokenizer
 
+TEXT_SPARE_BYTES = 512 << 20
+"""Device memory that the text encoder wants beside its weights."""
+SMALL_TEXT_ENCODER_BYTES = 256 << 20
+EMBEDDINGS_FOLDER: Path | None = None
+"""Where prompts' embeddings are kept between runs; None: in the user's cache folder."""
 _NAMED = 3
 """Prompts that lose words and are named; of more, only their number is given."""
 
@@ -137,3 +153,57 @@ def blend(parts: Sequence[tuple[Tensor, float]]) -> Tensor:
     for embedding, weight in parts:
         mixed[: len(embedding)] += weight * embedding
     return mixed
+
+
+# --- the text encoder, loaded for a moment ---------------------------------------------------------------------------
+
+
+def prompt_bank(files: ModelFiles, execution: Execution, cancelled: Callable[[], bool] = lambda: False) -> PromptBank:
+    """Captions for a run; `cancelled` is asked while the text encoder is loaded."""
+
+    def encode(prompts: Sequence[str]) -> list[Tensor]:
+        where = text_execution(files, execution)
+
+        def load() -> PromptEncoder:
+            return load_text_encoder(files, where, cancelled=cancelled)
+
+        with Residency(where) as home, home.text_encoder(load) as encoder, torch.inference_mode():
+            return [embedding.cpu() for embedding in encoder.encode(prompts)]
+
+    return PromptBank(
+        encode,
+        fingerprint(files.text_encoder, execution.t5),
+        EmbeddingCache(EMBEDDINGS_FOLDER or _cache_folder() / "embeddings"),
+        load_special_tokens(files),
+        files.spec.dit.caption_max_length,
+        lambda: load_tokenizer(files.text_encoder),
+        Vocabulary.beside(files.text_encoder),
+    )
+
+
+def text_encoder_is_small(files: ModelFiles) -> bool:
+    """Whether loading it and encoding with it is a matter of a moment."""
+    return t5_bytes(files.spec.t5, "bf16") <= SMALL_TEXT_ENCODER_BYTES
+
+
+def text_execution(files: ModelFiles, execution: Execution) -> Execution:
+    """The execution, with the text encoder on the CPU where the card has no room for it now.
+
+    The plan gives the encoder the whole card, but a redirect brings prompts while the transformer is loaded.
+    """
+    if execution.t5_device != "cuda":
+        return execution
+    devices.free_memory()
+    memory = devices.memory_info()
+    needed = t5_bytes(files.spec.t5, execution.t5) + TEXT_SPARE_BYTES
+    if memory is None or memory[0] >= needed:
+        return execution
+    return replace(execution, t5_device="cpu")
+
+
+def _cache_folder() -> Path:
+    """The user's cache folder for this program, or a temporary one where there is no home."""
+    try:
+        return Path.home() / ".cache" / "magi_lite"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "magi_lite"

@@ -39,15 +39,7 @@ from magi_lite.pipeline.background import Background
 from magi_lite.pipeline.colours import ColourMap
 from magi_lite.pipeline.decoding import psnr
 from magi_lite.pipeline.delivery import Delivery
-from magi_lite.pipeline.engine import (
-    Engine,
-    decoder,
-    engine,
-    plan_for,
-    prompt_bank,
-    recorded,
-    text_encoder_is_small,
-)
+from magi_lite.pipeline.engine import Engine, decoder, engine, plan_for, recorded
 from magi_lite.pipeline.prefix import (
     PrefixSource,
     look_at_pictures,
@@ -56,7 +48,7 @@ from magi_lite.pipeline.prefix import (
     read_prefix,
     save_prefix,
 )
-from magi_lite.pipeline.prompts import PromptBank
+from magi_lite.pipeline.prompts import PromptBank, prompt_bank, text_encoder_is_small
 from magi_lite.pipeline.resume import ResumePoint, find_resume_point
 from magi_lite.planner import Phase, Plan
 from magi_lite.project import Project

@@ -168,7 +168,7 @@ def make(desk: Any, job: str) -> wire.Message | None:
 
     from magi_lite import pipeline
     from magi_lite.machine import devices
-    from magi_lite.pipeline import engine
+    from magi_lite.pipeline import prompts
 
     def ask(method: str, *arguments: Any) -> Any:
         return ray.get(getattr(desk, method).remote(job, *arguments))
@@ -189,20 +189,20 @@ def make(desk: Any, job: str) -> wire.Message | None:
             request = replace(request, **own)
         pictures = Path(scratch) / "pictures"
         request = replace(request, timeline=_with_files(request.timeline, given["pictures"], pictures))
-        engine.EMBEDDINGS_FOLDER = Path(scratch) / "embeddings"
+        prompts.EMBEDDINGS_FOLDER = Path(scratch) / "embeddings"
         control, sent = RunControl(), _Known()
         folder = resume if given["from_chunk"] is None else None
         if folder:
             _changes(folder, sent)  # what came from the desk is there already
         try:
-            had = _share_embeddings(ask, request, engine.EMBEDDINGS_FOLDER)
+            had = _share_embeddings(ask, request, prompts.EMBEDDINGS_FOLDER)
             for event in pipeline.generate(
                 request, control=control, projects_folder=projects, resume=resume, from_chunk=given["from_chunk"]
             ):
                 if isinstance(event, events.Opened):
                     folder = event.project
                 if isinstance(event, (events.PhaseStarted, events.Finished, events.Stopped)):
-                    made = {p.name: p.read_bytes() for p in engine.EMBEDDINGS_FOLDER.glob("*") if p.name not in had}
+                    made = {p.name: p.read_bytes() for p in prompts.EMBEDDINGS_FOLDER.glob("*") if p.name not in had}
                     if made:
                         ray.get(desk.keep.remote(made))
                         had |= made.keys()

@@ -50,7 +50,7 @@ def request_for(tiny_model: Path) -> Callable[..., GenerationRequest]:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Event]]:
     """Run to the end; projects lie in tmp_path / "projects", embeddings in tmp_path too."""
-    monkeypatch.setattr("magi_lite.pipeline.engine.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
+    monkeypatch.setattr("magi_lite.pipeline.prompts.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
 
     def collect(request: GenerationRequest | None, **options: object) -> list[Event]:
         return list(generate(request, projects_folder=tmp_path / "projects", **options))

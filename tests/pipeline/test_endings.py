@@ -15,7 +15,7 @@ from PIL import Image
 from magi_lite.control import RunControl
 from magi_lite.errors import CheckpointError, InputError, OutputError
 from magi_lite.events import ChunkFinished, Event, Finished, Notice, Opened, PhaseStarted, Progress, Redirected, Stopped
-from magi_lite.pipeline import engine, generate
+from magi_lite.pipeline import generate, prompts
 from magi_lite.project import Project
 from magi_lite.timeline.text import parse
 from quant.storage.shards import Checkpoint
@@ -273,14 +273,14 @@ def test_a_large_text_encoder_works_beside_the_video(
     """The redirect comes in second 0; its encoder ends in second 2, and it applies from the next one to start."""
     monkeypatch.setattr("magi_lite.pipeline.run.text_encoder_is_small", lambda files: False)
     done, loads = threading.Event(), []
-    real = engine.load_text_encoder
+    real = prompts.load_text_encoder
 
     def slow(*arguments: object, **options: object) -> object:
         loads.append(threading.current_thread() is threading.main_thread())
         assert len(loads) == 1 or done.wait(60)
         return real(*arguments, **options)
 
-    monkeypatch.setattr("magi_lite.pipeline.engine.load_text_encoder", slow)
+    monkeypatch.setattr("magi_lite.pipeline.prompts.load_text_encoder", slow)
     control, events, told = RunControl(), [], None
     for event in generate(
         request_for("[0s-9s: a red ball]", seconds=9, window=1), control=control, projects_folder=tmp_path / "projects"
@@ -311,7 +311,7 @@ def test_an_encoder_that_fails_beside_the_video_is_a_notice(
             def broken(*_: object, **__: object) -> None:
                 raise CheckpointError("The text encoder is damaged; download it again.")
 
-            monkeypatch.setattr("magi_lite.pipeline.engine.load_text_encoder", broken)
+            monkeypatch.setattr("magi_lite.pipeline.prompts.load_text_encoder", broken)
             control.redirect(parse("[0s-3s: a green tree]"))
         if isinstance(event, ChunkFinished):
             time.sleep(0.2)

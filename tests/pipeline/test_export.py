@@ -23,17 +23,17 @@ from magi_lite.video.writer import read_settings
 def finished(tmp_path_factory):
     """The folder of a run of three seconds by the shipped demo model, and its frames as they were shown."""
     from magi_lite.events import ChunkFinished
-    from magi_lite.pipeline import engine, generate
+    from magi_lite.pipeline import generate, prompts
     from magi_lite.request.request import GenerationRequest
     from magi_lite.timeline.text import parse
 
     root = tmp_path_factory.mktemp("export")
-    before, engine.EMBEDDINGS_FOLDER = engine.EMBEDDINGS_FOLDER, root / "embeddings"
+    before, prompts.EMBEDDINGS_FOLDER = prompts.EMBEDDINGS_FOLDER, root / "embeddings"
     try:
         request = GenerationRequest(parse("[0s-3s: a red ball]"), 3, 64, 32, window=1, seed=5, preset="demo")
         events = list(generate(request, projects_folder=root / "runs"))
     finally:
-        engine.EMBEDDINGS_FOLDER = before
+        prompts.EMBEDDINGS_FOLDER = before
     shown = np.concatenate([event.frames for event in events if isinstance(event, ChunkFinished)])
     return events[-1].project, shown
 

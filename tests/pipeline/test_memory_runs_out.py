@@ -14,7 +14,8 @@ import torch
 from magi_lite import planner
 from magi_lite.errors import OutOfMemory
 from magi_lite.events import ChunkFinished, Finished, Notice, PlanReady
-from magi_lite.pipeline.engine import engine, text_execution
+from magi_lite.pipeline.engine import engine
+from magi_lite.pipeline.prompts import text_execution
 from magi_lite.planner.execution import Execution
 from magi_lite.project import Project
 from magi_lite.request.request import Overrides
@@ -24,7 +25,7 @@ from tests.pipeline.conftest import latents_of, same_bits
 SITES = {
     "reading weights": "magi_lite.pipeline.engine.load_dit",
     "loading the autoencoder": "magi_lite.pipeline.engine.load_vae",
-    "loading the text encoder": "magi_lite.pipeline.engine.load_text_encoder",
+    "loading the text encoder": "magi_lite.pipeline.prompts.load_text_encoder",
     "encoding words": "magi_lite.text.encoder.PromptEncoder.encode",
     "captions' keys and values": "magi_lite.dit.model.DiT.encode_captions",
     "a forward": "magi_lite.dit.model.DiT.forward",

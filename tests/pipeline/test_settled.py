@@ -12,7 +12,7 @@ import pytest
 
 from magi_lite.control import RunControl
 from magi_lite.events import ChunkFinished, Event, Finished, Progress, Redirected, Stopped
-from magi_lite.pipeline import engine, generate
+from magi_lite.pipeline import generate, prompts
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import PromptMix
@@ -105,14 +105,14 @@ def test_a_redirect_that_is_still_being_encoded_is_kept(
     how: str, request_for: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("magi_lite.pipeline.run.text_encoder_is_small", lambda files: False)
-    left, loads, real = threading.Event(), [], engine.load_text_encoder
+    left, loads, real = threading.Event(), [], prompts.load_text_encoder
 
     def slow(*arguments: object, **options: object) -> object:
         loads.append(1)
         assert len(loads) == 1 or left.wait(60)
         return real(*arguments, **options)
 
-    monkeypatch.setattr("magi_lite.pipeline.engine.load_text_encoder", slow)
+    monkeypatch.setattr("magi_lite.pipeline.prompts.load_text_encoder", slow)
     control, events = RunControl(), []
     request = request_for("[0s-4s: a red ball]", seconds=4, window=1)
     for event in generate(request, control=control, projects_folder=tmp_path / "projects"):

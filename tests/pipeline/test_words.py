@@ -11,8 +11,7 @@ from magi_lite.control import RunControl
 from magi_lite.errors import InputError
 from magi_lite.events import Notice, Progress
 from magi_lite.pipeline import generate
-from magi_lite.pipeline.engine import prompt_bank
-from magi_lite.pipeline.prompts import PromptBank
+from magi_lite.pipeline.prompts import PromptBank, prompt_bank
 from magi_lite.planner.execution import Execution
 from magi_lite.request.request import SpecialTokens
 from magi_lite.timeline import PromptMix
@@ -26,7 +25,7 @@ PLAIN = SpecialTokens(quality=False, duration=False)
 
 @pytest.fixture
 def bank(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PromptBank:
-    monkeypatch.setattr("magi_lite.pipeline.engine.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
+    monkeypatch.setattr("magi_lite.pipeline.prompts.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
     return prompt_bank(find_model(tiny_model), Execution())
 
 

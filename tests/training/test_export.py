@@ -107,7 +107,7 @@ def test_only_learned_special_tokens_say_something(model: e.TrainedModel, tmp_pa
 def test_an_exported_model_generates_and_the_studio_films_the_same(
     model: e.TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("magi_lite.pipeline.engine.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
+    monkeypatch.setattr("magi_lite.pipeline.prompts.EMBEDDINGS_FOLDER", tmp_path / "embeddings")
     e.export(tmp_path / "demo", model)
     request = GenerationRequest(
         timeline=parse("[0s-1s: a red ball falls]"),
