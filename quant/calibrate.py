@@ -224,7 +224,7 @@ def calibrate_(
         fitted = published_tensors(linear.weight, recording, name, scheme, alphas)
         kind = PublishedSmoothLinear if scheme.is_smooth(name) else PublishedPerTensorLinear
         layer = kind(linear.in_features, linear.out_features, scheme, linear.bias, linear.weight.device)
-        layer._fill(fitted.tensors)
+        layer.fill(fitted.tensors)
         swaps.append(swap_of(name, linear, layer))
         fits[name] = fitted
         for parent in list(module.modules()):  # a linear that appears twice was recorded once, and stays one

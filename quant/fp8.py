@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import lru_cache
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quant import activations
 from quant.fusion import Before
 from quant.kinds import FP8, slices
-from quant.linear import QuantizedInput, QuantizedLinear, as_rows, trained
+from quant.linear import QuantizedInput, QuantizedLinear, Shapes, as_rows, trained
 from quant.products import scale_into
 from quant.schemes import Fp8
 
@@ -133,23 +132,12 @@ class Fp8Linear(QuantizedLinear):
     weight = None
     weight_e4m3: Tensor
     weight_scale: Tensor
-
-    def __init__(
-        self, in_features: int, out_features: int, scheme: Fp8, bias: Tensor | None = None, device: Any = None
-    ) -> None:
-        super().__init__(in_features, out_features)
-        self.scheme = scheme
-        scale_shape = (out_features, 1) if scheme.granularity == "row" else (1,)
-        shapes = {"weight_e4m3": ((out_features, in_features), FP8), "weight_scale": (scale_shape, torch.float32)}
-        self._declare(shapes, bias, device)
+    scheme: Fp8
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, scheme: Fp8, name: str = "") -> Fp8Linear:
-        """Quantize a linear (on meta: declare what it would hold)."""
-        layer = cls(linear.in_features, linear.out_features, scheme, linear.bias, linear.weight.device)
-        if not linear.weight.is_meta:
-            layer._fill(cls.quantized(linear.weight, scheme))
-        return layer
+    def shapes(cls, in_features: int, out_features: int, scheme: Fp8) -> Shapes:
+        scale_shape = (out_features, 1) if scheme.granularity == "row" else (1,)
+        return {"weight_e4m3": ((out_features, in_features), FP8), "weight_scale": (scale_shape, torch.float32)}
 
     @staticmethod
     def quantized(weight: Tensor, scheme: Fp8) -> dict[str, Tensor]:

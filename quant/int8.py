@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import lru_cache
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quant import activations
 from quant.fusion import Before
 from quant.kinds import slices
-from quant.linear import QuantizedInput, QuantizedLinear, as_rows, trained
+from quant.linear import QuantizedInput, QuantizedLinear, Shapes, as_rows, trained
 from quant.products import scale_into
 from quant.schemes import Int8
 
@@ -82,24 +81,12 @@ class Int8Linear(QuantizedLinear):
     weight_int8: Tensor
     weight_scale: Tensor
 
-    def __init__(
-        self, in_features: int, out_features: int, scheme: Int8, bias: Tensor | None = None, device: Any = None
-    ) -> None:
-        super().__init__(in_features, out_features)
-        self.scheme = scheme
-        shapes = {
+    @classmethod
+    def shapes(cls, in_features: int, out_features: int, scheme: Int8) -> Shapes:
+        return {
             "weight_int8": ((out_features, in_features), torch.int8),
             "weight_scale": ((out_features, 1), torch.float32),
         }
-        self._declare(shapes, bias, device)
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, scheme: Int8, name: str = "") -> Int8Linear:
-        """Quantize a linear (on meta: declare what it would hold)."""
-        layer = cls(linear.in_features, linear.out_features, scheme, linear.bias, linear.weight.device)
-        if not linear.weight.is_meta:
-            layer._fill(cls.quantized(linear.weight, scheme))
-        return layer
 
     @staticmethod
     def quantized(weight: Tensor, scheme: Int8) -> dict[str, Tensor]:

@@ -7,15 +7,19 @@ quantization is the same, and a layer that quantizes differently (another static
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from quant.errors import QuantError
 from quant.fusion import Before
+
+Layer = TypeVar("Layer", bound="QuantizedLinear")
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Buffers by name."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,36 @@ class QuantizedLinear(nn.Module):
     """auto: the fastest kernel of the device; fast, plain: forced (`set_backend_`)."""
     bias: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-
-    def _declare(
-        self, buffers: Mapping[str, tuple[Sequence[int], torch.dtype]], bias: Tensor | None, device: Any
+    def __init__(
+        self, in_features: int, out_features: int, scheme: Any = None, bias: Tensor | None = None, device: Any = None
     ) -> None:
-        """Register empty buffers of these shapes and types, and the bias as it is."""
-        for name, (shape, dtype) in buffers.items():
-            self.register_buffer(name, torch.empty(tuple(shape), dtype=dtype, device=device))
+        """Declare the buffers, empty, and take the bias as it is."""
+        super().__init__()
+        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        for name, (shape, dtype) in self.shapes(in_features, out_features, scheme).items():
+            self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device))
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
-    def _fill(self, tensors: dict[str, Tensor]) -> None:
-        """Put quantized tensors in place of the declared ones; nothing happens on the meta device."""
+    @classmethod
+    def shapes(cls, in_features: int, out_features: int, scheme: Any) -> Shapes:
+        """Shape and type of each buffer but the bias."""
+        return {}
+
+    @classmethod
+    def from_linear(cls: type[Layer], linear: nn.Linear, scheme: Any, name: str = "") -> Layer:
+        """Quantize a linear (on meta: declare what it would hold)."""
+        layer = cls(linear.in_features, linear.out_features, scheme, linear.bias, linear.weight.device)
+        if not linear.weight.is_meta:
+            layer.fill(cls.quantized(linear.weight, scheme))
+        return layer
+
+    @staticmethod
+    def quantized(weight: Tensor, scheme: Any) -> dict[str, Tensor]:
+        """The buffers that a weight (out, in) becomes."""
+        raise NotImplementedError
+
+    def fill(self, tensors: dict[str, Tensor]) -> None:
+        """Put quantized tensors in place of the declared ones."""
         for name, tensor in tensors.items():
             declared = getattr(self, name)
             assert tensor.shape == declared.shape and tensor.dtype == declared.dtype, (name, tensor.shape, tensor.dtype)

@@ -13,11 +13,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quant.errors import QuantError
 from quant.fusion import FLOATS, Before
-from quant.linear import QuantizedInput, QuantizedLinear, has_values
+from quant.linear import QuantizedInput, QuantizedLinear, Shapes, has_values
 from quant.schemes import NF4, NF4_BLOCK, NF4_NESTED_BLOCK
 
 NF4_SLICE = 1 << 19
@@ -54,13 +54,10 @@ class NF4Linear(QuantizedLinear):
     code: Tensor
     offset: Tensor
 
-    def __init__(
-        self, in_features: int, out_features: int, scheme: NF4, bias: Tensor | None = None, device: Any = None
-    ) -> None:
-        super().__init__(in_features, out_features)
-        self.scheme = scheme
+    @classmethod
+    def shapes(cls, in_features: int, out_features: int, scheme: NF4) -> Shapes:
         packed, blocks, nested = scheme.sizes(out_features, in_features)
-        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        return {
             "weight_nf4": ((packed, 1), torch.uint8),
             "absmax": ((blocks,), torch.uint8),
             "nested_absmax": ((nested,), torch.float32),
@@ -68,15 +65,6 @@ class NF4Linear(QuantizedLinear):
             "code": ((16,), torch.float32),
             "offset": ((), torch.float32),
         }
-        self._declare(shapes, bias, device)
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, scheme: NF4, name: str = "") -> NF4Linear:
-        """Quantize a linear (on meta: declare what it would hold)."""
-        layer = cls(linear.in_features, linear.out_features, scheme, linear.bias, linear.weight.device)
-        if not linear.weight.is_meta:
-            layer._fill(cls.quantized(linear.weight, scheme))
-        return layer
 
     @staticmethod
     def quantized(weight: Tensor, scheme: NF4) -> dict[str, Tensor]:

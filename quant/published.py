@@ -21,7 +21,7 @@ from quant.errors import QuantError
 from quant.fp8 import scaled_matmul
 from quant.fusion import Before
 from quant.kinds import FP8
-from quant.linear import QuantizedInput, QuantizedLinear, as_rows, has_values, trained
+from quant.linear import QuantizedInput, QuantizedLinear, Shapes, as_rows, has_values, trained
 from quant.schemes import Published
 
 
@@ -39,20 +39,11 @@ class _PublishedLinear(QuantizedLinear):
     weight: Tensor
     weight_scale: Tensor
     input_scale: Tensor
+    scheme: Published
 
-    def __init__(
-        self, in_features: int, out_features: int, scheme: Published, bias: Tensor | None = None, device: Any = None
-    ) -> None:
-        super().__init__(in_features, out_features)
-        self.scheme = scheme
-        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "weight": ((1, out_features, in_features), FP8),
-            "weight_scale": ((1,), torch.float32),
-        }
-        self._declare({**shapes, **self._scale_shapes(in_features)}, bias, device)
-
-    def _scale_shapes(self, in_features: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        raise NotImplementedError
+    @classmethod
+    def shapes(cls, in_features: int, out_features: int, scheme: Published) -> Shapes:
+        return {"weight": ((1, out_features, in_features), FP8), "weight_scale": ((1,), torch.float32)}
 
     def _divisor(self) -> Tensor:
         """What the input is divided by, (1,) or (in,)."""
@@ -90,8 +81,9 @@ class _PublishedLinear(QuantizedLinear):
 class PublishedPerTensorLinear(_PublishedLinear):
     """Buffers: weight (1, out, in) e4m3, weight_scale (1,), input_scale (in,) of equal entries."""
 
-    def _scale_shapes(self, in_features: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {"input_scale": ((in_features,), torch.float32)}
+    @classmethod
+    def shapes(cls, in_features: int, out_features: int, scheme: Published) -> Shapes:
+        return {**super().shapes(in_features, out_features, scheme), "input_scale": ((in_features,), torch.float32)}
 
     def _divisor(self) -> Tensor:
         return self.input_scale[:1]
@@ -127,8 +119,10 @@ class PublishedSmoothLinear(_PublishedLinear):
 
     smooth_scale: Tensor
 
-    def _scale_shapes(self, in_features: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {"input_scale": ((1,), torch.float32), "smooth_scale": ((1, in_features), torch.float32)}
+    @classmethod
+    def shapes(cls, in_features: int, out_features: int, scheme: Published) -> Shapes:
+        scales: Shapes = {"input_scale": ((1,), torch.float32), "smooth_scale": ((1, in_features), torch.float32)}
+        return super().shapes(in_features, out_features, scheme) | scales
 
     def _divisor(self) -> Tensor:
         return self.smooth_scale[0]
