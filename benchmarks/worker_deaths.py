@@ -43,7 +43,7 @@ class Attack:
         self.app, self.client, self.kills = app, client, kills
         self.given, self.finished, self.lost, self.set_aside = 0, 0, 0, 0
         self.pids: set[int] = set()
-        self.said: dict[str, int] = {}
+        self.sentences: dict[str, int] = {}
 
     def make(self, job: str) -> str:
         """Make one job to its end; the name of its run."""
@@ -58,7 +58,7 @@ class Attack:
             shown = wait(self.client, job, *ENDED)
             if shown["state"] in ("interrupted", "failed"):
                 name = next((one.name for one in SIGNALS if one.name in shown["error"]), "other")
-                self.said[name] = self.said.get(name, 0) + 1
+                self.sentences[name] = self.sentences.get(name, 0) + 1
                 self.set_aside += shown["state"] == "failed"
             if shown["project"]:
                 there = Project.open(self.app.projects / shown["project"]).chunks
@@ -107,7 +107,7 @@ def measure(kills: int) -> dict[str, Any]:
         time.sleep(0.2)
     return {
         "cores": os.cpu_count(), "load_average": os.getloadavg()[0], "kills": attack.given, "videos": rounds,
-        "said": attack.said, "set_aside": attack.set_aside, "seconds_lost": attack.lost, "bits_equal": equal,
+        "sentences": attack.sentences, "set_aside": attack.set_aside, "seconds_lost": attack.lost, "bits_equal": equal,
         "in_order": _made_in_order(ends), "orphans": len(left), "took_s": took, **spread(answers, "answer"),
     }  # fmt: skip
 

@@ -20,10 +20,18 @@ SOURCES = sorted(
     for top, kind in (
         ("magi_lite", "*.py"),
         ("quant", "*.py"),
+        ("benchmarks", "*.py"),
         ("magi_lite/ui/web", "*.js"),
         ("magi_lite/ui/web", "*.html"),
     )
     for path in (ROOT / top).rglob(kind)
+)
+
+
+NAMES = re.compile(r"_?(words|(clean|check)_caption|[a-z_]*obey\w*|told|said)")
+"""Names that are not used: a prompt is text, a caption embeddings, a context keys and values."""
+NETWORKS = sorted(
+    path for top in ("dit", "sampling", "planner", "vae") for path in (ROOT / "magi_lite" / top).rglob("*.py")
 )
 
 
@@ -40,6 +48,13 @@ def prose(path: Path) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_private_terms(path: Path) -> None:
     found = [f"line {line}: {match[0]}" for line, text in prose(path) for match in PRIVATE.finditer(text)]
+    assert not found, f"see the glossary in docs/architecture.md: {found}"
+
+
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_names_are_the_glossarys(path: Path) -> None:
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
+    found = {token.string for token in tokens if token.type == tokenize.NAME and NAMES.fullmatch(token.string)}
     assert not found, f"see the glossary in docs/architecture.md: {found}"
 
 

@@ -287,7 +287,7 @@ class Project:
         return 0
 
     def length_asked(self, second: int) -> int | None:
-        """How long the video was to be when a second started (None: endless), which the model is told in its caption.
+        """How long the video was to be when a second started (None: endless), which its caption says to the model.
 
         Made again from an earlier state, it is asked for as it was then.
         """
