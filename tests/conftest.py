@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -13,6 +14,23 @@ from tests import browsers
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+TESTS = Path(__file__).parent
+SLOW = tuple(
+    TESTS / place
+    for place in (
+        "pipeline",
+        "training",
+        "workers/test_cards.py",
+        "workers/test_cluster.py",
+        "workers/test_deaths.py",
+        "cli/test_render.py",
+        "cli/test_resume.py",
+        "cli/test_runs.py",
+        "test_library.py",
+        "test_package.py",
+    )
+)
+"""Whole videos are made here, models trained, worker processes started and killed, a wheel built and installed."""
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
@@ -21,10 +39,15 @@ ARGUMENTS = [
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests in a browser are marked `alone`: browser, app and worker keep two processor cores busy by themselves."""
+    """Tests in a browser are marked `alone`: browser, app and worker keep two processor cores busy by themselves.
+
+    `slow` are those of the places where nearly every test takes seconds (`SLOW`).
+    """
     for item in items:
         if {"browser", "app"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("alone")
+        if any(place in item.path.parents or place == item.path for place in SLOW):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
