@@ -291,18 +291,3 @@ class Schedule:
             return None
         steps = self.settings.steps
         return step_size_number(steps, step_intervals(steps, self.settings.shortcut)[step])
-
-    def forwards(self) -> float | None:
-        """Chunk-forwards of the whole run, clean passes and nearly-clean copies included; None when endless.
-
-        One chunk-forward is one chunk through the network once: the planner's unit of time.
-        """
-        if self.total is None:
-            return None
-        new = self.total - self.offset
-        per_chunk: float = self.settings.steps
-        if self.settings.guidance is not None:
-            per_chunk = 3 * self.settings.steps
-        elif self.settings.nearly_clean:
-            per_chunk += sum(t > self.settings.nearly_clean_threshold for t in self.grid[:-1])
-        return new * per_chunk + (self.offset + new - 1)
