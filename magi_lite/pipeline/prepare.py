@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from magi_lite.errors import CheckpointError, InputError
+from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.pipeline.engine import plan_for
 from magi_lite.pipeline.prefix import look_at_pictures, prefix_latents, prefix_pixels, save_prefix
 from magi_lite.planner.disk import check_room
@@ -67,11 +67,15 @@ def prepare_project(
 
 
 def _check_room_beside(project: Project, request: GenerationRequest | None, finished: int) -> None:
-    """Refuse to go on where there is no room; without the model nothing is made, and loading says what is missing."""
+    """Refuse to go on where there is no room for the seconds that are left."""
     request = request or project.request
-    with contextlib.suppress(CheckpointError):
+    if request.seconds is not None and request.seconds <= finished:
+        return  # a finished run needs no model
+    try:
         model = open_model(request.model, request.models_folder).spec
-        check_room(request, model, project.folder, finished)
+    except MagiLiteError:  # it is refused, with all that is wrong, when it is loaded
+        return
+    check_room(request, model, project.folder, finished)
 
 
 def _anchored(request: GenerationRequest) -> GenerationRequest:
