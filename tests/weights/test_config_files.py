@@ -13,7 +13,7 @@ from magi_lite.errors import CheckpointError
 from magi_lite.models import DIT_24B, DiTConfig, VAEConfig
 from magi_lite.weights.layout import find_model, vae_config
 from magi_lite.weights.loader import check_model
-from magi_lite.weights.t5 import check_t5, load_t5
+from magi_lite.weights.t5 import load_t5
 from quant.storage.shards import Checkpoint
 
 FILES = {
@@ -60,7 +60,6 @@ def test_marks_in_front_of_any_json_do_no_harm(encoding: str, root: Path) -> Non
         path.write_text(path.read_text(), encoding=encoding)
     again = find_model(root)
     check_model(again)
-    check_t5(again.text_encoder)
     assert load_t5(again.text_encoder).encode(["a"])[0].shape[1] == files.spec.dit.caption_channels
 
 
