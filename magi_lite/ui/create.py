@@ -49,7 +49,9 @@ def build(actions: Actions, start: dict[str, Any], examples: list[str], cards: l
                 ["Load an example …", *examples], value="Load an example …", show_label=False, container=False,
                 label="Example timelines", elem_id="mg-example", scale=0, min_width=200,
             )  # fmt: skip
-            w["timeline"] = TimelineEditor(start["timeline"], seconds=start["seconds"], elem_id="mg-timeline")
+            w["timeline"] = TimelineEditor(
+                start["timeline"], seconds=start["seconds"], look_at=actions.look_at, elem_id="mg-timeline"
+            )
     w["form"] = FormPanel(form.FIELDS, [w[name]._id for name in form.FIELDS])
     return w
 

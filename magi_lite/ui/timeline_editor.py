@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from magi_lite.errors import TimelineError
 from magi_lite.timeline import Timeline, files
 from magi_lite.timeline.text import print_shorthand
 from magi_lite.ui.assets import Panel
+from magi_lite.ui.expose import for_page
 
 
 class TimelineEditor(Panel):
@@ -16,13 +18,21 @@ class TimelineEditor(Panel):
     Args:
         value: the timeline shown first.
         seconds: length of the video, which no block can pass; None: endless.
+        look_at: what a picture that was sent for a block is, see `Actions.look_at`.
     """
 
     folder = "timeline"
     triggers = ("commit", "imported")
 
-    def __init__(self, value: Timeline | None = None, *, seconds: int | None = 4, **options: Any) -> None:
-        functions = (print_timeline, parse_timeline, write_timeline)
+    def __init__(
+        self,
+        value: Timeline | None = None,
+        *,
+        seconds: int | None = 4,
+        look_at: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> None:
+        functions = (print_timeline, parse_timeline, write_timeline, *([for_page(look_at)] if look_at else []))
         super().__init__(value, seconds=seconds or 0, server_functions=functions, **options)
 
     def preprocess(self, payload: Any) -> Any:

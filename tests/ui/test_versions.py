@@ -84,5 +84,6 @@ def test_keys_step_through_the_video(page: Page) -> None:
     page.get_by_role("dialog", name="Keys").get_by_text("play or pause").wait_for()
     page.keyboard.press("Escape")
     page.locator(".tl-block").nth(1).click(button="right")  # a redo of this block
+    page.click("[data-action=redo-block]")
     dialog = page.get_by_role("dialog", name="Redo from a second")
     assert dialog.locator("input[type=number]").first.input_value() == "3"

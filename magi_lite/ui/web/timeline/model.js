@@ -1,11 +1,12 @@
 // The timeline's arithmetic: pure functions from blocks to blocks. A block is {id, start, end, prompt}, whole seconds,
-// sorted, never overlapping. `limit` is the video's length in seconds (Infinity when endless); seconds before `locked`
-// are rendered or in the making and cannot be changed any more.
+// sorted, never overlapping; what else it carries (a cut, a picture) belongs to its start. `limit` is the video's length
+// in seconds (Infinity when endless); seconds before `locked` are rendered or in the making and cannot be changed.
 let counter = 0;
 export const newId = () => "b" + (counter += 1);
 export const sort = (blocks) => blocks.slice().sort((a, b) => a.start - b.start);
 export const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
 const edit = (blocks, id, change) => blocks.map((b) => (b.id === id ? { ...b, ...change } : { ...b }));
+const later = ({ id, end, prompt }, change) => ({ id, end, prompt, ...change }); // its part behind its start
 export const find = (blocks, id) => blocks.find((b) => b.id === id);
 export const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
@@ -78,7 +79,7 @@ export function split(blocks, id, at, locked) {
   let where = at !== null && at > block.start && at < block.end ? at : Math.floor((block.start + block.end) / 2);
   where = Math.max(where, Math.min(locked, block.end - 1));
   if (where <= block.start) return blocks;
-  return sort([...edit(blocks, id, { end: where }), { ...block, id: newId(), start: where }]);
+  return sort([...edit(blocks, id, { end: where }), later(block, { id: newId(), start: where })]);
 }
 
 // Join a block with the one after it (or before it, when it is the last): the first prompt stays, the second is added.
@@ -132,7 +133,7 @@ export function write(blocks, id, prompt, locked) {
   const fresh = newId();
   return {
     id: fresh,
-    blocks: sort([...edit(blocks, id, { end: locked }), { ...block, id: fresh, start: locked, prompt }]),
+    blocks: sort([...edit(blocks, id, { end: locked }), later(block, { id: fresh, start: locked, prompt })]),
   };
 }
 

@@ -117,14 +117,6 @@ export function listen(view, state, editor, edits) {
     true,
   );
 
-  lane.addEventListener("contextmenu", (event) => {
-    const node = event.target.closest(".tl-block"),
-      block = node && state.find(node.dataset.id);
-    if (!block || view.video.running || block.start >= view.video.done) return;
-    event.preventDefault();
-    edits.select(block.id, true);
-    emit("redo", { second: block.start });
-  });
   lane.addEventListener("dblclick", (event) => {
     const node = event.target.closest(".tl-block");
     if (node) editor.edit(node.dataset.id);

@@ -1,5 +1,6 @@
 // What the timeline holds, and its history; nothing of the page.
 import * as Model from "./model.js";
+import { segment } from "./shots.js";
 
 const DEPTH = 200; // steps that can be undone
 
@@ -16,7 +17,7 @@ export class State {
 
   /** The timeline as the server reads it. */
   value(globalPrompt = "") {
-    const segments = this.blocks.map(({ start, end, prompt }) => ({ start, end, prompt }));
+    const segments = this.blocks.map(segment);
     const value = { version: 1, global_prompt: globalPrompt, blend: this.blend, gaps: this.gaps, segments };
     if (this.earlier.length) value.earlier_blends = this.earlier;
     if (this.markers.length) value.markers = this.markers;
@@ -40,7 +41,7 @@ export class State {
     this.blocks = Model.sort(
       source.segments.map((s, i) => {
         const id = old[i] && old[i].start === s.start ? old[i].id : Model.newId(); // focus and colour stay
-        return { id, start: s.start, end: s.end, prompt: s.prompt };
+        return { id, ...segment(s) };
       }),
     );
     this.blend = source.blend || 0;

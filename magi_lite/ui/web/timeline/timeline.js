@@ -7,6 +7,7 @@ import * as Model from "./model.js";
 import { listen } from "./pointer.js";
 import { copy, paste, removeAll, ripple, slide } from "./several.js";
 import { mountSplitter } from "./splitter.js";
+import { mountShots } from "./shots.js";
 import { State } from "./state.js";
 import { mountText } from "./text.js";
 import { View } from "./view.js";
@@ -40,7 +41,7 @@ const KINDS = {
   otio: ["OpenTimelineIO", "application/json"],
 };
 
-export function mount({ element, props, trigger, server, watch }) {
+export function mount({ element, props, trigger, server, watch, upload }) {
   const root = element.querySelector(".tl");
   const state = new State(publish),
     view = new View(root, state, () => props.seconds || 0),
@@ -342,7 +343,9 @@ export function mount({ element, props, trigger, server, watch }) {
     return state.find() ? run(by) : false;
   };
   const isHere = () => root.offsetParent !== null; // on another tab its keys are not ours
+  const shots = mountShots({ view, state, server, upload, apply, select: edits.select });
   provide({
+    ...Object.fromEntries(Object.entries(shots).map(([name, run]) => [name, selectedOr(() => run())])),
     ...Object.fromEntries(BY_KEY.map((name) => [name, () => (isHere() ? actions[name]() : false)])),
     step: selectedOr((by) => edits.step(by)),
     write: selectedOr(() => editor.edit(state.selected)),

@@ -3,6 +3,7 @@ import { app } from "../shared/bus.js";
 import { el } from "../shared/dom.js";
 import { count, duration } from "../shared/format.js";
 import * as Model from "./model.js";
+import { beginsShot, drawShot, told } from "./shots.js";
 
 const COLORS = ["#3b5bdb", "#0b7285", "#2b7a3b", "#862e9c", "#a61e4d", "#b3430a", "#5f3dc4", "#1864ab"];
 const TICKS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600];
@@ -117,7 +118,7 @@ export class View {
   colour(block, i) {
     const before = this.state.blocks[i - 1],
       length = Math.min(this.state.blend, block.end - block.start);
-    if (!length || !before || before.prompt === block.prompt) return this.hue(block.id);
+    if (!length || !before || before.prompt === block.prompt || beginsShot(block)) return this.hue(block.id);
     return `linear-gradient(90deg, ${this.hue(before.id)}, ${this.hue(block.id)} ${length * this.scale}px)`;
   }
 
@@ -168,13 +169,17 @@ export class View {
       node.classList.toggle("beyond", isBeyond);
       node.classList.toggle("narrow", width < NARROW);
       node.classList.toggle("tiny", width < TINY);
-      node.classList.toggle("blended", blend > 0 && i > 0 && blocks[i - 1].prompt !== block.prompt);
+      node.classList.toggle(
+        "blended",
+        blend > 0 && i > 0 && blocks[i - 1].prompt !== block.prompt && !beginsShot(block),
+      );
+      drawShot(node, block);
       node.classList.toggle("empty", empty);
       setText(node.children[1], empty ? "Click to write what happens" : block.prompt.trim());
       const times = `${block.start}–${block.end} s`,
         fate = isLocked ? (block.end <= done ? " · made" : " · begun") : isBeyond ? " · left out" : "";
-      setText(node.children[2], times + fate);
-      const title = `${times}${fate}: ${block.prompt}`;
+      setText(node.children[2], times + fate + told(block));
+      const title = `${times}${fate}${told(block)}: ${block.prompt}`;
       if (node.title !== title) node.title = title;
       setAttribute(node, "aria-pressed", String(chosen.has(block.id)));
       setAttribute(node, "tabindex", block.id === selected || (!selected && i === 0) ? "0" : "-1");

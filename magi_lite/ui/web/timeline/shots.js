@@ -1,0 +1,223 @@
+// Shots: a block may begin with a hard cut or a picture; both forget what came before. A mark on the block, its
+// thumbnail, its menu, and pictures that are dropped on it.
+import { NO_ANSWER, emit, onDocument, toast } from "../shared/bus.js";
+import { el, keepInside } from "../shared/dom.js";
+
+const KEYS = { shot: "X", picture: "P" };
+
+/** What of a block goes to the server, in the server's own order. */
+export function segment({ start, end, prompt, cut, image, image_sha256 }) {
+  const found = { start, end, prompt };
+  if (cut) found.cut = true;
+  if (image) found.image = image;
+  if (image && image_sha256) found.image_sha256 = image_sha256;
+  return found;
+}
+
+/** Whether nothing before a block is seen by it. */
+export const beginsShot = (block) => Boolean(block.start && (block.cut || block.image));
+
+/** The blocks with other marks on one that has not begun. */
+export const marked = (blocks, id, marks, locked) =>
+  blocks.map((b) => (b.id === id && b.start >= locked ? { id, ...segment({ ...b, ...marks }) } : b));
+
+const nameOf = (path) =>
+  path
+    .split(/[\\/]/)
+    .pop()
+    .replace(/^[0-9a-f]{12}-/, "");
+const address = (path) => "/gradio_api/file=" + path.split("/").map(encodeURIComponent).join("/");
+
+/** What is said of a block's beginning behind its times. */
+export function told(block) {
+  if (block.image) return ` · from ${nameOf(block.image)}`;
+  return beginsShot(block) ? " · cut" : "";
+}
+
+/** Mark a block's element: a cut's edge, and a thumbnail of its picture. */
+export function drawShot(node, block) {
+  node.classList.toggle("shot", beginsShot(block));
+  let thumb = node.querySelector(".tl-picture");
+  if (!block.image) {
+    if (thumb) thumb.remove();
+    return;
+  }
+  if (!thumb) {
+    thumb = el("img", { class: "tl-picture", alt: "", draggable: false });
+    node.append(thumb);
+  }
+  const src = address(block.image);
+  if (thumb.getAttribute("src") !== src) thumb.setAttribute("src", src);
+}
+
+/**
+ * The menu of a block, and its pictures.
+ *
+ * @param apply takes the blocks after an edit. @param select selects a block and gives it the focus.
+ * @returns actions for the keys.
+ */
+export function mountShots({ view, state, server, upload, apply, select }) {
+  const lane = view.laneNode;
+  const picker = el("input", {
+    type: "file",
+    accept: "image/*",
+    hidden: true,
+    tabindex: "-1",
+    "aria-label": "Picture for the block",
+  });
+  view.barNode.append(picker);
+  let wanted = null,
+    menu = null;
+
+  const open = (block) => block && block.start >= view.video.locked;
+  function set(id, marks, words) {
+    apply(marked(state.blocks, id, marks, view.video.locked));
+    view.focusBlock(id);
+    view.say(words);
+  }
+  function toggleCut(id = state.selected) {
+    const block = state.find(id);
+    if (!open(block)) return;
+    if (!block.start) view.say("The first block begins the video anyway.");
+    else set(id, { cut: !block.cut }, block.cut ? "No cut" : "Cut: a new shot begins here");
+  }
+  function choose(id = state.selected) {
+    if (!open(state.find(id))) return;
+    wanted = id;
+    picker.value = "";
+    picker.click();
+  }
+  const takeOff = (id) => set(id, { image: null, image_sha256: null }, "Picture removed");
+
+  async function bring(file, id) {
+    let answer;
+    try {
+      const { path } = await upload(file);
+      answer = path ? await server.look_at({ path, name: file.name }) : null;
+    } catch {
+      answer = null;
+    }
+    if (!answer || answer.error) {
+      toast(answer ? answer.error : NO_ANSWER, "error");
+      return;
+    }
+    if (answer.source.kind !== "image") toast(`${file.name} is a clip; a block starts from a picture.`, "error");
+    else if (open(state.find(id)))
+      set(id, { image: answer.source.path, image_sha256: null }, `Starts from ${file.name}`);
+    else toast("This block has begun meanwhile; its picture was not changed.", "error");
+  }
+  keepInside(picker).addEventListener("change", () => {
+    if (picker.files[0] && wanted) bring(picker.files[0], wanted);
+  });
+
+  // --- pictures dropped on a block
+  const targetOf = (event) => {
+    const items = [...((event.dataTransfer && event.dataTransfer.items) || [])],
+      node = event.target.closest && event.target.closest(".tl-block");
+    return node && items.some((item) => item.kind === "file" && item.type.startsWith("image/")) ? node : null;
+  };
+  let over = null;
+  const mark = (node) => {
+    if (over && over !== node) over.classList.remove("over");
+    if (node) node.classList.add("over");
+    over = node;
+  };
+  lane.addEventListener("dragover", (event) => {
+    const node = targetOf(event);
+    mark(node);
+    if (!node) return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+  lane.addEventListener("dragleave", () => mark(null));
+  lane.addEventListener("drop", (event) => {
+    const node = targetOf(event);
+    mark(null);
+    if (!node) return;
+    event.preventDefault();
+    event.stopPropagation();
+    if (open(state.find(node.dataset.id))) bring(event.dataTransfer.files[0], node.dataset.id);
+    else toast("This block has begun; its picture can no longer change.", "error");
+  });
+
+  // --- the menu
+  function close(focus) {
+    if (!menu) return;
+    const { box, id } = menu;
+    menu = null;
+    box.remove();
+    if (focus) view.focusBlock(id);
+  }
+  function show(id = state.selected) {
+    const block = state.find(id),
+      node = view.nodes.get(id);
+    if (!block || !node) return;
+    close(false);
+    const item = (text, key, run, extra = {}) =>
+      el(
+        "button",
+        {
+          type: "button",
+          role: "menuitem",
+          tabindex: "-1",
+          onclick: () => {
+            close(true);
+            run();
+          },
+          ...extra,
+        },
+        el("span", { text }),
+        key ? el("kbd", { text: key }) : null,
+      );
+    const { running, done } = view.video,
+      made = !running && block.start < done;
+    const items = [
+      made &&
+        item(`Redo from second ${block.start}`, "", () => emit("redo", { second: block.start }), {
+          "data-action": "redo-block",
+        }),
+      item("Hard cut: a new shot begins here", KEYS.shot, () => toggleCut(id), {
+        role: "menuitemcheckbox",
+        "aria-checked": String(Boolean(block.cut)),
+        "data-action": "cut-block",
+        disabled: !open(block) || !block.start,
+      }),
+      item(block.image ? "Another picture to start from" : "Start from a picture", KEYS.picture, () => choose(id), {
+        "data-action": "picture-block",
+        disabled: !open(block),
+      }),
+      block.image &&
+        item("Remove the picture", "", () => takeOff(id), { "data-action": "unpicture-block", disabled: !open(block) }),
+    ].filter(Boolean);
+    const box = el("div", { class: "tl-menu", role: "menu", "aria-label": "Block" }, ...items);
+    box.addEventListener("keydown", (event) => {
+      const usable = items.filter((one) => !one.disabled),
+        at = usable.indexOf(document.activeElement),
+        to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: -1 }[event.key];
+      event.stopPropagation();
+      if (event.key === "Escape" || event.key === "Tab") close(true);
+      else if (to === undefined) return;
+      else usable[(to + usable.length) % usable.length].focus();
+      event.preventDefault();
+    });
+    document.querySelector(".gradio-container").append(box);
+    const rect = node.getBoundingClientRect(),
+      left = Math.max(8, Math.min(rect.left, window.innerWidth - box.offsetWidth - 8));
+    box.style.left = left + "px";
+    box.style.top = Math.max(8, rect.top - box.offsetHeight - 6) + "px";
+    menu = { box, id };
+    const first = items.find((one) => !one.disabled);
+    if (first) first.focus();
+  }
+  onDocument(lane, "pointerdown", (event) => {
+    if (menu && !menu.box.contains(event.target)) close(false);
+  });
+  lane.addEventListener("contextmenu", (event) => {
+    const node = event.target.closest(".tl-block");
+    if (!node) return;
+    event.preventDefault();
+    select(node.dataset.id, true);
+    show(node.dataset.id);
+  });
+  return { shot: () => toggleCut(), picture: () => choose(), menu: () => show() };
+}
