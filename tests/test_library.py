@@ -116,3 +116,40 @@ def test_mistakes_are_one_sentence(options: dict[str, object], words: str, tmp_p
     with pytest.raises(MagiLiteError, match=words):
         magi_lite.generate("a ball", projects=tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_blocks_picture_may_be_in_memory_a_path_or_beside_the_timelines_file(tmp_path: Path) -> None:
+    pixels = np.random.default_rng().integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "here.png")
+    (tmp_path / "story.txt").write_text("[0s-1s: a] [1s-2s image=here.png: b] [2s-3s cut: c]")
+    blocks = [{"start": 0, "end": 1, "prompt": "a"}, {"start": 1, "end": 2, "prompt": "b"}]
+    blocks.append({"start": 2, "end": 3, "prompt": "c", "cut": True})
+    for image in (pixels, Image.fromarray(pixels), tmp_path / "here.png", str(tmp_path / "here.png"), None):
+        segments = [blocks[0], blocks[1] | {"image": image}, blocks[2]]
+        timeline = {"segments": segments} if image is not None else tmp_path / "story.txt"
+        events = magi_lite.stream(timeline=timeline, projects=tmp_path / "runs", seed=1, **SMALL | {"seconds": 3})
+        folder = next(event.project for event in events if isinstance(event, Opened))
+        events.close()
+        with Project.open(folder) as project:
+            shots = project.request.timeline.shots(3)
+        assert [shot.start for shot in shots] == [0, 1, 2]
+        assert shots[1].image is not None and shots[1].image.parent == folder / "inputs" and shots[2].image is None
+        assert np.array_equal(np.asarray(Image.open(shots[1].image)), pixels)
+    with pytest.raises(InputError, match="An image array is"):
+        next(magi_lite.stream(timeline={"segments": [blocks[0] | {"image": [1]}]}, projects=tmp_path, **SMALL))
+
+
+def test_settings_name_a_blocks_picture_by_its_content(tmp_path: Path) -> None:
+    """A file of that name with another content is refused; a timeline of one's own takes its place."""
+    Image.new("RGB", (32, 32), "teal").save(tmp_path / "here.png")
+    options = {"projects": tmp_path / "runs", "seed": 1, **SMALL | {"seconds": 2}}
+    story = f'[0s-1s: a] [1s-2s image="{tmp_path / "here.png"}": b]'
+    made = magi_lite.generate(timeline=story, **options)
+    settings = library.read_settings(made.path)
+    assert settings.timeline.segments[1].image == Path(made.request.timeline.segments[1].image.name)
+    with pytest.raises(MagiLiteError, match="There is no file"):
+        magi_lite.generate(settings=made.path, projects=tmp_path / "runs")
+    again = magi_lite.generate(settings=made.path, timeline=story, projects=tmp_path / "runs")
+    with Project.open(made.project) as first, Project.open(again.project) as second:
+        for index in range(2):
+            assert np.array_equal(first.read_latents(index).numpy(), second.read_latents(index).numpy())

@@ -50,7 +50,11 @@ def build(actions: Actions, start: dict[str, Any], examples: list[str], cards: l
                 label="Example timelines", elem_id="mg-example", scale=0, min_width=200,
             )  # fmt: skip
             w["timeline"] = TimelineEditor(
-                start["timeline"], seconds=start["seconds"], look_at=actions.look_at, elem_id="mg-timeline"
+                start["timeline"],
+                seconds=start["seconds"],
+                look_at=actions.look_at,
+                reachable=actions.reachable,
+                elem_id="mg-timeline",
             )
     w["form"] = FormPanel(form.FIELDS, [w[name]._id for name in form.FIELDS])
     return w

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import TimelineError
@@ -19,6 +21,7 @@ class TimelineEditor(Panel):
         value: the timeline shown first.
         seconds: length of the video, which no block can pass; None: endless.
         look_at: what a picture that was sent for a block is, see `Actions.look_at`.
+        reachable: whether a page may name this file; None: any.
     """
 
     folder = "timeline"
@@ -30,9 +33,11 @@ class TimelineEditor(Panel):
         *,
         seconds: int | None = 4,
         look_at: Callable[..., Any] | None = None,
+        reachable: Callable[[str], bool] | None = None,
         **options: Any,
     ) -> None:
-        functions = (print_timeline, parse_timeline, write_timeline, *([for_page(look_at)] if look_at else []))
+        functions = [print_timeline, _with_own_pictures(parse_timeline, reachable), write_timeline]
+        functions += [for_page(look_at)] if look_at else []
         super().__init__(value, seconds=seconds or 0, server_functions=functions, **options)
 
     def preprocess(self, payload: Any) -> Any:
@@ -67,3 +72,18 @@ def write_timeline(data: dict[str, Any]) -> dict[str, Any]:
         return {"text": files.write(Timeline.from_json(data.get("timeline") or {}), str(data.get("kind", "")))}
     except TimelineError as error:
         return {"error": str(error)}
+
+
+def _with_own_pictures(read: Callable[..., Any], reachable: Callable[[str], bool] | None) -> Callable[..., Any]:
+    """`read` (see `parse_timeline`), refusing pictures that the page may not name and could not show."""
+
+    @wraps(read)
+    def checked(data: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = read(data)
+        for segment in answer.get("timeline", {}).get("segments", []):
+            if "image" in segment and reachable is not None and not reachable(segment["image"]):
+                name, start = Path(segment["image"]).name, segment["start"]
+                return {"error": f"The app does not have the picture {name}; drop it on the block at {start} s."}
+        return answer
+
+    return checked

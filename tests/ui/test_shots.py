@@ -8,6 +8,8 @@ import json
 
 import numpy as np
 import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Page
 
@@ -111,11 +113,9 @@ def test_a_picture_is_dropped_on_a_block_and_taken_off(blocks: Page, watched: Wa
 
 
 def test_a_video_of_two_shots_and_what_goes_on_from_it(page: Page, app: App) -> None:
-    set_length(page, 4)
-    three_blocks(page)
-    page.evaluate("document.activeElement.blur()")
-    set_size(page, 64, 64)
     set_length(page, 6)
+    three_blocks(page)
+    set_size(page, 64, 64)
     drop(page, 1, png((200, 30, 30)), "red.png")
     shown(page, 1)
     block(page, 2).focus()
@@ -146,14 +146,18 @@ def test_a_video_of_two_shots_and_what_goes_on_from_it(page: Page, app: App) -> 
         assert np.array_equal(kept, made)
 
 
-def test_a_page_cannot_name_a_picture_that_is_not_its_own(page: Page, app: App) -> None:
+def test_nobody_can_name_a_picture_that_is_not_the_apps_own(page: Page, app: App) -> None:
+    """Neither in text nor by the API; the file is not even looked at."""
     secret = app.folder / "secret.png"
     secret.write_bytes(png((1, 2, 3)))
-    timeline = {"segments": [{"start": 0, "end": 2, "prompt": "a"}, {"start": 2, "end": 4, "prompt": "b"}]}
-    timeline["segments"][1]["image"] = str(secret)
+    segments = [{"start": 0, "end": 2, "prompt": "a"}, {"start": 2, "end": 4, "prompt": "b", "image": str(secret)}]
+    text = json.dumps({"segments": segments})
     page.click("[data-action=text]")
-    page.fill(".tl-shorthand", json.dumps(timeline))
-    page.wait_for_function("magi.timeline.segments.length === 2 && magi.timeline.segments[1].image")
-    page.click("#mg-generate")
-    toast = page.wait_for_selector("text=is no file of the projects folder")
-    assert "secret.png" in toast.inner_text()
+    page.fill(".tl-shorthand", text)
+    page.wait_for_function("document.querySelector('.tl-error').textContent.includes('secret.png')")
+    assert page.evaluate("magi.timeline.segments.length") == 0
+    client = Client(app.url, verbose=False)
+    for place in (secret, app.projects / ".." / "secret.png", app.folder / "nothing.png"):
+        named = text.replace(str(secret), str(place))
+        with pytest.raises(AppError, match="is no file of the projects folder"):
+            client.predict("c", 4, named, width=32, height=32, api_name="/generate")

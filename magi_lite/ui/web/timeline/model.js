@@ -6,7 +6,7 @@ export const newId = () => "b" + (counter += 1);
 export const sort = (blocks) => blocks.slice().sort((a, b) => a.start - b.start);
 export const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
 const edit = (blocks, id, change) => blocks.map((b) => (b.id === id ? { ...b, ...change } : { ...b }));
-const later = ({ id, end, prompt }, change) => ({ id, end, prompt, ...change }); // its part behind its start
+export const later = ({ id, end, prompt }, change) => ({ id, end, prompt, ...change }); // its part behind its start
 export const find = (blocks, id) => blocks.find((b) => b.id === id);
 export const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 

@@ -1,5 +1,5 @@
 // Edits of several blocks at once; trims and moves in which others stay or make way. Pure functions, as in model.js.
-import { clamp, newId, sort } from "./model.js";
+import { clamp, later, newId, sort } from "./model.js";
 
 /** Ids of the blocks from `a` to `b`, both included. */
 export function between(blocks, a, b) {
@@ -127,10 +127,10 @@ export function paste(blocks, clip, at, locked, insert) {
     if (block.end <= start || (!insert && block.start >= end)) left.push({ ...block });
     else if (insert) {
       if (block.start >= start) left.push({ ...block, start: block.start + clip.length, end: block.end + clip.length });
-      else left.push({ ...block, end: start }, { ...block, id: newId(), start: end, end: block.end + clip.length });
+      else left.push({ ...block, end: start }, later(block, { id: newId(), start: end, end: block.end + clip.length }));
     } else {
       if (block.start < start) left.push({ ...block, end: start });
-      if (block.end > end) left.push({ ...block, id: block.start < start ? newId() : block.id, start: end });
+      if (block.end > end) left.push(later(block, { id: block.start < start ? newId() : block.id, start: end }));
     }
   }
   return { blocks: sort([...left, ...fresh]), ids: fresh.map((block) => block.id) };
