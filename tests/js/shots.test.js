@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as Model from "../../magi_lite/ui/web/timeline/model.js";
 import { beginsShot, marked, segment, told } from "../../magi_lite/ui/web/timeline/shots.js";
+import { paste } from "../../magi_lite/ui/web/timeline/several.js";
 import { State } from "../../magi_lite/ui/web/timeline/state.js";
 
 const SHA = "0".repeat(64);
@@ -43,6 +44,9 @@ test("what a block begins with stays at its beginning when it is divided", () =>
   const written = Model.write(BLOCKS, "b", "three", 5).blocks;
   assert.deepEqual(written.map(beginsShot), [false, true, false]);
   assert.equal(Model.merge(BLOCKS, "a", 0)[0].image, undefined);
+  const clip = { length: 1, blocks: [{ start: 0, end: 1, prompt: "new" }] };
+  for (const insert of [false, true])
+    assert.deepEqual(paste(BLOCKS, clip, 4, 0, insert).blocks.map(beginsShot), [false, true, false, false]);
   assert.equal(Model.move(BLOCKS, "b", 4, 20, 0)[1].image, BLOCKS[1].image);
 });
 

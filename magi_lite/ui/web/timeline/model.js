@@ -1,6 +1,6 @@
 // The timeline's arithmetic: pure functions from blocks to blocks. A block is {id, start, end, prompt}, whole seconds,
-// sorted, never overlapping; what else it carries (a cut, a picture) belongs to its start. `limit` is the video's length
-// in seconds (Infinity when endless); seconds before `locked` are rendered or in the making and cannot be changed.
+// sorted, never overlapping; what else it carries (a cut, a picture) belongs to its start. `limit` is the length of the
+// video in seconds (Infinity when endless); seconds before `locked` are rendered or in the making and cannot change.
 let counter = 0;
 export const newId = () => "b" + (counter += 1);
 export const sort = (blocks) => blocks.slice().sort((a, b) => a.start - b.start);
