@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import magi_lite
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, MediaError
 from magi_lite.events import ChunkFinished, Event, Finished, Notice, PhaseStarted, Progress, Redirected, Stopped
@@ -351,3 +352,18 @@ def test_another_picture_of_the_same_name_is_refused(request_for: Callable, run:
     with pytest.raises(MediaError, match="nowhere"):
         run(request_for('[0s-1s: a] [1s-2s image="nowhere.png": b]', seconds=2))
     assert not list((tmp_path / "projects").glob("*"))
+
+
+def test_the_trained_model_holds_a_shots_picture(tmp_path: Path) -> None:
+    """A frame of one of its own videos: the picture's first frame is seen again, and only behind its cut."""
+    options = {"seconds": 1, "preset": "demo", "size": "64x64", "window": 1, "projects": tmp_path / "projects"}
+    taken = next(magi_lite.generate("a large red ball moves right on a dark background", seed=3, **options).frames())
+    blocks = [
+        {"start": 0, "end": 1, "prompt": "a small yellow triangle moves up on a gray background"},
+        {"start": 1, "end": 2, "prompt": "a large red ball moves right on a dark background", "image": taken},
+    ]
+    made = magi_lite.generate(timeline={"segments": blocks}, seed=5, **options | {"seconds": 2})
+    frames = list(made.frames())
+    assert len(frames) == 48
+    assert psnr(frames[24], taken) > 28
+    assert psnr(frames[23], taken) < 15
