@@ -22,8 +22,8 @@ PATIENCE = 120
 """Seconds that a loaded machine may take to the next finished second."""
 
 
-def command(model: Path, tmp_path: Path, *more: str) -> list[str]:
-    timeline = "[0s-1s: a red ball] [1s-6s: a blue box]"
+def command(model: Path, tmp_path: Path, *more: str, mark: str = "") -> list[str]:
+    timeline = f"[0s-1s: a red ball] [1s-6s{mark}: a blue box]"
     return [
         *(sys.executable, "-m", "magi_lite", "generate", "--preset", "demo", "--model", str(model)),
         *("--timeline", timeline, "--size", "32x32", "--seed", "7", "--scheme", "float32", "--t5", "float32"),
@@ -39,15 +39,14 @@ def frames_in(video: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize("finished", [0, 2])
+@pytest.mark.parametrize(("finished", "mark"), [(0, ""), (2, ""), (1, " cut")])
 def test_a_killed_run_plays_and_resumes_to_the_same_bits(
-    finished: int, tiny_model: Path, run: Callable, tmp_path: Path
+    finished: int, mark: str, tiny_model: Path, run: Callable, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed.mp4"
     home = {**os.environ, "HOME": str(tmp_path)}
-    process = subprocess.Popen(
-        command(tiny_model, tmp_path, "--out", str(out)), cwd=ROOT, env=home, stderr=subprocess.PIPE, text=True
-    )
+    begun = command(tiny_model, tmp_path, "--out", str(out), mark=mark)
+    process = subprocess.Popen(begun, cwd=ROOT, env=home, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + PATIENCE
     wanted = "Making the first second" if finished == 0 else f"{finished - 1}s-{finished}s is finished"
     while time.monotonic() < until:
@@ -69,7 +68,8 @@ def test_a_killed_run_plays_and_resumes_to_the_same_bits(
     assert isinstance(events[-1], Finished)
     assert frames_in(out) == 24 * 6
 
-    whole = subprocess.run(command(tiny_model, tmp_path / "whole"), cwd=ROOT, env=home, check=True, capture_output=True)
+    again = command(tiny_model, tmp_path / "whole", mark=mark)
+    whole = subprocess.run(again, cwd=ROOT, env=home, check=True, capture_output=True)
     other = Path(whole.stdout.decode().strip()).parent
     assert same_bits(latents_of(folder), latents_of(ROOT / other))
 

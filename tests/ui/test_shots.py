@@ -127,10 +127,6 @@ def test_a_video_of_two_shots_and_what_goes_on_from_it(page: Page, app: App) -> 
         assert [shot.start for shot in shots] == [0, 2, 4]
         assert shots[1].image.parent == project.folder / "inputs"
         first = project.folder
-    page.wait_for_function("magi.timeline.segments[1].image.includes('/inputs/')")  # the form is what it was made with
-    assert marks(page)[2] == {"cut": True}
-    shown(page, 1)
-
     block(page, 1).click(button="right")
     page.click("[data-action=redo-block]")
     dialog = page.locator("dialog[open]")
@@ -144,6 +140,9 @@ def test_a_video_of_two_shots_and_what_goes_on_from_it(page: Page, app: App) -> 
         assert again.request.timeline.shots(6)[1].image_sha256 == old.request.timeline.shots(6)[1].image_sha256
         kept, made = again.read_latents(1).numpy(), old.read_latents(1).numpy()
         assert np.array_equal(kept, made)
+    page.wait_for_function("magi.timeline.segments[1].image.includes('/inputs/')")  # the form is what it was made with
+    assert marks(page)[2] == {"cut": True}
+    shown(page, 1)
 
 
 def test_nobody_can_name_a_picture_that_is_not_the_apps_own(page: Page, app: App) -> None:
