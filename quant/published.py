@@ -1,6 +1,6 @@
 """The FP8 linears of the published MAGI-1 checkpoints, under their own tensor names.
 
-Two kinds, both with scales fixed by calibration (reference: report section on quantization, official checkpoints):
+Two kinds, both with scales fixed by calibration (MAGI-1 report, section on quantization; official checkpoints):
 - per tensor (q, qx, k, v, fc1): x / input_scale -> clamp -> bf16 -> e4m3, product * input_scale * weight_scale. The
   file stores input_scale once per input feature, all equal; kernels read only the first as multiplier, so a file
   where they differ has no consistent meaning and is refused.

@@ -1,7 +1,8 @@
 """The transformer's small layers. Precision lives here: each layer knows in which numbers it works.
 
-Which places are float32 in a bfloat16 model follows the published program (reference page, section 9.5): embedders, the
-self attention's q/k norms and rotation, post-norms and residual sums, final norm and linear, unquantized projection.
+Which places are float32 in a bfloat16 model follows the published program (docs/architecture.md, section 2 of the
+model): embedders, the self attention's q/k norms and rotation, post-norms and residual sums, final norm and linear,
+unquantized projection.
 """
 
 from __future__ import annotations

@@ -157,8 +157,8 @@ def _add_captions_and_kv(
     tokens = tokens_per_chunk(model, request.width, request.height)
     # Captions of one length are attended in one batch, a second copy, where the pass is one piece.
     one_batch = window > 1 and not PassShape.of(tokens, window, execution).attention_sliced
-    rows = caption_tokens(request, model) * window * (2 if one_batch else 1)
-    add("captions", busy, "vram", (rows + min(NULL_CAPTION_TOKENS, dit.caption_max_length)) * per_token)
+    held = caption_tokens(request, model) * window * (2 if one_batch else 1)
+    add("captions", busy, "vram", (held + min(NULL_CAPTION_TOKENS, dit.caption_max_length)) * per_token)
     store = _store_bytes(request, window, model, execution)
     if execution.kv_place == "device":
         add("keys and values", busy, "vram", store)

@@ -1,7 +1,7 @@
 """A sampler that keeps everything: no store, no separate passes, the last seconds' clean chunks in every forward.
 
-Written down again from the reference page (sections 3, 4 and 9), to compare the real one with. Only the time grid is
-shared, because its float32 values are a test of their own.
+Written down again from docs/architecture.md (sections 3 to 5 of the model), to compare the real one with. Only the time
+grid is shared, because its float32 values are a test of their own.
 """
 
 from __future__ import annotations
