@@ -37,15 +37,6 @@ def prefix_chunks(request: GenerationRequest, settings: SamplerSettings) -> int:
     return settings.prefix_reach if request.video is not None else 0
 
 
-def schedule_of(request: GenerationRequest, window: int, model: ModelSpec) -> Schedule:
-    """The schedule that the sampler of the request's first shot will follow: of the whole video where it has no cut.
-
-    Raises:
-        InputError: the request's steps and window cannot be scheduled.
-    """
-    return schedules_of(request, window, model)[0]
-
-
 def schedules_of(request: GenerationRequest, window: int, model: ModelSpec) -> tuple[Schedule, ...]:
     """The schedules that the samplers of the request's shots will follow, one after the other.
 

@@ -101,7 +101,7 @@ def test_slots_reads_and_forwards_are_those_of_the_sampler(seed: int) -> None:
     asked = request(
         window=settings.window, steps=settings.steps, seconds=seconds, video=Path("clip.mp4") if clip else None
     )
-    schedule = passes.schedule_of(asked, settings.window, spec_of(sampler=settings))
+    schedule = passes.schedules_of(asked, settings.window, spec_of(sampler=settings))[0]
     assert schedule.offset == (settings.prefix_reach if clip else 0)
     done = run(settings, seconds, schedule.offset)
     assert passes.kv_slots(schedule) == max(done["slots"]), settings
@@ -143,7 +143,7 @@ def test_a_video_with_cuts_takes_what_its_shots_take(seed: int) -> None:
 
 def test_a_model_with_long_ranges_needs_its_own_slots() -> None:
     settings = SamplerSettings(noise_to_clean_ranges=(9, 7, 5, 3))
-    schedule = passes.schedule_of(request(window=1, seconds=None), 1, spec_of(sampler=settings))
+    schedule = passes.schedules_of(request(window=1, seconds=None), 1, spec_of(sampler=settings))[0]
     assert passes.kv_slots(schedule) == 8
 
 
@@ -151,7 +151,7 @@ def test_a_model_with_long_ranges_needs_its_own_slots() -> None:
 def test_a_second_takes_its_steps_the_nearly_clean_copies_and_a_clean_pass(seed: int) -> None:
     settings = replace(random_settings(random.Random(seed)), guidance=None, distilled=True, nearly_clean=True)
     asked = request(window=settings.window, steps=settings.steps, seconds=40)
-    schedule = passes.schedule_of(asked, settings.window, spec_of(sampler=settings))
+    schedule = passes.schedules_of(asked, settings.window, spec_of(sampler=settings))[0]
     planned = sum(work.chunks * work.times for work in passes.work_per_second(schedule))
     copies = sum(t > settings.nearly_clean_threshold for t in schedule.grid[:-1])
     assert planned == settings.steps + copies + 1

@@ -67,7 +67,7 @@ def test_published_sizes() -> None:
 @pytest.mark.parametrize("steps", [8, 12, 16, 64])
 def test_the_store_has_the_slots_that_the_schedule_needs(window: int, steps: int) -> None:
     schedule = Schedule(SamplerSettings(steps=steps, window=window), 0, None)
-    planned = passes.schedule_of(request(window=window, steps=steps, seconds=None), window, SPEC)
+    planned = passes.schedules_of(request(window=window, steps=steps, seconds=None), window, SPEC)[0]
     assert passes.kv_slots(planned) == schedule.slots(50)
 
 
