@@ -8,6 +8,7 @@ plan -> captions -> weights -> shot after shot: prefix -> chunk after chunk -> d
 from __future__ import annotations
 
 import contextlib
+import queue
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -39,7 +40,15 @@ from magi_lite.pipeline.background import Background
 from magi_lite.pipeline.colours import ColourMap
 from magi_lite.pipeline.decoding import psnr
 from magi_lite.pipeline.delivery import Delivery
-from magi_lite.pipeline.engine import Engine, decoder, engine, plan_for, recorded
+from magi_lite.pipeline.engine import (
+    Engine,
+    convert_text_encoder,
+    decoder,
+    engine,
+    plan_for,
+    recorded,
+    text_conversion_bytes,
+)
 from magi_lite.pipeline.prefix import (
     PrefixSource,
     look_at_pictures,
@@ -66,6 +75,8 @@ from magi_lite.weights.opening import open_model
 
 ENDLESS_STATES = 256
 """States kept of an endless run: how far back it can be redone exactly."""
+CONVERSION_STEP = 10
+"""Per cent of converting the text encoder after which it is said again."""
 PREVIEW_EVERY = 1.5
 """Seconds between previews: often enough to watch, rare enough to cost nothing."""
 
@@ -143,6 +154,7 @@ class Run:
         yield from self.look_at_source(start)
 
         bank = prompt_bank(self.files, plan.execution, lambda: self.leaving)
+        yield from self.convert_text_encoder(plan, bank)
         yield from self.encode_prompts(bank)
         if not self.leaving:
             yield PhaseStarted("load", f"Loading {self.files.spec.name}")
@@ -195,6 +207,33 @@ class Run:
         return second if second is not None and (wanted is None or second < wanted) else None
 
     # --- what the sampler needs ------------------------------------------------------------------------------------
+
+    def convert_text_encoder(self, plan: Plan, bank: PromptBank) -> Iterator[Event]:
+        """Make the 16-bit copy of published text encoder weights with the first prompt that needs them; takes minutes.
+
+        Raises:
+            CheckpointError, OutputError, LoadCancelled: as `t5.load_t5`.
+        """
+        if self.leaving or not text_conversion_bytes(self.files, plan.execution):
+            return
+        if not bank.missing(self.upcoming_prompts(self.timeline)):
+            return
+        percents: queue.SimpleQueue[int] = queue.SimpleQueue()
+        shown = 0
+        yield PhaseStarted("text", "Converting the text encoder to 16 bits, once")
+        with self.during("text"), Background() as thread:
+            thread.start(
+                lambda: convert_text_encoder(
+                    self.files, lambda done, total: percents.put(100 * done // max(1, total)), lambda: self.leaving
+                )
+            )
+            while not thread.idle or not percents.empty():
+                with contextlib.suppress(queue.Empty):
+                    percent = percents.get(timeout=0.1)
+                    if percent >= shown + CONVERSION_STEP:
+                        shown = percent - percent % CONVERSION_STEP
+                        yield PhaseStarted("text", f"Converting the text encoder to 16 bits, once: {shown} %")
+            thread.result()
 
     def encode_prompts(self, bank: PromptBank) -> Iterator[Event]:
         """Encode the prompts that are not cached, all at once: the text encoder is loaded for them and freed."""

@@ -239,6 +239,19 @@ def test_special_tokens_come_by_themselves(
     assert not tokens_file.exists() and "arrived damaged" in capsys.readouterr().err
 
 
+def test_a_model_that_lacks_the_special_tokens_alone_is_completed_by_them(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the app's Download button and `download MODEL` do for weights that another tool fetched: one request."""
+    monkeypatch.setattr(layout, "DEFAULT_MODELS_FOLDER", tmp_path / "none")
+    fetch(hub, tmp_path / "models")
+    (tmp_path / "models" / "special_tokens.npz").unlink()
+    hub.requests.clear()
+    files = fetch(hub, tmp_path / "models")
+    assert [name for name, _ in hub.requests] == ["raw/special_tokens.npz"]
+    assert files.special_tokens == tmp_path / "models" / "special_tokens.npz"
+
+
 def test_a_pickled_text_encoder_is_converted_with_the_download(hub: FakeHub, tmp_path: Path) -> None:
     """So the first prompt does not wait for it; its bytes are counted and its progress is told."""
     name = "ckpt/t5/t5-v1_1-xxl/model.safetensors"

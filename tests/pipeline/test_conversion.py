@@ -1,0 +1,59 @@
+"""Text encoder weights as they were published are converted with the first prompt: planned, shown, and once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from magi_lite.control import RunControl
+from magi_lite.events import Finished, PhaseStarted, PlanReady, Stopped
+from magi_lite.pipeline import generate
+from magi_lite.request.request import Overrides
+
+
+@pytest.fixture
+def pickled(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with its text encoder in a pickle."""
+    root = shutil.copytree(tiny_model, tmp_path / "pickled")
+    (weights,) = root.glob("ckpt/t5/*/model.safetensors")
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    return root
+
+
+def test_the_conversion_is_planned_and_shown_and_comes_once(
+    pickled: Path, request_for: Callable, run: Callable, tmp_path: Path
+) -> None:
+    request = request_for(
+        model=str(pickled), seconds=1, timeline="[0s-1s: a red ball]", overrides=Overrides(scheme="float32", t5="bf16")
+    )
+    events = run(request)
+    assert isinstance(events[-1], Finished)
+    (plan,) = [event.plan for event in events if isinstance(event, PlanReady)]
+    assert any("converted to 16 bits before its first prompt, once" in note for note in plan.notes)
+    said = [event.detail for event in events if isinstance(event, PhaseStarted) and event.phase == "text"]
+    assert said[0] == "Converting the text encoder to 16 bits, once" and said[-1] == "Encoding 1 prompt"
+    assert said[-2].endswith(": 100 %") and len(said) <= 13
+    (copy,) = pickled.rglob("converted-bfloat16")
+    assert any(copy.glob("*.safetensors"))
+    again = run(request_for(model=str(pickled), seconds=1, timeline="[0s-1s: b]", overrides=request.overrides))
+    assert not [event for event in again if isinstance(event, PhaseStarted) and "Converting" in event.detail]
+    (plan,) = [event.plan for event in again if isinstance(event, PlanReady)]
+    assert not any("converted" in note for note in plan.notes)
+
+
+def test_a_stop_ends_the_conversion(pickled: Path, request_for: Callable, run: Callable, tmp_path: Path) -> None:
+    control = RunControl()
+    request = request_for(
+        model=str(pickled), seconds=1, timeline="[0s-1s: a red ball]", overrides=Overrides(scheme="float32", t5="bf16")
+    )
+    for event in generate(request, control=control, projects_folder=tmp_path / "projects"):
+        if isinstance(event, PhaseStarted) and event.detail.startswith("Converting"):
+            control.stop()
+    assert isinstance(event, Stopped)
+    assert isinstance(run(None, resume=event.project)[-1], Finished)
