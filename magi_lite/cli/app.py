@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import signal
@@ -30,7 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ray", metavar="auto|ADDRESS", help="make videos on a Ray cluster (needs: pip install magi-lite[ray])"
     )
     parser.add_argument("--projects", type=Path, default=home / "outputs", help="where runs are kept")
-    parser.add_argument("--models", type=Path, default=home / "models", help="where weights are (default: models)")
+    parser.add_argument(
+        "--models", type=Path, help="where weights are (default: the folder chosen in the System tab, else models)"
+    )
+    parser.add_argument(
+        "--mcp",
+        action="store_true",
+        help="offer the app's actions as tools of the Model Context Protocol, to this computer only "
+        "(needs: pip install magi-lite[mcp])",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,6 +93,22 @@ def _end_when_asked() -> None:
     signal.signal(signal.SIGTERM, handle)
 
 
+def _check_mcp(local: bool) -> None:
+    """Refuse to offer tools to other computers, or without the library.
+
+    Raises:
+        InputError: one sentence.
+    """
+    from magi_lite.errors import InputError
+
+    if not local:
+        raise InputError(
+            "--mcp offers tools to this computer only; leave out --share and --server."
+        )
+    if importlib.util.find_spec("mcp") is None:
+        raise InputError("--mcp needs a library that is not installed: pip install magi-lite[mcp]")
+
+
 def serve(arguments: argparse.Namespace) -> int:
     """Build everything and listen."""
     from magi_lite.errors import InputError
@@ -94,25 +119,33 @@ def serve(arguments: argparse.Namespace) -> int:
     from magi_lite.ui.actions import Actions
     from magi_lite.ui.library import Library
     from magi_lite.ui.machine import Machine
+    from magi_lite.ui.report import Console
     from magi_lite.ui.saved import Saved
     from magi_lite.workers.cluster import Cluster
     from magi_lite.workers.fleet import Fleet
     from magi_lite.workers.worker import Settings
 
+    console = Console()
+    console.listen()
+    hosts = guard.Hosts(arguments.server)
+    local = hosts.loopback and not arguments.share
+    if arguments.mcp:
+        _check_mcp(local)
     projects = arguments.projects.resolve()
     alone = alone_in(projects / ".queue")
     fleet: Fleet | Cluster = (
         Cluster(projects, arguments.ray) if arguments.ray else Fleet(Settings(projects), chosen_cards(arguments.cards))
     )
-    machine = Machine(arguments.models.resolve(), arguments.preset, fleet)
     queue = JobQueue(projects / ".queue", fleet.runners, lambda: unfinished(projects))
+    chosen = Path(queue.setting("models_folder") or "")
+    models = arguments.models or (chosen if chosen.is_absolute() and chosen.is_dir() else home_folder() / "models")
+    machine = Machine(models.resolve(), arguments.preset, fleet)
     library = Library(projects)
-    actions = Actions(queue, library, machine)
+    actions = Actions(queue, library, machine, console, local)
     requests = [job.request for job in queue.jobs()]
     used = {path for one in requests for path in (one.image, one.video, *one.timeline.pictures) if path}
     uploads.clean(actions.uploads_folder, used)
     demo = page.build(actions, library, machine, Saved(queue)).queue(default_concurrency_limit=8)
-    hosts = guard.Hosts(arguments.server)
     queue.start()
     _end_when_asked()
     try:
@@ -124,7 +157,7 @@ def serve(arguments: argparse.Namespace) -> int:
             allowed_paths=[str(projects)],
             blocked_paths=[str(projects / ".queue")],
             app_kwargs={
-                "lifespan": guard.around(hosts, (projects, uploads.received_folder())),
+                "lifespan": guard.around(hosts, (projects, uploads.received_folder()), mcp=arguments.mcp),
                 "routes": assets.routes(),
             },
             state_session_capacity=SESSIONS,
@@ -133,6 +166,7 @@ def serve(arguments: argparse.Namespace) -> int:
             footer_links=[],
             ssr_mode=False,
             run_history=False,
+            mcp_server=arguments.mcp,
             prevent_thread_lock=True,
             _frontend=False,  # else a busy machine is taken for one without localhost
             **page.look(),

@@ -13,6 +13,7 @@ from typing import Any
 from magi_lite.errors import InputError
 from magi_lite.jobs import JobQueue
 from magi_lite.jobs.job import Job
+from magi_lite.models import MODELS
 from magi_lite.project import Project
 from magi_lite.request.checks import check
 from magi_lite.request.request import OPTIONS, GenerationRequest
@@ -23,6 +24,7 @@ from magi_lite.ui import form, uploads
 from magi_lite.ui.exports import Exports
 from magi_lite.ui.library import Library, file_url
 from magi_lite.ui.machine import Machine
+from magi_lite.ui.report import Console, report
 from magi_lite.video.formats import FORMATS
 
 _FIRST = (
@@ -56,7 +58,11 @@ class Actions:
     Every public method takes plain values and answers a JSON-able dict; errors are `MagiLiteError`s.
     """
 
-    def __init__(self, queue: JobQueue, library: Library, machine: Machine) -> None:
+    def __init__(
+        self, queue: JobQueue, library: Library, machine: Machine, console: Console | None = None, alone: bool = True
+    ) -> None:
+        """`console`: for reports. `alone`: whether only this computer's own pages reach the app."""
+        self._console, self._alone = console, alone
         self._queue, self._library, self._machine = queue, library, machine
         self.uploads_folder = library.folder / ".uploads"
         self._exports = Exports(library)
@@ -177,6 +183,36 @@ class Actions:
         report = self._machine.report()
         making = {card: job.title for card, job in self._queue.running_jobs.items()}
         return report | {"machine": report["machine"] + self._machine.workers(making)}
+
+    def plan_for(
+        self, card: str, model: str = "", ram_gb: float | None = None, seconds: int | None = None,
+        width: int | None = None, height: int | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """The plan that another machine would get: `card` is a known card's name, such as RTX 4090, or cpu.
+
+        What is left out is chosen by that machine's profile. Answers as the plan of this machine does.
+        """
+        values = {"prompt": "a video", "seconds": seconds, "width": width, "height": height}
+        given = {name: value for name, value in values.items() if value is not None}
+        return self._machine.plan_for(card, model, ram_gb, given)
+
+    def cards(self) -> dict[str, Any]:
+        """Cards and models that can be planned for."""
+        return {"cards": self._machine.known_cards, "models": list(MODELS)}
+
+    def report(self, with_paths: bool = False) -> dict[str, Any]:
+        """A text for bug reports: versions, this computer, and what the console said; paths only if asked for."""
+        console = self._console.text() if self._console else ""
+        own = (self._library.folder, self._machine.models_folder, Path.cwd())
+        return {"text": report(console, self._machine.report()["machine"], own, with_paths)}
+
+    def use_models_folder(self, folder: str) -> dict[str, Any]:
+        """Look for models in another folder of the app's computer, now and after a restart."""
+        if not self._alone:
+            raise InputError("The app can be reached from other computers; choose the folder with --models instead.")
+        self._machine.use_models_folder(Path(folder.strip()).expanduser())
+        self._queue.set_setting("models_folder", str(self._machine.models_folder))
+        return {"folder": str(self._machine.models_folder)}
 
     def plan(self, request: GenerationRequest) -> dict[str, Any]:
         """Memory and time that a request would take, as a sentence and a picture, before anything is loaded.
@@ -439,6 +475,10 @@ class Actions:
         return {"message": self._machine.free_memory()}
 
     # --- for the form
+
+    def saved_names(self) -> dict[str, Any]:
+        """Names of the settings that are kept."""
+        return {"names": sorted(self._queue.setting("saved", {}))}
 
     def request_of(self, job: str) -> GenerationRequest:
         """What a job asks for; once it has ended, what its video was made with."""

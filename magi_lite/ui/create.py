@@ -56,7 +56,7 @@ def build(actions: Actions, start: dict[str, Any], examples: list[str], cards: l
                 reachable=actions.reachable,
                 elem_id="mg-timeline",
             )
-    w["form"] = FormPanel(form.FIELDS, [w[name]._id for name in form.FIELDS])
+    w["form"] = FormPanel(actions, form.FIELDS, [w[name]._id for name in form.FIELDS])
     return w
 
 
@@ -165,5 +165,6 @@ def _advanced(w: Widgets, start: dict[str, Any]) -> None:
                 w["saved_name"] = gr.Textbox(label="Name", elem_id="mg-saved-name", max_length=60, min_width=120)
             with gr.Row():
                 w["save"] = gr.Button("Save", elem_id="mg-save", size="sm")
+                w["rename_saved"] = gr.Button("Rename", elem_id="mg-rename-saved", size="sm")
                 w["delete_saved"] = gr.Button("Delete", elem_id="mg-delete-saved", size="sm")
                 w["at_start"] = gr.Button("Load at start", elem_id="mg-at-start", size="sm")

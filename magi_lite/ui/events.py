@@ -152,6 +152,8 @@ class Handlers:
             answer = self.actions.plan(request)
         except MagiLiteError as error:
             answer = {"error": sentence(error)}
+        named_values = {name: named[name] for name in ("seconds", "width", "height")}
+        answer = answer | {"asked": named_values}
         return answer, answer.get("sentence") or in_markdown(answer.get("error", ""))
 
     # --- widgets that move other widgets

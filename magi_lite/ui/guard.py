@@ -37,8 +37,10 @@ ANYWHERE = frozenset({"0.0.0.0", "::", ""})
 """Addresses to listen on that mean: on every network."""
 READING = frozenset({"GET", "HEAD"})
 API = "/gradio_api/"
-CLOSED = re.compile(r"/gradio_api/(proxy=|process_recording|vibe-|undo-vibe-|dev/|mcp)")
+CLOSED = re.compile(r"/gradio_api/(proxy=|process_recording|vibe-|undo-vibe-|dev/)")
 """Gradio's endpoints that fetch for others, run programs or edit apps; this app has no use for them."""
+MCP = f"{API}mcp"
+"""Tools for programs; closed unless the app was started with them."""
 _REMOTE = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?[/\\]{2}", re.IGNORECASE)
 """A path that leads to another computer: a URL, or a Windows share."""
 _LARGEST = 2**64
@@ -64,6 +66,8 @@ class Hosts:
         if not self._loopback:
             own = socket.gethostname().lower()
             self._names |= {server, own, f"{own.partition('.')[0]}.local"} - ANYWHERE
+        self.loopback = self._loopback
+        """Whether only this computer reaches the app."""
         self.public: set[str] = set()
         """Names that lead here from outside, such as a share link's."""
 
@@ -72,12 +76,14 @@ class Hosts:
         return name in self._names or name in self.public or (not self._loopback and _is_address(name))
 
 
-def around(hosts: Hosts, folders: Iterable[Path]) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+def around(
+    hosts: Hosts, folders: Iterable[Path], mcp: bool = False
+) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     """A lifespan for a Starlette app that puts the guard around all of it before the first request is answered."""
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
-        app.middleware_stack = Guard(app.middleware_stack, hosts, folders)
+        app.middleware_stack = Guard(app.middleware_stack, hosts, folders, mcp)
         yield
 
     return lifespan
@@ -98,10 +104,11 @@ class Guard:
         app: what is guarded.
         hosts: names that the app goes by.
         folders: where served files and files named in requests may lie.
+        mcp: whether tools are offered.
     """
 
-    def __init__(self, app: App, hosts: Hosts, folders: Iterable[Path]) -> None:
-        self._app, self._hosts = app, hosts
+    def __init__(self, app: App, hosts: Hosts, folders: Iterable[Path], mcp: bool = False) -> None:
+        self._app, self._hosts, self._mcp = app, hosts, mcp
         self._folders = tuple(Path(folder).resolve() for folder in folders)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -151,7 +158,7 @@ class Guard:
         return same or name in self._hosts.public
 
     def _check_path(self, path: str) -> None:
-        if CLOSED.match(path):
+        if CLOSED.match(path) or (path.startswith(MCP) and not self._mcp):
             raise Refused(404, "There is nothing here.")
         for door in ("file=", "file/"):
             if path.startswith(API + door) and not self._may_serve(path.removeprefix(API + door)):

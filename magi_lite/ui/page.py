@@ -23,7 +23,7 @@ API = (
     "generate", "status", "stop", "pause", "resume", "redirect", "extend", "redo", "queue", "move", "clone", "tie",
     "remove", "clear_ended", "hold", "gallery", "details", "versions", "label", "bin", "binned", "restore", "empty_bin",
     "export", "exports", "cancel_export", "delete_video", "reveal", "system", "download", "stop_download",
-    "free_memory",
+    "free_memory", "cards", "plan_for", "report",
 )  # fmt: skip
 """Actions offered as endpoints, each under its own name."""
 FIRST_MODEL = "4.5B-distill-fp8"

@@ -90,8 +90,9 @@ class FormPanel(Panel):
     folder = "form"
     triggers = ("restore", "follow", "several")
 
-    def __init__(self, names: Sequence[str], ids: Sequence[int]) -> None:
-        super().__init__(None, names=list(names), ids=list(ids), elem_id="mg-form")
+    def __init__(self, actions: Actions, names: Sequence[str], ids: Sequence[int]) -> None:
+        functions = doors(actions, "saved_names")
+        super().__init__(None, server_functions=functions, names=list(names), ids=list(ids), elem_id="mg-form")
 
 
 class WatchPanel(Panel):
@@ -141,7 +142,8 @@ class SystemPanel(Panel):
     folder = "system"
 
     def __init__(self, actions: Actions) -> None:
-        names = ("system", "download", "stop_download", "free_memory")
+        names = ("system", "download", "stop_download", "free_memory", "cards", "plan_for", "report")
+        names += ("use_models_folder",)
         super().__init__(None, server_functions=doors(actions, *names), elem_id="mg-system")
 
 

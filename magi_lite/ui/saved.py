@@ -6,17 +6,31 @@ from typing import Any
 
 import gradio as gr
 
+from magi_lite.errors import InputError
 from magi_lite.jobs import JobQueue
 from magi_lite.request import presets
 from magi_lite.request.request import STYLES
 from magi_lite.ui import form
 from magi_lite.ui.events import Handlers
-from magi_lite.ui.expose import in_toast
+from magi_lite.ui.expose import in_toast, sentence
 from magi_lite.ui.fills import INNER, fills
 
 NOT_SAVED = ("mode", "source", "prompt", "timeline", "seed")
 CLOSED = ("quality", "fit", *form.OVERRIDES)
 """Lists that take no other value than those they show."""
+KEPT_AS_IT_IS = "\x00"
+"""Comes in place of a name that shall not be replaced."""
+SAVE_JS = """async (name, ...values) => {
+  await magiReady;
+  const known = await magi.form.saved(), wanted = name.trim().split(/\\s+/).join(' ');
+  const may = !known.includes(wanted) || await magi.sure(
+    'Replace settings', `There are settings called ${wanted}. Replace them?`, 'Replace');
+  return [may ? name : '\\0', ...values];
+}"""
+DELETE_JS = """async (name) => {
+  await magiReady;
+  return [name && await magi.sure('Delete settings', `Delete the settings called ${name}?`, 'Delete') ? name : ''];
+}"""
 KEPT = tuple(name for name in form.FIELDS if name not in NOT_SAVED)
 
 
@@ -39,6 +53,21 @@ class Saved:
 
     def delete(self, name: str) -> None:
         self._queue.set_setting("saved", {key: value for key, value in self.all().items() if key != name})
+
+    def rename(self, old: str, new: str) -> None:
+        """Give settings another name; the page's start follows.
+
+        Raises:
+            InputError: there are none of the old name, or some of the new one.
+        """
+        known = self.all()
+        if old not in known:
+            raise InputError("Choose the settings to rename from the list first.")
+        if new in known and new != old:
+            raise InputError(f"There are settings called {new} already; choose another name.")
+        self._queue.set_setting("saved", {new if name == old else name: values for name, values in known.items()})
+        if self._queue.setting("at_start") == old:
+            self.choose_start(new)
 
     def choose_start(self, name: str | None) -> None:
         """Load these settings whenever the page opens; None: the machine's defaults."""
@@ -68,9 +97,22 @@ def wire(store: Saved, h: Handlers) -> None:
     w = h.w
     kept = [w[name] for name in KEPT]
 
+    def rename(old: str | None, name: str) -> tuple[Any, ...]:
+        """Give the chosen settings the name that was typed."""
+        name = " ".join((name or "").split())
+        try:
+            if not name:
+                raise InputError("Type the new name first.")
+            store.rename(old or "", name)
+        except InputError as error:
+            raise gr.Error(in_toast(sentence(error)), print_exception=False, title="Not renamed") from None
+        return gr.update(choices=store.names(), value=name), ""
+
     def save(name: str, *values: Any) -> tuple[Any, ...]:
         """Keep the form's settings under a name."""
         name = " ".join((name or "").split())
+        if name == KEPT_AS_IT_IS:
+            return gr.skip(), gr.skip()
         if not name:
             raise gr.Error("Give the settings a name first.", print_exception=False, title="Not saved")
         store.put(name, dict(zip(KEPT, values, strict=True)))
@@ -82,8 +124,10 @@ def wire(store: Saved, h: Handlers) -> None:
         return [values.get(key, gr.skip()) for key in KEPT]
 
     def delete(name: str | None) -> Any:
-        """Forget saved settings."""
-        store.delete(name or "")
+        """Forget saved settings; an empty name is none."""
+        if not name:
+            return gr.skip()
+        store.delete(name)
         return gr.update(choices=store.names(), value=None)
 
     def at_start(name: str | None) -> None:
@@ -92,8 +136,9 @@ def wire(store: Saved, h: Handlers) -> None:
         what = f"“{in_toast(name)}” from now on" if name else "the machine's defaults"
         gr.Info(f"The page opens with {what}.")
 
-    w["save"].click(save, [w["saved_name"], *kept], [w["saved"], w["saved_name"]], **INNER)
+    w["save"].click(save, [w["saved_name"], *kept], [w["saved"], w["saved_name"]], js=SAVE_JS, **INNER)
+    w["rename_saved"].click(rename, [w["saved"], w["saved_name"]], [w["saved"], w["saved_name"]], **INNER)
     fills(w["saved"].input, load, [w["saved"]], kept)
-    w["delete_saved"].click(delete, w["saved"], w["saved"], **INNER)
+    w["delete_saved"].click(delete, w["saved"], w["saved"], js=DELETE_JS, **INNER)
     w["at_start"].click(at_start, w["saved"], None, **INNER)
     gr.on(None, lambda: gr.update(choices=store.names()), None, w["saved"], **INNER)

@@ -423,6 +423,7 @@ def test_markers_are_named_moved_and_kept_in_the_settings(timeline: Page, app: A
 
 def test_a_dropped_file_of_subtitles_becomes_blocks(timeline: Page, tmp_path: Path) -> None:
     page = timeline
+    page.fill("#mg-prompt textarea", "")  # which subtitles would carry in every line
     subtitles = tmp_path / "story.srt"
     cues = "1\n00:00:00,000 --> 00:00:03,900\na cat\nwalks\n\n2\n00:00:04,000 --> 00:01:10,000\nit sleeps\n"
     subtitles.write_text(cues)

@@ -1,5 +1,6 @@
 // The page's script: every panel by name, and what Gradio's own inline handlers and the tests reach as `magi`.
 import { app, call, emit, on, toast } from "./shared/bus.js";
+import { sure } from "./shared/dom.js";
 import { answer, ask } from "./shared/fills.js";
 import { form, mount as formPanel } from "./form/form.js";
 import { mount as fold } from "./fold/fold.js";
@@ -21,6 +22,7 @@ window.magi = Object.assign(app, {
   toast,
   ask,
   answer,
+  sure,
   form,
   mount: (name, scope) => PANELS[name](scope),
 });

@@ -1,6 +1,6 @@
 // The form as a whole: it is kept as a draft, comes back after a reload, and shows what the video on the stage was made
 // with. What somebody typed is never lost by that: it can be brought back.
-import { app, emit, on, onDocument, toast } from "../shared/bus.js";
+import { app, call, emit, on, onDocument, toast } from "../shared/bus.js";
 import { holdUntil } from "../shared/fills.js";
 import { loadDraft, saveDraft } from "./draft.js";
 
@@ -42,8 +42,9 @@ export const form = {
 const typedIn = (values) => Object.fromEntries(TYPED.map((name) => [name, values[names.indexOf(name)]]));
 const isDirty = () => now !== null && !same(typedIn(now), base);
 
-export function mount({ element, props, trigger }) {
+export function mount({ element, props, trigger, server }) {
   names = props.names;
+  form.saved = async () => (await call(server.saved_names({}))).names || [];
   const start = JSON.parse(window.magiStart),
     startValues = props.ids.map((id) => (start[id] === undefined ? null : start[id]));
   base = typedIn(startValues);

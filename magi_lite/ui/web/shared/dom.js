@@ -77,5 +77,27 @@ export function askFor(title, intro, fields, ok, submit) {
   return openDialog(box);
 }
 
+/** Ask before something is done; a promise of the answer. */
+export function sure(title, sentence, ok) {
+  return new Promise((answer) => {
+    const box = el("dialog", { class: "mg-dialog", "aria-label": title });
+    let said = false;
+    const yes = button(ok, null, () => ((said = true), box.close()), { class: "mg-danger", action: "sure" });
+    box.append(
+      el("h3", { text: title }),
+      el("p", { text: sentence }),
+      el(
+        "div",
+        { class: "mg-row" },
+        el("span", { class: "mg-grow" }),
+        button("Cancel", null, () => box.close()),
+        yes,
+      ),
+    );
+    box.addEventListener("close", () => answer(said));
+    openDialog(box);
+  });
+}
+
 /** A labelled input for a dialog. */
 export const field = (label, input) => el("label", { class: "mg-field" }, el("span", { text: label }), input);

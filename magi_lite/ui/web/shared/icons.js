@@ -17,6 +17,7 @@ const PATHS = {
   merge: "M2 11h6V7l5 5-5 5v-4H2zM22 11h-5V7l-5 5 5 5v-4h5zM2 3h2v5H2zM20 3h2v5h-2zM2 16h2v5H2zM20 16h2v5h-2z",
   ripple: "M3 5h4v14H3zM9 5h4v14H9zM15 11h3V8l4 4-4 4v-3h-3z",
   marker: "M6 3h12v4l-4 5v0l4 5v0H8v4H6zM8 5v10h6l-2.5-3L16 6V5z",
+  bell: "M12 2a6 6 0 016 6v5l2 3v2H4v-2l2-3V8a6 6 0 016-6zM9.5 19h5a2.5 2.5 0 01-5 0z",
   copy: "M8 4h11v13H8zM5 7h1v12h10v1H5z",
   trash: "M6 8h12l-1 13H7zM9 4h6l1 2h4v1H4V6h4z",
   undo: "M9 5L3 10l6 5v-3.5c5 0 8 1.5 10 5.5 0-7-4-9-10-9z",

@@ -44,7 +44,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
           { class: "so-text" },
           el("b", { text: "Drop or paste an image or a clip" }),
           el("br"),
-          "An image is the first frame; a clip is continued. Several images: a video from each.",
+          "The first frame, a clip to continue, or several images: a video from each.",
         ),
       );
     drop.replaceChildren(...kids);

@@ -1,7 +1,9 @@
 // What was found, the plan as a picture, the models on disk and their downloads.
-import { call, toast } from "../shared/bus.js";
-import { button, el } from "../shared/dom.js";
+import { NO_ANSWER, call, toast } from "../shared/bus.js";
+import { askFor, button, el, field, keepInside, openDialog } from "../shared/dom.js";
 import { bytes } from "../shared/format.js";
+
+const HERE = "This computer";
 
 export function mount({ element, props, server, watch }) {
   const root = element.querySelector(".sy"),
@@ -44,12 +46,17 @@ export function mount({ element, props, server, watch }) {
           },
           { class: "mg-fill", action: "free" },
         ),
+        button("Report for a bug …", "text", askReport, { class: "mg-fill", action: "report" }),
       ),
     );
     models.replaceChildren(
       el("p", {
         class: "mg-muted sy-place",
         text: `Folder: ${answer.models_folder}. ${bytes(answer.free_disk)} are free there.`,
+      }),
+      button("Choose another folder …", "folder", () => askFolder(answer.models_folder), {
+        class: "mg-fill",
+        action: "models-folder",
       }),
       ...answer.models.map((model) => {
         const d = model.download,
@@ -120,8 +127,110 @@ export function mount({ element, props, server, watch }) {
     for (const child of [...node.children]) if (!safe(child)) child.remove();
     return true;
   }
+  // --- another machine
+  let planned = 0,
+    other = null; // the plan of another machine, in the place of this one's
+  const card = el("select", { class: "mg-input", "aria-label": "Plan for" }, el("option", { value: "", text: HERE })),
+    model = el(
+      "select",
+      { class: "mg-input", "aria-label": "Model" },
+      el("option", { value: "", text: "Its own choice" }),
+    ),
+    ram = el("input", { type: "number", class: "mg-input", min: "1", placeholder: "RAM", "aria-label": "RAM in GiB" });
+  for (const node of [card, model, ram]) keepInside(node).addEventListener("change", planOther);
+  root
+    .querySelector(".sy-other")
+    .append(el("span", { class: "mg-small", text: "Plan for" }), card, model, ram, el("span", { text: "GiB of RAM" }));
+  async function fillCards() {
+    const answer = await call(server.cards({}));
+    if (!answer.cards || card.options.length > 1) return;
+    card.append(
+      el("option", { value: "cpu", text: "No card: the processor" }),
+      ...answer.cards.map(({ name, gb }) => el("option", { value: name, text: `${name}, ${gb} GB` })),
+    );
+    model.append(...answer.models.map((name) => el("option", { value: name, text: name })));
+  }
+  async function planOther() {
+    const asked = (props.value && props.value.asked) || {};
+    other = card.value ? { sentence: "Planning …" } : null;
+    drawPlan();
+    model.disabled = ram.disabled = !card.value;
+    if (card.value) {
+      const mine = (planned += 1);
+      const answer = await server.plan_for({
+        card: card.value,
+        model: model.value,
+        ram_gb: Number(ram.value) || null,
+        seconds: asked.seconds,
+      });
+      if (mine !== planned) return; // another one was asked for by now
+      other = answer || { error: NO_ANSWER };
+    }
+    drawPlan();
+  }
+  model.disabled = ram.disabled = true;
+
+  // --- for a bug report
+  async function askReport() {
+    const text = el("textarea", { class: "mg-input sy-report", readonly: true, rows: "18", "aria-label": "Report" }),
+      paths = el("input", { type: "checkbox", class: "mg-check", "data-action": "with-paths" }),
+      box = el("dialog", { class: "mg-dialog wide", "aria-label": "Report for a bug" });
+    async function read() {
+      const answer = await call(server.report({ with_paths: paths.checked }));
+      if (answer.text !== undefined) text.value = answer.text;
+    }
+    const copy = async () => {
+      await navigator.clipboard.writeText(text.value).then(
+        () => toast("The report is copied."),
+        () => text.select(),
+      );
+    };
+    const save = () => {
+      const link = el("a", {
+        href: URL.createObjectURL(new Blob([text.value], { type: "text/plain" })),
+        download: "magi-lite-report.txt",
+      });
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    };
+    paths.addEventListener("change", read);
+    box.append(
+      el("h3", { text: "Report for a bug" }),
+      el("p", {
+        class: "mg-muted",
+        text: "Versions, this computer, and what the console said. Nothing is sent anywhere; read it before you do.",
+      }),
+      text,
+      el("label", { class: "mg-row mg-small mg-choice" }, paths, "With paths and names of mine"),
+      el(
+        "div",
+        { class: "mg-row" },
+        el("span", { class: "mg-grow" }),
+        button("Close", null, () => box.close()),
+        button("Save", "download", save, { class: "mg-fill" }),
+        button("Copy", "copy", copy, { class: "mg-primary", action: "copy-report" }),
+      ),
+    );
+    openDialog(box);
+    read();
+  }
+  function askFolder(now) {
+    const folder = el("input", { type: "text", class: "mg-input", value: now, required: true });
+    askFor(
+      "Folder of the models",
+      "A folder on the app's computer, laid out as the models are published. It is remembered.",
+      [field("Folder", folder)],
+      "Use it",
+      async () => {
+        const answer = await call(server.use_models_folder({ folder: folder.value }));
+        if (!answer.error) refresh();
+        return answer;
+      },
+    );
+  }
+
   function drawPlan() {
-    const value = props.value || {},
+    const value = other || props.value || {},
       kids = [];
     if (value.sentence) kids.push(el("p", { text: value.sentence }));
     if (value.svg) {
@@ -132,10 +241,11 @@ export function mount({ element, props, server, watch }) {
     if (value.error) kids.push(el("div", { class: "mg-note warning", text: value.error }));
     picture.replaceChildren(...kids);
   }
-  watch("value", drawPlan);
+  watch("value", () => (card.value ? planOther() : drawPlan()));
   drawPlan();
   new IntersectionObserver((entries) => {
     visible = entries[0].isIntersecting;
+    if (visible && card.options.length < 2) fillCards();
     refresh();
   }).observe(root);
 }

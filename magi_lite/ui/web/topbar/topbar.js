@@ -6,6 +6,7 @@ import { icon } from "../shared/icons.js";
 import { mountKeys } from "../shared/keys.js";
 import { mountOffline } from "../shared/offline.js";
 import { poller } from "./poll.js";
+import { mountNotify } from "./notify.js";
 import { mountToasts } from "./toasts.js";
 
 export function mount({ element, server }) {
@@ -76,6 +77,7 @@ export function mount({ element, server }) {
   });
 
   mountToasts(root);
+  mountNotify(element, root.querySelector(".tb-notify"));
   mountOffline(element);
   mountKeys(element);
   poller(element, server, draw);
