@@ -60,7 +60,7 @@ def test_another_folder_of_models_is_used_and_remembered(watched: Watched, tmp_p
         server.stop()
     from magi_lite.jobs import JobQueue
 
-    assert JobQueue(server.projects / ".queue", [], lambda: []).setting("models_folder") == str(elsewhere)
+    assert JobQueue(server.projects / ".queue", [], list).setting("models_folder") == str(elsewhere)
 
 
 def test_settings_are_kept_renamed_and_deleted_with_a_question(page: Page) -> None:
