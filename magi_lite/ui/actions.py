@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import random
 import time
@@ -166,7 +167,8 @@ class Actions:
             {"name": name, "summary": one.summary, "kind": one.kind, "sound": bool(one.sound), "least": one.least}
             for name, one in FORMATS.items()
         ]
-        return {"exports": self._exports.all(), "formats": formats}
+        signing = importlib.util.find_spec("c2pa") is not None
+        return {"exports": self._exports.all(), "formats": formats, "credentials": signing}
 
     def details(self, video: str) -> dict[str, Any]:
         """A video's address, settings, and what can be done with it."""
@@ -393,12 +395,17 @@ class Actions:
 
     def export(
         self, video: str, format: str, from_second: float | None = None, to_second: float | None = None,
-        audio: str | dict[str, Any] | None = None, metadata: bool = True,
+        audio: str | dict[str, Any] | None = None, metadata: bool = True, credentials: bool = False,
+        certificate: str = "", key: str = "",
     ) -> dict[str, Any]:  # fmt: skip
         """Write a video, or a part of it, as a file of another format; `exports` tells how far it is.
 
         `from_second` alone is the moment of a single frame. `audio`: an uploaded sound file to lay under it.
+        `credentials`: put Content Credentials (C2PA) into the file, signed with the PEM files `certificate` (a chain)
+        and `key` of the app's computer, or else with a certificate made for this file, which programs do not trust.
         """
+        if (certificate or key) and not self._alone:
+            raise InputError("The app can be reached from other computers; certificates can be named on its own alone.")
         project = self._project(video)
         if to_second is not None:
             seconds: Any = [from_second or 0.0, to_second]
@@ -407,7 +414,10 @@ class Actions:
         if isinstance(audio, dict):
             audio = str(audio.get("path", ""))
         sound = str(self._machine.uploaded(audio)) if audio else None
-        order = {"format": format, "seconds": seconds, "audio": sound, "metadata": metadata}
+        order = {"format": format, "seconds": seconds, "audio": sound, "metadata": metadata, "credentials": None}
+        if credentials:
+            own = {"certificate": certificate.strip(), "key": key.strip()}
+            order["credentials"] = {name: str(Path(path).expanduser()) if path else None for name, path in own.items()}
         title = self._library.details(project.name)["title"]
         return {"export": self._exports.start(project.name, title, order)}
 

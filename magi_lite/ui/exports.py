@@ -71,7 +71,7 @@ class Exports:
         Args:
             video: a run's name.
             order: `format`, `seconds` (from, to) or a moment or None, `audio` (path or None), `metadata`, and
-                `credentials`, see `main`.
+                `credentials` (None, or `certificate` and `key`: paths or None).
 
         Raises:
             InputError: there is no such video or format.
@@ -129,7 +129,11 @@ class Exports:
         folder.mkdir(exist_ok=True)
         chosen = FORMATS[export.order["format"]]
         stem = _free_name(folder, f"{project.name}-{export.order['format']}", chosen.suffix)
-        order = export.order | {"run": str(project.folder), "to": str(folder / f"{stem}{chosen.suffix}")}
+        order = export.order | {
+            "title": export.title,
+            "run": str(project.folder),
+            "to": str(folder / f"{stem}{chosen.suffix}"),
+        }
         process = subprocess.Popen(
             [sys.executable, "-c", _BEGIN, str(_ROOT), json.dumps(order)],
             stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, encoding="utf-8",
@@ -186,8 +190,14 @@ def main() -> int:
 def _events(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from magi_lite.events import Finished, PhaseStarted, Progress
     from magi_lite.pipeline.export import exporting
+    from magi_lite.video.credentials import check_credentials, sign
 
-    seconds = order.get("seconds")
+    seconds, credentials = order.get("seconds"), order.get("credentials")
+    certificate, key = (
+        credentials and credentials[name] and Path(credentials[name]) for name in ("certificate", "key")
+    )
+    if credentials is not None:
+        check_credentials(Path(order["to"]), certificate, key)
     target = None
     running = exporting(
         order["run"], order["to"], tuple(seconds) if isinstance(seconds, list) else seconds, format=order["format"],
@@ -203,6 +213,9 @@ def _events(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 target = Path(video)
     if target is None:
         return
+    if credentials is not None:
+        yield {"text": "Signing"}
+        sign(target, order["title"], certificate, key)
     if target.is_dir():
         yield {"text": "Packing the pictures"}
         packed = Path(shutil.make_archive(str(target), "zip", target))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import c2pa
 import numpy as np
 import pytest
 import torch
@@ -182,6 +183,8 @@ def test_an_export_shows_how_far_it_is_and_can_be_saved(gallery: Page, many: App
     with page.expect_download() as download:
         dialog.get_by_role("link", name="Save").first.click()
     assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
+    dialog.locator("[data-action=credentials]").check()
+    dialog.get_by_text("programs show it as not trusted").wait_for()
     dialog.locator("[data-field=format]").select_option("gif")
     dialog.get_by_label("To second").fill("0.5")
     page.click("[data-action=export-start]")
@@ -194,6 +197,8 @@ def test_an_export_shows_how_far_it_is_and_can_be_saved(gallery: Page, many: App
     made = next(path for path in many.projects.glob("*/exports/*.gif"))
     from PIL import Image
 
+    with c2pa.Reader(made) as signed:
+        assert "trainedAlgorithmicMedia" in signed.json()
     with Image.open(made) as picture:
         assert picture.n_frames == 12 and picture.size == (32, 64)
 

@@ -30,9 +30,29 @@ export async function askExport({ server, upload }, id, video) {
     to = number(String(video.done)),
     settings = el("input", { type: "checkbox", class: "mg-check", checked: true }),
     audio = el("input", { type: "file", accept: "audio/*,video/*", class: "mg-input" }),
+    credentials = el("input", {
+      type: "checkbox",
+      class: "mg-check",
+      disabled: !answer.credentials,
+      "data-action": "credentials",
+    }),
+    certificate = el("input", { type: "text", class: "mg-input", placeholder: "a path; empty: made for this file" }),
+    key = el("input", { type: "text", class: "mg-input", placeholder: "a path" }),
+    own = el("div", { hidden: true }, field("Certificate chain (PEM)", certificate), field("Private key (PEM)", key)),
     list = el("div", { class: "ex-list", role: "region", "aria-label": "Exports", tabindex: "0" }),
     toField = field("To second", to),
     audioField = field("Sound from a file", audio);
+  const notice = el("p", { class: "mg-muted" });
+  function sayWhatItSays() {
+    own.hidden = !credentials.checked;
+    notice.textContent = !credentials.checked
+      ? "The file always says that a model made it."
+      : certificate.value.trim()
+        ? "Signed with your certificate."
+        : "Signed with a certificate made for this file: programs show it as not trusted.";
+  }
+  for (const node of [credentials, certificate]) node.addEventListener("input", sayWhatItSays);
+  sayWhatItSays();
   const chosen = () => answer.formats.find((one) => one.name === format.value);
   function fitFields() {
     const { kind, sound } = chosen();
@@ -49,7 +69,14 @@ export async function askExport({ server, upload }, id, video) {
     el("div", { class: "mg-row ex-range" }, field("From second", from), toField),
     audioField,
     el("label", { class: "mg-row mg-small mg-choice" }, settings, "Keep the settings in the file"),
-    el("p", { class: "mg-muted", text: "The file always says that a model made it." }),
+    el(
+      "label",
+      { class: "mg-row mg-small mg-choice" },
+      credentials,
+      "Content Credentials (C2PA)" + (answer.credentials ? "" : ": pip install magi-lite[credentials]"),
+    ),
+    own,
+    notice,
     el(
       "div",
       { class: "mg-row" },
@@ -63,6 +90,8 @@ export async function askExport({ server, upload }, id, video) {
     event.preventDefault();
     const one = chosen();
     const order = { video: id, format: one.name, metadata: settings.checked };
+    if (credentials.checked)
+      Object.assign(order, { credentials: true, certificate: certificate.value, key: key.value });
     if (one.kind === "frame") order.from_second = Number(from.value);
     else if (Number(from.value) > 0 || Number(to.value) < video.done)
       Object.assign(order, { from_second: Number(from.value), to_second: Number(to.value) });
