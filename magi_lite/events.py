@@ -42,7 +42,8 @@ class Progress:
 
     `chunk` is the oldest unfinished new second (0-based), `chunks` how many new seconds were asked for (None: endless),
     `step`/`steps` the position inside that second, `fraction` of the whole run (None when endless), `eta_seconds` to
-    the end (or to the next finished second when endless), `seconds_per_chunk` as measured so far.
+    the end (or to the next finished second when endless), `seconds_per_chunk` as measured so far, `started` the seconds
+    that have begun and cannot change any more (None: not known).
     """
 
     chunk: int
@@ -52,6 +53,7 @@ class Progress:
     fraction: float | None
     eta_seconds: float | None
     seconds_per_chunk: float | None
+    started: int | None = None
 
 
 @dataclass(frozen=True)

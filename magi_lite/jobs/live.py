@@ -113,6 +113,8 @@ class Live:
         progress = self._progress
         if progress is None:
             started = self.done + (self._window if self._resumed else 1)
+        elif progress.started is not None:
+            started = max(progress.started, self.done)
         elif progress.chunk == 0 and not self._resumed:
             started = max(1, self._stages)  # a second enters with every stage
         else:

@@ -414,6 +414,7 @@ class Run:
             fraction=None if total is None else done / total,
             eta_seconds=self.clock.left(left),
             seconds_per_chunk=None if pace is None else pace * per_chunk,
+            started=step.stage + 1 if shot.end is None else min(step.stage + 1, shot.end),
         )
 
     def redirect(self, first: int, shot: Shot, bank: PromptBank) -> Iterator[Event]:

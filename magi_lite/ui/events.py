@@ -167,6 +167,7 @@ class Handlers:
             try:
                 request = settings_from_data(source["settings"])
                 request = replace(request, models_folder=self.machine.models_folder)
+                request = replace(request, timeline=with_pictures(request.timeline, _of_known_content))
                 told = f"The settings of {source['name']} are restored. Choose {form.VIDEO} to go on from it instead."
                 if start := request.image or request.video:
                     told += f" It was started from {start.name}: drop that file, too, for the same video."
@@ -254,6 +255,11 @@ class Handlers:
         job = (event or {}).get("edit", "")
         request = self.actions.request_of(job)
         return [gr.Tabs(selected="create"), job, gr.update(visible=True), *self.fill(request)]
+
+
+def _of_known_content(segment: Segment) -> Segment:
+    """A block without a picture of which a stranger's settings do not say what is in it."""
+    return segment if segment.image_sha256 else replace(segment, cut=True, image=None)
 
 
 def within(named: dict[str, Any]) -> dict[str, Any]:

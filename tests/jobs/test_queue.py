@@ -308,6 +308,8 @@ def test_locked_seconds_follow_the_window() -> None:
         assert live.locked == min(5, stage + 1), stage
     resumed = Live(window=4, seconds=None, done=3)
     assert resumed.locked == 7
+    resumed.take(events.Progress(3, None, 1, 4, None, None, None, started=5))  # a shot ends there
+    assert resumed.locked == 5
 
 
 def test_the_run_tells_from_which_second_on_new_words_hold() -> None:

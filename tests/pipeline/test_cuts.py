@@ -88,6 +88,8 @@ def test_progress_rises_over_cuts_to_the_end(request_for: Callable, run: Callabl
     fractions = [event.fraction for event in events if isinstance(event, Progress)]
     assert fractions == sorted(fractions) and fractions[-1] == 1
     assert len(fractions) == ((3 + 3) + (2 + 3)) * 2
+    started = [event.started for event in events if isinstance(event, Progress)]
+    assert started[::2] == [1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 5]
     assert [event.chunk for event in events if isinstance(event, ChunkFinished)] == list(range(5))
 
 

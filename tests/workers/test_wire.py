@@ -18,7 +18,7 @@ SENT: list[events.Event] = [
     events.Opened(Path("/a/b c"), Path("/a/ü.mp4")),
     events.PhaseStarted("load", "Loading “demo”"),
     events.Progress(3, None, 1, 8, None, 1.5, None),
-    events.Progress(0, 9, 8, 8, 1.0, 0.0, 2.25),
+    events.Progress(0, 9, 8, 8, 1.0, 0.0, 2.25, 4),
     events.ChunkFinished(4, None, 0.125),
     events.Notice("a\nb", "warning"),
     events.Redirected(7),
