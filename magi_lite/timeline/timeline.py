@@ -154,8 +154,8 @@ class Timeline:
         if not isinstance(self.global_prompt, str):
             raise TimelineError("The global prompt is not text; put it in quotes.")
         if isinstance(self.blend, bool) or not isinstance(self.blend, int) or self.blend < 0:
-            blend = shown(self.blend)
-            raise TimelineError(f"A blend of {blend} is not possible; give whole seconds, 0 for a hard cut.")
+            found = shown(self.blend)
+            raise TimelineError(f"A blend of {found} is not possible; give whole seconds, 0 for a hard cut.")
         seconds = [0]
         for second, blend in self.earlier_blends:
             if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (second, blend)):
@@ -313,7 +313,7 @@ class Timeline:
         _check_keys("timeline", data, {"segments"}, optional)
         if not isinstance(data["segments"], list):
             raise TimelineError("The timeline's segments must be a list of objects with start, end and prompt.")
-        options = {name: data[name] for name in ("global_prompt", "blend", "gaps") if name in data}
+        options: dict[str, Any] = {name: data[name] for name in ("global_prompt", "blend", "gaps") if name in data}
         earlier = data.get("earlier_blends", [])
         if not isinstance(earlier, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in earlier):
             raise TimelineError("The timeline's earlier_blends must be a list of pairs, such as [[4, 2]].")

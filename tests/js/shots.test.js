@@ -54,6 +54,7 @@ test("what is said of a block names its picture as the user called it", () => {
   assert.equal(told(BLOCKS[1]), " · from cat.png");
   assert.equal(told({ ...BLOCKS[1], image: null }), " · cut");
   assert.equal(told(BLOCKS[0]), "");
+  assert.equal(told({ ...BLOCKS[1], image: `/runs/inputs/0123456789ab-${SHA.slice(0, 20)}.png` }), " · from a picture");
 });
 
 test("marks come from the server, go back to it, and are undone", () => {

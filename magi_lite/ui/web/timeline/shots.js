@@ -21,11 +21,15 @@ export const beginsShot = (block) => Boolean(block.start && (block.cut || block.
 export const marked = (blocks, id, marks, locked) =>
   blocks.map((b) => (b.id === id && b.start >= locked ? { id, ...segment({ ...b, ...marks }) } : b));
 
-const nameOf = (path) =>
-  path
+const names = new Map(); // path -> what the user called the file
+/** What a picture is called; what is kept under its checksum alone has no name. */
+function nameOf(path) {
+  const file = path
     .split(/[\\/]/)
     .pop()
     .replace(/^[0-9a-f]{12}-/, "");
+  return names.get(path) || (/^[0-9a-f]{20}\.\w+$/.test(file) ? "a picture" : file);
+}
 const address = (path) => "/gradio_api/file=" + path.split("/").map(encodeURIComponent).join("/");
 
 /** What is said of a block's beginning behind its times. */
@@ -101,6 +105,7 @@ export function mountShots({ view, state, server, upload, apply, select }) {
       toast(answer ? answer.error : NO_ANSWER, "error");
       return;
     }
+    names.set(answer.source.path, file.name);
     if (answer.source.kind !== "image") toast(`${file.name} is a clip; a block starts from a picture.`, "error");
     else if (open(state.find(id)))
       set(id, { image: answer.source.path, image_sha256: null }, `Starts from ${file.name}`);
