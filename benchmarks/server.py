@@ -36,7 +36,7 @@ class Served:
 
     def client(self) -> Client:
         """One that calls its API."""
-        return Client(self.address, verbose=False)
+        return Client(self.address, verbose=False, httpx_kwargs={"timeout": 120})  # a thread can starve the server
 
     def workers(self) -> list[psutil.Process]:
         """Its worker processes."""

@@ -115,6 +115,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from magi_lite.jobs import JobQueue
     from magi_lite.jobs.queue import alone_in
     from magi_lite.jobs.recover import unfinished
+    from magi_lite.machine import devices
     from magi_lite.ui import assets, guard, page, uploads
     from magi_lite.ui.actions import Actions
     from magi_lite.ui.library import Library
@@ -134,7 +135,9 @@ def serve(arguments: argparse.Namespace) -> int:
     projects = arguments.projects.resolve()
     alone = alone_in(projects / ".queue")
     fleet: Fleet | Cluster = (
-        Cluster(projects, arguments.ray) if arguments.ray else Fleet(Settings(projects), chosen_cards(arguments.cards))
+        Cluster(projects, arguments.ray)
+        if arguments.ray
+        else Fleet(Settings(projects, cuda=devices.detect().kind == "cuda"), chosen_cards(arguments.cards))
     )
     queue = JobQueue(projects / ".queue", fleet.runners, lambda: unfinished(projects))
     chosen = Path(queue.setting("models_folder") or "")
@@ -177,9 +180,13 @@ def serve(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise InputError(f"Port {arguments.port} cannot be used ({error}); choose another one with --port.") from None
     finally:
+        patience = 10.0
         try:
             queue.close()
-        finally:  # also where a second Ctrl-C ends the wait
-            fleet.close()
+        except KeyboardInterrupt:  # a second Ctrl-C: workers end their step by themselves
+            patience = 0.0
+            raise
+        finally:
+            fleet.close(patience)
             alone.release()
     return 0

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from magi_lite import library
 from magi_lite.cli.app import chosen_cards
@@ -21,20 +21,18 @@ from magi_lite.cli.show import clock
 from magi_lite.cli.table import Row, Table
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, MagiLiteError
-from magi_lite.jobs.batch import Batch, Wanted
-from magi_lite.jobs.job import Job
-from magi_lite.jobs.live import Live
-from magi_lite.request.build import absolute_model
 from magi_lite.request.checks import check, content_hash
 from magi_lite.request.options import Option
 from magi_lite.request.request import OPTIONS
 from magi_lite.request.settings import LIMIT_BYTES
 from magi_lite.sentences import count
 from magi_lite.text_files import read_text
-from magi_lite.workers.cluster import Cluster
-from magi_lite.workers.fleet import Fleet
-from magi_lite.workers.worker import Settings
 from quant.storage.files import parse_json
+
+if TYPE_CHECKING:
+    from magi_lite.jobs.batch import Batch, Wanted
+    from magi_lite.jobs.job import Job
+    from magi_lite.jobs.live import Live
 
 LEFT_OUT = ("timeline", "endless", "out")
 """Options of a single video that a batch has not."""
@@ -73,6 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     Returns the exit code of the first failure.
     """
+    from magi_lite.jobs.batch import Batch
+    from magi_lite.machine import devices
+    from magi_lite.workers.cluster import Cluster
+    from magi_lite.workers.fleet import Fleet
+    from magi_lite.workers.worker import Settings
+
     check_paths(arguments)
     wanted, errors = read(arguments)
     if wanted:
@@ -80,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         fleet: Fleet | Cluster = (
             Cluster(projects, arguments.ray)
             if arguments.ray
-            else Fleet(Settings(projects), chosen_cards(arguments.cards))
+            else Fleet(Settings(projects, cuda=devices.detect().kind == "cuda"), chosen_cards(arguments.cards))
         )
         patience = WORKER_PATIENCE
         try:
@@ -165,7 +169,9 @@ def read(arguments: argparse.Namespace) -> tuple[dict[str, Wanted], dict[str, Ma
     if not files:
         raise InputError("There is nothing to make; name one timeline or more.")
     options = options_given(arguments)
-    wanted, errors, first = dict[str, Wanted](), dict[str, MagiLiteError](), dict[str, Path]()
+    wanted: dict[str, Wanted] = {}
+    errors: dict[str, MagiLiteError] = {}
+    first: dict[str, Path] = {}
     for file in files:
         name = file.stem
         if name in first:
@@ -184,6 +190,9 @@ def read_one(file: Path, options: dict[str, Any]) -> Wanted:
     Raises:
         InputError: the file cannot be read, or what it says cannot be made.
     """
+    from magi_lite.jobs.batch import Wanted
+    from magi_lite.request.build import absolute_model
+
     Option(kind="path", name="TIMELINE").check(file)
     if not file.is_file():
         raise InputError(f"There is no file {file}.")

@@ -178,12 +178,15 @@ class JobQueue:
 
     def _died(self, identity: str, why: str) -> None:
         """The worker of a job died: the job can be resumed; one that does this again and again is set aside."""
-        job = self.get(identity)
-        if job.state != "running":  # its result had come already
+        with self._lock:
+            job = self._jobs.get(identity)
+        if job is None or job.state != "running":  # its result had come already, and it may have been deleted
             return
-        self._change(identity, deaths=job.deaths + 1, done=max(job.done, _seconds_on_disk(job)))
-        if job.deaths + 1 >= SET_ASIDE:
-            self._end(identity, "failed", f"It ended its worker {job.deaths + 1} times and is set aside. {why}")
+        done = max(job.done, _seconds_on_disk(job))
+        deaths = job.deaths + 1 if done == job.done else 1  # a second whose event was lost is one all the same
+        self._change(identity, deaths=deaths, done=done)
+        if deaths >= SET_ASIDE:
+            self._end(identity, "failed", f"It ended its worker {deaths} times and is set aside. {why}")
         else:
             self._end(identity, "interrupted", why)
 

@@ -12,6 +12,7 @@ def main() -> int:
     """Choose the card and quiet the processor's threads before any library is loaded, then work."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--card", type=int, help="number of the one CUDA card to use")
+    parser.add_argument("--cuda", action="store_true", help="refuse jobs where no CUDA card can be used")
     parser.add_argument("--threads", type=int, help="threads for products on the processor")
     parser.add_argument("--silence", type=float, default=900.0, help="seconds without a sign after which a run hangs")
     arguments = parser.parse_args()

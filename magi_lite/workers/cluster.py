@@ -276,7 +276,8 @@ class Cluster:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._desk: Any = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote(str(projects))
+        desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1)
+        self._desk: Any = desk.remote(str(projects))
         self._task = ray.remote(make)
         found = ray.cluster_resources()
         self._cards = int(found.get("GPU", 0))
@@ -308,11 +309,11 @@ class Cluster:
         source = str(job.source) if job.source else None
         begun, sent, task = False, set[str](), None
         try:
-            ray.get(self._desk.open.remote(job.id, request_to_json(job.request), source, job.from_chunk))
+            self._ask("open", job.id, request_to_json(job.request), source, job.from_chunk)
             task = self._task.options(max_retries=RETRIES, **wanted).remote(self._desk, job.id)
             while True:
                 ended = bool(ray.wait([task], timeout=TICK)[0])
-                for message, data in ray.get(self._desk.take.remote(job.id)):
+                for message, data in self._ask("take", job.id):
                     begun = True
                     yield wire.unpack(message, data)
                 if ended:
@@ -327,13 +328,13 @@ class Cluster:
                         return
                     if asked and verb not in sent:
                         sent.add(verb)
-                        ray.get(self._desk.order.remote(job.id, {"do": verb}))
+                        self._ask("order", job.id, {"do": verb})
                 if (timeline := control.take_timeline()) is not None:
                     order = {"do": "redirect", "timeline": timeline.to_json(), "pictures": _pictures(timeline)}
-                    ray.get(self._desk.order.remote(job.id, order))
+                    self._ask("order", job.id, order)
         except RayError as error:
             log.warning("Ray gave up on a video: %s", error)
-            first = str(error).strip().splitlines()[-1]
+            first = (str(error).strip().splitlines() or [""])[-1]
             raise Interrupted(
                 f"The cluster could not finish this video ({type(error).__name__}: {first}). Look at `ray status`, "
                 "then press Resume to go on from the last finished step."
@@ -344,7 +345,25 @@ class Cluster:
             raise
         finally:
             with contextlib.suppress(RayError):
-                ray.get(self._desk.close.remote(job.id))
+                self._ask("close", job.id)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """Call the desk.
+
+        Raises:
+            RayError: it cannot be reached; Ray itself raises others where an actor or the connection has gone.
+        """
+        import ray
+        from ray.exceptions import RayError
+
+        if not ray.is_initialized():  # a call would join whatever cluster it finds
+            raise RayError("the connection to the cluster has ended")
+        try:
+            return ray.get(getattr(self._desk, method).remote(*arguments))
+        except RayError:
+            raise
+        except Exception as error:
+            raise RayError(str(error)) from None
 
     def free(self) -> int:
         """Nothing is held here."""

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from magi_lite.control import RunControl
+from magi_lite.errors import MagiLiteError
 from magi_lite.machine import devices
 from magi_lite.request.json import request_from_json
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
 from magi_lite.workers import wire
 
@@ -46,9 +48,11 @@ class WorkerProcess:
     Args:
         commands, reports: the pipes.
         silence: seconds without an event after which a run that nobody waits for any more is given up.
+        cuda: whether there must be a CUDA card.
     """
 
-    def __init__(self, commands: BinaryIO, reports: BinaryIO, silence: float) -> None:
+    def __init__(self, commands: BinaryIO, reports: BinaryIO, silence: float, *, cuda: bool = False) -> None:
+        self._cuda = cuda
         self._commands, self._out, self._silence = commands, wire.Sender(reports), silence
         self._jobs: queue.SimpleQueue[wire.Message | None] = queue.SimpleQueue()
         self._control: RunControl | None = None
@@ -116,9 +120,11 @@ class WorkerProcess:
         self._sign = time.monotonic()
         resume = Path(job["resume"]) if job["resume"] else None
         try:
+            request = request_from_json(job["request"])
+            self._check_card(request)
             self._wait_for_writer(resume, control)
             for event in pipeline.generate(
-                request_from_json(job["request"]),
+                request,
                 control=control,
                 projects_folder=Path(job["projects"]),
                 resume=resume,
@@ -138,6 +144,14 @@ class WorkerProcess:
         finally:
             with self._lock:
                 self._control = None
+
+    def _check_card(self, request: GenerationRequest) -> None:
+        """Refuse what would be computed without the card that the app has found: it would take days unasked."""
+        if self._cuda and request.overrides.device != "cpu" and not devices.cuda_available():
+            raise MagiLiteError(
+                "The graphics card cannot be used any more: it was removed, or its driver has failed. Restart the "
+                "computer, then press Resume; or choose the CPU as device under Advanced."
+            )
 
     def _wait_for_writer(self, folder: Path | None, control: RunControl) -> None:
         """Where a worker of an app that died still ends its second, wait for it."""
@@ -163,5 +177,5 @@ def main(arguments: dict[str, Any]) -> int:
     faulthandler.enable()
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1)  # where it hangs, asked for before it is ended
-    WorkerProcess(commands, reports, arguments["silence"]).run()
+    WorkerProcess(commands, reports, arguments["silence"], cuda=arguments["cuda"]).run()
     return 0

@@ -6,7 +6,9 @@ sends {"event": name, its fields}, {"error": name, "message"}, {"memory": ...} o
 
 from __future__ import annotations
 
+import contextlib
 import json
+import queue
 import struct
 import threading
 from collections.abc import Mapping
@@ -49,6 +51,34 @@ class Sender:
                 self._pipe.flush()
             except (OSError, ValueError):
                 self.broken = True
+
+
+class Outbox:
+    """A sender that never waits: a thread of its own writes, so that one who does not read holds up nobody."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe, self._sender = pipe, Sender(pipe)
+        self._waiting: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        threading.Thread(target=self._write, daemon=True).start()
+
+    @property
+    def broken(self) -> bool:
+        """Whether the other side has gone."""
+        return self._sender.broken
+
+    def send(self, message: Message) -> None:
+        """One frame, some time."""
+        self._waiting.put(message)
+
+    def close(self) -> None:
+        """End the pipe behind what was sent."""
+        self._waiting.put(None)
+
+    def _write(self) -> None:
+        while (message := self._waiting.get()) is not None:
+            self._sender.send(message)
+        with contextlib.suppress(OSError):
+            self._pipe.close()
 
 
 def read_frame(pipe: BinaryIO) -> tuple[Message, bytes] | None:

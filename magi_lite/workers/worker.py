@@ -52,12 +52,14 @@ class Settings:
         silence: seconds without an event after which a run that computes is taken to hang.
         idle: seconds after its last job that a worker is kept.
         threads: for products on the processor; None: as many as there are cores.
+        cuda: whether the app has found a CUDA card; a worker that finds none then refuses to compute without one.
     """
 
     projects: Path
     silence: float = 900.0
     idle: float = 600.0
     threads: int | None = None
+    cuda: bool = False
 
 
 class Worker:
@@ -72,8 +74,8 @@ class Worker:
         self._settings, self._card = settings, card
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._inbox: queue.SimpleQueue[tuple[wire.Message, bytes] | None] = queue.SimpleQueue()
-        self._out: wire.Sender | None = None
+        self._inbox: queue.SimpleQueue[tuple[wire.Message, bytes] | wire.BrokenFrame | None] = queue.SimpleQueue()
+        self._out: wire.Outbox | None = None
         self._busy = False
         self._idle_timer: threading.Timer | None = None
         self.memory = deaths.Memory()
@@ -98,6 +100,7 @@ class Worker:
             self._discard()
             command = [sys.executable, "-c", _BEGIN, str(_ROOT), "--silence", str(self._settings.silence)]
             command += [] if self._card is None else ["--card", str(self._card)]
+            command += ["--cuda"] if self._settings.cuda else []
             command += [] if self._settings.threads is None else ["--threads", str(self._settings.threads)]
             self._process = subprocess.Popen(
                 command,
@@ -106,7 +109,7 @@ class Worker:
                 **_apart(),
             )
             assert self._process.stdin and self._process.stdout
-            self._out = wire.Sender(cast(BinaryIO, self._process.stdin))
+            self._out = wire.Outbox(cast(BinaryIO, self._process.stdin))
             inbox = self._inbox = queue.SimpleQueue()
             self.memory, self.card_memory = deaths.Memory(), None
             threading.Thread(target=_read, args=(self._process.stdout, inbox), daemon=True).start()
@@ -119,10 +122,11 @@ class Worker:
         _kill(process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
-        for pipe in (process.stdin, process.stdout):
+        if self._out:
+            self._out.close()
+        if process.stdout:
             with contextlib.suppress(OSError):
-                if pipe:
-                    pipe.close()
+                process.stdout.close()
 
     def free(self) -> bool:
         """End the process if it has nothing to do, which frees all that it holds; whether there was one."""
@@ -143,9 +147,7 @@ class Worker:
             return
         if self._out:
             self._out.send({"do": "end"})
-        with contextlib.suppress(OSError):
-            if process.stdin:
-                process.stdin.close()
+            self._out.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
 
@@ -191,7 +193,7 @@ class Worker:
                 self._idle_timer.start()
 
     def _follow(
-        self, process: subprocess.Popen[bytes], inbox: queue.SimpleQueue[Any], out: wire.Sender, control: RunControl
+        self, process: subprocess.Popen[bytes], inbox: queue.SimpleQueue[Any], out: wire.Outbox, control: RunControl
     ) -> Iterator[events.Event]:
         kills, sent, looked = deaths.KillsForMemory(process.pid), set[str](), 0.0
         watch = Watch(process.pid, self._settings.silence)
@@ -214,6 +216,8 @@ class Worker:
                 frame = inbox.get(timeout=TICK)
             except queue.Empty:
                 continue
+            if isinstance(frame, wire.BrokenFrame):
+                raise frame
             if frame is None:
                 raise Interrupted(self._died(process, kills))
             message, data = frame
@@ -285,7 +289,7 @@ class Watch:
         return self.silent > max(self._limit, SLOWEST * self._longest)
 
     def _works(self) -> bool:
-        """Whether it has computed or read since it was last asked."""
+        """Whether it has computed or read since it last had; little by little counts, as on a busy machine."""
         process = getattr(self, "_process", None)
         if process is None:
             return False
@@ -296,8 +300,10 @@ class Watch:
                 work += process.io_counters().read_bytes / 1e6
         except psutil.Error:
             return False
-        before, self._work = self._work, work
-        return work > before + 0.5
+        if work <= self._work + 0.5:
+            return False
+        self._work = work
+        return True
 
 
 def _read(pipe: Any, inbox: queue.SimpleQueue[Any]) -> None:
@@ -305,8 +311,8 @@ def _read(pipe: Any, inbox: queue.SimpleQueue[Any]) -> None:
     try:
         while (frame := wire.read_frame(pipe)) is not None:
             inbox.put(frame)
-    except wire.BrokenFrame:
-        log.error("a worker sent what is no frame")
+    except wire.BrokenFrame as broken:
+        inbox.put(broken)
     inbox.put(None)
 
 

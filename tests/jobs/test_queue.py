@@ -353,3 +353,52 @@ def test_memory_stays_flat_over_50_runs(tmp_path: Path) -> None:
         used.append(process.memory_info().rss)
     queue.close()
     assert max(used[1:]) - used[1] < 30e6, used
+
+
+def test_a_job_may_be_deleted_while_its_worker_dies(tmp_path: Path) -> None:
+    """Its result has come, it is taken off the list, and only then the worker falls over."""
+    deleted = threading.Event()
+
+    def run(job: Job, control: RunControl) -> Iterator[events.Event]:
+        if job.title == "dies":
+            yield events.Stopped(None, None, 0, "stopped")
+            deleted.wait(20)
+            raise Interrupted("The worker crashed.")
+        yield events.Finished(tmp_path / "v.mp4", tmp_path, 1, 1.0)
+
+    queue = JobQueue(tmp_path / "queue", run)
+    queue.start()
+    job = queue.add(request("dies", 1)).id
+    eventually(lambda: queue.get(job).state == "stopped")
+    queue.delete(job)
+    deleted.set()
+    after = queue.add(request("after", 1)).id
+    eventually(lambda: queue.get(after).state == "finished")
+    queue.close()
+
+
+def test_a_second_whose_event_was_lost_is_no_death_in_a_row(tmp_path: Path) -> None:
+    """A worker that is killed between writing a second and telling of it has made one all the same."""
+    import torch
+
+    from magi_lite.project import Project
+
+    latents, frames = torch.zeros(1, 16, 6, 4, 4), np.zeros((24, 32, 32, 3), np.uint8)
+    project = Project.create(tmp_path, request("a ball", 4, width=32, height=32))
+    project.close()
+
+    def run(job: Job, control: RunControl) -> Iterator[events.Event]:
+        with Project.open(project.folder) as here:
+            here.lock()
+            yield events.Opened(here.folder, here.video)
+            here.write_chunk(here.chunks, latents, frames)
+        raise Interrupted("The worker crashed.")
+
+    queue = JobQueue(tmp_path / "queue", run)
+    queue.start()
+    job = queue.add(request("a ball", 4, width=32, height=32)).id
+    for made in (1, 2, 3):
+        eventually(lambda: queue.get(job).state == "interrupted")
+        assert (queue.get(job).done, queue.get(job).deaths) == (made, 1)
+        queue.resume(job)
+    queue.close()

@@ -65,3 +65,31 @@ def test_the_page_outlives_its_worker(app: App, sent: signal.Signals) -> None:
     wait(client, job, "stopped", "finished")
     after = worker_of(app)
     assert after is not None and after.pid != victim.pid
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_asked_to_end_while_a_model_loads_it_loses_nothing(tmp_path: Path, times: int) -> None:
+    """As a service or a container is ended; asked twice, as by an impatient user, it does not wait."""
+    app = App(tmp_path).start()
+    assert app.process
+    client = Client(app.url, verbose=False)
+    job = client.predict("a large red ball moves right", 300, **SMALL, api_name="/generate")["job"]
+    wait(client, job, "running")
+    time.sleep(random.uniform(0, 3))
+    worker = worker_of(app)
+    for _ in range(times):
+        app.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+    app.process.wait(PATIENCE / 1000)
+    if worker is not None:
+        worker.wait(PATIENCE / 1000)
+    app.start()
+    client = Client(app.url, verbose=False)
+    shown = wait(client, job, "paused", "interrupted")
+    client.predict(job, api_name="/resume")
+    wait(client, job, "running")
+    until = time.monotonic() + PATIENCE / 1000
+    while client.predict(job, api_name="/status")["shown"]["done"] <= int(str(shown["done"])):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    app.stop()

@@ -9,16 +9,19 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from magi_lite.machine import devices
 from magi_lite.project import Project
-from magi_lite.timeline import Timeline
-from magi_lite.workers import deaths
+from magi_lite.timeline import Segment, Timeline
+from magi_lite.workers import deaths, worker
 from tests.jobs.test_queue import eventually
 from tests.workers.conftest import PATIENCE, Studio, request
 
@@ -77,7 +80,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bits(studio: Callable[.
 
 
 def test_what_hangs_is_ended_and_said(studio: Callable[..., Studio]) -> None:
-    here = studio(silence=4.0)
+    here = studio(silence=20.0)
     queue = here.queue
     job, other = queue.add(request(seconds=30)).id, queue.add(request("other", 1)).id
     eventually(lambda: queue.get(job).done >= 1, PATIENCE)
@@ -89,6 +92,96 @@ def test_what_hangs_is_ended_and_said(studio: Callable[..., Studio]) -> None:
     assert not psutil.pid_exists(hung)
     eventually(lambda: queue.get(other).state == "finished", PATIENCE)
     assert here.pid() != hung
+
+
+def test_slow_is_no_hang_while_a_model_is_read() -> None:
+    """A process that gets a hundredth of a busy processor works all the same; one that gets nothing hangs."""
+
+    class Slow:
+        spent = 0.0
+
+        def cpu_times(self) -> object:
+            return type("Times", (), {"user": self.spent, "system": 0.0})
+
+        def io_counters(self) -> object:
+            return type("Counters", (), {"read_bytes": 0})
+
+    watch = worker.Watch(os.getpid(), limit=0.2)
+    process = Slow()
+    watch._process = process  # type: ignore[assignment]
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        process.spent += 0.02
+        assert not watch.hangs()
+        time.sleep(0.02)
+    eventually(watch.hangs)
+
+
+def test_what_hangs_holds_up_nobody_who_sends(studio: Callable[..., Studio]) -> None:
+    """More than a pipe holds: a hanging worker reads none of it."""
+    here = studio(silence=20.0)
+    queue = here.queue
+    job = queue.add(request(seconds=30)).id
+    eventually(lambda: queue.get(job).done >= 1, PATIENCE)
+    hung = here.pid()
+    assert hung is not None
+    os.kill(hung, signal.SIGSTOP)
+    queue.redirect(job, Timeline(tuple(Segment(n, n + 1, f"{n} " + 1_900 * "word ") for n in range(30))))
+    eventually(lambda: queue.get(job).state == "interrupted", PATIENCE)
+    assert "gave no sign for" in queue.get(job).error
+
+
+@pytest.mark.parametrize("printed", ["hello " * 99, "\\2\\0\\0\\0\\0\\0\\0\\0{}", "\\5\\0\\0\\0\\0\\0\\0\\0[1,2]"])
+def test_a_worker_that_prints_what_is_no_report_is_replaced(
+    studio: Callable[..., Studio], monkeypatch: pytest.MonkeyPatch, printed: str
+) -> None:
+    here = studio()
+    with monkeypatch.context() as patched:
+        code = f"import sys, time; sys.stdout.write('{printed}'); sys.stdout.write('x' * 999); sys.stdout.flush(); "
+        patched.setattr(worker, "_BEGIN", code + "time.sleep(600)")
+        job = here.queue.add(request(seconds=1)).id
+        eventually(lambda: here.queue.get(job).state == "interrupted", PATIENCE)
+    assert "sent what could not be read" in here.queue.get(job).error
+    assert here.pid() is None
+    here.queue.resume(job)
+    eventually(lambda: here.queue.get(job).state == "finished", PATIENCE)
+
+
+def test_a_card_that_is_gone_is_said_and_nothing_is_computed_without_it(studio: Callable[..., Studio]) -> None:
+    """The tests' machine has none, whatever its app had found."""
+    if devices.detect().kind == "cuda":
+        pytest.skip("there is a card here, and it cannot be taken out")
+    here = studio(cuda=True)
+    job = here.queue.add(request(seconds=1)).id
+    eventually(lambda: here.queue.get(job).state == "failed", PATIENCE)
+    assert "card cannot be used any more" in here.queue.get(job).error
+    asked = replace(request(seconds=1), overrides=replace(request().overrides, device="cpu"))
+    on_processor = here.queue.add(asked).id
+    eventually(lambda: here.queue.get(on_processor).state == "finished", PATIENCE)
+
+
+def test_the_idle_end_never_takes_a_job_with_it(studio: Callable[..., Studio]) -> None:
+    """A worker whose idle time ends whenever a job comes, again and again."""
+    here = studio(idle=0.0)
+    for n in range(2):
+        job = here.queue.add(request(seconds=1, seed=n)).id
+        eventually(lambda: here.queue.get(job).state == "finished", PATIENCE)  # noqa: B023
+    lane = here.fleet.workers[""]
+    ends = threading.Event()
+
+    def keep_freeing() -> None:
+        while not ends.is_set():
+            lane.free()
+
+    thread = threading.Thread(target=keep_freeing)
+    thread.start()
+    try:
+        jobs = [here.queue.add(request(seconds=1, seed=n)).id for n in range(3)]
+        eventually(lambda: all(here.queue.get(job).state not in ("waiting", "running") for job in jobs), PATIENCE)
+    finally:
+        ends.set()
+        thread.join()
+    assert [here.queue.get(job).state for job in jobs] == ["finished"] * 3
 
 
 def test_a_worker_is_kept_warm_and_ended_when_idle_or_freed(studio: Callable[..., Studio]) -> None:
