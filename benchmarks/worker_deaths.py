@@ -88,7 +88,8 @@ def measure(kills: int) -> dict[str, Any]:
         answers, asking = list[float](), threading.Event()
         asker = threading.Thread(target=_keep_asking, args=(app, unbroken, answers, asking))
         asker.start()
-        attack, equal, rounds, behind, began = Attack(app, client, kills, latest), True, 0, list[str](), time.monotonic()
+        attack, behind, began = Attack(app, client, kills, latest), list[str](), time.monotonic()
+        equal, rounds = True, 0
         try:
             while attack.given < kills:
                 job = client.predict(PROMPT, SECONDS, **ask)["job"]
