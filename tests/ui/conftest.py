@@ -35,11 +35,12 @@ class App:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/"
         self.process: subprocess.Popen[bytes] | None = None
+        self.extra: list[str] = []
 
     def start(self) -> App:
         """Start and wait until the page is served."""
         command = [sys.executable, *self.begin, "--port", str(self.port), "--projects", str(self.projects)]
-        command += ["--models", str(self.folder / "models")]
+        command += ["--models", str(self.folder / "models"), *self.extra]
         log = (self.folder / "app.log").open("ab")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(self.folder / "uploads")}
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)

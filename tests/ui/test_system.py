@@ -56,6 +56,9 @@ def test_another_folder_of_models_is_used_and_remembered(watched: Watched, tmp_p
         page.wait_for_function(
             "folder => document.querySelector('.sy-place').textContent.includes(folder)", arg=str(elsewhere)
         )
+        watched.leaving = True
+        page.close()
+        watched.leaving = False
     finally:
         server.stop()
     from magi_lite.jobs import JobQueue

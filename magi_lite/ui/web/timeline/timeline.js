@@ -302,7 +302,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
   tools.blend = el(
     "span",
     { class: "tl-blend", title: "Seconds over which one prompt fades into the next" },
-    "Blend ",
+    el("span", { text: "Blend " }),
     small("blendless", "Blend less", "down"),
     el("output", { text: "hard cut" }),
     small("blendmore", "Blend more", "up"),
