@@ -197,7 +197,8 @@ def read_one(file: Path, options: dict[str, Any]) -> Wanted:
     if not file.is_file():
         raise InputError(f"There is no file {file}.")
     settings = _carries_settings(file)
-    request = library.ask(**({"settings": file} if settings else {"timeline": file}), **options)
+    given: dict[str, Any] = {"settings" if settings else "timeline": file, **options}
+    request = library.ask(**given)
     if request.seconds is None:
         raise InputError("It is endless; say how long it is to be with --seconds.")
     check(request)

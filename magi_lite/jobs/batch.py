@@ -87,11 +87,11 @@ class Batch:
         self.queue.set_setting(NAMES, known)
         self._names = {job: name for name, job in self._jobs.items()}
         for job in self.queue.jobs():
-            name = self._names.get(job.id)
-            if name is None and job.state == "waiting":  # of an earlier batch, and not wanted now
+            mine = self._names.get(job.id)
+            if mine is None and job.state == "waiting":  # of an earlier batch, and not wanted now
                 self.queue.delete(job.id)
-            elif name is not None and job.state == "finished" and not self.path(name).exists():
-                self._deliver(name, job.project)
+            elif mine is not None and job.state == "finished" and not self.path(mine).exists():
+                self._deliver(mine, job.project)
 
     def close(self, timeout: float) -> None:
         """Save what runs, and let others work here."""
