@@ -31,6 +31,8 @@ class Backend:
 
     name: str
     kernel: Kernel
+    notice: str = ""
+    """Which better kernels are installed here and cannot be used, and why; empty: none."""
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self.kernel(query, key, value)
@@ -137,31 +139,48 @@ def available(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[
 
 
 def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backend:
-    """The kernel for a run.
+    """The kernel for a run; a compiled one is tried first, see `attention_trial`.
 
     Args:
-        name: "auto" (the best there is), "flash", "sage" or "sdpa".
+        name: "auto" (the best that works here), "flash", "sage" or "sdpa".
 
     Raises:
-        InputError: the kernel is not installed, does not load, or cannot serve this device and type.
+        InputError: the kernel is not installed, does not work here, or cannot serve this device and type.
     """
     names = available(device, dtype)
+    kind = str(dtype).removeprefix("torch.")
     if name == "auto":
-        return next(backend for backend in map(_loaded, names) if backend is not None)
-    backend = _loaded(name) if name in names else None
-    if backend is None:
-        kind = str(dtype).removeprefix("torch.")
-        works = " or ".join(other for other in names if other != name)
+        faults = []
+        for one in names:
+            fault = _fault(one, device, kind)
+            if fault is None:
+                return Backend(one, load(one), " ".join(faults))
+            faults.append(f"The attention kernel {one} is installed and not used, because {fault}.")
+            _log.warning(faults[-1])
+    works = " or ".join(other for other in names if other != name)
+    if name not in names:
         raise InputError(f"Attention backend {name!r} cannot be used here ({device}, {kind}); use {works}.")
-    return backend
+    fault = _fault(name, device, kind)
+    if fault is not None:
+        raise InputError(
+            f"Attention backend {name!r} cannot be used here ({device}, {kind}), because {fault}; use {works}."
+        )
+    return SDPA if name == "sdpa" else Backend(name, load(name))
 
 
-def _loaded(name: str) -> Backend | None:
-    """The kernel, or None where its package is there and does not load: built for another torch, as a rule."""
+def load(name: str) -> Kernel:
+    """The function of a kernel's package.
+
+    Raises:
+        ImportError, OSError, AttributeError: it does not load: built for another torch, as a rule.
+    """
+    return {"flash": _flash, "sage": _sage, "sdpa": lambda: sdpa}[name]()
+
+
+def _fault(name: str, device: str, kind: str) -> str | None:
+    """Why a kernel does not work here, or None: torch's own is always right, or says so itself."""
     if name == "sdpa":
-        return SDPA
-    try:
-        return Backend(name, _flash() if name == "flash" else _sage())
-    except (ImportError, OSError, AttributeError) as error:
-        _log.warning("The attention kernel %s is installed but does not load: %s", name, error)
         return None
+    from magi_lite import attention_trial
+
+    return attention_trial.problem(name, device, kind)

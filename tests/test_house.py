@@ -53,7 +53,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.text.cleaning",
     ),
     2: (
-        "magi_lite.attention",
+        "magi_lite.attention*",
         "magi_lite.text*",
         "magi_lite.dit*",
         "magi_lite.vae*",

@@ -167,6 +167,8 @@ class Run:
             recorded(networks, self.record),
             self.encoder,
         ):
+            if networks.dit.backend.notice:
+                yield Notice(networks.dit.backend.notice, "warning")
             while True:
                 yield from self.encode_prefix(start, networks)
                 if self.leaving:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from magi_lite import attention_trial
 from magi_lite.attention import SDPA, available, by_group, choose, masked_sdpa, reads_groups
 from magi_lite.errors import InputError
 
@@ -143,13 +147,82 @@ def test_other_errors_of_attention_are_told(error: Exception, monkeypatch: pytes
         SDPA(*random_qkv(4, 4))
 
 
-def test_a_kernel_that_does_not_load_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+# --- compiled kernels are tried in a process of their own -------------------------------------------------------------
+
+RIGHT = """
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+def attend(q, k, v):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return sdpa(q, k, v, enable_gqa=True).transpose(1, 2)
+"""
+CALL = {"flash": "def flash_attn_func(q, k, v): ", "sage": "def sageattn(q, k, v, tensor_layout, is_causal): "}
+PACKAGE = {"flash": "flash_attn", "sage": "sageattention"}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Installs a kernel's package with the given body, for processes that are started from here."""
+
+    def install(name: str, body: str, before: str = "") -> None:
+        (tmp_path / f"{PACKAGE[name]}.py").write_text(f"{RIGHT}{before}\n{CALL[name]}{body}\n")
+
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    attention_trial.problem.cache_clear()
+    yield install
+    attention_trial.problem.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("body", "before", "sentence"),
+    [
+        ("return attend(q, k, v)", "", None),
+        ("return attend(q, k, v) * 1.2", "", "its result is 20"),
+        ("return attend(q, k, v) * float('nan')", "", "not finite"),
+        ("return attend(q, k, v)[:, 1:]", "", "it gives"),
+        ("assert False, 'SM90 kernel is not available'", "", "it fails: SM90 kernel is not available"),
+        ("raise RuntimeError('CUDA error: no kernel image\\nmore')", "", "it fails: CUDA error: no kernel image$"),
+        ("import os; os.abort()", "", "it ends the program .SIGABRT."),
+        ("import os; os._exit(3)", "", "it ends the program .exit code 3."),
+        ("return attend(q, k, v)", "raise ImportError('undefined symbol')", "it does not load: undefined symbol"),
+    ],
+)
+def test_a_kernel_is_tried_before_it_is_trusted(
+    body: str, before: str, sentence: str | None, package: Callable[..., None]
+) -> None:
+    package("flash", body, before)
+    found = attention_trial.problem("flash", "cpu", "float32")
+    assert found is None if sentence is None else re.search(sentence, str(found)), found
+
+
+def test_sage_may_be_less_exact_than_flash(package: Callable[..., None]) -> None:
+    for name in ("flash", "sage"):
+        package(name, "return attend(q, k, v) * 1.03")
+    assert attention_trial.problem("sage", "cpu", "float32") is None
+    assert "3.0 % off" in str(attention_trial.problem("flash", "cpu", "float32"))
+
+
+def test_a_kernel_that_hangs_is_given_up(package: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    package("flash", "import time; time.sleep(600)")
+    monkeypatch.setattr(attention_trial, "PATIENCE_SECONDS", 15.0)
+    assert attention_trial.problem("flash", "cpu", "float32") == "it did not answer within 15 seconds"
+
+
+def test_the_trial_is_asked_once_and_the_next_kernel_serves(
+    package: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package("flash", "raise RuntimeError('no kernel image is available')")
     monkeypatch.setattr("magi_lite.attention.available", lambda device, dtype: ("flash", "sdpa"))
+    for _ in range(2):
+        chosen = choose("auto", "cpu", torch.float32)
+        assert chosen.name == "sdpa" and chosen(*random_qkv(6, 2)).shape == (2, 13, 6, 16)
+        assert chosen.notice == (
+            "The attention kernel flash is installed and not used, because it fails: no kernel image is available."
+        )
+    with pytest.raises(InputError, match=r"'flash' cannot be used here .cpu, float32., because it fails: .*; use sdpa"):
+        choose("flash", "cpu", torch.float32)
+    assert attention_trial.problem.cache_info().misses == 1
 
-    def broken() -> None:
-        raise ImportError("undefined symbol")
 
-    monkeypatch.setattr("magi_lite.attention._flash", broken)
-    assert choose("auto", "cuda", torch.bfloat16).name == "sdpa"
-    with pytest.raises(InputError, match=r"'flash' cannot be used here .cuda, bfloat16.; use sdpa"):
-        choose("flash", "cuda", torch.bfloat16)
+def test_the_trials_formula_is_that_of_the_tests() -> None:
+    query, key, value = random_qkv(6, 2, seed=5)
+    assert (attention_trial.plain(query, key, value) - plain(query, key, value)).abs().max() < 1e-12
