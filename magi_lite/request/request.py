@@ -214,7 +214,7 @@ SPELLINGS = (
     Option(
         kind="whole", name="blend", least=0, most=MAX_BLEND, unit="s", group="what", changes="resume",
         help="seconds over which prompts fade into each other at a seam",
-        refusal="A blend of {value} s is not possible; give 0 (a hard cut) to {most}.",
+        refusal="A blend of {value} s is not possible; give 0 (no fade) to {most}.",
     ),
     Option(
         kind="switch", name="endless", default=False, group="what", planned=True, changes="resume", label="Endless",

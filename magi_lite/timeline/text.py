@@ -184,7 +184,7 @@ def _timeline(segments: list[Segment], options: dict[str, str]) -> Timeline:
     pairs = [_EARLIER_BLEND.fullmatch(part) for part in earlier]
     if not re.fullmatch(r"\d{1,9}", blend, re.ASCII) or None in pairs:
         found = shown(options.get("blend", "0"))
-        raise TimelineError(f"A blend of {found} is not possible; give whole seconds, 0 for a hard cut.")
+        raise TimelineError(f"A blend of {found} is not possible; give whole seconds, 0 for no fade.")
     before = tuple((int(pair["second"]), int(pair["blend"])) for pair in pairs if pair)
     gaps = options.get("gaps", "hold")
     return Timeline(tuple(segments), options.get("global", ""), int(blend), gaps, before)  # type: ignore[arg-type]

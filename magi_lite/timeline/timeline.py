@@ -155,7 +155,7 @@ class Timeline:
             raise TimelineError("The global prompt is not text; put it in quotes.")
         if isinstance(self.blend, bool) or not isinstance(self.blend, int) or self.blend < 0:
             found = shown(self.blend)
-            raise TimelineError(f"A blend of {found} is not possible; give whole seconds, 0 for a hard cut.")
+            raise TimelineError(f"A blend of {found} is not possible; give whole seconds, 0 for no fade.")
         seconds = [0]
         for second, blend in self.earlier_blends:
             if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (second, blend)):
@@ -195,7 +195,7 @@ class Timeline:
         longest = max([self.blend, *(blend for _, blend in self.earlier_blends)])
         if longest > MAX_BLEND:
             blend = shown(longest)
-            raise TimelineError(f"A blend of {blend} s is too long; give at most {MAX_BLEND}, 0 for a hard cut.")
+            raise TimelineError(f"A blend of {blend} s is too long; give at most {MAX_BLEND}, 0 for no fade.")
         if seconds is not None and self.end > seconds:
             raise TimelineError(
                 f"Segment {self.segments[-1]} ends after the video's {seconds} s; "

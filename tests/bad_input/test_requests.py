@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from magi_lite.errors import InputError, OutputError, PresetError, TimelineError
+from magi_lite.errors import InputError, MediaError, OutputError, PresetError, TimelineError
 from magi_lite.request.checks import check
 from magi_lite.request.json import request_from_json, request_to_json
 from magi_lite.request.request import STEPS, GenerationRequest, Overrides, SpecialTokens
@@ -155,6 +155,23 @@ REFUSED = {
         TimelineError,
         "No segment covers 1s-3s; add one there or let gaps hold the prompt before.",
     ),
+    # blocks' pictures
+    "no such picture": (
+        {"timeline": parse("[0s-2s: a] [2s-4s image=/no/such/cat.png: b]")},
+        MediaError,
+        "There is no file /no/such/cat.png",
+    ),
+    "a folder as a picture": ({"timeline": parse("[0s-2s: a] [2s-4s image=/tmp: b]")}, MediaError, ""),
+    "two pictures at the start": (
+        {"timeline": parse("[0s-4s image=/no/such/cat.png: a]"), "image": Path("/no/such/dog.png")},
+        InputError,
+        "The video starts from a picture, its first block from a picture; keep one of them.",
+    ),
+    "a clip and a picture at the start": (
+        {"timeline": parse("[0s-4s image=/no/such/cat.png: a]"), "video": Path("/no/such/dog.mp4")},
+        InputError,
+        "The video starts from a clip, its first block from a picture; keep one of them.",
+    ),
     # outputs
     "output folder missing": (
         {"out": Path("/no/such/folder/a.mp4")},
@@ -264,8 +281,9 @@ def test_settings_that_cannot_be_read(name):
 
 
 def test_settings_come_back_equal_and_leave_home_without_paths():
+    picture = f'[3s-4s cut image="/home/me/secret/dog.png" sha256={"a" * 64}: b]'
     request = ask(
-        "[blend: 1] [0s-1s: a [3s-4s: b]".replace("a [", "a] ["),
+        f"[blend: 1] [0s-1s: a] {picture}",
         image=Path("/home/me/secret/cat.png"),
         models_folder=Path("/home/me/models"),
         out=Path("/home/me/a.mp4"),
@@ -274,6 +292,6 @@ def test_settings_come_back_equal_and_leave_home_without_paths():
     )
     assert request_from_json(request_to_json(request)) == request
     outside = request_to_json(request, paths=False)
-    assert "/home" not in str(outside)
+    assert "/home" not in str(outside) and outside["timeline"]["segments"][1]["image"] == "dog.png"
     assert (outside["image"], outside["out"], outside["models_folder"]) == ("cat.png", None, None)
     assert request_from_json({"timeline": {"segments": []}}) == GenerationRequest(Timeline())

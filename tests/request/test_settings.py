@@ -45,6 +45,16 @@ HOSTILE: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "a picture on another computer": (("image",), r"\\evil\share\a.png", "on another computer"),
     "a clip behind slashes": (("video",), "//evil/share/a.mp4", "on another computer"),
     "mixed slashes": (("image",), "\\/evil/share/a.png", "on another computer"),
+    "a block's picture on another computer": (
+        ("timeline", "segments"),
+        [{"start": 0, "end": 1, "prompt": "a ball", "image": "//evil/share/a.png"}],
+        "on another computer",
+    ),
+    "a block's picture with a wrong checksum": (
+        ("timeline", "segments"),
+        [{"start": 0, "end": 1, "prompt": "a ball", "image": "a.png", "image_sha256": "../../a"}],
+        "a checksum that belongs to no picture",
+    ),
     "a lone surrogate": (("timeline", "global_prompt"), "a \ud83d ball", "lone surrogate"),
     "a surrogate in a block": (
         ("timeline", "segments"), [{"start": 0, "end": 1, "prompt": "\udc00"}], "lone surrogate",

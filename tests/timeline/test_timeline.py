@@ -120,7 +120,7 @@ def test_many_equal_neighbours_and_a_long_way_to_go_cost_next_to_nothing():
 def test_a_blend_has_an_end():
     """Said when a video is asked for; a saved one still opens."""
     timeline = parse("[blend: 300000] [0s-1s: a]")
-    with pytest.raises(TimelineError, match="A blend of 300000 s is too long; give at most 600, 0 for a hard cut"):
+    with pytest.raises(TimelineError, match="A blend of 300000 s is too long; give at most 600, 0 for no fade"):
         timeline.check(2)
 
 
@@ -254,7 +254,7 @@ REFUSED = {
     ),
     "escape": (r"[0s-1s: a \q]", "The escape '\\\\q' is unknown; write \\\\ for a backslash."),
     "huge code point": (r"[0s-1s: \u{ffffff}]", "The escape '\\\\u{ffffff}' is unknown; write \\\\ for a backslash."),
-    "blend": ("[blend: some] [0s-1s: a]", "A blend of 'some' is not possible; give whole seconds, 0 for a hard cut."),
+    "blend": ("[blend: some] [0s-1s: a]", "A blend of 'some' is not possible; give whole seconds, 0 for no fade."),
     "earlier blend": ("[blend: 2 till 4s, 0] [0s-1s: a]", "A blend of '2 till 4s, 0' is not possible; give whole"),
     "earlier blends out of order": (
         "[blend: 2 until 4s, 1 until 3s, 0] [0s-1s: a]",

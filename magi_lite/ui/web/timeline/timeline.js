@@ -304,7 +304,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     { class: "tl-blend", title: "Seconds over which one prompt fades into the next" },
     el("span", { text: "Blend " }),
     small("blendless", "Blend less", "down"),
-    el("output", { text: "hard cut" }),
+    el("output", { text: "none" }),
     small("blendmore", "Blend more", "up"),
   );
   const accept = ".json,.txt,.srt,.otio,application/json,text/plain";

@@ -329,7 +329,7 @@ export class View {
     tools.delete.disabled = !whole && !many;
     tools.undo.disabled = !state.past.length;
     tools.redo.disabled = !state.future.length;
-    setText(tools.blend.querySelector("output"), state.blend ? `${state.blend} s` : "hard cut");
+    setText(tools.blend.querySelector("output"), state.blend ? `${state.blend} s` : "none");
     const hint = this.hintText();
 
     setText(this.hintNode, hint);
