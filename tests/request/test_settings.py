@@ -108,6 +108,9 @@ def test_what_settings_name_is_not_touched(monkeypatch: pytest.MonkeyPatch, tmp_
         for place in (r"\\evil\share\a.png", "//evil/share/a.png", str(tmp_path / "private.png")):
             with contextlib.suppress(InputError):
                 settings_from_data(with_setting((key,), place))
+            block = {"start": 0, "end": 1, "prompt": "a ball", "image": place}
+            with contextlib.suppress(InputError):
+                settings_from_data(with_setting(("timeline", "segments"), [block]))
     assert not [path for path in touched if "evil" in path or "private" in path]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from magi_lite.control import RunControl
 from magi_lite.errors import InputError
 from magi_lite.jobs import JobQueue
 from magi_lite.project import Project
+from magi_lite.timeline import Timeline
+from magi_lite.workers import cluster
 from magi_lite.workers.cluster import Cluster
 from tests.jobs.test_queue import eventually
 from tests.workers.conftest import PATIENCE, request
@@ -55,6 +59,26 @@ def test_a_node_that_dies_costs_the_second_in_the_making() -> None:
     assert found["finished"] == cluster.VIDEOS and found["bits_equal"], found
     assert found["seconds_made"] == cluster.VIDEOS * cluster.SECONDS and not found["seconds_made_again"], found
     assert found["nodes_killed"] == 1 and found["nodes_lost_said"] == 1, found
+
+
+def test_a_node_gets_the_pictures_of_blocks_as_files_of_its_own(tmp_path: Path) -> None:
+    """As a job is handed out and as it is redirected; equal names stay apart, and orders are plain data."""
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "start.png").write_bytes(b"picture %d" % number)
+    paths = [tmp_path / "1" / "start.png", tmp_path / "2" / "start.png", tmp_path / "gone.png"]
+    blocks = [{"start": n, "end": n + 1, "prompt": "a", "image": str(path)} for n, path in enumerate(paths)]
+    timeline = Timeline.from_json({"segments": blocks})
+    order = {"do": "redirect", "timeline": timeline.to_json(), "pictures": cluster._pictures(timeline)}
+    control = RunControl()
+    shutil.rmtree(tmp_path / "1")
+    cluster._obey(order, control, tmp_path / "node")
+    taken = control.take_timeline()
+    assert taken is not None
+    first, second, third = (segment.image for segment in taken.segments)
+    assert first is not None and second is not None and third == paths[2]
+    assert (first.read_bytes(), second.read_bytes()) == (b"picture 1", b"picture 2")
+    assert first.is_relative_to(tmp_path / "node") and first.name == second.name == "start.png"
 
 
 @pytest.mark.thorough
