@@ -26,11 +26,18 @@ SLOW = tuple(
         "cli/test_render.py",
         "cli/test_resume.py",
         "cli/test_runs.py",
+        "plan/test_roofline.py",
+        "plan/test_truth.py",
+        "project/test_crash.py",
+        "project/test_encoders.py",
+        "sampling/test_goldens.py",
+        "video/test_export.py",
         "test_library.py",
         "test_package.py",
     )
 )
-"""Whole videos are made here, models trained, worker processes started and killed, a wheel built and installed."""
+"""Whole videos are made and exported here, models trained, processes started and killed, full-size passes counted, a
+wheel built and installed. What is left takes some three minutes of one processor core."""
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
