@@ -40,6 +40,11 @@ class Clock:
         return self._now() - self._began
 
     @property
+    def steps_measured(self) -> int:
+        """Steps that the pace is made of, the first one left out."""
+        return 0 if self._first is None else self._last[0] - self._first[0]
+
+    @property
     def seconds_per_step(self) -> float | None:
         """The pace; None before the first step."""
         if self._first is None:

@@ -57,6 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
+@pytest.fixture(autouse=True)
+def no_measured_speeds(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of tests promise what is computed, and runs of tests teach this machine's plans nothing."""
+    monkeypatch.setattr("magi_lite.planner.learned.FILE", tmp_path_factory.getbasetemp() / "none" / "speeds.json")
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium; a machine without one fails the tests instead of passing them unseen."""

@@ -75,7 +75,10 @@ def chosen_device(args: argparse.Namespace) -> Device | None:
         device = devices.detect()
     else:
         return None
-    return device if ram_gb is None else replace(device, ram_bytes=int(ram_gb * GIB))
+    if ram_gb is None:
+        return device
+    free = device.free_bytes if device.kind == "cuda" else None  # another machine's RAM is taken as free
+    return replace(device, ram_bytes=int(ram_gb * GIB), free_bytes=free)
 
 
 def _memory(text: str | None, flag: str) -> float | None:

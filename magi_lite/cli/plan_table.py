@@ -85,7 +85,7 @@ def times(plan: Plan) -> list[str]:
     )
     lines.append(
         f"about {spoken(plan.seconds_per_chunk)} per second of video, first second after "
-        f"{spoken(plan.time_to_first_chunk)}"
+        f"{spoken(plan.time_to_first_chunk)}" + (", measured here" if plan.measured != 1 else "")
     )
     return lines
 

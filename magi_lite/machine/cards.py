@@ -38,7 +38,7 @@ class Device:
     ram_bytes: int | None = None
     """RAM of the machine; None: not known, so not a limit."""
     free_bytes: int | None = None
-    """Device memory free right now; None: not measured."""
+    """Device memory free right now (of a CPU: RAM); None: not measured."""
 
     @property
     def has_fp8(self) -> bool:

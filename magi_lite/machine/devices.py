@@ -36,7 +36,8 @@ def detect() -> Device:
     """
     if "torch" in sys.modules and cuda_available():
         return _card(0)
-    return next(iter(cards()), None) or cpu_device(ram_bytes(), os.cpu_count() or 1)
+    card = next(iter(cards()), None)
+    return card or replace(cpu_device(ram_bytes(), os.cpu_count() or 1), free_bytes=free_ram_bytes())
 
 
 def cards() -> list[Device]:

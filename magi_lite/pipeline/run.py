@@ -59,7 +59,7 @@ from magi_lite.pipeline.prefix import (
 )
 from magi_lite.pipeline.prompts import PromptBank, prompt_bank, text_encoder_is_small
 from magi_lite.pipeline.resume import ResumePoint, find_resume_point
-from magi_lite.planner import Phase, Plan
+from magi_lite.planner import Phase, Plan, learned
 from magi_lite.project import Project
 from magi_lite.request.checks import check_pictures, check_prompts, notices
 from magi_lite.request.request import GenerationRequest
@@ -187,7 +187,10 @@ class Run:
         if self.gap_filled or self.clock.seconds_per_step is None:
             self.clock = Clock(self.steps_before(start.shot) + sampler.steps_done)
         self.gap_filled = self.other_end = False
-        yield from self.denoise(sampler, networks, bank)
+        try:
+            yield from self.denoise(sampler, networks, bank)
+        finally:
+            learned.learn(plan, self.clock)
 
     def decode_missing(self, plan: Plan) -> Iterator[Event]:
         """Decode seconds whose latents are on disk and whose frames are not: a crash or a damaged file left them so."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 from magi_lite.machine.cards import GIB, Device, cpu_device, with_memory
 from magi_lite.models import ModelSpec, T5Shape, published_model
-from magi_lite.planner import choose, passes, refusal
+from magi_lite.planner import choose, learned, passes, refusal
 from magi_lite.planner.execution import Execution
 from magi_lite.planner.plan import PHASES, Item, Phase, Plan, ram_limits, vram_limit
 from magi_lite.planner.speed import kv_bytes_per_token, tokens_per_chunk
@@ -55,6 +55,7 @@ def plan(
         InputError: a choice contradicts the model.
         PresetError: no preset of that name.
     """
+    here = device is None
     if device is None:
         from magi_lite.machine.devices import detect
 
@@ -78,7 +79,8 @@ def plan(
             open_fields = frozenset(
                 {f for f in Overrides.__dataclass_fields__ if f not in fixed} | {"attention_slice"}
             )
-            return replace(found, frees=open_fields, notes=_notes(found, request))
+            noted = replace(found, frees=open_fields, notes=_notes(found, request))
+            return learned.applied(noted) if here else noted
     raise refusal.refuse(request, windows[0], device, spec, fixed)
 
 

@@ -51,6 +51,8 @@ class Plan:
     time_to_first_chunk: float
     window: int
     notes: tuple[str, ...] = ()
+    measured: float = 1.0
+    """How many times longer than predicted a second of video took on this machine; part of the times. 1: not known."""
     frees: frozenset[str] = frozenset()
     """What the user left open, for `next_smaller`: names of Execution fields, and "window"."""
 
@@ -111,6 +113,8 @@ class Plan:
         if ram is None:
             return True
         most, most_pinned = ram_limits(ram)
+        if self.device.kind == "cpu" and self.device.free_bytes is not None:
+            most = min(most, self.device.free_bytes)
         return self.peak_ram_bytes <= most and self.pinned_bytes <= most_pinned
 
     def summary(self) -> str:
@@ -153,6 +157,7 @@ class Plan:
             "seconds_per_chunk": self.seconds_per_chunk,
             "time_to_first_chunk": self.time_to_first_chunk,
             "fits": self.fits,
+            "measured": self.measured,
             "notes": list(self.notes),
         }
 

@@ -63,12 +63,15 @@ def shortage(
     has = device.ram_bytes or 0
     most, most_pinned = ram_limits(has)
     nearest = min(plans, key=lambda plan: max(plan.peak_ram_bytes / (1 - SPARE), plan.pinned_bytes / PINNED_SHARE))
-    if nearest.peak_ram_bytes <= most:
+    if nearest.pinned_bytes > most_pinned and nearest.peak_ram_bytes <= most:
         return (
             f"needs {nearest.pinned_bytes / GIB:.1f} GB of pinned RAM, of which {most_pinned / GIB:.1f} GB may "
             "be taken here"
         )
-    return f"needs at least {nearest.peak_ram_bytes / GIB:.1f} GB of RAM, there are {has / GIB:.1f} GB ({KEPT_FREE})"
+    there = f"there are {has / GIB:.1f} GB ({KEPT_FREE})"
+    if device.kind == "cpu" and device.free_bytes is not None and device.free_bytes < most:
+        there = f"of {has / GIB:.1f} GB {device.free_bytes / GIB:.1f} GB are free now"
+    return f"needs at least {nearest.peak_ram_bytes / GIB:.1f} GB of RAM, {there}"
 
 
 def _best(

@@ -171,7 +171,8 @@ class Machine:
     def plan(self, request: GenerationRequest) -> dict[str, Any]:
         """A plan as {"sentence", "svg", "notes"}, or {"error"} with what would fit."""
         try:
-            plan = planner.plan(request, request.preset, self.device, self._spec(request.model))
+            device = self.device if self.device.kind == "cuda" else None  # RAM comes and goes: it is looked at anew
+            plan = planner.plan(request, request.preset, device, self._spec(request.model))
         except MagiLiteError as error:
             return {"error": sentence(error)}
         return described(plan)
@@ -261,10 +262,14 @@ def described(plan: planner.Plan) -> dict[str, Any]:
     where = f"{need / 1e9:.1f} of {have / 1e9:.1f} GB of {'card memory' if on_card else 'RAM'}"
     words = f"Needs {where}; first picture after {_time(plan.time_to_first_chunk)}"
     return {
-        "sentence": f"{words}, then {_time(plan.seconds_per_chunk)} for every second of video.",
+        "sentence": f"{words}, then {_time(plan.seconds_per_chunk)} for every second of video{_measured(plan)}.",
         "svg": svg(plan),
         "notes": list(plan.notes),
     }
+
+
+def _measured(plan: planner.Plan) -> str:
+    return ", measured here" if plan.measured != 1 else ""
 
 
 def download_gb(name: str) -> float:

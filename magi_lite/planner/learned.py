@@ -1,0 +1,97 @@
+"""What this machine did, against what plans promised: a factor for each device, model, precision and size.
+
+Kept as one small JSON file in the user's folder. It says nothing about choices, only how long what was chosen took: a
+plan made here then promises that. What cannot be read is as if it were not there, and is written anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from magi_lite.clock import Clock
+from magi_lite.errors import MagiLiteError
+from magi_lite.files import write_atomic
+from magi_lite.planner.plan import Plan
+from magi_lite.planner.speed import tokens_per_chunk
+from quant.storage.files import parse_json
+
+FILE: Path | None = None
+"""Where it is kept; None: in the user's folder for this program's data."""
+MOST = 256
+"""Entries that are kept, the newest."""
+SLOWEST = 1000.0
+"""A factor beyond this, or below its inverse, is a mistake of somebody's clock."""
+
+
+def file() -> Path | None:
+    """The file, or None where the user has no folder."""
+    if FILE is not None:
+        return FILE
+    try:
+        return Path.home() / ".local" / "share" / "magi_lite" / "speeds.json"
+    except RuntimeError:
+        return None
+
+
+def learn(plan: Plan, clock: Clock) -> None:
+    """Remember how long a second of a run's video took; a run of less than a second says nothing.
+
+    Args:
+        plan: what the run followed.
+        clock: of its denoising steps, which sees decoding and writing pass between them.
+    """
+    per_chunk = plan.request.steps // max(1, plan.window)
+    if clock.steps_measured < per_chunk or clock.seconds_per_step is None:
+        return
+    factor = clock.seconds_per_step * per_chunk / (plan.seconds_per_chunk / plan.measured)
+    path = file()
+    if path is None or not 1 / SLOWEST < factor < SLOWEST:
+        return
+    known, key = _read(path), _key(plan)
+    before = known.pop(key, factor)
+    known[key] = math.sqrt(before * factor)  # neither one slow afternoon nor the first run decides alone
+    newest = dict(list(known.items())[-MOST:])
+    with contextlib.suppress(MagiLiteError, OSError):  # an estimate is no reason to fail
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(newest, indent=1).encode())
+
+
+def applied(plan: Plan) -> Plan:
+    """A plan for this machine with the times that it has shown, if it has made anything of the kind."""
+    path = file()
+    factor = None if path is None else _read(path).get(_key(plan))
+    if factor is None:
+        return plan
+    slower = plan.seconds_per_chunk * (factor - 1)
+    return replace(
+        plan,
+        seconds_per_chunk=plan.seconds_per_chunk + slower,
+        time_to_first_chunk=max(plan.time_to_first_chunk + slower, plan.seconds_per_chunk * factor),
+        measured=factor,
+        notes=(*plan.notes, "The time for a second of video was measured here."),
+    )
+
+
+def _key(plan: Plan) -> str:
+    """What runs of equal pace have in common; sizes count in steps of half an octave."""
+    tokens = tokens_per_chunk(plan.model, plan.request.width, plan.request.height)
+    size = round(2 * math.log2(max(1, tokens)))
+    execution = plan.execution
+    return f"{plan.device.name}, {plan.model.name}, {execution.scheme} {execution.layers}, {size}, {plan.window}"
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    entries = content.items() if isinstance(content, dict) else ()
+    return {
+        key: float(value)
+        for key, value in entries
+        if isinstance(value, int | float) and not isinstance(value, bool) and 1 / SLOWEST < value < SLOWEST
+    }

@@ -1,0 +1,104 @@
+"""Times of this machine, learned from what it did; and the RAM that a processor's plan may take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from magi_lite import planner
+from magi_lite.clock import Clock
+from magi_lite.errors import PlanError
+from magi_lite.machine import devices
+from magi_lite.machine.cards import GIB, cpu_device
+from magi_lite.planner import learned
+from magi_lite.planner.plan import Plan
+from magi_lite.request.request import GenerationRequest
+from magi_lite.timeline.text import parse
+
+REQUEST = GenerationRequest(parse("[0s-4s: a]"), 4, width=256, height=256, steps=8, window=1, model="4.5B-distill")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 64 GiB, of which all is free, that has done nothing yet."""
+    monkeypatch.setattr(learned, "FILE", tmp_path / "data" / "speeds.json")
+    machine = replace(cpu_device(64 * GIB), free_bytes=64 * GIB)
+    monkeypatch.setattr(devices, "detect", lambda: machine)
+
+
+def made(request: GenerationRequest = REQUEST) -> Plan:
+    return planner.plan(request, "auto")
+
+
+def ran(plan: Plan, seconds_per_step: float, steps: int = 17) -> None:
+    """A run of so many steps by a clock that shows what it is told to."""
+    now = [0.0]
+    clock = Clock(now=lambda: now[0])
+    for step in range(1, steps + 1):
+        now[0] += seconds_per_step if step > 1 else 1000  # the first one is slow, and does not count
+        clock.step(step)
+    learned.learn(plan, clock)
+
+
+def test_a_plan_promises_what_the_machine_has_shown() -> None:
+    before = made()
+    assert before.measured == 1 and not any("measured here" in note for note in before.notes)
+    ran(before, 3.0)
+    after = made()
+    assert after.seconds_per_chunk == pytest.approx(8 * 3.0)
+    assert after.measured == pytest.approx(24 / before.seconds_per_chunk)
+    assert "The time for a second of video was measured here." in after.notes
+    ran(after, 12.0)  # a slow afternoon: half way, in factors
+    assert made().seconds_per_chunk == pytest.approx(8 * 6.0)
+    assert made(replace(REQUEST, width=1024, height=512)).measured == 1, "another size is not known"
+    assert made(replace(REQUEST, seconds=9, seed=4)).measured == pytest.approx(made().measured)
+    assert planner.plan(REQUEST, "auto", cpu_device(64 * GIB)).measured == 1, (
+        "another machine"
+    )
+
+
+def test_too_little_work_and_broken_clocks_teach_nothing() -> None:
+    ran(made(), 3.0, steps=8)
+    ran(made(), 0.0)
+    ran(made(), 1e9)
+    assert made().measured == 1 and not learned.file().exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff\xfe", b"null", b'{"a": "b"}', b'{"a": NaN, "b": -1, "c": 1e300, "d": true}', b"[" * 9999],
+)
+def test_a_damaged_file_is_ignored_and_written_anew(content: bytes) -> None:
+    learned.file().parent.mkdir()
+    learned.file().write_bytes(content)
+    assert made().measured == 1
+    ran(made(), 3.0)
+    assert made().seconds_per_chunk == pytest.approx(24)
+    assert len(json.loads(learned.file().read_bytes())) == 1
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing() -> None:
+    learned.file().parent.write_bytes(b"a file")
+    ran(made(), 3.0)
+    assert made().measured == 1
+
+
+def test_old_entries_go() -> None:
+    learned.file().parent.mkdir()
+    learned.file().write_text(json.dumps({str(n): 2.0 for n in range(400)}))
+    ran(made(), 3.0)
+    kept = list(json.loads(learned.file().read_text()))
+    assert len(kept) == learned.MOST and kept[0] == "145" and kept[-1].startswith("CPU, 4.5B-distill, ")
+
+
+def test_a_processor_plans_with_the_ram_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = made().peak_ram_bytes
+    scheme = made().execution.scheme
+    tight = replace(cpu_device(64 * GIB), free_bytes=needed - 1)
+    smaller = planner.plan(REQUEST, "auto", tight)
+    assert smaller.peak_ram_bytes < needed and smaller.execution != made().execution, scheme
+    with pytest.raises(PlanError, match=r"of RAM, of 64\.0 GB 1\.0 GB are free now"):
+        planner.plan(REQUEST, "auto", replace(tight, free_bytes=GIB))
