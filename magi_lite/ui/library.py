@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,12 +151,12 @@ class Library:
 
     def version(self) -> str:
         """Changes whenever the list does."""
-        count, newest = 0, 0
+        times = []
         for name in _runs(self.folder):
             with contextlib.suppress(OSError):
-                newest = max(newest, Path(self.folder, name, "project.json").stat().st_mtime_ns)
-                count += 1
-        return f"{count}.{newest}.{self._changes}"
+                times.append((name, Path(self.folder, name, "project.json").stat().st_mtime_ns))
+        # all of them and not the newest: what is written after a clock was put back is older than what was there
+        return f"{len(times)}.{zlib.crc32(repr(times).encode()):08x}.{self._changes}"
 
     def entries(self) -> list[Entry]:
         """All readable runs, the newest first. What did not change since the last call is not read again."""

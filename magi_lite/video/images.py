@@ -181,6 +181,10 @@ def open_picture(path: Path) -> Picture:
         picture = iio.imopen(path.absolute(), "r", plugin=Picture)
     except Exception as error:  # imageio wraps what a decoder raises
         cause = error.__cause__
+        if kind_of(path) == "heif":
+            raise MediaError(
+                f"{path.name} is damaged, or a kind of HEIC that pillow-heif does not read; save it as JPEG."
+            ) from None
         if cause is None or isinstance(cause, InitializationError):
             raise MediaError(f"{path.name} {NO_PICTURE}") from None
         raise _damaged(path, cause) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -138,3 +139,17 @@ def test_only_what_changed_is_read_again(library: Library, monkeypatch: pytest.M
     read.clear()
     library.entries()
     assert set(read) == {"v03"}
+
+
+def test_a_change_is_seen_after_the_clock_was_put_back(library: Library) -> None:
+    """The newest file is then not the one that was written last."""
+    for name in ("one", "two"):
+        (library.folder / name).mkdir()
+        (library.folder / name / "project.json").write_text("{}")
+    before = library.version()
+    assert library.version() == before
+    path = library.folder / "one" / "project.json"
+    path.write_text("{ }")
+    an_hour_ago = path.stat().st_mtime_ns - 3600 * 10**9
+    os.utime(path, ns=(an_hour_ago, an_hour_ago))
+    assert library.version() != before

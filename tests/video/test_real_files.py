@@ -179,7 +179,26 @@ def test_other_pictures_under_any_name(tmp_path, ending):
     assert uploads.look_at(path, "a")["kind"] == "image" and near(load_image(path, (32, 32))[16, 16], RED, 3)
 
 
-def test_heic_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["IMG_1.heic", "IMG_1.jpg"])
+def test_heic_is_read_through_pillow_heif_and_named_without_it(tmp_path, monkeypatch, name):
+    """As phones write it: lying on its side with a note that says so."""
+    heif = pytest.importorskip("pillow_heif")
+    picture, exif = Image.new("RGB", (96, 64), RED), Image.Exif()
+    picture.paste((0, 0, 255), (0, 0, 32, 64))  # left as stored: at the top when upright
+    exif[0x0112] = 6
+    path = tmp_path / "written.heic"
+    heif.from_pillow(picture).save(path, quality=95, exif=exif.tobytes())
+    path = path.rename(tmp_path / name)
+    read = load_image(path, (64, 96))
+    assert near(read[8, 32], (0, 0, 255), 30) and near(read[80, 32], RED, 30)
+    assert uploads.look_at(path, name)["kind"] == "image"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for work in (lambda: load_image(path, (32, 32)), lambda: look_at(path)):
+        with pytest.raises(MediaError, match=rf"{name} is a HEIC picture; install pillow-heif to read it, or save it"):
+            work()
+
+
+def test_a_damaged_heic_is_one_sentence(tmp_path):
     path = tmp_path / "IMG_1.jpg"
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     for work in (lambda: load_image(path, (32, 32)), lambda: look_at(path)):
