@@ -1,0 +1,272 @@
+"""A whole model of the published size on this machine, with random weights: does it load, run, and keep to the plan?
+
+`python benchmarks/full_size.py` writes the 4.5B model in the published layout with its true tensor names, shard by
+shard, loads transformer, text encoder and autoencoder as a run does, and makes one denoising step for each precision
+that a processor has. Beside each plan stands what it took: the peak of anonymous memory (what cannot be dropped) and of
+resident memory (mapped files included). All is deleted in the end. It needs 40 GB of disk and 16 GB of RAM and says so;
+each precision runs in a process of its own. `--tiny` does the same with a small configuration, for the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "full_size.json"
+DISK_GB, RAM_GB = 40, 16
+SCHEMES = ("bf16", "fp8", "int8", "nf4")
+SHARD_BYTES = 2 << 30
+EVERY = 0.05
+"""Seconds between looks at the memory."""
+FAMILY = Path("ckpt/magi/4.5B_distill/inference_weight.distill")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write, measure, delete; the results as JSON."""
+    parser = argparse.ArgumentParser(description="Load and step a model of the published size, with random weights.")
+    parser.add_argument("--tiny", action="store_true", help="a small configuration: seconds instead of an hour")
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where weights go meanwhile")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the results, as JSON")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.measure:
+        print(json.dumps(measure(Path(asked.measure), asked.schemes[0])))
+        return 0
+    problem = "" if asked.tiny else shortage(asked.folder)
+    if problem:
+        print(problem, file=sys.stderr)
+        return 1
+    root = Path(tempfile.mkdtemp(prefix="magi-full-size-", dir=asked.folder))
+    try:
+        began = time.monotonic()
+        write_model(root, tiny=asked.tiny)
+        size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+        found: dict[str, Any] = {
+            "tiny": asked.tiny,
+            "processor": {"cores": os.cpu_count()},
+            "model_bytes": size,
+            "write_seconds": round(time.monotonic() - began, 1),
+            "schemes": {scheme: in_child(root, scheme) for scheme in asked.schemes},
+        }
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=1))
+    return 0
+
+
+def shortage(folder: Path) -> str:
+    """What is missing for the full size, in a sentence; empty: nothing."""
+    from magi_lite.machine import devices
+
+    disk, ram = shutil.disk_usage(folder).free / 1e9, devices.free_ram_bytes() / 1e9
+    if disk >= DISK_GB and ram >= RAM_GB:
+        return ""
+    return (
+        f"This needs {DISK_GB} GB of disk and {RAM_GB} GB of RAM; {folder} has {disk:.0f} GB and {ram:.0f} GB of RAM "
+        "are free. Choose another --folder, close other programs, or try --tiny."
+    )
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_model(root: Path, *, tiny: bool) -> None:
+    """A model in the published layout under `root`: true names and shapes, random numbers, one shard at a time."""
+    from magi_lite.weights.demo import make_untrained
+
+    make_untrained(root)  # tokenizer, special tokens and the form of the configurations; the rest is replaced
+    small = root / "ckpt" / "magi" / "demo"
+    config = json.loads((small / "config.json").read_text())
+    family = root / FAMILY
+    family.mkdir(parents=True)
+    (family.parent / "config.json").write_text(json.dumps(config if tiny else published(config)))
+    shutil.rmtree(small)
+    write_transformer(family)
+    if not tiny:
+        write_text_encoder(root / "ckpt" / "t5" / "demo")
+        write_autoencoder(root / "ckpt" / "vae")
+        write_tokens(root)
+
+
+def published(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the published 4.5B shape in place of the small one."""
+    from magi_lite.models import MODELS
+
+    shape = dataclasses.asdict(MODELS["4.5B-distill"].dit)
+    return config | {"model_config": {("kv_channels" if k == "head_dim" else k): v for k, v in shape.items()}}
+
+
+def write_transformer(folder: Path) -> None:
+    """The transformer that the configuration beside the folder describes, in 16 bits."""
+    import torch
+
+    from magi_lite.dit.model import DiT, parameter_dtype
+    from magi_lite.models import DiTConfig
+
+    shape = DiTConfig.from_published(json.loads((folder.parent / "config.json").read_text())["model_config"])
+    with torch.device("meta"):
+        state = DiT(shape).state_dict()
+    write_shards(folder, state, lambda name: parameter_dtype(name, torch.bfloat16))
+
+
+def write_text_encoder(folder: Path) -> None:
+    """T5-XXL's encoder in 16 bits, with the small tokenizer that is there."""
+    import torch
+    from transformers import T5Config, T5EncoderModel
+
+    from magi_lite.models import T5_XXL as shape
+
+    config = T5Config(
+        vocab_size=shape.vocabulary, d_model=shape.width, d_kv=shape.head_dim, d_ff=shape.feed_forward,
+        num_layers=shape.layers, num_heads=shape.heads, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    with torch.device("meta"):
+        state = T5EncoderModel(config).state_dict()
+    state.pop("encoder.embed_tokens.weight")  # the same tensor as shared.weight
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    write_shards(folder, state, lambda name: torch.bfloat16)
+
+
+def write_autoencoder(folder: Path) -> None:
+    """The published autoencoder in 32 bits."""
+    import torch
+
+    from magi_lite.models import VAE_PUBLISHED
+    from magi_lite.vae.model import ViTVAE
+
+    with torch.device("meta"):
+        state = ViTVAE(VAE_PUBLISHED).state_dict()
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    content = {"_class_name": "ViTVAE", "ddconfig": dataclasses.asdict(VAE_PUBLISHED)}
+    (folder / "config.json").write_text(json.dumps(content))
+    write_shards(folder, state, lambda name: torch.float32)
+
+
+def write_tokens(root: Path) -> None:
+    """Special tokens of the published width."""
+    import torch
+
+    from magi_lite.files import write_tensors
+    from magi_lite.models import T5_XXL
+
+    rows = {"caption_token": 1, "logo_token": 1, "other_tokens": 100}
+    made = {name: torch.randn(count, T5_XXL.width).half() for name, count in rows.items()}
+    write_tensors(root / "special_tokens.safetensors", made)
+
+
+def write_shards(folder: Path, state: Mapping[str, Any], dtype: Callable[[str], Any]) -> None:
+    """Random tensors of a state dict's names and shapes, one in memory at a time, with an index."""
+    import torch
+
+    from quant.storage.tensors import Declared, write_made
+
+    shards: list[dict[str, Declared]] = [{}]
+    for name, tensor in state.items():
+        declared = Declared(tuple(tensor.shape), dtype(name))
+        if shards[-1] and sum(one.bytes for one in shards[-1].values()) + declared.bytes > SHARD_BYTES:
+            shards.append({})
+        shards[-1][name] = declared
+
+    def make(name: str) -> torch.Tensor:
+        shape, kind = tuple(state[name].shape), dtype(name)
+        if len(shape) < 2:
+            return torch.ones(shape, dtype=kind)
+        return (torch.randn(shape) / torch.Size(shape[1:]).numel() ** 0.5).to(kind)
+
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_made(folder / file, shard, make)
+        weight_map |= dict.fromkeys(shard, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def in_child(root: Path, scheme: str) -> dict[str, Any]:
+    """`measure` in a process of its own, whose memory is nobody else's; what it says where it fails."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure", str(root), "--schemes", scheme]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    last = lines[-1] if lines else f"ended with {done.returncode}"
+    found: dict[str, Any] = json.loads(last) if done.returncode == 0 else {"error": last}
+    return found
+
+
+def measure(root: Path, scheme: str) -> dict[str, Any]:
+    """Encode a prompt, load the networks and make one step, beside the plan for it; bytes and seconds."""
+    from magi_lite.events import PlanReady, Progress
+    from magi_lite.pipeline import generate, prompts
+    from magi_lite.request.request import GenerationRequest, Overrides
+    from magi_lite.timeline.text import parse
+
+    request = GenerationRequest(
+        parse("[0s-1s: a red ball]"), 1, width=128, height=128, steps=8, window=1, model=str(root / FAMILY),
+        overrides=Overrides(device="cpu", scheme=scheme),  # type: ignore[arg-type]
+    )  # fmt: skip
+    prompts.EMBEDDINGS_FOLDER = root / "embeddings" / scheme
+    memory, plan, began, first = Memory(), None, time.monotonic(), None
+    with memory:
+        for event in generate(request, projects_folder=root / "runs" / scheme):
+            if isinstance(event, PlanReady):
+                plan = event.plan
+            if isinstance(event, Progress):
+                first = time.monotonic() - began
+                break
+    assert plan is not None and first is not None
+    return {
+        "plan": {"ram_bytes": plan.peak_ram_bytes, "execution": dataclasses.asdict(plan.execution)},
+        "peak_anonymous_bytes": memory.anonymous,
+        "peak_resident_bytes": memory.resident,
+        "resident_over_plan": round(memory.resident / plan.peak_ram_bytes, 3),
+        "seconds_to_first_step": round(first, 2),
+    }
+
+
+class Memory:
+    """Peaks of this process's memory while the block runs, from Linux's own account."""
+
+    def __init__(self) -> None:
+        self.anonymous = self.resident = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith(" kB")}
+            self.anonymous = max(self.anonymous, sizes["RssAnon"])
+            self.resident = max(self.resident, sizes["VmRSS"])
+            if self._done.wait(EVERY):
+                return
+
+
+if __name__ == "__main__":
+    sys.exit(main())
