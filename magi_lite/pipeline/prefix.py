@@ -75,13 +75,14 @@ def prefix_pixels(request: GenerationRequest, reach: int, shot: Shot | None = No
     return PrefixSource(frames[len(frames) % FPS :])
 
 
-def look_at_pictures(request: GenerationRequest) -> None:
-    """Refuse a block's picture that cannot be read.
+def look_at_pictures(request: GenerationRequest, first: int = 0) -> None:
+    """Refuse a block's picture that cannot be read, of shots that begin at second `first` or later.
 
     Raises:
         MediaError: one cannot.
     """
-    for shot in {shot.image: shot for shot in request.timeline.shots(request.seconds) if shot.image}.values():
+    later = [shot for shot in request.timeline.shots(request.seconds) if shot.image and shot.start >= first]
+    for shot in {shot.image: shot for shot in later}.values():
         prefix_pixels(request, 0, shot)
 
 

@@ -469,7 +469,7 @@ class Run:
         asked = replace(self.request, timeline=edited)
         check_prompts(asked)
         check_pictures(asked)
-        look_at_pictures(asked)
+        look_at_pictures(asked, first)
         return edited
 
     # --- endings -----------------------------------------------------------------------------------------------------

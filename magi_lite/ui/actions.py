@@ -238,8 +238,10 @@ class Actions:
         """Put a video into the queue and answer its job's id and seed; poll `status` for the rest.
 
         Every option of the command line is an argument; what is left out (or null, or "auto") is chosen as in the app.
-        `timeline` is shorthand such as "[0s-2s: a cat walks] [2s-4s: it jumps]". `image` or `video` is a file of yours
-        to start from, uploaded by `gradio_client.handle_file`, or the path of one in the app's projects folder.
+        `timeline` is shorthand such as "[0s-2s: a cat walks] [2s-4s: it jumps]"; a block may begin a new shot, with a
+        cut ("[2s-4s cut: it jumps]") or a picture of the projects folder ("[2s-4s image=PATH: it jumps]").
+        `image` or `video` is a file of yours to start from, uploaded by `gradio_client.handle_file`, or the path of one
+        in the app's projects folder.
         `seconds` 0 is endless; width, height and vram_gb 0 are as good as left out.
         """
         for name in ("width", "height", "vram_gb"):
