@@ -100,7 +100,12 @@ class Live:
         if now - self._preview_at < PREVIEW_EVERY:
             return
         moving = [
-            {"second": chunk + place, "moments": len(moments), "url": jpeg_url(side_by_side(moments), PREVIEW_HEIGHT)}
+            {
+                "second": chunk + place,
+                "moments": len(moments),
+                "aspect": moments.shape[2] / moments.shape[1],
+                "url": jpeg_url(side_by_side(moments), PREVIEW_HEIGHT),
+            }
             for place, moments in enumerate(seconds)
         ]
         with self._lock:

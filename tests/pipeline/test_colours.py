@@ -57,5 +57,6 @@ def test_moving_previews_reach_the_page() -> None:
     live.take(event)
     shown = live.snapshot(0)
     assert [one["second"] for one in shown["moving"]] == [2, 3, 4, 5] and shown["moving"][0]["moments"] == 6
+    assert shown["moving"][0]["aspect"] == 16 / 9
     assert live.snapshot(shown["preview_version"])["moving"] is None  # the page has it
     assert (side_by_side(image[0])[:, 16:32] == image[0, 1]).all()

@@ -12,6 +12,8 @@ const WIDEST = 320;
 const NARROW = 34; // pixels under which a block shows no text
 const TINY = 14; // pixels under which it has no edges to take hold of, only itself
 
+const STRIP = 40; // pixels: how high the film strip's pictures are
+
 const setStyle = (node, name, value) => {
   if (node.style[name] !== value) node.style[name] = value;
 };
@@ -254,10 +256,10 @@ export class View {
     if (key === this.keys.moving) return;
     this.keys.moving = key;
     this.movingsNode.replaceChildren(
-      ...moving.map(({ second, moments, url }) => {
+      ...moving.map(({ second, moments, aspect, url }) => {
         const node = el("span", { class: "tl-moving", "data-second": String(second) });
         node.style.left = second * scale + "px";
-        node.style.width = scale - 1 + "px";
+        node.style.width = Math.min(scale - 1, STRIP * aspect) + "px";
         node.style.backgroundImage = `url("${url}")`;
         node.style.backgroundSize = `${moments * 100}% 100%`;
         return node;

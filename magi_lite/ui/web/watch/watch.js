@@ -100,7 +100,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     moments.dataset.url = strip.url;
     moments.style.backgroundImage = `url("${strip.url}")`;
     moments.style.backgroundSize = `${strip.moments * 100}% 100%`;
-    moments.style.aspectRatio = `${video.videoWidth || 4} / ${video.videoHeight || 3}`;
+    moments.style.aspectRatio = String(strip.aspect);
   }
   function drawStatus() {
     const parts = job ? statusParts().filter(Boolean) : [],
