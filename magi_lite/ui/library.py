@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ LABELS = "labels.json"
 LABELS_VERSION = 1
 NAME_LENGTH = 120
 """Characters that a video's own name may have."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the folder for what is new."""
 SHOW = ("all", "starred", "finished", "unfinished")
 SORT = ("newest", "oldest", "name", "longest", "largest")
 _UNFINISHED = ("paused", "stopped", "interrupted", "failed", "running")
@@ -88,6 +92,7 @@ class Library:
         self._known: dict[str, tuple[tuple[int, ...], Entry]] = {}
         self._lock = threading.Lock()
         self._changes = 0
+        self._looked = (-math.inf, "")
 
     # --- one video
 
@@ -150,13 +155,17 @@ class Library:
     # --- lists
 
     def version(self) -> str:
-        """Changes whenever the list does."""
-        times = []
-        for name in _runs(self.folder):
-            with contextlib.suppress(OSError):
-                times.append((name, Path(self.folder, name, "project.json").stat().st_mtime_ns))
-        # all of them and not the newest: what is written after a clock was put back is older than what was there
-        return f"{len(times)}.{zlib.crc32(repr(times).encode()):08x}.{self._changes}"
+        """Changes whenever the list does, at most LOOK_EVERY seconds later; every page asks twice a second."""
+        looked, found = self._looked
+        if time.monotonic() - looked > LOOK_EVERY:
+            times = []
+            for name in _runs(self.folder):
+                with contextlib.suppress(OSError):
+                    times.append((name, Path(self.folder, name, "project.json").stat().st_mtime_ns))
+            # all of them and not the newest: what is written after a clock was put back is older than what was there
+            found = f"{len(times)}.{zlib.crc32(repr(times).encode()):08x}"
+            self._looked = (time.monotonic(), found)
+        return f"{found}.{self._changes}"
 
     def entries(self) -> list[Entry]:
         """All readable runs, the newest first. What did not change since the last call is not read again."""
@@ -445,14 +454,12 @@ def _runs(folder: Path) -> list[str]:
 
 
 def _stamp(folder: Path) -> tuple[int, ...]:
-    """What changes whenever a run's entry does. Raises: OSError."""
-    found = [(folder / "project.json").stat().st_mtime_ns, (folder / "chunks").stat().st_mtime_ns]
+    """What changes whenever a run's entry does: a file that is replaced has another number. Raises: OSError."""
+    known = [(folder / name).stat() for name in ("project.json", "chunks")]
     for name in (LABELS, "video.mp4"):
-        try:
-            found.append((folder / name).stat().st_mtime_ns)
-        except OSError:
-            found.append(0)
-    return tuple(found)
+        with contextlib.suppress(OSError):
+            known.append((folder / name).stat())
+    return tuple(number for one in known for number in (one.st_mtime_ns, one.st_ino, one.st_size))
 
 
 def _families(entries: list[Entry]) -> dict[str, list[Entry]]:

@@ -13,6 +13,7 @@ from magi_lite.errors import InputError, OutputError
 from magi_lite.jobs.recover import unfinished
 from magi_lite.project.record import new_record, write_record
 from magi_lite.request.build import build
+from magi_lite.ui import library as library_module
 from magi_lite.ui.library import LABELS, Library, read_labels
 
 
@@ -36,11 +37,12 @@ def make(root: Path, name: str, prompt: str, *, parent: str | None = None, secon
 
 
 @pytest.fixture
-def library(tmp_path: Path) -> Library:
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
+    monkeypatch.setattr(library_module, "LOOK_EVERY", -1.0)  # whoever asks is told what is there now
     make(tmp_path, "v01", "a red ball", seed=7)
     make(tmp_path, "v02", "a blue square moves", seed=42, seconds=3)
     make(tmp_path, "v03", "a red ball falls", parent="v01", seed=8, seconds=2)
-    make(tmp_path, "v04", "never begun", seconds=0)
+    make(tmp_path, "v04", "never begun", seconds=0, seed=1)
     return Library(tmp_path)
 
 
@@ -133,12 +135,21 @@ def test_folders_in_the_making_and_on_their_way_out_are_no_videos(library: Libra
 def test_only_what_changed_is_read_again(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     library.entries()
     read: list[str] = []
-    real = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda self, **k: (read.append(self.parent.name), real(self, **k))[1])
+    real = library_module.read_entry
+    monkeypatch.setattr(library_module, "read_entry", lambda folder: (read.append(folder.name), real(folder))[1])
     library.label("v03", starred=True)
     read.clear()
-    library.entries()
-    assert set(read) == {"v03"}
+    assert next(one for one in library.entries() if one.id == "v03").labels.starred
+    assert read == ["v03"]
+
+
+def test_the_folder_is_looked_at_once_in_a_while(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = library.version()
+    monkeypatch.setattr(library_module, "LOOK_EVERY", 3600.0)
+    make(library.folder, "v09", "another")
+    assert library.version() == before
+    library.label("v09", starred=True)  # what is done here shows at once
+    assert library.version() != before
 
 
 def test_a_change_is_seen_after_the_clock_was_put_back(library: Library) -> None:
