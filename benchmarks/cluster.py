@@ -111,7 +111,7 @@ def _latents(folder: Path) -> list[bytes]:
 
 
 def _counting(run: Run, made: collections.Counter[tuple[str, int]], notices: list[str]) -> Run:
-    """A runner that notes which seconds were made, and what was said."""
+    """A runner that notes which seconds were made, and the notices."""
 
     def follow(job: Job, control: RunControl) -> Iterator[events.Event]:
         for event in run(job, control):

@@ -76,7 +76,7 @@ from magi_lite.weights.opening import open_model
 ENDLESS_STATES = 256
 """States kept of an endless run: how far back it can be redone exactly."""
 CONVERSION_STEP = 10
-"""Per cent of converting the text encoder after which it is said again."""
+"""Per cent of converting the text encoder after which it is shown again."""
 PREVIEW_EVERY = 1.5
 """Seconds between previews: often enough to watch, rare enough to cost nothing."""
 

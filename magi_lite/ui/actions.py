@@ -203,7 +203,7 @@ class Actions:
         return {"cards": self._machine.known_cards, "models": list(MODELS)}
 
     def report(self, with_paths: bool = False) -> dict[str, Any]:
-        """A text for bug reports: versions, this computer, and what the console said; paths only if asked for."""
+        """A text for bug reports: versions, this computer, and what the console shows; paths only if asked for."""
         console = self._console.text() if self._console else ""
         own = (self._library.folder, self._machine.models_folder, Path.cwd())
         return {"text": report(console, self._machine.report()["machine"], own, with_paths)}

@@ -1,4 +1,4 @@
-"""What a bug report needs: versions, this computer, and what the console said, without what is the user's own.
+"""What a bug report needs: versions, this computer, and what the console shows, without what is the user's own.
 
 The console's text is kept while it is printed (`Console`). Paths, the user's and the computer's name are taken out of
 a report unless they are asked for; names of the program's own source files stay.

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as Model from "../../magi_lite/ui/web/timeline/model.js";
-import { beginsShot, marked, segment, told } from "../../magi_lite/ui/web/timeline/shots.js";
+import { beginsShot, marked, segment, beginning } from "../../magi_lite/ui/web/timeline/shots.js";
 import { paste } from "../../magi_lite/ui/web/timeline/several.js";
 import { State } from "../../magi_lite/ui/web/timeline/state.js";
 
@@ -50,11 +50,14 @@ test("what a block begins with stays at its beginning when it is divided", () =>
   assert.equal(Model.move(BLOCKS, "b", 4, 20, 0)[1].image, BLOCKS[1].image);
 });
 
-test("what is said of a block names its picture as the user called it", () => {
-  assert.equal(told(BLOCKS[1]), " · from cat.png");
-  assert.equal(told({ ...BLOCKS[1], image: null }), " · cut");
-  assert.equal(told(BLOCKS[0]), "");
-  assert.equal(told({ ...BLOCKS[1], image: `/runs/inputs/0123456789ab-${SHA.slice(0, 20)}.png` }), " · from a picture");
+test("the text about a block's beginning names its picture as the user called it", () => {
+  assert.equal(beginning(BLOCKS[1]), " · from cat.png");
+  assert.equal(beginning({ ...BLOCKS[1], image: null }), " · cut");
+  assert.equal(beginning(BLOCKS[0]), "");
+  assert.equal(
+    beginning({ ...BLOCKS[1], image: `/runs/inputs/0123456789ab-${SHA.slice(0, 20)}.png` }),
+    " · from a picture",
+  );
 });
 
 test("marks come from the server, go back to it, and are undone", () => {

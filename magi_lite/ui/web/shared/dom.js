@@ -81,8 +81,8 @@ export function askFor(title, intro, fields, ok, submit) {
 export function sure(title, sentence, ok) {
   return new Promise((answer) => {
     const box = el("dialog", { class: "mg-dialog", "aria-label": title });
-    let said = false;
-    const yes = button(ok, null, () => ((said = true), box.close()), { class: "mg-danger", action: "sure" });
+    let agreed = false;
+    const yes = button(ok, null, () => ((agreed = true), box.close()), { class: "mg-danger", action: "sure" });
     box.append(
       el("h3", { text: title }),
       el("p", { text: sentence }),
@@ -94,7 +94,7 @@ export function sure(title, sentence, ok) {
         yes,
       ),
     );
-    box.addEventListener("close", () => answer(said));
+    box.addEventListener("close", () => answer(agreed));
     openDialog(box);
   });
 }

@@ -198,7 +198,7 @@ export function mount({ element, props, server, watch }) {
       el("h3", { text: "Report for a bug" }),
       el("p", {
         class: "mg-muted",
-        text: "Versions, this computer, and what the console said. Nothing is sent anywhere; read it before you do.",
+        text: "Versions, this computer, and what the console shows. Nothing is sent anywhere; read it before you do.",
       }),
       text,
       el("label", { class: "mg-row mg-small mg-choice" }, paths, "With paths and names of mine"),

@@ -32,8 +32,8 @@ function nameOf(path) {
 }
 const address = (path) => "/gradio_api/file=" + path.split("/").map(encodeURIComponent).join("/");
 
-/** What is said of a block's beginning behind its times. */
-export function told(block) {
+/** How a block begins, to stand behind its times. */
+export function beginning(block) {
   if (block.image) return ` · from ${nameOf(block.image)}`;
   return beginsShot(block) ? " · cut" : "";
 }

@@ -3,7 +3,7 @@ import { app } from "../shared/bus.js";
 import { el } from "../shared/dom.js";
 import { count, duration } from "../shared/format.js";
 import * as Model from "./model.js";
-import { beginsShot, drawShot, told } from "./shots.js";
+import { beginsShot, drawShot, beginning } from "./shots.js";
 
 const COLORS = ["#3b5bdb", "#0b7285", "#2b7a3b", "#862e9c", "#a61e4d", "#b3430a", "#5f3dc4", "#1864ab"];
 const TICKS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600];
@@ -180,8 +180,8 @@ export class View {
       setText(node.children[1], empty ? "Click to write what happens" : block.prompt.trim());
       const times = `${block.start}–${block.end} s`,
         fate = isLocked ? (block.end <= done ? " · made" : " · begun") : isBeyond ? " · left out" : "";
-      setText(node.children[2], times + fate + told(block));
-      const title = `${times}${fate}${told(block)}: ${block.prompt}`;
+      setText(node.children[2], times + fate + beginning(block));
+      const title = `${times}${fate}${beginning(block)}: ${block.prompt}`;
       if (node.title !== title) node.title = title;
       setAttribute(node, "aria-pressed", String(chosen.has(block.id)));
       setAttribute(node, "tabindex", block.id === selected || (!selected && i === 0) ? "0" : "-1");
