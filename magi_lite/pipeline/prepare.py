@@ -17,6 +17,7 @@ from magi_lite.request.checks import check, check_prompts, content_hash
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment
 from magi_lite.timeline.edit import splice, with_pictures
+from magi_lite.weights.loader import check_model
 from magi_lite.weights.opening import open_model
 
 
@@ -40,6 +41,7 @@ def prepare_project(
         if request is None:
             raise InputError("There is nothing to make; give a prompt, or a project to resume.")
         files = open_model(request.model, request.models_folder)
+        check_model(files)
         check_room(request, files.spec, root)
         reach = files.spec.sampler.prefix_reach
         latents = prefix_latents(request, reach)

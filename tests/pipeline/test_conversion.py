@@ -1,16 +1,18 @@
-"""Text encoder weights as they were published are converted with the first prompt: planned, shown, and once."""
+"""Weights of a run: a published text encoder is converted once, planned and shown; what does not fit is refused."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from magi_lite.control import RunControl
+from magi_lite.errors import CheckpointError
 from magi_lite.events import Finished, PhaseStarted, PlanReady, Stopped
 from magi_lite.pipeline import generate
 from magi_lite.request.request import Overrides
@@ -57,3 +59,17 @@ def test_a_stop_ends_the_conversion(pickled: Path, request_for: Callable, run: C
             control.stop()
     assert isinstance(event, Stopped)
     assert isinstance(run(None, resume=event.project)[-1], Finished)
+
+
+def test_weights_of_another_shape_are_refused_before_there_is_a_run(
+    tiny_model: Path, request_for: Callable, run: Callable, tmp_path: Path
+) -> None:
+    root = shutil.copytree(tiny_model, tmp_path / "model")
+    (weights,) = root.glob("ckpt/magi/*/*/model.safetensors")
+    tensors = load_file(weights)
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 2)
+    tensors[name] = torch.zeros(3, 5)
+    save_file(tensors, weights)
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        run(request_for(model=str(root)))
+    assert not (tmp_path / "projects").exists() or not list((tmp_path / "projects").iterdir())
