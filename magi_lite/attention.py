@@ -150,7 +150,7 @@ def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.f
     names = available(device, dtype)
     kind = str(dtype).removeprefix("torch.")
     if name == "auto":
-        faults = []
+        faults: list[str] = []
         for one in names:
             fault = _fault(one, device, kind)
             if fault is None:

@@ -55,8 +55,8 @@ def disagreement(
         return f"it gives {tuple(found.shape)} where {tuple(wanted.shape)} belongs"
     if not found.isfinite().all():
         return "it gives numbers that are not finite"
-    error = float((found - wanted).norm() / wanted.norm())
-    return None if error < limit else f"its result is {100 * error:.1f} % off"
+    off = float((found - wanted).norm() / wanted.norm())
+    return None if off < limit else f"its result is {100 * off:.1f} % off"
 
 
 @lru_cache

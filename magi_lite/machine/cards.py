@@ -39,6 +39,8 @@ class Device:
     """RAM of the machine; None: not known, so not a limit."""
     free_bytes: int | None = None
     """Device memory free right now (of a CPU: RAM); None: not measured."""
+    missing: str = ""
+    """Why the installed PyTorch cannot use this card, with what mends it; empty: it can."""
 
     @property
     def has_fp8(self) -> bool:

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -89,7 +89,12 @@ def cards_here() -> list[Device]:
         return []
     import torch
 
-    return [_card(number) for number in range(torch.cuda.device_count())]
+    found = []
+    for number in range(torch.cuda.device_count()):
+        card = _card(number)
+        missing = missing_build(card.name, card.capability, () if torch.version.hip else torch.cuda.get_arch_list())
+        found.append(replace(card, missing=missing or ""))
+    return found
 
 
 def _card(number: int) -> Device:
@@ -105,6 +110,32 @@ def _card(number: int) -> Device:
             known = replace(known, fp8_tflops=0.0)
     return replace(
         known, name=properties.name, vram_bytes=total, capability=capability, ram_bytes=ram_bytes(), free_bytes=free
+    )
+
+
+def missing_build(name: str, capability: tuple[int, int], built_for: Sequence[str]) -> str | None:
+    """Why this PyTorch cannot run on a card, with the command that mends it; None where it can.
+
+    Args:
+        capability: the card's. built_for: what PyTorch has machine code ("sm_86") or code to translate at loading
+            ("compute_90") for. Machine code serves later cards of the same generation; code to translate, all later.
+    """
+    major, minor = capability
+    for entry in built_for:
+        kind, _, number = entry.partition("_")
+        digits = number.rstrip("af")
+        if not digits.isdigit():
+            continue
+        found = (int(digits[:-1]), int(digits[-1]))
+        same = found[0] == major and found[1] <= minor
+        if (kind == "compute" and found <= capability) or (kind == "sm" and same):
+            return None
+    if not built_for:
+        return None
+    index = "cu128" if major >= 10 else "cu126"
+    return (
+        f"This PyTorch has no code for {name} (compute capability {major}.{minor}); install one that has: "
+        f"pip install --upgrade torch --index-url https://download.pytorch.org/whl/{index}"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from magi_lite.errors import PlanError
 from magi_lite.machine.cards import GIB, Device, cpu_device, with_memory
 from magi_lite.models import ModelSpec, T5Shape, published_model
 from magi_lite.planner import choose, learned, passes, refusal
@@ -70,6 +71,8 @@ def plan(
     vram_gb = fixed.pop("vram_gb", None)
     if fixed.get("device") == "cpu" and device.kind == "cuda":  # the processor beside the card, at its own pace
         device = cpu_device(device.ram_bytes)
+    if device.missing:
+        raise PlanError(f"{device.missing} (or choose the processor: device cpu).", ())
     if vram_gb is not None and device.kind == "cuda":
         device = with_memory(device, vram_gb)
     windows = [request.window, *(choose.smaller_windows(request, request.window) if free_window else ())]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 import torch
 
-from magi_lite.errors import InputError
+from magi_lite import planner
+from magi_lite.errors import InputError, PlanError
 from magi_lite.machine import cards, devices
+from magi_lite.request.request import Overrides
+from tests.plan.asked import request
 
 
 @pytest.mark.parametrize(
@@ -126,3 +130,37 @@ def test_segments_grow_where_they_can_and_the_user_did_not_choose(
     monkeypatch.setattr(torch, "empty", empty)
     assert devices.grow_segments() is (works and bool(asked))
     assert said == asked
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "missing"),
+    [
+        ((8, 9), ["sm_80", "sm_86", "sm_90"], None),  # machine code of its generation serves
+        ((8, 6), ["sm_80"], None),
+        ((8, 0), ["sm_86"], "cu126"),  # later machine code does not
+        ((12, 0), ["sm_75", "sm_80", "sm_86", "sm_90"], "cu128"),
+        ((12, 0), ["sm_80", "sm_90", "compute_90"], None),  # code that the driver translates
+        ((12, 0), ["sm_100", "sm_120"], None),
+        ((10, 3), ["sm_90a", "sm_100f"], None),
+        ((9, 0), ["sm_90a"], None),
+        ((7, 5), ["sm_80", "compute_120"], "cu126"),
+        ((8, 6), [], None),  # nothing is known
+    ],
+)
+def test_a_card_that_this_torch_has_no_code_for_is_named_with_the_cure(
+    capability: tuple[int, int], built_for: list[str], missing: str | None
+) -> None:
+    found = devices.missing_build("NVIDIA GeForce RTX", capability, built_for)
+    if missing is None:
+        assert found is None
+    else:
+        assert found is not None and found.endswith(f"/whl/{missing}") and "NVIDIA GeForce RTX" in found
+
+
+def test_a_card_without_code_is_refused_before_anything_is_loaded() -> None:
+    sentence = devices.missing_build("RTX 5090", (12, 0), ["sm_90"])
+    card = replace(cards.known_card("RTX 5090"), ram_bytes=64 * cards.GIB, missing=sentence or "")
+    with pytest.raises(PlanError, match=r"no code for RTX 5090 .* pip install --upgrade torch .*/cu128 .or choose"):
+        planner.plan(request(), device=card)
+    on_processor = request(256, 256, overrides=Overrides(device="cpu"))
+    assert planner.plan(on_processor, device=card).device.kind == "cpu"
