@@ -23,7 +23,7 @@ from magi_lite.planner.activations import (
     text_activation_bytes,
 )
 from magi_lite.planner.execution import Execution
-from magi_lite.planner.passes import WindowPass, kv_slots, prefix_chunks, schedules_of, window_passes
+from magi_lite.planner.passes import WindowPass, distinct_schedules, kv_slots, prefix_chunks, window_passes
 from magi_lite.planner.pinned import pinned_bytes
 from magi_lite.planner.plan import Item, Phase, Place
 from magi_lite.planner.speed import kv_bytes_per_token, tokens_per_chunk
@@ -71,12 +71,12 @@ def items_of(
     _add_captions_and_kv(add, request, window, model, execution)
     _add_vae(add, request, model, execution)
     dit, tokens = model.dit, tokens_per_chunk(model, request.width, request.height)
-    schedules = schedules_of(request, window, model)
+    schedules = [schedule for schedule, _ in distinct_schedules(request, window, model)]
     chunk_shape = (dit.latent_channels, model.sampler.chunk_width)
-    latents = latent_bytes(chunk_shape, request.width, request.height, window, max(map(kv_slots, set(schedules))))
+    latents = latent_bytes(chunk_shape, request.width, request.height, window, max(map(kv_slots, schedules)))
     add("latents", BUSY, "vram", latents)
     add("rotary tables", BUSY, "vram", rotary_bytes(dit, tokens, window))
-    passes = frozenset[WindowPass]().union(*map(window_passes, set(schedules)))
+    passes = frozenset[WindowPass]().union(*map(window_passes, schedules))
     worst = max(dit_activation_bytes(dit, tokens, reads, execution) for reads in passes)
     add("activations", ("denoise",), "vram", worst)
     for phase in loaded_phases(request) if cuda else ():
@@ -123,7 +123,7 @@ def _pinned_buffers(
 def _store_bytes(request: GenerationRequest, window: int, model: ModelSpec, execution: Execution) -> int:
     """Keys and values of all slots and layers."""
     tokens = tokens_per_chunk(model, request.width, request.height)
-    slots = max(map(kv_slots, set(schedules_of(request, window, model))))
+    slots = max(kv_slots(schedule) for schedule, _ in distinct_schedules(request, window, model))
     return slots * tokens * kv_bytes_per_token(model.dit, execution)
 
 

@@ -6,6 +6,7 @@ stored chunks that its ranges reach, slots of the KV store, and how many passes 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,9 +45,22 @@ def schedules_of(request: GenerationRequest, window: int, model: ModelSpec) -> t
         InputError: the request's steps and window cannot be scheduled.
     """
     settings = model.sampling(request, window)
-    shots = request.timeline.shots(request.seconds)
-    lengths = tuple(None if shot.end is None else shot.end - shot.start for shot in shots)
-    return _schedules(settings, prefix_chunks(request, settings), lengths)
+    return _schedules(settings, prefix_chunks(request, settings), request.timeline.shot_lengths(request.seconds))
+
+
+def distinct_schedules(
+    request: GenerationRequest, window: int, model: ModelSpec
+) -> tuple[tuple[Schedule, int], ...]:
+    """The same, each with how many shots follow it; that of the first shot comes first."""
+    settings = model.sampling(request, window)
+    return _distinct(settings, prefix_chunks(request, settings), request.timeline.shot_lengths(request.seconds))
+
+
+@lru_cache(maxsize=512)
+def _distinct(
+    settings: SamplerSettings, offset: int, lengths: tuple[int | None, ...]
+) -> tuple[tuple[Schedule, int], ...]:
+    return tuple(Counter(_schedules(settings, offset, lengths)).items())
 
 
 @lru_cache(maxsize=512)
@@ -119,16 +133,23 @@ def work_per_second(schedule: Schedule) -> tuple[Work, ...]:
 
 
 @lru_cache(maxsize=512)
-def work_of_shots(schedules: tuple[Schedule, ...]) -> tuple[Work, ...]:
+def work_of_shots(schedules: tuple[tuple[Schedule, int], ...]) -> tuple[Work, ...]:
     """The forwards that a second of video takes on average where it has cuts: the window fills and empties each time.
 
     Without a cut, and in an endless video, where the last shot outweighs all others: those of the steady state.
+
+    Args:
+        schedules: see `distinct_schedules`.
     """
-    totals = [schedule.total for schedule in schedules]
-    if len(schedules) == 1 or None in totals:
-        return work_per_second(schedules[-1])
-    seconds = sum((schedule.total or 0) - schedule.offset for schedule in schedules)
-    whole = _merged(work for schedule in schedules for work in _whole_work(schedule))
+    endless = [schedule for schedule, _ in schedules if schedule.total is None]
+    if endless or (len(schedules) == 1 and schedules[0][1] == 1):
+        return work_per_second(endless[0] if endless else schedules[0][0])
+    seconds = sum(count * ((schedule.total or 0) - schedule.offset) for schedule, count in schedules)
+    whole = _merged(
+        Work(work.chunks, work.keys, work.times * count)
+        for schedule, count in schedules
+        for work in _whole_work(schedule)
+    )
     return tuple(Work(work.chunks, work.keys, work.times / seconds) for work in whole)
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from magi_lite.machine.cards import Device
 from magi_lite.models import PIXELS_PER_LATENT, PUBLISHED_TILING, DiTConfig, ModelSpec, layer_linears, linear_name
 from magi_lite.planner.execution import Execution, Scheme
-from magi_lite.planner.passes import Work, schedules_of, work_of_shots, work_to_first_second
+from magi_lite.planner.passes import Work, distinct_schedules, work_of_shots, work_to_first_second
 from magi_lite.planner.shapes import all_layers_bytes, shell_weights, t5_bytes, vae_weights
 from magi_lite.request.request import GenerationRequest
 from quant.schemes import SCHEMES
@@ -59,14 +59,14 @@ def predict(
 ) -> Seconds:
     """Seconds per chunk in the steady state (with cuts on average), and until the first one is there, with loading."""
     tokens = tokens_per_chunk(model, request.width, request.height)
-    schedules = schedules_of(request, window, model)
+    schedules = distinct_schedules(request, window, model)
 
     def seconds(work: tuple[Work, ...]) -> float:
         return sum(one.times * _forward_seconds(model, tokens, one, execution, device) for one in work)
 
     vae = _decode_seconds(request, model, execution, device)
     loading = _text_seconds(request, model, execution, device) + _load_seconds(model, execution)
-    to_first = loading + seconds(work_to_first_second(schedules[0])) + vae
+    to_first = loading + seconds(work_to_first_second(schedules[0][0])) + vae
     return Seconds(seconds(work_of_shots(schedules)) + vae + WRITE_SECONDS, to_first + WRITE_SECONDS)
 
 

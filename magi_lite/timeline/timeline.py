@@ -259,6 +259,27 @@ class Timeline:
 
     def shots(self, seconds: int | None) -> tuple[Shot, ...]:
         """The shots of a video of `seconds` (None: endless), in order; the first begins at 0, the last ends with it."""
+        if seconds not in self._known_shots:
+            self._known_shots[seconds] = self._divided(seconds)
+        return self._known_shots[seconds]
+
+    def shot_lengths(self, seconds: int | None) -> tuple[int | None, ...]:
+        """Seconds of each shot; None: endless."""
+        if seconds not in self._known_lengths:
+            shots = self.shots(seconds)
+            self._known_lengths[seconds] = tuple(None if s.end is None else s.end - s.start for s in shots)
+        return self._known_lengths[seconds]
+
+    @cached_property
+    def _known_shots(self) -> dict[int | None, tuple[Shot, ...]]:
+        """Shots by the video's length: a plan asks for them many times."""
+        return {}
+
+    @cached_property
+    def _known_lengths(self) -> dict[int | None, tuple[int | None, ...]]:
+        return {}
+
+    def _divided(self, seconds: int | None) -> tuple[Shot, ...]:
         firsts = [s for s in self.segments if s.start and s.begins_shot and (seconds is None or s.start < seconds)]
         opening = self.segments[0] if self.segments and not self.segments[0].start else Segment(0, 1, "")
         begun = [opening, *firsts]

@@ -132,13 +132,13 @@ def test_a_video_with_cuts_takes_what_its_shots_take(seed: int) -> None:
     done = [run(settings, length, one.offset) for length, one in zip(lengths, schedules, strict=True)]
     assert max(map(passes.kv_slots, schedules)) == max(max(one["slots"]) for one in done), settings
     forwards = sum(sum(one["forwards"]) for one in done) - schedules[0].offset  # the clip's own clean passes
-    planned = passes.work_of_shots(schedules)
+    planned = passes.work_of_shots(passes.distinct_schedules(asked, settings.window, spec_of(sampler=settings)))
     assert sum(work.chunks * work.times for work in planned) * ends[-1] == pytest.approx(forwards), settings
     calls = sum(len(one["forwards"]) for one in done) - schedules[0].offset
     assert sum(work.times for work in planned) * ends[-1] == pytest.approx(calls), settings
     plain = replace(asked, timeline=parse("[0s-1s: a]"))
-    whole = passes.schedules_of(plain, settings.window, spec_of(sampler=settings))
-    assert len(whole) == 1 and passes.work_of_shots(whole) == passes.work_per_second(whole[0])
+    whole = passes.distinct_schedules(plain, settings.window, spec_of(sampler=settings))
+    assert len(whole) == 1 and passes.work_of_shots(whole) == passes.work_per_second(whole[0][0])
 
 
 def test_a_model_with_long_ranges_needs_its_own_slots() -> None:
