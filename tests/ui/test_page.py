@@ -68,6 +68,9 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(watched: Watched, app: App)
         page.get_by_role("tab", name=tab).click()
         page.wait_for_timeout(400)
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1, tab
+    page.get_by_role("tab", name="System").click()
+    legend = page.locator(".sy-legend").bounding_box()
+    assert legend and legend["x"] >= 0 and legend["x"] + legend["width"] <= 390  # all of it can be read
     page.get_by_role("tab", name="Create").click()
     shoot(page, "narrow")
     for name in ("size", "advanced"):

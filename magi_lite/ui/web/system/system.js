@@ -229,13 +229,35 @@ export function mount({ element, props, server, watch }) {
     );
   }
 
+  /** The drawing's legend as a list that wraps where there is little room; it is taken out of the drawing. */
+  function takeLegend(drawing) {
+    const squares = [...drawing.querySelectorAll('rect[width="10"][height="10"]')];
+    if (!squares.length) return null;
+    const top = Math.min(...squares.map((square) => Number(square.getAttribute("y")))),
+      [x, y, width] = drawing.getAttribute("viewBox").split(" ");
+    const entries = squares.map((square) => {
+      const name = square.nextElementSibling,
+        mark = el("i", { "aria-hidden": "true" });
+      mark.style.background = square.getAttribute("fill");
+      const entry = el("li", {}, mark, name.textContent);
+      name.remove();
+      square.remove();
+      return entry;
+    });
+    drawing.setAttribute("viewBox", [x, y, width, top - 4].join(" "));
+    return el("ul", { class: "sy-legend", "aria-label": "Legend" }, ...entries);
+  }
   function drawPlan() {
     const value = other || props.value || {},
       kids = [];
     if (value.sentence) kids.push(el("p", { text: value.sentence }));
     if (value.svg) {
       const tree = new DOMParser().parseFromString(value.svg, "image/svg+xml").documentElement;
-      if (safe(tree)) kids.push(document.importNode(tree, true));
+      if (safe(tree)) {
+        const drawing = document.importNode(tree, true),
+          legend = takeLegend(drawing);
+        kids.push(drawing, ...(legend ? [legend] : []));
+      }
     }
     for (const note of value.notes || []) kids.push(el("p", { class: "mg-muted", text: note }));
     if (value.error) kids.push(el("div", { class: "mg-note warning", text: value.error }));
