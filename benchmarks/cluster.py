@@ -80,7 +80,7 @@ def measure() -> dict[str, Any]:
     return {
         "cores": os.cpu_count(), "load_average": os.getloadavg()[0], "ray": ray.__version__, "videos": VIDEOS,
         "seconds_of_video": VIDEOS * SECONDS, "nodes": 2, "nodes_killed": len(lost_at),
-        "nodes_lost_said": sum("A node of the cluster was lost" in notice for notice in notices),
+        "nodes_lost_reported": sum("A node of the cluster was lost" in notice for notice in notices),
         "finished": len(shared), "bits_equal": shared == alone, "seconds_made": len(made),
         "seconds_made_again": sum(made.values()) - len(made), "wall_s": ray_s, "wall_without_ray_s": alone_s,
     }  # fmt: skip

@@ -324,7 +324,8 @@ class Cluster:
                 for verb, asked in (("stop", control.stop_requested), ("pause", control.pause_requested)):
                     if asked and not begun:
                         ray.cancel(task, force=True)
-                        yield events.Stopped(None, job.project, job.done, "stopped" if verb == "stop" else "paused")
+                        reason = "stopped" if verb == "stop" else "paused"
+                        yield events.Stopped(job.video, job.project, job.done, reason)
                         return
                     if asked and verb not in sent:
                         sent.add(verb)

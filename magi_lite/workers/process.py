@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from magi_lite import events
 from magi_lite.control import RunControl
 from magi_lite.errors import MagiLiteError
 from magi_lite.machine import devices
@@ -115,10 +116,11 @@ class WorkerProcess:
 
         control = self._control
         assert control is not None
-        if self._alone:
+        resume = Path(job["resume"]) if job["resume"] else None
+        if self._alone:  # the app may still listen for a moment: nothing was begun, and it goes on as it is
+            self._report(_unbegun(resume if job["from_chunk"] is None else None))
             return
         self._sign = time.monotonic()
-        resume = Path(job["resume"]) if job["resume"] else None
         try:
             request = request_from_json(job["request"])
             self._check_card(request)
@@ -131,9 +133,7 @@ class WorkerProcess:
                 from_chunk=job["from_chunk"],
             ):
                 self._sign = time.monotonic()
-                packed = wire.pack(event)
-                if packed is not None:
-                    self._out.send(*packed)
+                self._report(event)
                 if self._out.broken:
                     control.pause()
         except Exception as error:
@@ -144,6 +144,11 @@ class WorkerProcess:
         finally:
             with self._lock:
                 self._control = None
+
+    def _report(self, event: events.Event) -> None:
+        packed = wire.pack(event)
+        if packed is not None:
+            self._out.send(*packed)
 
     def _check_card(self, request: GenerationRequest) -> None:
         """Refuse what would be computed without the card that the app has found: it would take days unasked."""
@@ -168,6 +173,14 @@ class WorkerProcess:
             if "torch" in sys.modules and (memory := devices.memory_info()):
                 self._out.send({"memory": {"free": memory[0], "total": memory[1]}})
             time.sleep(MEMORY_EVERY)
+
+
+def _unbegun(folder: Path | None) -> events.Stopped:
+    """What is reported of a job that was not begun because the app ends; `folder` is its run, if it has one."""
+    from magi_lite.project import Project
+
+    chunks = Project.open(folder).chunks if folder else 0
+    return events.Stopped(folder / "video.mp4" if folder and chunks else None, folder, chunks, "paused")
 
 
 def main(arguments: dict[str, Any]) -> int:

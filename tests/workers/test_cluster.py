@@ -58,7 +58,7 @@ def test_a_node_that_dies_costs_the_second_in_the_making() -> None:
     found = cluster.measure()
     assert found["finished"] == cluster.VIDEOS and found["bits_equal"], found
     assert found["seconds_made"] == cluster.VIDEOS * cluster.SECONDS and not found["seconds_made_again"], found
-    assert found["nodes_killed"] == 1 and found["nodes_lost_said"] == 1, found
+    assert found["nodes_killed"] == 1 and found["nodes_lost_reported"] == 1, found
 
 
 def test_a_node_gets_the_pictures_of_blocks_as_files_of_its_own(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import random
 import re
@@ -18,10 +19,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from magi_lite import events
 from magi_lite.machine import devices
 from magi_lite.project import Project
+from magi_lite.request.json import request_to_json
 from magi_lite.timeline import Segment, Timeline
-from magi_lite.workers import deaths, worker
+from magi_lite.workers import deaths, wire, worker
 from tests.jobs.test_queue import eventually
 from tests.workers.conftest import PATIENCE, Studio, request
 
@@ -42,7 +45,7 @@ def test_the_app_bears_two_dozen_deaths() -> None:
     found = worker_deaths.measure(24)
     assert found["kills"] >= 24 and found["bits_equal"] and found["in_order"], found
     assert not found["seconds_lost"] and not found["orphans"] and found["answer_calls"], found
-    assert set(found["said"]) == {sent.name for sent in SIGNALS}, found
+    assert set(found["sentences"]) == {sent.name for sent in SIGNALS}, found
 
 
 def test_killed_at_random_moments_it_resumes_to_the_same_bits(studio: Callable[..., Studio], kills: int = 4) -> None:
@@ -161,27 +164,37 @@ def test_a_card_that_is_gone_is_said_and_nothing_is_computed_without_it(studio: 
 
 
 def test_the_idle_end_never_takes_a_job_with_it(studio: Callable[..., Studio]) -> None:
-    """A worker whose idle time ends whenever a job comes, again and again."""
+    """A worker that is to end whenever it has nothing to do, while jobs come."""
     here = studio(idle=0.0)
-    for n in range(2):
-        job = here.queue.add(request(seconds=1, seed=n)).id
-        eventually(lambda: here.queue.get(job).state == "finished", PATIENCE)  # noqa: B023
-    lane = here.fleet.workers[""]
-    ends = threading.Event()
+    lane, ends = here.fleet.workers[""], threading.Event()
 
     def keep_freeing() -> None:
-        while not ends.is_set():
+        while not ends.wait(0.01):
             lane.free()
 
     thread = threading.Thread(target=keep_freeing)
     thread.start()
     try:
-        jobs = [here.queue.add(request(seconds=1, seed=n)).id for n in range(3)]
+        jobs = [here.queue.add(request(seconds=1, seed=n)).id for n in range(2)]
         eventually(lambda: all(here.queue.get(job).state not in ("waiting", "running") for job in jobs), PATIENCE)
     finally:
         ends.set()
         thread.join()
-    assert [here.queue.get(job).state for job in jobs] == ["finished"] * 3
+    assert [here.queue.get(job).state for job in jobs] == ["finished"] * 2
+
+
+def test_a_job_that_comes_as_the_app_ends_is_paused_and_not_failed() -> None:
+    """The app asks for a video and closes the pipe while the worker still starts."""
+    pipe = io.BytesIO()
+    job = {"do": "run", "request": request_to_json(request()), "projects": "x", "resume": None, "from_chunk": None}
+    wire.Sender(pipe).send(job)
+    done = subprocess.run(
+        [sys.executable, "-m", "magi_lite.workers"], cwd=ROOT, input=pipe.getvalue(), capture_output=True, check=True
+    )
+    reports = io.BytesIO(done.stdout)
+    frames = list(iter(lambda: wire.read_frame(reports), None))
+    happened = [wire.unpack(*frame) for frame in frames if "event" in frame[0]]
+    assert happened == [events.Stopped(None, None, 0, "paused")] and frames[-1][0] == {"done": True}
 
 
 def test_a_worker_is_kept_warm_and_ended_when_idle_or_freed(studio: Callable[..., Studio]) -> None:
