@@ -126,9 +126,9 @@ def test_several_pictures_are_a_job_each(page: Page, app: App, tmp_path: Path) -
     seeds = {job["summary"].split(", ")[2] for job in page.evaluate(mine)}
     assert len(seeds) == 2
     page.get_by_role("tab", name="Queue").click()
-    for _ in range(2):
+    for left in (1, 0):
         page.locator(".qu-job", has_text="from several").first.locator("[data-action=delete]").click()
-    page.wait_for_function(f"{mine}.length === 0")
+        page.wait_for_function(f"{mine}.length === {left}")
     page.click(".qu [data-action=hold]")
     page.wait_for_function("!magi.state.paused")
 
