@@ -23,14 +23,19 @@ OLD = "[blend: 2] [0s-1s: a red ball] [1s-5s: a blue box]"
 NEW = "[0s-2s: a red ball] [2s-5s: a green tree]"
 
 
-def copies(events: Iterator[Event], folder: Path) -> Iterator[tuple[Event, Path]]:
-    """Each event with what a process that is killed there leaves on the disk."""
+def copies(events: Iterator[Event], folder: Path) -> Iterator[tuple[Event, Path | None]]:
+    """Each event with what a process that is killed there leaves on the disk; None where that is nothing new."""
+    last = None
     for number, event in enumerate(events):
         found = [path for path in folder.parent.glob("[!.]*") if path.is_dir()] if folder.parent.is_dir() else []
         if not found:
             continue
-        copy = folder / f"{number:03}"
-        shutil.copytree(found[0], copy)
+        files = [path for path in sorted(found[0].rglob("*")) if path.is_file() and path.name != "log.txt"]
+        now = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+        copy = None if now == last else folder / f"{number:03}"
+        if copy is not None:
+            last = now
+            shutil.copytree(found[0], copy)
         yield event, copy
 
 
@@ -54,7 +59,8 @@ def test_a_redirect_that_dies_at_any_moment_leaves_the_past_alone(
             asked = True
         if isinstance(event, Redirected):
             first = event.second
-        dead.append((first, copy))
+        if copy is not None:
+            dead.append((first, copy))
     assert first is not None and isinstance(event, Finished)
     changed = event.project
     assert mixes(changed)[:first] == mixes(plain)[:first] and mixes(changed)[first:] != mixes(plain)[first:]
