@@ -142,8 +142,9 @@ class SystemPanel(Panel):
     folder = "system"
 
     def __init__(self, actions: Actions) -> None:
-        names = ("system", "download", "stop_download", "free_memory", "cards", "plan_for", "report")
-        names += ("use_models_folder",)
+        names = (
+            "system", "download", "stop_download", "free_memory", "cards", "plan_for", "report", "use_models_folder",
+        )  # fmt: skip
         super().__init__(None, server_functions=doors(actions, *names), elem_id="mg-system")
 
 

@@ -36,7 +36,7 @@ class TimelineEditor(Panel):
         reachable: Callable[[str], bool] | None = None,
         **options: Any,
     ) -> None:
-        functions = [print_timeline, _with_own_pictures(parse_timeline, reachable), write_timeline]
+        functions: list[Any] = [print_timeline, _with_own_pictures(parse_timeline, reachable), write_timeline]
         functions += [for_page(look_at)] if look_at else []
         super().__init__(value, seconds=seconds or 0, server_functions=functions, **options)
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from magi_lite import events
 from magi_lite.control import RunControl
@@ -324,7 +324,7 @@ class Cluster:
                 for verb, asked in (("stop", control.stop_requested), ("pause", control.pause_requested)):
                     if asked and not begun:
                         ray.cancel(task, force=True)
-                        reason = "stopped" if verb == "stop" else "paused"
+                        reason: Literal["stopped", "paused"] = "stopped" if verb == "stop" else "paused"
                         yield events.Stopped(job.video, job.project, job.done, reason)
                         return
                     if asked and verb not in sent:
