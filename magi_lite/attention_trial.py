@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quant.storage.files import parse_json
+
 HEADS, GROUPS, HEAD_SIZE, QUERIES, KEYS = 6, 2, 128, 200, 333
 LIMITS = {"sage": 0.05}
 """Largest relative error by kernel: SageAttention multiplies in 8 bits."""
@@ -77,7 +79,7 @@ def problem(name: str, device: str, kind: str) -> str | None:
         return None
     if done.returncode:
         return f"it ends the program ({_ending(done.returncode)})"
-    found: str | None = json.loads(done.stdout.splitlines()[-1])
+    found: str | None = parse_json(done.stdout.splitlines()[-1])
     return found
 
 
