@@ -1,6 +1,6 @@
 """Stage three: shortcut distillation. One model for 64, 32, 16 and 8 steps, without guidance passes.
 
-The velocity is told how long the step is. A step of 2s must go where two steps of s go, so its target is their mean
+The velocity is given the length of its step. A step of 2s must go where two steps of s go, so its target is their mean
 weighted by the time each takes: steps in progress are equal, in t they are not. The shortest step (1/64) learns from
 the undistilled model with guidance, which so needs no passes of its own any more. Eight of eleven batches are of the
 shortest step, which everything rests on; one each is of 1/32, 1/16 and 1/8. (MAGI-1 report, distillation; shortcut
@@ -48,7 +48,7 @@ WARM_SHARE = 0.1
 """Share of the budget in which every step size learns from the undistilled model, which knows few or one of them."""
 GUIDED_BELOW = 1.0
 """Text guidance counts while a chunk's t is below this. The published ranges stop at 0.3, for a large model's shapes
-are settled by then; this small one's are not (measured: 81 % of shapes obeyed with 0.3, 98 % with guidance throughout).
+are settled by then; this small one's are not (measured: 81 % of shapes right with 0.3, 98 % with guidance throughout).
 """
 AVERAGE_DECAY = 0.995
 RATE, MATRIX_RATE = 3e-4, 0.003
@@ -100,13 +100,13 @@ def shortcut_target(model: DemoModel, example: Example, steps: int) -> Tensor:
 
 @torch.no_grad()
 def guided_target(
-    teacher: DemoModel, example: Example, scale: float, told: float | None, below: float = GUIDED_BELOW
+    teacher: DemoModel, example: Example, scale: float, step_number: float | None, below: float = GUIDED_BELOW
 ) -> Tensor:
     """The undistilled model's velocity with text guidance: wordless + scale * (with words - wordless) while noisy."""
-    full = predict(teacher, example, told)
+    full = predict(teacher, example, step_number)
     if scale == 1.0:
         return full
-    plain = predict(teacher, example, told, without_words=True)
+    plain = predict(teacher, example, step_number, without_words=True)
     scales = torch.where(example.times < below, scale, 1.0)
     return plain + per_latent(scales, full) * (full - plain)
 
@@ -118,19 +118,19 @@ def distillation_loss(
     example: Example,
     steps: int,
     guidance: float = GUIDANCE,
-    told: float | None = step_size_number(SHORTEST, 1.0),
+    step_number: float | None = step_size_number(SHORTEST, 1.0),
     from_teacher: bool = False,
 ) -> Tensor:
     """Loss of one batch.
 
     Args:
         student: is trained. average: the student's averaged weights, which make shortcut targets.
-        teacher: the undistilled model. told: the step-size number that it was trained with, or None.
+        teacher: the undistilled model. step_number: the step-size number that it was trained with, or None.
         example: drawn with progress on the grid of `steps`.
         steps: of the schedule whose step is trained; `SHORTEST` learns from the teacher, others with `from_teacher`.
     """
     if steps == SHORTEST or from_teacher:
-        target = guided_target(teacher, example, guidance, told)
+        target = guided_target(teacher, example, guidance, step_number)
     else:
         target = shortcut_target(average, example, steps)
     return weighted_error(predict(student, example, step_size_number(steps, 1.0)), target, example.weight)
@@ -145,7 +145,7 @@ def distill(
     patterns: tuple = FULL_WINDOWS,
     chunks_per_batch: int = 20,
     guidance: float = GUIDANCE,
-    told: float | None = step_size_number(SHORTEST, 1.0),
+    step_number: float | None = step_size_number(SHORTEST, 1.0),
     rates: tuple[float, float] = (RATE, MATRIX_RATE),
     teacher_parts: int = TEACHER_PARTS,
     half: bool | None = None,
@@ -212,7 +212,7 @@ def distill(
             batch = max(1, chunks_per_batch // len(pattern))
             where = progress_on_grid(pattern, batch, steps, generator)
             example = draw_example(pool, pattern, batch, generator, text_drop=0.0, progress=where)
-            loss = distillation_loss(student, averaged, teacher, example, steps, guidance, told, warming)
+            loss = distillation_loss(student, averaged, teacher, example, steps, guidance, step_number, warming)
             student.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step(warm_cosine(fraction, step, warm=20, flat=0.4))

@@ -2,7 +2,7 @@
 
 A second is judged by forced choice. The scene that was asked for is drawn with the camera and the thing where the
 clip's own first frame has them; then every other colour, thing, size, place, light, weather, camera and motion in turn.
-What was asked is obeyed where no other drawing comes nearer to the frames. The same drawing tells what should not be
+What was asked is followed where no other drawing comes nearer to the frames. The same drawing tells what should not be
 there (ghosts), whether a thing kept its area and shape, and whether it wraps round at a wall.
 """
 
@@ -67,13 +67,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a second shows: which attributes are obeyed, and what is wrong with the picture.
+    """What a second shows: which attributes are followed, and what is wrong with the picture.
 
     `ghosts`: pixels that are neither stage nor thing, as a share of the thing's. `iou`: of the thing's shape with the
     drawn one. `area`: of the thing in the last frame over the drawn one's. `track` (6,): x of the thing in `JUDGED`.
     """
 
-    obeyed: dict[str, bool]
+    followed: dict[str, bool]
     start: Start
     ghosts: float
     iou: float
@@ -174,7 +174,7 @@ def judge(made: np.ndarray, asked: Asked, camera: tuple[float, float] | None = N
     frames = made[list(JUDGED)].astype(np.float32)
     drawn = draw(asked, start)
     best = distance(frames, drawn)
-    obeyed = {
+    followed = {
         attribute: all(distance(frames, draw(other, start)) > best for other in others(asked, attribute))
         for attribute in ATTRIBUTES
     }
@@ -189,7 +189,7 @@ def judge(made: np.ndarray, asked: Asked, camera: tuple[float, float] | None = N
     with np.errstate(invalid="ignore", divide="ignore"):
         track = (weight * columns).sum(1) / weight.sum(1)
     return Verdict(
-        obeyed=obeyed,
+        followed=followed,
         start=start,
         ghosts=float((mask & ~near).sum()) / size,
         iou=float((found & true).sum()) / float(union) if union else 0.0,

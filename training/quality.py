@@ -80,8 +80,8 @@ def obedience(studio: Studio, samples: int, **how: Any) -> tuple[Figures, list[R
         if asked.camera == "still" and asked.motion != "stands still" and asked.weather in ("clear", "fog"):
             ratios.append(step_ratio(made))
         sheet.append((made, asked.caption))
-    made_figures: Figures = {name: count(v.obeyed[name] for v in verdicts) for name in ATTRIBUTES}
-    made_figures["all"] = count(all(v.obeyed.values()) for v in verdicts)
+    made_figures: Figures = {name: count(v.followed[name] for v in verdicts) for name in ATTRIBUTES}
+    made_figures["all"] = count(all(v.followed.values()) for v in verdicts)
     made_figures |= {name: figure(getattr(v, name) for v in verdicts) for name in ("ghosts", "iou", "area")}
     return made_figures | {"border_step_ratio": figure(ratios)}, sheet
 
@@ -101,7 +101,7 @@ def changes(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
             before = (asked[-1].light, asked[-1].weather) if asked else None
             asked.append(replace(second, before=before))
         made = studio.film([words.caption for words in asked], seed=seed)
-        rows += [verdict.obeyed for verdict in judge_clip(made, asked)[1:]]
+        rows += [verdict.followed for verdict in judge_clip(made, asked)[1:]]
         seams.append(step_ratio(made, FRAMES))
         sheet.append((made, " | ".join(words.caption for words in asked)))
     figures = {name: count(row[name] for row in rows) for name in ATTRIBUTES}
@@ -109,7 +109,7 @@ def changes(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
 
 
 def walls(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
-    """From a picture in which a thing stands near a wall and is told to go on: does it stop there, whole?"""
+    """From a picture in which a thing stands near a wall and is asked to go on: does it stop there, whole?"""
     wrapped, areas, sheet = [], [], []
     for seed in range(HELD_OUT, HELD_OUT + samples):
         rng = np.random.default_rng(seed)
@@ -140,15 +140,15 @@ def falls(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
 
 def pictures(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
     """From a picture of the world: is the first frame the picture, and does it go on as asked?"""
-    rows, obeyed, sheet = [], [], []
+    rows, followed, sheet = [], [], []
     for seed in range(HELD_OUT, HELD_OUT + samples):
         asked = draw_asked(np.random.default_rng(seed), light="day", weather="clear")
         first = draw(asked, Start(height=18.0 if asked.motion == "falls" else 0.0), (0,)).round().astype(np.uint8)
         made = studio.film([asked.caption], seed=seed, prefix=first)
         rows.append(psnr(made[0], first[0]))
-        obeyed.append(judge(made, asked, (0.0, 1.0)).obeyed)
+        followed.append(judge(made, asked, (0.0, 1.0)).followed)
         sheet.append((made, f"picture, then: {asked.caption}"))
-    figures: Figures = {name: count(row[name] for row in obeyed) for name in ("motion", "camera", "thing", "colour")}
+    figures: Figures = {name: count(row[name] for row in followed) for name in ("motion", "camera", "thing", "colour")}
     return figures | {"first_frame_psnr": figure(rows)}, sheet
 
 
@@ -203,7 +203,7 @@ def endurance(studio: Studio, samples: int, seconds: int = 60) -> tuple[Figures,
         for when, first in (("first", 0), ("last", seconds - 10)):
             part = judge_clip(made[first * FRAMES : (first + 10) * FRAMES], asked[first : first + 10])
             for name in ("thing", "colour", "place", "motion"):
-                table.setdefault(f"{name}_{when}_10_s", []).extend(verdict.obeyed[name] for verdict in part)
+                table.setdefault(f"{name}_{when}_10_s", []).extend(verdict.followed[name] for verdict in part)
         sheet.append((made, f"{seconds} s: a {body.colour} {body.thing} in a {body.place}"))
     return {name: count(values) for name, values in table.items()}, sheet
 

@@ -142,8 +142,8 @@ def train_dit(
         while (fraction := budget.fraction(step)) < 1:
             pattern = draw_pattern(PHASES[phase], pool.seconds, generator)
             example = draw_example(pool, pattern, max(1, chunks_per_batch // len(pattern)), generator)
-            told = torch.rand((), generator=generator) < 0.5
-            number = STEP_NUMBERS[int(torch.randint(len(STEP_NUMBERS), (), generator=generator))] if told else None
+            sized = torch.rand((), generator=generator) < 0.5
+            number = STEP_NUMBERS[int(torch.randint(len(STEP_NUMBERS), (), generator=generator))] if sized else None
             loss = flow_loss(model, example, number)
             model.zero_grad(set_to_none=True)
             loss.backward()

@@ -35,7 +35,7 @@ def test_what_is_shown_as_asked_is_obeyed_whole_and_without_ghosts(rng: np.rando
         asked = q.draw_asked(rng, camera="still")
         start = Start(float(rng.uniform(22, 40)), 18.0 if asked.motion == "falls" else 0.0)
         verdict = judge(clip(asked, start), asked)
-        assert all(verdict.obeyed.values()), (asked, verdict)
+        assert all(verdict.followed.values()), (asked, verdict)
         assert verdict.ghosts < 0.02 and verdict.iou > 0.75 and 0.85 < verdict.area < 1.15
 
 
@@ -46,7 +46,7 @@ def test_what_is_shown_as_asked_is_obeyed_whole_and_without_ghosts(rng: np.rando
 )  # fmt: skip
 def test_what_is_shown_otherwise_is_not_obeyed(attribute: str, shown: str) -> None:
     verdict = judge(clip(replace(CAR, **{attribute: shown})), CAR)
-    assert not verdict.obeyed[attribute]
+    assert not verdict.followed[attribute]
 
 
 def test_a_second_copy_is_a_ghost_and_a_missing_thing_has_no_shape() -> None:
@@ -58,7 +58,7 @@ def test_a_second_copy_is_a_ghost_and_a_missing_thing_has_no_shape() -> None:
 def test_noise_of_an_autoencoder_does_not_change_the_verdict(rng: np.random.Generator) -> None:
     made = clip(CAR).astype(float) + rng.normal(0, 6, (24, 64, 64, 3))
     verdict = judge(made.clip(0, 255).astype(np.uint8), CAR)
-    assert all(verdict.obeyed.values()) and verdict.ghosts < 0.05
+    assert all(verdict.followed.values()) and verdict.ghosts < 0.05
 
 
 def test_a_thing_that_comes_in_at_the_other_side_wraps() -> None:

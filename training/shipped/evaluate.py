@@ -1,4 +1,4 @@
-"""How well the demo model does what it is told, measured against the world's truth.
+"""How well the demo model follows its prompts, measured against the true state of the world.
 
     python -m training.shipped.evaluate PART ... --samples 64 [--model demo] [--out benchmarks/demo_quality.json]
 

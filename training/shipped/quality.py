@@ -52,7 +52,7 @@ def figures(rows: list[dict[str, float]]) -> Figures:
     }
 
 
-def obeyed(measured: Measurement, look: Look, motion: str) -> dict[str, float]:
+def followed(measured: Measurement, look: Look, motion: str) -> dict[str, float]:
     """1 for every attribute that is as asked, else 0."""
     asked = {name: getattr(look, name) for name in ATTRIBUTES if name != "motion"} | {"motion": motion}
     return {name: float(measured.attribute(name) == wanted) for name, wanted in asked.items()}
@@ -81,7 +81,7 @@ def text(studio: Studio, samples: int, **how: Any) -> tuple[Figures, list[Row]]:
         words = caption(clip.look, clip.motions[0])
         made = studio.film([words], seed=HELD_OUT + number, **how)
         measured = measure(made)
-        row = obeyed(measured, clip.look, clip.motions[0])
+        row = followed(measured, clip.look, clip.motions[0])
         rows.append(row | {"all": float(all(row.values())), "sharpness": measured.sharpness})
         sheet.append((made, words))
     return figures(rows), sheet
@@ -115,7 +115,7 @@ def chunk_prompts(studio: Studio, samples: int, **how: Any) -> tuple[Figures, li
 
 
 def image(studio: Studio, samples: int, **how: Any) -> tuple[Figures, list[Row]]:
-    """From a picture: is the first frame the picture, and does it go on as told?"""
+    """From a picture: is the first frame the picture, and does it go on as asked?"""
     rows, sheet = [], []
     for number in range(samples):
         clip = make_clip(HELD_OUT + number)
@@ -124,7 +124,7 @@ def image(studio: Studio, samples: int, **how: Any) -> tuple[Figures, list[Row]]
         track = measure(made).track
         start = measure(clip.frames[:1].repeat(FRAMES, 0)).track[0]
         rows.append(
-            obeyed(measure(made), clip.look, clip.motions[0])
+            followed(measure(made), clip.look, clip.motions[0])
             | {
                 "first_frame_psnr": psnr(made[0], clip.frames[0]),
                 "first_position_error_pixels": float(np.hypot(*(track[0] - start))),
@@ -177,16 +177,16 @@ def quantization(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
     results: Figures = {}
     sheet: list[Row] = []
     words = [(clip, caption(clip.look, clip.motions[0])) for clip in map(make_clip, _seeds(samples))]
-    originals = [studio.film([said], seed) for (_, said), seed in zip(words, _seeds(samples), strict=True)]
+    originals = [studio.film([prompt], seed) for (_, prompt), seed in zip(words, _seeds(samples), strict=True)]
     for scheme in ("float32", "bf16", "fp8", "int8", "nf4"):
         quantized = studio if scheme == "float32" else Studio(studio.files, scheme)
         rows = []
-        for (clip, said), original, seed in zip(words, originals, _seeds(samples), strict=True):
-            made = original if scheme == "float32" else quantized.film([said], seed)
+        for (clip, prompt), original, seed in zip(words, originals, _seeds(samples), strict=True):
+            made = original if scheme == "float32" else quantized.film([prompt], seed)
             near = {} if scheme == "float32" else {"psnr_to_float32": psnr(made, original)}
-            rows.append(obeyed(measure(made), clip.look, clip.motions[0]) | near)
+            rows.append(followed(measure(made), clip.look, clip.motions[0]) | near)
             if seed == HELD_OUT:
-                sheet.append((made, f"{scheme}: {said}"))
+                sheet.append((made, f"{scheme}: {prompt}"))
         results[scheme] = figures(rows)
     return results, sheet
 

@@ -43,8 +43,8 @@ def test_colours_and_backgrounds_are_obeyed(studio: Studio, colour: str) -> None
 
 def test_the_motion_changes_with_the_prompt(studio: Studio) -> None:
     words = [f"a small yellow ball {motion} on a dark background" for motion in ("moves left", "moves right")]
-    obeyed = [measure(studio.film(words, seed)).motions for seed in range(3)]
-    assert obeyed.count(("moves left", "moves right")) >= 2
+    followed = [measure(studio.film(words, seed)).motions for seed in range(3)]
+    assert followed.count(("moves left", "moves right")) >= 2
 
 
 def test_a_picture_is_where_its_video_begins(studio: Studio) -> None:
