@@ -31,6 +31,8 @@ DELETE_JS = """async (name) => {
   await magiReady;
   return [name && await magi.sure('Delete settings', `Delete the settings called ${name}?`, 'Delete') ? name : ''];
 }"""
+ASKING: dict[str, Any] = {**INNER, "trigger_mode": "multiple"}
+"""Of events that ask first: a click right after a "no" counts, though the answer before may still be under way."""
 KEPT = tuple(name for name in form.FIELDS if name not in NOT_SAVED)
 
 
@@ -136,9 +138,9 @@ def wire(store: Saved, h: Handlers) -> None:
         what = f"“{in_toast(name)}” from now on" if name else "the machine's defaults"
         gr.Info(f"The page opens with {what}.")
 
-    w["save"].click(save, [w["saved_name"], *kept], [w["saved"], w["saved_name"]], js=SAVE_JS, **INNER)
+    w["save"].click(save, [w["saved_name"], *kept], [w["saved"], w["saved_name"]], js=SAVE_JS, **ASKING)
     w["rename_saved"].click(rename, [w["saved"], w["saved_name"]], [w["saved"], w["saved_name"]], **INNER)
     fills(w["saved"].input, load, [w["saved"]], kept)
-    w["delete_saved"].click(delete, w["saved"], w["saved"], js=DELETE_JS, **INNER)
+    w["delete_saved"].click(delete, w["saved"], w["saved"], js=DELETE_JS, **ASKING)
     w["at_start"].click(at_start, w["saved"], None, **INNER)
     gr.on(None, lambda: gr.update(choices=store.names()), None, w["saved"], **INNER)

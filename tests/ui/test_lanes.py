@@ -14,8 +14,9 @@ TWO_CARDS = """
 import sys
 from magi_lite.cli import main
 from magi_lite.machine import devices
-from magi_lite.machine.cards import known_card
+from magi_lite.machine.cards import cpu_device, known_card
 devices.cards = lambda: [known_card("RTX 4090"), known_card("RTX 3090")]
+devices.detect = lambda: cpu_device(devices.ram_bytes(), 1)
 sys.exit(main(["app", "--cards", "all", *sys.argv[1:]]))
 """
 """Workers on the processor stand in for them."""
@@ -50,6 +51,7 @@ def test_each_card_has_its_job_and_its_picture(two_cards: App, watched: Watched)
         page.get_by_role("tab", name="Queue").click()
         page.locator(f".qu-card[data-card='{card}'] [data-action=watch-card]").click()
         page.wait_for_function("id => magi.state.shown && magi.state.shown.id === id", arg=shown[card])
+        page.get_by_role("tab", name="Create", selected=True).wait_for()
 
     page.get_by_role("tab", name="Queue").click()
     page.locator(f".qu-job[data-job='{jobs[2]}'] select").select_option("1")

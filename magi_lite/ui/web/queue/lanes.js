@@ -7,9 +7,17 @@ import { button, el, keepInside } from "../shared/dom.js";
  * @param list where they go.
  * @param status the server's function; a job's picture comes only if it is newer than what is known.
  */
+/** What is to be seen of a job: its preview, or the oldest second of those that move, a strip of moments. */
+function take(held, shown) {
+  const moving = (shown.moving || [])[0];
+  if (shown.preview) Object.assign(held, { url: shown.preview, aspect: null });
+  else if (moving) Object.assign(held, { url: moving.url, aspect: moving.aspect });
+  held.version = shown.preview_version;
+}
+
 export function mountLanes(list, status) {
   let key = "";
-  const pictures = new Map(); // job -> { version, url }
+  const pictures = new Map(); // job -> { version, url, aspect of a strip's one moment }
   const parts = new Map(); // card -> its nodes
 
   function lane(one) {
@@ -40,17 +48,13 @@ export function mountLanes(list, status) {
     pictures.set(one.job, held);
     if (one.preview_version <= held.version || held.asking) return;
     if (state.shown && state.shown.id === one.job) {
-      held.url = state.shown.preview || held.url;
-      held.version = state.shown.preview_version;
+      take(held, state.shown);
       return;
     }
     held.asking = true;
     try {
       const answer = await status({ job: one.job, version: state.version, preview: held.version });
-      if (answer.shown && answer.shown.preview) {
-        held.url = answer.shown.preview;
-        held.version = answer.shown.preview_version;
-      }
+      if (answer.shown) take(held, answer.shown);
     } catch {
       // The page says elsewhere that the app does not answer; the next state asks again.
     } finally {
@@ -77,7 +81,11 @@ export function mountLanes(list, status) {
       if (list.offsetParent !== null) fetchPicture(one, state);
       const held = pictures.get(one.job);
       picture.hidden = !(held && held.url);
-      if (held && held.url && picture.src !== held.url) picture.src = held.url;
+      if (held && held.url && picture.src !== held.url) {
+        picture.src = held.url;
+        picture.classList.toggle("qu-strip", Boolean(held.aspect));
+        picture.style.aspectRatio = held.aspect || "";
+      }
     }
   };
 }
