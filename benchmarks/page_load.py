@@ -26,7 +26,7 @@ from benchmarks.server import APP, ROOT, rounded, served, spread, timed_status
 RESTING = 40
 """Status calls before anything is made."""
 BLOCKS, MOVES = 120, 90
-READY = "window.magi && magi.readyAt && document.querySelector('#mg-plan').innerText.includes('Needs')"
+READY = "window.magi && magi.readyAt && (document.querySelector('#mg-plan')?.innerText || '').includes('Needs')"
 FRAMES = """() => { window.frames_ms = []; let last = performance.now();
   const next = (now) => { frames_ms.push(now - last); last = now; window.watching && requestAnimationFrame(next); };
   window.watching = true; requestAnimationFrame((now) => { last = now; requestAnimationFrame(next); }); }"""
