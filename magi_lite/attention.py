@@ -149,23 +149,21 @@ def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.f
     """
     names = available(device, dtype)
     kind = str(dtype).removeprefix("torch.")
-    if name == "auto":
-        faults: list[str] = []
-        for one in names:
-            fault = _fault(one, device, kind)
-            if fault is None:
-                return Backend(one, load(one), " ".join(faults))
-            faults.append(f"The attention kernel {one} is installed and not used, because {fault}.")
-            _log.warning(faults[-1])
     works = " or ".join(other for other in names if other != name)
-    if name not in names:
+    if name not in ("auto", *names):
         raise InputError(f"Attention backend {name!r} cannot be used here ({device}, {kind}); use {works}.")
-    fault = _fault(name, device, kind)
-    if fault is not None:
-        raise InputError(
-            f"Attention backend {name!r} cannot be used here ({device}, {kind}), because {fault}; use {works}."
-        )
-    return SDPA if name == "sdpa" else Backend(name, load(name))
+    notices: list[str] = []
+    for one in names if name == "auto" else (name,):
+        fault = _fault(one, device, kind)
+        if fault is None:
+            return Backend(one, load(one), " ".join(notices))
+        if name != "auto":
+            raise InputError(
+                f"Attention backend {name!r} cannot be used here ({device}, {kind}), because {fault}; use {works}."
+            )
+        notices.append(f"The attention kernel {one} is installed and not used, because {fault}.")
+        _log.warning(notices[-1])
+    raise AssertionError("torch's own kernel always serves")
 
 
 def load(name: str) -> Kernel:

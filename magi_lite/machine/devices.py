@@ -32,12 +32,22 @@ SEGMENT_BYTES = 1 << 26
 def detect() -> Device:
     """The device that runs here: the first CUDA card, or else the CPU; its RAM and free memory included.
 
-    A process that has not loaded torch does not load it for this; see `cards`.
+    With a card that this PyTorch has no code for it is the CPU, and `missing` says why. A process that has not loaded
+    torch does not load it for this; see `cards`.
     """
-    if "torch" in sys.modules and cuda_available():
-        return _card(0)
-    card = next(iter(cards()), None)
-    return card or replace(cpu_device(ram_bytes(), os.cpu_count() or 1), free_bytes=free_ram_bytes())
+    card = _card(0) if "torch" in sys.modules and cuda_available() else next(iter(cards()), None)
+    if card is not None and not card.missing:
+        return card
+    cpu = replace(cpu_device(ram_bytes(), os.cpu_count() or 1), free_bytes=free_ram_bytes())
+    if card is None:
+        return cpu
+    _warn_once(f"{card.missing}. Until then the processor computes.")
+    return replace(cpu, missing=card.missing)
+
+
+@lru_cache
+def _warn_once(sentence: str) -> None:
+    _log.warning(sentence)
 
 
 def cards() -> list[Device]:
@@ -89,12 +99,7 @@ def cards_here() -> list[Device]:
         return []
     import torch
 
-    found = []
-    for number in range(torch.cuda.device_count()):
-        card = _card(number)
-        missing = missing_build(card.name, card.capability, () if torch.version.hip else torch.cuda.get_arch_list())
-        found.append(replace(card, missing=missing or ""))
-    return found
+    return [_card(number) for number in range(torch.cuda.device_count())]
 
 
 def _card(number: int) -> Device:
@@ -109,12 +114,18 @@ def _card(number: int) -> Device:
         if capability < (8, 9):
             known = replace(known, fp8_tflops=0.0)
     return replace(
-        known, name=properties.name, vram_bytes=total, capability=capability, ram_bytes=ram_bytes(), free_bytes=free
+        known,
+        name=properties.name,
+        vram_bytes=total,
+        capability=capability,
+        ram_bytes=ram_bytes(),
+        free_bytes=free,
+        missing=missing_build(properties.name, capability, () if torch.version.hip else torch.cuda.get_arch_list()),
     )
 
 
-def missing_build(name: str, capability: tuple[int, int], built_for: Sequence[str]) -> str | None:
-    """Why this PyTorch cannot run on a card, with the command that mends it; None where it can.
+def missing_build(name: str, capability: tuple[int, int], built_for: Sequence[str]) -> str:
+    """Why this PyTorch cannot run on a card, with the command that mends it; empty where it can.
 
     Args:
         capability: the card's. built_for: what PyTorch has machine code ("sm_86") or code to translate at loading
@@ -129,9 +140,9 @@ def missing_build(name: str, capability: tuple[int, int], built_for: Sequence[st
         found = (int(digits[:-1]), int(digits[-1]))
         same = found[0] == major and found[1] <= minor
         if (kind == "compute" and found <= capability) or (kind == "sm" and same):
-            return None
-    if not built_for:
-        return None
+            return ""
+    if not built_for:  # nothing is known
+        return ""
     index = "cu128" if major >= 10 else "cu126"
     return (
         f"This PyTorch has no code for {name} (compute capability {major}.{minor}); install one that has: "

@@ -71,7 +71,7 @@ def plan(
     vram_gb = fixed.pop("vram_gb", None)
     if fixed.get("device") == "cpu" and device.kind == "cuda":  # the processor beside the card, at its own pace
         device = cpu_device(device.ram_bytes)
-    if device.missing:
+    if device.missing and (device.kind == "cuda" or fixed.get("device") == "cuda"):
         raise PlanError(f"{device.missing} (or choose the processor: device cpu).", ())
     if vram_gb is not None and device.kind == "cuda":
         device = with_memory(device, vram_gb)

@@ -61,19 +61,18 @@ class Hosts:
 
     def __init__(self, server: str) -> None:
         server = server.strip("[]").lower()
-        self._loopback = server in LOOPBACK or _is_loopback(server)
+        self.loopback = server in LOOPBACK or _is_loopback(server)
+        """Whether only this computer reaches the app."""
         self._names = set(LOOPBACK)
-        if not self._loopback:
+        if not self.loopback:
             own = socket.gethostname().lower()
             self._names |= {server, own, f"{own.partition('.')[0]}.local"} - ANYWHERE
-        self.loopback = self._loopback
-        """Whether only this computer reaches the app."""
         self.public: set[str] = set()
         """Names that lead here from outside, such as a share link's."""
 
     def know(self, name: str) -> bool:
         """Whether the app may be asked for under this host name (no port)."""
-        return name in self._names or name in self.public or (not self._loopback and _is_address(name))
+        return name in self._names or name in self.public or (not self.loopback and _is_address(name))
 
 
 def around(

@@ -135,7 +135,9 @@ class Machine:
         """What would make this machine work better, one sentence each."""
         found = []
         device = self.device
-        if device.kind == "cpu" and shutil.which("nvidia-smi"):
+        if device.missing:
+            found.append(f"{device.missing}.")
+        elif device.kind == "cpu" and shutil.which("nvidia-smi"):
             found.append(
                 "There is an NVIDIA card, but this PyTorch cannot use it: install a CUDA build, see the README."
             )
@@ -143,8 +145,6 @@ class Machine:
             found.append(
                 "Without an NVIDIA card only the demo model is fast enough; the 4.5B model runs on cards from 6 GB up."
             )
-        elif device.missing:
-            found.append(f"{device.missing}.")
         elif device.vram_gb < 5.5:
             found.append(f"{device.name} has {device.vram_gb:.1f} GB; the smallest profile needs 6 GB. The demo works.")
         elif device.capability < (7, 5):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,15 +153,33 @@ def test_a_card_that_this_torch_has_no_code_for_is_named_with_the_cure(
 ) -> None:
     found = devices.missing_build("NVIDIA GeForce RTX", capability, built_for)
     if missing is None:
-        assert found is None
+        assert found == ""
     else:
-        assert found is not None and found.endswith(f"/whl/{missing}") and "NVIDIA GeForce RTX" in found
+        assert found.endswith(f"/whl/{missing}") and "NVIDIA GeForce RTX" in found
 
 
 def test_a_card_without_code_is_refused_before_anything_is_loaded() -> None:
     sentence = devices.missing_build("RTX 5090", (12, 0), ["sm_90"])
-    card = replace(cards.known_card("RTX 5090"), ram_bytes=64 * cards.GIB, missing=sentence or "")
+    card = replace(cards.known_card("RTX 5090"), ram_bytes=64 * cards.GIB, missing=sentence)
     with pytest.raises(PlanError, match=r"no code for RTX 5090 .* pip install --upgrade torch .*/cu128 .or choose"):
         planner.plan(request(), device=card)
     on_processor = request(256, 256, overrides=Overrides(device="cpu"))
     assert planner.plan(on_processor, device=card).device.kind == "cpu"
+
+
+@pytest.mark.parametrize("built_for", [["sm_90"], ["sm_90", "sm_120"]])
+def test_beside_a_card_without_code_the_processor_serves(built_for: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the demo model runs at once, and what is asked of the card itself is refused with the command that helps."""
+    properties = SimpleNamespace(name="NVIDIA GeForce RTX 5090", major=12, minor=0)
+    monkeypatch.setattr(devices, "cuda_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (30 * cards.GIB, 32 * cards.GIB))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
+    found = devices.detect()
+    if "sm_120" in built_for:
+        assert found.kind == "cuda" and found.missing == ""
+        return
+    assert found.kind == "cpu" and "no code for NVIDIA GeForce RTX 5090" in found.missing
+    assert planner.plan(request(256, 256), device=found).device.kind == "cpu"
+    with pytest.raises(PlanError, match="pip install --upgrade torch"):
+        planner.plan(request(256, 256, overrides=Overrides(device="cuda")), device=found)
