@@ -45,7 +45,7 @@ def orthogonalize(matrices: Tensor, half: bool = False) -> Tensor:
 
 
 def _share(parameter: Tensor) -> float:
-    """Part of the rate that a parameter gets by its number of inputs; vectors and tables have it all."""
+    """Part of the rate that a parameter gets by its number of inputs; vectors and position tables have it all."""
     return 1.0 if parameter.ndim < 2 or len(parameter) == 1 else min(1.0, NARROW / parameter[0].numel())
 
 

@@ -1,4 +1,4 @@
-"""Where the autoencoder starts: as the best linear one, from the principal components of patches.
+"""Where the autoencoder starts: nearly as the best linear one, from the principal components of patches.
 
 From random weights most of a short training goes into finding again what a principal component analysis gives at once:
 after 500 steps the world stood at 22 dB and photographs at 25, where 16 components of a patch give 26 and 30. So the
@@ -40,62 +40,82 @@ def principal_components(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def start_from_components(vae: ViTVAE, frames: Tensor) -> None:
-    """Set the weights of `vae`, made with `use_final_proj`, so that it is the best linear autoencoder of `frames`.
+    """Make `vae`, which has `use_final_proj`, nearly the best linear autoencoder of `frames`.
+
+    Nearly: the norms bend what is large (about 1 dB on the world, 3 on photographs; a few steps mend it).
 
     Args:
         frames: signed, (N, 3, T, H, W), of everything that is to be learned in equal parts.
     """
     config = vae.config
-    width, latents = config.embed_dim, config.z_chans
     size = (config.patch_length, config.patch_size, config.patch_size)
     mean, components, variances = principal_components(patches(frames, size))
-    seen = width // 2  # of the stream; the carrier is the other half
-    carrier = CARRIER * _signs(width - seen)
-    scale = (ENERGY / variances[:seen].sum()).sqrt()
-    deviation = variances[:latents].sqrt()
-    norm = (carrier.square().sum() / width + ENERGY / width).sqrt()
     for half in (vae.encoder, vae.decoder):
         for block in half.blocks:
             for linear in (block.attn.proj, block.mlp.fc2):
                 torch.nn.init.zeros_(linear.weight)
                 torch.nn.init.zeros_(linear.bias)
+    _set_encoder(vae, mean, components, variances)
+    latents = config.z_chans
+    _set_decoder(vae, mean, components[:latents] * variances[:latents, None].sqrt())
 
+
+def _stream(width: int) -> tuple[int, Tensor, Tensor]:
+    """How the residual stream is shared: entries of the signal; the carrier behind them; what a norm divides by."""
+    signal = width // 2
+    carrier = CARRIER * _signs(width - signal)
+    return signal, carrier, ((carrier.square().sum() + ENERGY) / width).sqrt()
+
+
+def _set_encoder(vae: ViTVAE, mean: Tensor, components: Tensor, variances: Tensor) -> None:
+    """Patches to their leading components, beside the carrier; the first of these, of variance 1, are the latents."""
+    width, latents = vae.config.embed_dim, vae.config.z_chans
+    signal, carrier, norm = _stream(width)
     embed, last = vae.encoder.patch_embed.proj, vae.encoder.last_layer
-    embed.weight[:seen] = scale * components[:seen].view(seen, *embed.weight.shape[1:])
-    embed.bias[:seen] = -scale * components[:seen] @ mean
-    embed.weight[seen:] = 0
-    embed.bias[seen:] = carrier
-    pick = torch.zeros(latents, width)
-    pick[:, :latents] = torch.diag(norm / scale / deviation)
-    pick[:, seen:] = -(norm / scale / deviation)[:, None] / (width - seen)  # the norm took the mean off: put it back
-    last.weight[:latents], last.bias[:latents] = pick, 0
+    scale = (ENERGY / variances[:signal].sum()).sqrt()
+    embed.weight[:signal] = scale * components[:signal].view(signal, *embed.weight.shape[1:])
+    embed.bias[:signal] = -scale * components[:signal] @ mean
+    embed.weight[signal:], embed.bias[signal:] = 0, carrier
+    gain = norm / scale / variances[:latents].sqrt()
+    last.weight[:latents] = 0
+    last.weight[:latents, :latents] = torch.diag(gain)
+    last.weight[:latents, signal:] = -gain[:, None] / len(carrier)  # the norm took the mean off: put it back
+    last.bias[:latents] = 0
     last.weight[latents:] *= 0.1
     last.bias[latents:] = LOG_VARIANCE
 
-    decoder = vae.decoder
+
+def _set_decoder(vae: ViTVAE, mean: Tensor, paints: Tensor) -> None:
+    """Latents to patches: each adds its paint (latents, 3 * pixels) to the mean, and a carrier passes the last norm."""
+    width, latents = vae.config.embed_dim, vae.config.z_chans
+    signal, carrier, norm = _stream(width)
+    decoder, spread = vae.decoder, (ENERGY / latents) ** 0.5
     decoder.proj_in.weight.zero_()
-    spread = (ENERGY / latents) ** 0.5
     decoder.proj_in.weight[:latents] = spread * torch.eye(latents)
-    decoder.proj_in.bias.copy_(torch.cat([torch.zeros(seen), carrier]))
-    channels = decoder.channels
-    paint = (components[:latents] * deviation[:, None]).t().view(3, -1, latents).transpose(0, 1)  # pixels, rgb, latents
-    picture = torch.cat([paint, -paint.sum(1, keepdim=True)], dim=1)  # a fourth channel keeps the mean at zero
-    whole = torch.zeros(*picture.shape[:2], width)
-    whole[..., :latents] = picture * norm / spread
-    whole[..., seen:] = -whole[..., :latents].sum(-1, keepdim=True) / (width - seen)
+    decoder.proj_in.bias.copy_(torch.cat([torch.zeros(signal), carrier]))
+
+    pictures, level = _four_channels(paints), _four_channels(mean[None])[..., 0]
+    whole = torch.zeros(*pictures.shape[:2], width)
+    whole[..., :latents] = pictures * norm / spread
+    whole[..., signal:] = -whole[..., :latents].sum(-1, keepdim=True) / len(carrier)
+    pattern = (2 * CARRIER * _signs(len(level)))[:, None].expand(-1, decoder.channels)
     decoder.final_proj.weight.copy_(whole.flatten(0, 1))
-    level = mean.view(3, -1).t()
-    level = torch.cat([level, -level.sum(1, keepdim=True)], dim=1)
-    pattern = CARRIER * 2 * _signs(level.shape[0])[:, None].expand(-1, channels)
     decoder.final_proj.bias.copy_((level + pattern).flatten())
-    size_after = (pattern.square().mean() + (picture.square().sum(-1).mean() + level.square().mean())).sqrt()
-    decoder.final_norm.weight.fill_(float(size_after))
+    size = (pattern.square().mean() + pictures.square().sum(-1).mean() + level.square().mean()).sqrt()
+    decoder.final_norm.weight.fill_(float(size))
     decoder.final_norm.bias.copy_(-pattern.flatten())
+
     smooth = decoder.last_layer
     smooth.weight *= 0.1
     smooth.bias.zero_()
     for colour in range(3):
         smooth.weight[colour, colour, 1, 1, 1] += 1
+
+
+def _four_channels(rows: Tensor) -> Tensor:
+    """Patches (N, 3 * pixels) -> (pixels, 4, N): the fourth keeps the mean over all at zero, which a norm takes off."""
+    colours = rows.t().unflatten(0, (3, -1)).transpose(0, 1)
+    return torch.cat([colours, -colours.sum(1, keepdim=True)], dim=1)
 
 
 def _signs(count: int) -> Tensor:

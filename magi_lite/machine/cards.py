@@ -40,7 +40,7 @@ class Device:
     free_bytes: int | None = None
     """Device memory free right now (of a CPU: RAM); None: not measured."""
     missing: str = ""
-    """Why the installed PyTorch cannot use this card, or the one beside this CPU, with what mends it; empty: it can."""
+    """Why this PyTorch cannot use this card, or the one beside this CPU, and what mends it; empty: it can."""
 
     @property
     def has_fp8(self) -> bool:
