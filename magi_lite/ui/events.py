@@ -287,7 +287,7 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
             w[name].change(h.plan, fields, [system, w["plan"]], trigger_mode="always_last", **INNER)
     demo.load(h.plan, fields, [system, w["plan"]], **INNER)
     fills(w["form"].follow, h.follow, [w["form"]], fields, [tabs])
-    w["form"].several(h.several, [w["form"], *fields], None, **INNER)
+    w["form"].several(h.several, [w["form"], *fields], None, trigger_mode="multiple", **INNER)
     w["form"].restore(None, fields, fields, js=RESTORE_JS, **INNER)
     typed = [w[name].change for name in form.FIELDS if name not in ("timeline", "source")]
     gr.on(typed, None, fields, None, js=NOTE_JS, **INNER)

@@ -1,7 +1,8 @@
 """Answers of the server that fill the form, and never over what was typed since they were asked for.
 
 Gradio sets whatever a handler answers, however long the answer took. Here an answer goes into a mailbox first; a script
-then hands it on to those fields that still hold what they held when the question left the page.
+then hands it on to those fields that still hold what they held when the question left the page. While an answer is
+under way Gradio drops further events; here the last of them is answered afterwards.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def fills(
 
     ask.__name__ = getattr(answer, "__name__", "ask")
     ask.__doc__ = answer.__doc__
-    asked = event(ask, inputs + fields, [*others, mailbox], js=_js(f"magi.ask('{key}', all, {len(inputs)})"), **INNER)
+    asked = event(
+        ask, inputs + fields, [*others, mailbox], js=_js(f"magi.ask('{key}', all, {len(inputs)})"),
+        trigger_mode="always_last", **INNER,
+    )  # fmt: skip
     asked.success(None, [mailbox, *fields], fields, js=_js(f"magi.answer('{key}', all)"), **INNER)
 
 

@@ -65,6 +65,23 @@ def test_no_late_answer_takes_back_what_is_typed(watched: Watched, app: App) -> 
     page.wait_for_function("document.querySelector('#mg-width input').value === '96'")
 
 
+def test_the_last_of_two_quick_choices_holds(watched: Watched, app: App) -> None:
+    """The second is made while the first one's answer is on its way."""
+    page = watched.open(app.url, script=SLOW)
+    page.wait_for_function("document.querySelector('#mg-plan').innerText.includes('Needs')")
+    unfold(page, "size")
+    page.locator("#mg-shape label", has_text="Square").click()
+    page.wait_for_function(
+        "document.querySelector('#mg-width input').value === document.querySelector('#mg-height input').value"
+    )
+    page.evaluate("slow = 1500")
+    page.locator("#mg-shape label", has_text="Tall").click()
+    page.locator("#mg-shape label", has_text="Wide").click()
+    answered(page, 3)
+    size = [int(page.input_value(f"#mg-{name} input")) for name in ("width", "height")]
+    assert size[0] > size[1], size
+
+
 def set_length_only(page: Page, seconds: int) -> None:
     """Type the length, and do not wait for the timeline to follow."""
     page.fill("#mg-seconds input[type=number]", str(seconds))
