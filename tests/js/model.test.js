@@ -64,14 +64,21 @@ test("a split of a block that has begun happens in its free part", () => {
 });
 
 test("a new block takes the first gap, else half of the last long block", () => {
-  const gap = Model.add(blocks([0, 2], [3, 8]), 0, 2, "new", 8, 0);
+  const gap = Model.add(blocks([0, 2], [3, 8]), 0, 2, { prompt: "new" }, 8, 0);
   assert.deepEqual(plain(gap.blocks)[1], [2, 3, "new"]);
-  const half = Model.add(blocks([0, 8, "a"]), 8, 2, "new", 8, 0);
+  const half = Model.add(blocks([0, 8, "a"]), 8, 2, { prompt: "new" }, 8, 0);
   assert.deepEqual(plain(half.blocks), [
     [0, 4, "a"],
     [4, 8, "new"],
   ]);
-  assert.equal(Model.add(blocks([0, 1]), 1, 2, "new", 1, 0).id, null);
+  assert.equal(Model.add(blocks([0, 1]), 1, 2, { prompt: "new" }, 1, 0).id, null);
+  for (const [taken, limit] of [
+    [[0, 2], 8],
+    [[0, 8, "a"], 8],
+  ]) {
+    const copy = Model.add(blocks(taken), 2, 2, { id: "x", start: 0, end: 1, prompt: "new", cut: true }, limit, 0);
+    assert.deepEqual([Model.find(copy.blocks, copy.id).cut, Model.find(copy.blocks, "x")], [true, undefined]);
+  }
 });
 
 test("new text of a block that is partly rendered goes to its open part only", () => {
@@ -101,7 +108,8 @@ test("whatever is done, blocks stay sorted, whole and apart", () => {
     const limit = 6 + random(20),
       locked = random(4);
     let all = [];
-    for (let i = 0; i < 5; i += 1) all = Model.add(all, random(limit), 1 + random(4), "p" + i, limit, locked).blocks;
+    for (let i = 0; i < 5; i += 1)
+      all = Model.add(all, random(limit), 1 + random(4), { prompt: "p" + i }, limit, locked).blocks;
     for (let i = 0; i < 8 && all.length; i += 1) {
       const id = all[random(all.length)].id,
         to = random(limit + 6) - 3;

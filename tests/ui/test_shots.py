@@ -91,6 +91,16 @@ def test_a_cut_by_key_and_by_menu_is_seen_said_and_undone(blocks: Page) -> None:
     assert page.locator(".tl-menu [data-action=cut-block]").is_disabled()
 
 
+def test_a_copy_begins_as_its_block_does(blocks: Page) -> None:
+    page = blocks
+    drop(page, 1, png((200, 30, 30)), "red.png")
+    shown(page, 1)
+    block(page, 1).focus()
+    page.keyboard.press("d")
+    assert marks(page) == [{}, marks(page)[1], {}, marks(page)[1]] and "image" in marks(page)[3]
+    shown(page, 3)
+
+
 def test_a_picture_is_dropped_on_a_block_and_taken_off(blocks: Page, watched: Watched, app: App) -> None:
     page = blocks
     drop(page, 1, png((200, 30, 30)), "red.png")

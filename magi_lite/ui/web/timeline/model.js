@@ -109,20 +109,22 @@ export function gap(blocks, from, limit, locked) {
 }
 
 // A new block of up to `width` seconds in the first gap after `from`, else before it, else half of the last long block.
-export function add(blocks, from, width, prompt, limit, locked) {
+// `content` is what it holds: its prompt, and what else a block carries.
+export function add(blocks, from, width, content, limit, locked) {
   const room = gap(blocks, from, limit, locked) || gap(blocks, 0, limit, locked);
   const id = newId();
   if (room)
     return {
       id,
-      blocks: sort([...blocks, { id, start: room.start, end: Math.min(room.end, room.start + width), prompt }]),
+      blocks: sort([...blocks, { ...content, id, start: room.start, end: Math.min(room.end, room.start + width) }]),
     };
   const long = sort(blocks)
     .reverse()
     .find((b) => b.end - Math.max(b.start, locked) >= 2);
   if (!long) return { id: null, blocks };
   const where = Math.max(Math.ceil((long.start + long.end) / 2), locked);
-  return { id, blocks: sort([...edit(blocks, long.id, { end: where }), { id, start: where, end: long.end, prompt }]) };
+  const half = { ...content, id, start: where, end: long.end };
+  return { id, blocks: sort([...edit(blocks, long.id, { end: where }), half]) };
 }
 
 // New text; of a block that is partly rendered only the open part takes it.

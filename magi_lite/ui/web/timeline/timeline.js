@@ -1,6 +1,7 @@
 // The timeline editor: what the tools and keys do, and what goes to and comes from the server.
 import { app, call, emit, on, toast } from "../shared/bus.js";
 import { askFor, button, el, field, keepInside } from "../shared/dom.js";
+import { count } from "../shared/format.js";
 import { Editor } from "./editor.js";
 import { provide, showKeys } from "../shared/keys.js";
 import * as Model from "./model.js";
@@ -81,14 +82,14 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       state.select(ids[ids.length - 1] || null, ids);
       view.paint();
       if (state.selected) view.focusBlock(state.selected);
-      say(`${ids.length} blocks selected`);
+      say(`${count(ids.length, "block")} selected`);
     },
     toggle(id) {
       const ids = [...state.chosen].filter((one) => one !== id);
       edits.selectMany(state.chosen.has(id) ? ids : [...ids, id]);
     },
     addAt(second) {
-      const result = Model.add(state.blocks, second, NEW_BLOCK, "", view.limit, locked());
+      const result = Model.add(state.blocks, second, NEW_BLOCK, { prompt: "" }, view.limit, locked());
       if (!result.id) {
         say("There is no room for another block.");
         return;
@@ -151,7 +152,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       const block = state.find();
       if (!block) return;
       const length = block.end - block.start,
-        result = Model.add(state.blocks, block.end, length, block.prompt, view.limit, locked());
+        result = Model.add(state.blocks, block.end, length, block, view.limit, locked());
       if (!result.id) {
         say("There is no room for a copy.");
         return;
@@ -178,7 +179,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       const clip = copy(state.blocks, state.chosen);
       if (!clip || String(window.getSelection())) return false; // selected text is copied as ever
       localStorage.setItem(CLIPBOARD, JSON.stringify(clip));
-      say(`${clip.blocks.length} blocks copied`);
+      say(`${count(clip.blocks.length, "block")} copied`);
       return true;
     },
     cut() {
@@ -195,7 +196,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       state.select(result.ids[0], result.ids);
       apply(result.blocks);
       view.focusBlock(result.ids[0]);
-      say(`${result.ids.length} blocks pasted`);
+      say(`${count(result.ids.length, "block")} pasted`);
       return true;
     },
     ripple() {
