@@ -91,12 +91,29 @@ def test_a_cut_by_key_and_by_menu_is_seen_said_and_undone(blocks: Page) -> None:
     assert page.locator(".tl-menu [data-action=cut-block]").is_disabled()
 
 
+def test_a_picture_over_a_block_is_the_blocks_alone(blocks: Page) -> None:
+    """Neither does the box of the video's start stay lit that the picture was dragged past."""
+    page = blocks
+    page.evaluate(
+        """() => {
+            const files = new DataTransfer(), send = (type, where) => document.querySelector(where).dispatchEvent(
+                new DragEvent(type, { dataTransfer: files, bubbles: true, cancelable: true }));
+            files.items.add(new File(["x"], "red.png", { type: "image/png" }));
+            send("dragover", "#mg-prompt");
+            window.lit = [document.querySelector(".so-drop").classList.contains("over")];
+            send("dragover", ".tl-block");
+            window.lit.push(document.querySelector(".so-drop").classList.contains("over"));
+        }"""
+    )
+    assert page.evaluate("lit") == [True, False] and page.locator(".tl-block.over").count() == 1
+
+
 def test_a_copy_begins_as_its_block_does(blocks: Page) -> None:
     page = blocks
     drop(page, 1, png((200, 30, 30)), "red.png")
     shown(page, 1)
-    block(page, 1).focus()
-    page.keyboard.press("d")
+    block(page, 1).click()
+    page.click("[data-action=duplicate]")
     assert marks(page) == [{}, marks(page)[1], {}, marks(page)[1]] and "image" in marks(page)[3]
     shown(page, 3)
 

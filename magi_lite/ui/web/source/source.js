@@ -73,8 +73,12 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       return { error: `${file.name} could not be sent to the app. Is the app running and the file below ${limit}?` };
     }
   }
+  function isFree() {
+    if (busy) toast(`${busy} is still being read; add the next file after that.`, "error");
+    return !busy;
+  }
   async function take(file) {
-    if (!file || busy) return;
+    if (!file || !isFree()) return;
     error.textContent = "";
     busy = file.name;
     draw();
@@ -89,7 +93,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
   }
   /** Several pictures: one video from each, with the form's settings, if that is what is wanted. */
   async function takeSeveral(files) {
-    if (busy) return;
+    if (!isFree()) return;
     error.textContent = "";
     const found = [],
       refused = [];
@@ -140,32 +144,33 @@ export function mount({ element, props, trigger, server, watch, upload }) {
   drop.addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
-      input.click();
+      drop.click();
     }
   });
   keepInside(input).addEventListener("change", () => takeAll(input.files));
-  const hasFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+  /** Whether a file is dragged over the page, and not over what takes it itself, such as a block. */
+  const isOurs = (event) =>
+    !event.defaultPrevented && Boolean(event.dataTransfer) && [...event.dataTransfer.types].includes("Files");
   onDocument(element, "dragover", (event) => {
-    if (hasFile(event)) {
-      event.preventDefault();
-      drop.classList.add("over");
-    }
+    const ours = isOurs(event);
+    drop.classList.toggle("over", ours);
+    if (ours) event.preventDefault();
   });
   onDocument(element, "dragleave", (event) => {
     if (!event.relatedTarget) drop.classList.remove("over");
   });
   onDocument(element, "drop", (event) => {
     drop.classList.remove("over");
-    if (hasFile(event)) {
+    if (isOurs(event)) {
       event.preventDefault();
       takeAll(event.dataTransfer.files);
     }
   });
   onDocument(element, "paste", (event) => {
-    const file = [...(event.clipboardData ? event.clipboardData.files : [])][0];
-    if (file) {
+    const files = event.clipboardData ? event.clipboardData.files : [];
+    if (files.length) {
       event.preventDefault();
-      take(file);
+      takeAll(files);
     }
   });
   on(element, "take", take);

@@ -116,10 +116,13 @@ export function mountShots({ view, state, server, upload, apply, select }) {
   });
 
   // --- pictures dropped on a block
-  const targetOf = (event) => {
+  /** The block that a dragged picture is over; the event is ours then, and no longer the whole page's. */
+  const taken = (event) => {
     const items = [...((event.dataTransfer && event.dataTransfer.items) || [])],
       node = event.target.closest && event.target.closest(".tl-block");
-    return node && items.some((item) => item.kind === "file" && item.type.startsWith("image/")) ? node : null;
+    if (!node || !items.some((item) => item.kind === "file" && item.type.startsWith("image/"))) return null;
+    event.preventDefault();
+    return node;
   };
   let over = null;
   const mark = (node) => {
@@ -127,20 +130,12 @@ export function mountShots({ view, state, server, upload, apply, select }) {
     if (node) node.classList.add("over");
     over = node;
   };
-  lane.addEventListener("dragover", (event) => {
-    const node = targetOf(event);
-    mark(node);
-    if (!node) return;
-    event.preventDefault();
-    event.stopPropagation();
-  });
+  lane.addEventListener("dragover", (event) => mark(taken(event)));
   lane.addEventListener("dragleave", () => mark(null));
   lane.addEventListener("drop", (event) => {
-    const node = targetOf(event);
+    const node = taken(event);
     mark(null);
     if (!node) return;
-    event.preventDefault();
-    event.stopPropagation();
     if (open(state.find(node.dataset.id))) bring(event.dataTransfer.files[0], node.dataset.id);
     else toast("This block has begun; its picture can no longer change.", "error");
   });
