@@ -117,16 +117,23 @@ class Handlers:
         return (None if running else {"job": answer["job"]}), answer["seed"]
 
     def several(self, event: dict[str, Any] | None, *values: Any) -> None:
-        """Put a video from each of several pictures into the queue, each in its own shape and with its own seed."""
+        """Put a video from each of several pictures into the queue, each in its own shape.
+
+        Where the form asks for a new seed each time, each has its own.
+        """
         named = dict(zip(form.FIELDS, values, strict=True))
         try:
             sources = (event or {}).get("pictures") or []
             if not all(isinstance(one, dict) and self.actions.reachable(one.get("path", "")) for one in sources):
                 raise InputError("Drop the pictures into the page first.")
+            requests = []
             for source in sources:
                 size = form.shaped("Match image", named["width"], named["height"], (source["width"], source["height"]))
                 own = {"mode": form.IMAGE, "source": source, "width": size[0], "height": size[1]}
-                self.actions.submit(self.request(*(named | own).values()))
+                requests.append(self.request(*(named | own).values()))
+            for request in requests:
+                self.actions.submit(request)
+            gr.Info(f"{len(requests)} {'videos are' if len(requests) > 1 else 'video is'} put into the queue.")
         except MagiLiteError as error:
             raise gr.Error(in_toast(sentence(error)), print_exception=False, title="Cannot start") from None
 

@@ -323,7 +323,7 @@ def test_redo_from_second_2_and_extend_keep_what_was_there(page: Page, app: App,
     page.click("[data-action=bin]")
     page.wait_for_selector(f"[data-video='{finished.name}']")  # nothing is deleted at once
     page.click("[data-action=empty-bin]")
-    page.click("dialog[open] [data-action=delete-sure]")
+    page.click("dialog[open] [data-action=sure]")
     page.get_by_text("The bin is empty.").wait_for()
     assert not finished.folder.exists() and not (app.projects / ".bin" / finished.name).exists()
     page.click("[data-action=back]")

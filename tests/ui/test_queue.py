@@ -43,8 +43,8 @@ def test_a_model_that_is_not_here_is_offered_and_not_queued(page: Page) -> None:
     page.click("#mg-generate")
     dialog = page.get_by_role("dialog", name="Cannot start")
     dialog.get_by_text("The model 4.5B-distill is not on this computer").wait_for()
-    assert dialog.locator("[data-action=download-missing]").inner_text().startswith("Download (")
-    dialog.get_by_role("button", name="Not now").click()
+    assert dialog.locator("button[type=submit]").inner_text().startswith("Download (")
+    dialog.get_by_role("button", name="Cancel").click()
     assert not [job for job in page.evaluate("magi.state.jobs") if job["title"] == "no weights"]
 
 
@@ -117,7 +117,8 @@ def test_several_pictures_are_a_job_each(page: Page, app: App, tmp_path: Path) -
     page.set_input_files(".so input[type=file]", pictures)
     page.get_by_role("dialog", name="Several pictures").get_by_text("Make 2 videos, one from each").wait_for()
     assert "broken.png" in page.locator(".so-error").inner_text()
-    page.click("[data-action=several]")
+    page.click("dialog[open] button[type=submit]")
+    page.get_by_text("2 videos are put into the queue.").wait_for()
     mine = "magi.state.jobs.filter(job => job.title === 'from several')"
     page.wait_for_function(f"{mine}.length === 2")
     sizes = [job["summary"].split(", ")[1] for job in page.evaluate(mine)]

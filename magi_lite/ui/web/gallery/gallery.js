@@ -1,7 +1,7 @@
 // Every video as a light table: searched, filtered, sorted, grouped by version, in pages; several can be selected, and
 // what is thrown away lies in a bin first.
 import { call, on, onDocument, toast } from "../shared/bus.js";
-import { button, el, keepInside, openDialog } from "../shared/dom.js";
+import { button, el, keepInside, sure } from "../shared/dom.js";
 import { count } from "../shared/format.js";
 import { openDetail } from "./detail.js";
 import { click, kept } from "./selection.js";
@@ -257,32 +257,16 @@ export function mount({ element, props, trigger, server, upload }) {
     chosen = new Set();
     refresh();
   }
-  function askEmpty(ids) {
+  async function askEmpty(ids) {
     const many = ids ? ids.length : items.length;
     const sentence =
       many === 1
         ? "Delete this video? It cannot be extended or redone afterwards."
         : `Delete ${many} videos? They cannot be extended or redone afterwards.`;
-    const box = el("dialog", { class: "mg-dialog", "aria-label": "Delete for good" });
-    const sure = async () => {
-      const answer = await call(server.empty_bin({ videos: ids }));
-      if (answer.error) return;
-      chosen = new Set();
-      box.close();
-      refresh();
-    };
-    box.append(
-      el("h3", { text: "Delete for good" }),
-      el("p", { text: sentence }),
-      el(
-        "div",
-        { class: "mg-row" },
-        el("span", { class: "mg-grow" }),
-        button("Keep", null, () => box.close()),
-        button("Delete", "trash", sure, { class: "mg-danger", action: "delete-sure" }),
-      ),
-    );
-    openDialog(box);
+    if (!(await sure("Delete for good", sentence, "Delete"))) return;
+    if ((await call(server.empty_bin({ videos: ids }))).error) return;
+    chosen = new Set();
+    refresh();
   }
 
   onDocument(element, "keydown", (event) => {

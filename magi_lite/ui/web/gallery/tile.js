@@ -1,5 +1,5 @@
 // One video of the light table: its own shape, played while the pointer rests on it, with a star and a tick.
-import { button, el } from "../shared/dom.js";
+import { button, el, keepInside } from "../shared/dom.js";
 import { bytes } from "../shared/format.js";
 import { icon } from "../shared/icons.js";
 import { tileWidth, when } from "./selection.js";
@@ -36,7 +36,7 @@ export function tile(item, acts, chosen) {
     },
   });
   tick.checked = chosen;
-  for (const name of ["input", "change"]) tick.addEventListener(name, (event) => event.stopPropagation());
+  keepInside(tick);
   const star = acts.star
     ? button(item.starred ? `Remove the star of ${item.title}` : `Star ${item.title}`, "star", () => acts.star(item), {
         iconOnly: true,

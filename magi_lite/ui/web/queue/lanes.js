@@ -2,11 +2,6 @@
 import { emit } from "../shared/bus.js";
 import { button, el, keepInside } from "../shared/dom.js";
 
-/**
- * Cards above the queue.
- * @param list where they go.
- * @param status the server's function; a job's picture comes only if it is newer than what is known.
- */
 /** What is to be seen of a job: its preview, or the oldest second of those that move, a strip of moments. */
 function take(held, shown) {
   const moving = (shown.moving || [])[0];
@@ -15,6 +10,11 @@ function take(held, shown) {
   held.version = shown.preview_version;
 }
 
+/**
+ * Cards above the queue.
+ * @param list where they go.
+ * @param status the server's function; a job's picture comes only if it is newer than what is known.
+ */
 export function mountLanes(list, status) {
   let key = "";
   const pictures = new Map(); // job -> { version, url, aspect of a strip's one moment }

@@ -56,21 +56,25 @@ export function openDialog(box) {
   return box;
 }
 
+/** What a dialog ends with: its buttons, to the right. */
+export const buttonRow = (...buttons) => el("div", { class: "mg-row" }, el("span", { class: "mg-grow" }), ...buttons);
+
 /** A small form as a dialog; `submit` answers what `call` does, and the dialog stays open where that is an error. */
 export function askFor(title, intro, fields, ok, submit) {
   const box = el("dialog", { class: "mg-dialog", "aria-label": title });
-  const buttons = el(
-    "div",
-    { class: "mg-row" },
-    el("span", { class: "mg-grow" }),
-    button("Cancel", null, () => box.close()),
-    el("button", { type: "submit", class: "mg-btn mg-primary", text: ok }),
-  );
+  const confirm = el("button", { type: "submit", class: "mg-btn mg-primary", text: ok }),
+    buttons = buttonRow(
+      button("Cancel", null, () => box.close()),
+      confirm,
+    );
   const heading = [el("h3", { text: title }), intro ? el("p", { class: "mg-muted", text: intro }) : null];
   const form = el("form", { method: "dialog" }, ...heading, ...fields, buttons);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    if (confirm.disabled) return; // its answer is on its way
+    confirm.disabled = true;
     const answer = await submit();
+    confirm.disabled = false;
     if (!answer.error) box.close();
   });
   box.append(form);
@@ -86,10 +90,7 @@ export function sure(title, sentence, ok) {
     box.append(
       el("h3", { text: title }),
       el("p", { text: sentence }),
-      el(
-        "div",
-        { class: "mg-row" },
-        el("span", { class: "mg-grow" }),
+      buttonRow(
         button("Cancel", null, () => box.close()),
         yes,
       ),
@@ -97,6 +98,13 @@ export function sure(title, sentence, ok) {
     box.addEventListener("close", () => answer(agreed));
     openDialog(box);
   });
+}
+
+/** Hand a file to the browser, which saves it under that name. */
+export function saveAs(content, name) {
+  const link = el("a", { href: URL.createObjectURL(content), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
 /** A labelled input for a dialog. */

@@ -1,6 +1,6 @@
 // A video as a file of another format: what is asked for, and the list of exports with their progress.
 import { call, toast } from "./bus.js";
-import { button, el, field, openDialog } from "./dom.js";
+import { button, buttonRow, el, field, openDialog } from "./dom.js";
 import { bytes } from "./format.js";
 
 const ASK_EVERY = 700; // milliseconds
@@ -77,10 +77,7 @@ export async function askExport({ server, upload }, id, video) {
     ),
     own,
     notice,
-    el(
-      "div",
-      { class: "mg-row" },
-      el("span", { class: "mg-grow" }),
+    buttonRow(
       button("Close", null, () => box.close()),
       el("button", { type: "submit", class: "mg-btn mg-primary", text: "Export", "data-action": "export-start" }),
     ),

@@ -1,8 +1,8 @@
 // Drop, paste or choose an image or a clip, anywhere on the page. The server looks at what it really is and answers
 // with its kind, or with one sentence. The value is {kind, path, name, ...} or null.
 import { NO_ANSWER, emit, on, onDocument, toast } from "../shared/bus.js";
-import { button, el, keepInside, openDialog } from "../shared/dom.js";
-import { bytes } from "../shared/format.js";
+import { askFor, button, el, keepInside } from "../shared/dom.js";
+import { bytes, count } from "../shared/format.js";
 import { icon } from "../shared/icons.js";
 
 export function mount({ element, props, trigger, server, watch, upload }) {
@@ -109,27 +109,13 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     draw();
     error.textContent = refused.join(" ");
     if (!found.length) return;
-    const box = el("dialog", { class: "mg-dialog", "aria-label": "Several pictures" });
-    const start = () => {
+    const videos = count(found.length, "video"),
+      intro = `Make ${videos}, one from each picture, with the prompt and the settings of the form?`,
+      pictures = found.map((one) => el("img", { src: one.url, alt: one.name }));
+    askFor("Several pictures", intro, [el("div", { class: "so-several" }, ...pictures)], `Make ${videos}`, () => {
       emit("several", found);
-      box.close();
-      toast(`${found.length} videos are put into the queue.`);
-    };
-    box.append(
-      el("h3", { text: "Several pictures" }),
-      el("p", {
-        text: `Make ${found.length} videos, one from each picture, with the prompt and the settings of the form?`,
-      }),
-      el("div", { class: "so-several" }, ...found.map((one) => el("img", { src: one.url, alt: one.name }))),
-      el(
-        "div",
-        { class: "mg-row" },
-        el("span", { class: "mg-grow" }),
-        button("Cancel", null, () => box.close()),
-        button(`Make ${found.length} videos`, "play", start, { class: "mg-primary", action: "several", server: true }),
-      ),
-    );
-    openDialog(box);
+      return {};
+    });
   }
   const isTimeline = (file) => file && /\.(srt|otio|json|txt)$/i.test(file.name);
   function takeAll(files) {

@@ -1,6 +1,6 @@
 // What was found, the plan as a picture, the models on disk and their downloads.
 import { NO_ANSWER, call, toast } from "../shared/bus.js";
-import { askFor, button, el, field, keepInside, openDialog } from "../shared/dom.js";
+import { askFor, button, buttonRow, el, field, keepInside, openDialog, saveAs, table } from "../shared/dom.js";
 import { bytes } from "../shared/format.js";
 
 const HERE = "This computer";
@@ -12,16 +12,6 @@ export function mount({ element, props, server, watch }) {
     picture = root.querySelector(".sy-picture");
   let timer = null,
     visible = false;
-  const table = (rows) =>
-    el(
-      "table",
-      { class: "mg-table" },
-      el(
-        "tbody",
-        {},
-        ...rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row", text: name }), el("td", { text: value }))),
-      ),
-    );
   async function refresh() {
     clearTimeout(timer);
     if (!visible || !element.isConnected) return;
@@ -185,14 +175,7 @@ export function mount({ element, props, server, watch }) {
         () => text.select(),
       );
     };
-    const save = () => {
-      const link = el("a", {
-        href: URL.createObjectURL(new Blob([text.value], { type: "text/plain" })),
-        download: "magi-lite-report.txt",
-      });
-      link.click();
-      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-    };
+    const save = () => saveAs(new Blob([text.value], { type: "text/plain" }), "magi-lite-report.txt");
     paths.addEventListener("change", read);
     box.append(
       el("h3", { text: "Report for a bug" }),
@@ -202,10 +185,7 @@ export function mount({ element, props, server, watch }) {
       }),
       text,
       el("label", { class: "mg-row mg-small mg-choice" }, paths, "With paths and names of mine"),
-      el(
-        "div",
-        { class: "mg-row" },
-        el("span", { class: "mg-grow" }),
+      buttonRow(
         button("Close", null, () => box.close()),
         button("Save", "download", save, { class: "mg-fill" }),
         button("Copy", "copy", copy, { class: "mg-primary", action: "copy-report" }),

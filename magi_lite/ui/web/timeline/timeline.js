@@ -1,6 +1,6 @@
 // The timeline editor: what the tools and keys do, and what goes to and comes from the server.
 import { app, call, emit, on, toast } from "../shared/bus.js";
-import { askFor, button, el, field, keepInside } from "../shared/dom.js";
+import { askFor, button, el, field, keepInside, saveAs } from "../shared/dom.js";
 import { count } from "../shared/format.js";
 import { Editor } from "./editor.js";
 import { provide, showKeys } from "../shared/keys.js";
@@ -269,15 +269,10 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       const prompt = document.querySelector("#mg-prompt textarea"),
         whole = state.value(prompt ? prompt.value.trim() : "");
       const answer = await call(server.write_timeline({ timeline: whole, kind: choice.value }));
-      if (!answer.error) save(answer.text, choice.value);
+      const kind = choice.value;
+      if (!answer.error) saveAs(new Blob([answer.text], { type: KINDS[kind][1] }), `timeline.${kind}`);
       return answer;
     });
-  }
-  function save(content, kind) {
-    const file = new Blob([content], { type: KINDS[kind][1] }),
-      link = el("a", { href: URL.createObjectURL(file), download: `timeline.${kind}` });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
   async function readFile(file) {
     if (file.size > 2e6) toast("A timeline file is small; this one is larger than 2 MB.", "error");

@@ -1,6 +1,6 @@
 // Under the stage: play, single frames, loop, speed, the time, and what can be done with the frame that is shown.
 import { app, emit, on, toast } from "../shared/bus.js";
-import { button, el, keepInside } from "../shared/dom.js";
+import { button, el, keepInside, saveAs } from "../shared/dom.js";
 import { timecode } from "../shared/format.js";
 import { icon } from "../shared/icons.js";
 import { provide } from "../shared/keys.js";
@@ -110,9 +110,7 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
   const frameName = () => `frame-${timecode(video.currentTime, fps).replaceAll(":", "-")}.png`;
   async function saveFrame() {
     if (!ready()) return;
-    const link = el("a", { href: URL.createObjectURL(await frame()), download: frameName() });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    saveAs(await frame(), frameName());
   }
   async function startFrom() {
     if (!ready()) return;

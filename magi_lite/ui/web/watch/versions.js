@@ -1,6 +1,6 @@
 // Versions of one video as tabs over the stage, and two of them compared in step: by a wipe, or side by side.
 import { app, call, emit, on } from "../shared/bus.js";
-import { askFor, button, el, field } from "../shared/dom.js";
+import { askFor, button, el, field, keepInside } from "../shared/dom.js";
 import { provide } from "../shared/keys.js";
 
 const DRIFT = 0.06; // seconds that two videos may be apart
@@ -83,7 +83,7 @@ export function mountVersions({ element, tabs, stage, video, picture, versionsOf
       { class: "mg-input wa-against", "aria-label": "Compare with", onchange: (event) => pick(event.target.value) },
       ...rest.map((version) => el("option", { value: version.name, text: labelOf(version) })),
     );
-    choice.addEventListener("change", (event) => event.stopPropagation());
+    keepInside(choice);
     if (against) choice.value = against;
     const toggle = (name, text, action) =>
       button(text, null, () => compare(mode === name ? null : name), {

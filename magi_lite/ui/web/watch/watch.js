@@ -1,6 +1,6 @@
 // The stage: the video as it grows, the preview, the status line, the two bars, and what can be done with the video.
 import { app, call, emit, on, toast } from "../shared/bus.js";
-import { button, el, openDialog } from "../shared/dom.js";
+import { askFor, button, el } from "../shared/dom.js";
 import { askExport } from "../shared/export.js";
 import { count, duration } from "../shared/format.js";
 import { icon } from "../shared/icons.js";
@@ -257,25 +257,11 @@ export function mount({ element, props, trigger, server, watch, upload }) {
 
   /** A model without weights: nothing is queued, and the download is offered. */
   function offerDownload({ missing: name, gb, sentence }) {
-    const box = el("dialog", { class: "mg-dialog", "aria-label": "Cannot start" }),
-      fetchIt = async () => {
-        const answer = await call(server.download({ model: name }));
-        if (answer.error) return;
-        toast(`${name} is being downloaded; the System tab shows how far it is.`);
-        box.close();
-      };
-    box.append(
-      el("h3", { text: "Cannot start" }),
-      el("p", { text: sentence }),
-      el(
-        "div",
-        { class: "mg-row" },
-        el("span", { class: "mg-grow" }),
-        button("Not now", null, () => box.close()),
-        button(`Download (${gb} GB)`, "download", fetchIt, { class: "mg-primary", action: "download-missing" }),
-      ),
-    );
-    openDialog(box);
+    askFor("Cannot start", sentence, [], `Download (${gb} GB)`, async () => {
+      const answer = await call(server.download({ model: name }));
+      if (!answer.error) toast(`${name} is being downloaded; the System tab shows how far it is.`);
+      return answer;
+    });
   }
 
   on(element, "state", draw);
