@@ -147,14 +147,15 @@ class Actions:
 
     def gallery(
         self, search: str = "", show: str = "all", model: str = "", sort: str = "newest", grouped: bool = False,
-        offset: int = 0, limit: int | None = None,
+        offset: int = 0, limit: int | None = None, versions_of: str = "",
     ) -> dict[str, Any]:  # fmt: skip
         """Videos, the newest first, `limit` of them from `offset` on; "total" counts all that fit.
 
         `search`: words that the prompts, seed, model or name must hold. `show`: all, starred, finished or unfinished.
         `sort`: newest, oldest, name, longest or largest. `grouped`: one of the versions of a video stands for all.
+        `versions_of`: only the versions of this video.
         """
-        found = self._library.page(search, show, model, sort, grouped, max(0, offset), limit)
+        found = self._library.page(search, show, model, sort, grouped, max(0, offset), limit, versions_of)
         return found | {"folder": str(self._library.folder)}
 
     def binned(self) -> dict[str, Any]:

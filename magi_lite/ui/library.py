@@ -228,6 +228,7 @@ class Library:
         grouped: bool = False,
         offset: int = 0,
         limit: int | None = None,
+        versions_of: str = "",
     ) -> dict[str, Any]:
         """A part of the list, as `Actions.gallery` describes it.
 
@@ -239,11 +240,12 @@ class Library:
                 raise InputError(f"There is no {what} {word!r}; choose one of {', '.join(known)}.")
         entries = self.entries()
         wanted = search.lower().split()
-        fits = [one for one in entries if _fits(one, wanted, show, model)]
         families = {one.id: family for family in _families(entries).values() for one in family}
+        asked = families.get(versions_of, [])[::-1] if versions_of else entries
+        fits = [one for one in asked if _fits(one, wanted, show, model)]
         if grouped:
             kept = {one.id for one in fits}
-            fits = [one for one in fits if one is _face([other for other in families[one.id] if other.id in kept])]
+            fits = [one for one in fits if one is _chosen([other for other in families[one.id] if other.id in kept])]
         fits = _sorted(fits, sort)
         end = None if limit is None else offset + limit
         return {
@@ -412,7 +414,7 @@ def title(request: GenerationRequest) -> str:
     return " ".join(prompt.split())[:80]
 
 
-def _told(segment: Segment) -> str:
+def _marked(segment: Segment) -> str:
     """A block's prompt, behind what it begins with."""
     marks = ["cut"] * segment.cut + ([f"picture {segment.image.name}"] if segment.image else [])
     return f"({', '.join(marks)}) {segment.prompt}" if marks else segment.prompt
@@ -421,7 +423,7 @@ def _told(segment: Segment) -> str:
 def settings_table(request: GenerationRequest) -> list[tuple[str, str]]:
     """A request as rows of a table for reading."""
     rows = [("Prompt", request.timeline.global_prompt)]
-    rows += [(f"Seconds {s.start}–{s.end}", _told(s)) for s in request.timeline.segments]
+    rows += [(f"Seconds {s.start}–{s.end}", _marked(s)) for s in request.timeline.segments]
     rows += [
         ("Length", "endless" if request.seconds is None else f"{request.seconds} s"),
         ("Size", f"{request.width} × {request.height}"),
@@ -477,7 +479,7 @@ def _families(entries: list[Entry]) -> dict[str, list[Entry]]:
     return found
 
 
-def _face(family: list[Entry]) -> Entry:
+def _chosen(family: list[Entry]) -> Entry:
     """The version that stands for all."""
     return next((one for one in family if one.labels.main), family[-1])
 

@@ -71,6 +71,12 @@ def count_is(page: Page, text: str) -> None:
     expect(page.locator(".ga-count")).to_contain_text(text)
 
 
+def find_blue(page: Page) -> None:
+    """Search for the one video with a blue square."""
+    page.get_by_label("Search prompts").fill("blue")
+    count_is(page, "1 video")
+
+
 def test_a_thousand_videos_come_in_pages_and_are_found(gallery: Page) -> None:
     page = gallery
     count_is(page, f"{MANY - 1} videos")  # a video and its version are one
@@ -92,8 +98,7 @@ def test_a_thousand_videos_come_in_pages_and_are_found(gallery: Page) -> None:
 
 def test_a_tile_has_its_videos_shape_and_plays_under_the_pointer(gallery: Page) -> None:
     page = gallery
-    page.get_by_label("Search prompts").fill("blue")
-    count_is(page, "1 video")
+    find_blue(page)
     box = page.locator(".ga-thumb").bounding_box()
     assert box and abs(box["width"] / box["height"] - 0.5) < 0.02
     page.hover(".ga-item")
@@ -104,8 +109,7 @@ def test_a_tile_has_its_videos_shape_and_plays_under_the_pointer(gallery: Page) 
 
 def test_names_stars_and_versions(gallery: Page, many: App) -> None:
     page = gallery
-    page.get_by_label("Search prompts").fill("blue")
-    count_is(page, "1 video")
+    find_blue(page)
     page.hover(".ga-item")
     page.click("[data-action=star]")
     page.wait_for_selector("[data-action=star].on")
@@ -129,6 +133,29 @@ def test_names_stars_and_versions(gallery: Page, many: App) -> None:
     count_is(page, f"{MANY - 1} videos")
     page.wait_for_selector(f"[data-video='{first}']")  # it stands for both now
     assert json.loads((many.projects / str(first) / "labels.json").read_text())["main"] is True
+
+
+def test_tiles_stay_while_others_change(gallery: Page, many: App) -> None:
+    """With what plays in them and the focus; and a selection that is given up changes nothing else."""
+    page = gallery
+    page.locator(".ga-item").nth(3).focus()
+    line = page.locator(".ga-count").inner_text()
+    assert str(many.projects) in line
+    page.evaluate("window.kept = document.querySelectorAll('.ga-tile')[3]")
+    page.locator("[data-action=star]").nth(1).dispatch_event("click")
+    page.wait_for_selector(".ga-tile:nth-child(2) [data-action=star].on")
+    assert page.evaluate("document.querySelectorAll('.ga-tile')[3] === kept && kept.contains(document.activeElement)")
+    page.locator("[data-action=star]").nth(1).dispatch_event("click")
+    page.wait_for_selector(".ga-tile:nth-child(2) [data-action=star]:not(.on)")
+    page.locator(".ga-tick").nth(0).check(force=True)
+    page.click("[data-action=throw]")
+    page.get_by_text("Bin (1)").wait_for()
+    page.locator(".ga-tick").nth(0).check(force=True)
+    page.get_by_role("button", name="Clear the selection").click()
+    assert page.locator(".ga-tile.chosen").count() == 0 and page.locator(".ga-tick:checked").count() == 0
+    assert page.get_by_text("Bin (1)").is_visible() and str(many.projects) in page.locator(".ga-count").inner_text()
+    page.click("[data-action=undo-bin]")
+    page.wait_for_function("line => document.querySelector('.ga-count').innerText === line", arg=line)
 
 
 def test_several_go_into_the_bin_and_come_back(gallery: Page, many: App) -> None:
@@ -171,8 +198,7 @@ def test_several_go_into_the_bin_and_come_back(gallery: Page, many: App) -> None
 
 def test_an_export_shows_how_far_it_is_and_can_be_saved(gallery: Page, many: App) -> None:
     page = gallery
-    page.get_by_label("Search prompts").fill("blue")
-    count_is(page, "1 video")
+    find_blue(page)
     page.click(".ga-item")
     page.click("dialog[open] [data-action=export]")
     dialog = page.get_by_role("dialog", name="Export")

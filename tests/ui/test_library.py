@@ -66,6 +66,9 @@ def test_search_filter_sort_and_pages(library: Library) -> None:
 def test_versions_are_one_video_that_the_chosen_one_stands_for(library: Library) -> None:
     assert ids(library, grouped=True) == ["v04", "v03", "v02"]
     assert [one["name"] for one in library.versions("v03")] == ["v01", "v03"]
+    for one in ("v01", "v03"):
+        assert ids(library, versions_of=one) == ["v03", "v01"] and library.page(versions_of=one)["total"] == 2
+    assert ids(library, versions_of="v02") == ["v02"] and ids(library, versions_of="gone") == []
     library.label("v01", main=True)
     assert ids(library, grouped=True) == ["v04", "v02", "v01"]
     library.label("v03", main=True)

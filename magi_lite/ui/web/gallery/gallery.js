@@ -27,7 +27,8 @@ export function mount({ element, props, trigger, server, upload }) {
     chosen = new Set(),
     anchor = null,
     asked = 0,
-    family = null; // the versions of one video, where only these are shown
+    family = null; // a video whose versions alone are shown
+  const tiles = new Map(); // id -> { key, node }: a tile stays while its video does, with the focus and what it plays
 
   // --- tools
   const remembered = JSON.parse(localStorage.getItem(KEY) || "{}");
@@ -57,8 +58,8 @@ export function mount({ element, props, trigger, server, upload }) {
     model = choice("Model", { "": "Every model" }, ""),
     grouped = el("input", { type: "checkbox", class: "mg-check", checked: remembered.grouped !== false });
   keepInside(grouped).addEventListener("change", again);
-  const binButton = button("Bin", "trash", toggleBin, { class: "mg-fill", action: "bin" });
-  const back = button("Back to all videos", "undo", leave, { class: "mg-soft", action: "back" });
+  const binButton = button("Bin", "trash", () => go(true, null), { class: "mg-fill", action: "bin" });
+  const back = button("Back to all videos", "undo", () => go(false, null), { class: "mg-soft", action: "back" });
   const emptyBin = button("Empty the bin", "trash", () => askEmpty(null), { class: "mg-danger", action: "empty-bin" });
   part("tools").append(
     search,
@@ -74,81 +75,63 @@ export function mount({ element, props, trigger, server, upload }) {
   back.hidden = emptyBin.hidden = true;
 
   function query() {
+    if (family) return { versions_of: family };
     return {
       search: search.value,
       show: show.value,
       model: model.value,
       sort: sort.value,
-      grouped: grouped.checked && !family,
-      limit: PAGE,
+      grouped: grouped.checked,
     };
   }
   function again() {
     localStorage.setItem(KEY, JSON.stringify({ show: show.value, sort: sort.value, grouped: grouped.checked }));
-    refresh();
+    refresh(PAGE);
   }
-  function toggleBin() {
-    inBin = !inBin;
-    family = null;
+  /** Show another list: the bin, the versions of one video, or all videos. */
+  function go(toBin, versionsOf) {
+    inBin = toBin;
+    family = versionsOf;
     chosen = new Set();
-    refresh();
-  }
-  function leave() {
-    inBin = false;
-    family = null;
-    chosen = new Set();
-    refresh();
+    refresh(PAGE);
   }
 
   // --- the list
   /** Read the list again, as far as it was shown. */
-  async function refresh() {
-    const mine = (asked += 1);
-    if (inBin) {
-      const answer = await call(server.binned({}));
-      if (mine !== asked || !answer.videos) return;
-      items = answer.videos;
-      total = items.length;
-      draw({ binned: total });
-      return;
-    }
-    const pages = Math.max(1, Math.ceil(items.length / PAGE));
-    const answer = await call(server.gallery({ ...query(), limit: family ? null : PAGE * pages }));
-    if (mine !== asked || !answer.videos) return;
-    take(answer, []);
+  async function refresh(shown = items.length) {
+    const mine = (asked += 1),
+      limit = PAGE * Math.max(1, Math.ceil(shown / PAGE));
+    const answer = await call(inBin ? server.binned({}) : server.gallery({ ...query(), limit }));
+    if (mine === asked && answer.videos) take(answer, []);
   }
   async function more() {
     const mine = (asked += 1),
-      answer = await call(server.gallery({ ...query(), offset: items.length }));
+      answer = await call(server.gallery({ ...query(), offset: items.length, limit: PAGE }));
     if (mine === asked && answer.videos) take(answer, items);
   }
   function take(answer, before) {
-    items = [...before, ...answer.videos.filter((item) => !family || family.includes(item.id))];
-    total = family ? items.length : answer.total;
-    const known = [...model.options].map((option) => option.value).slice(1);
-    if (JSON.stringify(known) !== JSON.stringify(answer.models)) {
-      const was = model.value;
-      model.replaceChildren(
-        el("option", { value: "", text: "Every model" }),
-        ...answer.models.map((name) => el("option", { value: name, text: name })),
-      );
-      if (answer.models.includes(was)) model.value = was;
-    }
-    draw(answer, before.length);
+    items = [...before, ...answer.videos];
+    total = inBin ? items.length : answer.total;
+    if (answer.models) offerModels(answer.models);
+    draw(answer);
   }
-  function draw(answer, from = 0) {
-    chosen = kept(
-      chosen,
-      items.map((item) => item.id),
+  function offerModels(models) {
+    const known = [...model.options].map((option) => option.value).slice(1);
+    if (JSON.stringify(known) === JSON.stringify(models)) return;
+    const was = model.value;
+    model.replaceChildren(
+      el("option", { value: "", text: "Every model" }),
+      ...models.map((name) => el("option", { value: name, text: name })),
     );
+    if (models.includes(was)) model.value = was;
+  }
+  function draw(answer) {
     back.hidden = !inBin && !family;
     emptyBin.hidden = !inBin || !items.length;
     for (const node of [search, show, model, sort, grouped.parentElement]) node.hidden = inBin || Boolean(family);
     binButton.hidden = inBin || Boolean(family);
     binButton.querySelector("span").textContent = answer.binned ? `Bin (${answer.binned})` : "Bin";
-    const nodes = items.slice(from).map((item) => tile(item, inBin ? inBinActs : acts, chosen.has(item.id)));
-    if (from) grid.append(...nodes);
-    else grid.replaceChildren(...nodes);
+    drawTiles();
     const searching = !inBin && answer.all > 0;
     none.hidden = items.length > 0;
     none.replaceChildren(
@@ -161,7 +144,26 @@ export function mount({ element, props, trigger, server, upload }) {
     part("more").replaceChildren(
       ...(rest > 0 ? [button(`Show more (${rest})`, "down", more, { class: "mg-fill", action: "more" })] : []),
     );
-    drawChosen();
+    select(
+      kept(
+        chosen,
+        items.map((item) => item.id),
+      ),
+    );
+  }
+  function drawTiles() {
+    const nodes = items.map((item) => {
+      const key = JSON.stringify([inBin, item]),
+        old = tiles.get(item.id);
+      if (!old || old.key !== key) tiles.set(item.id, { key, node: tile(item, inBin ? inBinActs : acts) });
+      return tiles.get(item.id).node;
+    });
+    const shown = new Set(nodes);
+    for (const [id, { node }] of tiles) if (!shown.has(node)) tiles.delete(id);
+    for (const node of [...grid.children]) if (!shown.has(node)) node.remove();
+    nodes.forEach((node, i) => {
+      if (grid.children[i] !== node) grid.insertBefore(node, grid.children[i] || null);
+    });
   }
 
   // --- what is done with one video
@@ -179,37 +181,34 @@ export function mount({ element, props, trigger, server, upload }) {
     async star(item) {
       if (!(await call(server.label({ video: item.id, starred: !item.starred }))).error) refresh();
     },
-    expand(item) {
-      family = item.versions;
-      chosen = new Set();
-      refresh();
-    },
+    expand: (item) => go(false, item.id),
   };
   const inBinActs = { open: (item) => choose(item, {}), choose };
 
   // --- what is done with several
   function choose(item, event) {
-    const order = items.map((one) => one.id);
-    ({ chosen, anchor } = click(chosen, order, item.id, anchor, event.shiftKey));
-    const tiles = [...grid.children];
-    items.forEach((one, i) => {
-      const is = chosen.has(one.id);
-      tiles[i].classList.toggle("chosen", is);
-      tiles[i].querySelector(".ga-tick").checked = is;
-    });
+    const order = items.map((one) => one.id),
+      now = click(chosen, order, item.id, anchor, event.shiftKey);
+    anchor = now.anchor;
+    select(now.chosen);
+  }
+  function select(ids) {
+    chosen = new Set(ids);
+    for (const [id, { node }] of tiles) {
+      node.classList.toggle("chosen", chosen.has(id));
+      node.querySelector(".ga-tick").checked = chosen.has(id);
+    }
     drawChosen();
   }
+  const selectAll = () => select(items.map((item) => item.id));
   function drawChosen() {
     const bar = part("chosen"),
       ids = [...chosen];
     bar.hidden = !ids.length;
     grid.classList.toggle("choosing", ids.length > 0);
     if (!ids.length) return;
-    const clear = button("Clear the selection", "close", () => choose0(), { text: "Clear" });
-    const all = button("Select all shown", "check", () => choose0(items.map((item) => item.id)), {
-      class: "mg-fill",
-      action: "select-all",
-    });
+    const clear = button("Clear the selection", "close", () => select([]), { text: "Clear" });
+    const all = button("Select all shown", "check", selectAll, { class: "mg-fill", action: "select-all" });
     const list = inBin
       ? [
           button("Put back", "undo", () => restore(ids), { class: "mg-primary", action: "restore" }),
@@ -227,15 +226,6 @@ export function mount({ element, props, trigger, server, upload }) {
       el("span", { class: "mg-grow" }),
       clear,
     );
-  }
-  function choose0(ids = []) {
-    chosen = new Set(ids);
-    draw({ binned: 0 }, items.length);
-    [...grid.children].forEach((node, i) => {
-      const is = chosen.has(items[i].id);
-      node.classList.toggle("chosen", is);
-      node.querySelector(".ga-tick").checked = is;
-    });
   }
   async function starAll(ids, starred) {
     for (const video of ids) if ((await call(server.label({ video, starred }))).error) break;
@@ -277,9 +267,9 @@ export function mount({ element, props, trigger, server, upload }) {
     )
       return;
     const ids = [...chosen];
-    if (event.key === "Escape" && ids.length) choose0();
+    if (event.key === "Escape" && ids.length) select([]);
     else if (event.key === "Delete" && ids.length && !inBin) throwAway(ids);
-    else if (event.key === "a" && (event.ctrlKey || event.metaKey)) choose0(items.map((item) => item.id));
+    else if (event.key === "a" && (event.ctrlKey || event.metaKey)) selectAll();
     else return;
     event.preventDefault();
     event.stopImmediatePropagation();

@@ -8,7 +8,7 @@ const REST = 160; // milliseconds that a pointer rests before the video plays
 const ROW = 150; // any number: what is wanted is how wide a tile is against it
 
 /** @param acts {open(item), choose(item, event), star(item), expand(item)}; what is left out is not offered. */
-export function tile(item, acts, chosen) {
+export function tile(item, acts) {
   const width = tileWidth(item.width, item.height, ROW),
     many = item.versions.length;
   const picture = el("span", {
@@ -35,7 +35,6 @@ export function tile(item, acts, chosen) {
       acts.choose(item, event);
     },
   });
-  tick.checked = chosen;
   keepInside(tick);
   const star = acts.star
     ? button(item.starred ? `Remove the star of ${item.title}` : `Star ${item.title}`, "star", () => acts.star(item), {
@@ -58,7 +57,7 @@ export function tile(item, acts, chosen) {
   const parts = [item.status === "finished" ? null : item.status, `${item.done} s`, bytes(item.bytes)].filter(Boolean);
   const node = el(
     "div",
-    { class: "ga-tile" + (chosen ? " chosen" : "") + (many > 1 && acts.expand ? " stacked" : ""), role: "listitem" },
+    { class: "ga-tile" + (many > 1 && acts.expand ? " stacked" : ""), role: "listitem" },
     face,
     tick,
     star,
