@@ -41,8 +41,11 @@ class ColourMap:
         _, _, t, h, w = latents.shape
         if frames.shape != (t * FRAMES_PER_LATENT, h * PIXELS_PER_LATENT, w * PIXELS_PER_LATENT, 3):
             return
-        blocks = frames.reshape(t, FRAMES_PER_LATENT, h, PIXELS_PER_LATENT, w, PIXELS_PER_LATENT, 3)
-        colours = torch.from_numpy(blocks.mean((1, 3, 5), dtype=np.float32)).reshape(-1, 3).double()  # (t h w, 3)
+        # One side after the other, whole rows first: the sums over all three at once take 17 times as long.
+        lines = frames.reshape(t, FRAMES_PER_LATENT, h, PIXELS_PER_LATENT, -1).sum(1, dtype=np.uint16)
+        blocks = lines.sum(2, dtype=np.uint16).reshape(t, h, w, PIXELS_PER_LATENT, 3).sum(3, dtype=np.uint16)
+        pixels = FRAMES_PER_LATENT * PIXELS_PER_LATENT**2  # 256, whose sum fits
+        colours = torch.from_numpy(blocks / pixels).reshape(-1, 3)  # (t h w, 3)
         rows = _rows(latents).cpu().double()
         left, right = rows.T @ rows, rows.T @ colours
         self._left = left if self._left is None else self._left + left

@@ -43,9 +43,9 @@ def test_one_flat_second_gives_its_colour_and_odd_shapes_are_left_out() -> None:
     colours = ColourMap()
     colours.learn(torch.zeros(1, 16, 2, 2, 2), np.zeros((4, 16, 16, 3), np.uint8))  # of 8 frames only 4
     assert not colours.ready
-    colours.learn(torch.zeros(1, 16, 2, 2, 2), np.full((8, 16, 16, 3), (10, 200, 30), np.uint8))
+    colours.learn(torch.zeros(1, 16, 2, 2, 2), np.full((8, 16, 16, 3), (10, 255, 30), np.uint8))
     made = colours.pictures(torch.zeros(1, 16, 2, 2, 2))
-    assert np.abs(made.astype(int) - (10, 200, 30)).max() <= 1
+    assert np.abs(made.astype(int) - (10, 255, 30)).max() <= 1
     assert max(colours.pictures(torch.zeros(1, 16, 1, 300, 500)).shape) <= SIDE
 
 
