@@ -136,6 +136,7 @@ class Run:
             yield from self.leave()
 
     def _execute(self, plan: Plan) -> Iterator[Event]:
+        self.clock = Clock()  # another plan has another pace
         yield PlanReady(plan)
         yield from self.decode_missing(plan)
         if self.complete or self.leaving:
@@ -166,6 +167,7 @@ class Run:
             engine(self.files, plan.execution, lambda: self.leaving) as networks,
             recorded(networks, self.record),
             self.encoder,
+            self.learning(plan),
         ):
             if networks.dit.backend.notice:
                 yield Notice(networks.dit.backend.notice, "warning")
@@ -187,8 +189,13 @@ class Run:
         if self.gap_filled or self.clock.seconds_per_step is None:
             self.clock = Clock(self.steps_before(start.shot) + sampler.steps_done)
         self.gap_filled = self.other_end = False
+        yield from self.denoise(sampler, networks, bank)
+
+    @contextlib.contextmanager
+    def learning(self, plan: Plan) -> Iterator[None]:
+        """Remember the pace of what is made inside, however it ends: once, so that many shots weigh as one run."""
         try:
-            yield from self.denoise(sampler, networks, bank)
+            yield
         finally:
             learned.learn(plan, self.clock)
 

@@ -17,6 +17,7 @@ from magi_lite.errors import InputError, MediaError
 from magi_lite.events import ChunkFinished, Event, Finished, Notice, PhaseStarted, Progress, Redirected, Stopped
 from magi_lite.pipeline import generate
 from magi_lite.pipeline.decoding import psnr
+from magi_lite.planner import learned
 from magi_lite.project import Project
 from magi_lite.request.json import request_from_json, request_to_json
 from magi_lite.timeline.text import parse
@@ -91,6 +92,15 @@ def test_progress_rises_over_cuts_to_the_end(request_for: Callable, run: Callabl
     started = [event.started for event in events if isinstance(event, Progress)]
     assert started[::2] == [1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 5]
     assert [event.chunk for event in events if isinstance(event, ChunkFinished)] == list(range(5))
+
+
+def test_a_run_teaches_its_pace_once_however_many_shots_it_has(
+    request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = []
+    monkeypatch.setattr(learned, "learn", lambda plan, clock: taught.append(clock.steps_measured))
+    run(request_for(CUT, seconds=5, window=4))
+    assert taught == [((3 + 3) + (2 + 3)) * 2 - 1]
 
 
 # --- stopped at any moment, and resumed ------------------------------------------------------------------------------

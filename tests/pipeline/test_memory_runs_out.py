@@ -16,6 +16,7 @@ from magi_lite.errors import OutOfMemory
 from magi_lite.events import ChunkFinished, Finished, Notice, PlanReady
 from magi_lite.pipeline.engine import engine
 from magi_lite.pipeline.prompts import text_execution
+from magi_lite.planner import learned
 from magi_lite.planner.execution import Execution
 from magi_lite.project import Project
 from magi_lite.request.request import Overrides
@@ -90,6 +91,22 @@ def test_the_smaller_plan_is_the_one_that_runs(
         assert np.allclose(one, other, atol=1e-4), "slices change nothing but rounding"
     assert [event.plan.execution.mlp_slice for event in events if isinstance(event, PlanReady)][1] == 16
     assert any(isinstance(event, Notice) and "smaller plan" in event.message for event in events)
+
+
+def test_each_plan_teaches_the_pace_of_its_own_steps(
+    request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = []
+    monkeypatch.setattr(
+        planner, "next_smaller", lambda plan, *_: replace(plan, execution=replace(plan.execution, mlp_slice=16))
+    )
+    monkeypatch.setattr(
+        learned, "learn", lambda plan, clock: taught.append((plan.execution.mlp_slice, clock.steps_measured))
+    )
+    fail_at(monkeypatch, "magi_lite.sampling.sampler.Sampler._step", {12}, ERRORS["device"])
+    run(request_for("[0s-2s: a red ball]", seconds=2, window=1))
+    (_, first), (smaller, second) = taught
+    assert first == 10 and (smaller, second) == (16, 7), "the second goes on behind the first second's 8 steps"
 
 
 @pytest.mark.parametrize(
