@@ -268,13 +268,13 @@ def _with_saved_pictures(timeline: dict[str, Any], folder: Path) -> dict[str, An
 
 
 def read_timeline(path: Path) -> Timeline:
-    """The timeline in a file: JSON, shorthand, or one line per second. Its pictures may lie beside the file.
+    """The timeline in a file, of any form that `timeline.files` reads. Its pictures may lie beside the file.
 
     Raises:
         InputError: the file cannot be read.
         TimelineError: it holds no timeline.
     """
-    from magi_lite.timeline.text import parse
+    from magi_lite.timeline.files import read
 
     try:
         text = read_text(path, foreign.LIMIT_BYTES)
@@ -286,7 +286,7 @@ def read_timeline(path: Path) -> Timeline:
         beside = path.parent / (segment.image or "")
         return replace(segment, image=beside) if beside.is_file() else segment
 
-    return with_pictures(parse(text), found)
+    return with_pictures(read(text), found)
 
 
 def read_settings(path: Path) -> GenerationRequest:

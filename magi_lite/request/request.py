@@ -111,7 +111,7 @@ class GenerationRequest:
 
     timeline: Timeline = option(
         "timeline", group="what", changes="resume", label="Timeline",
-        help='a JSON or text file, or shorthand: "[0s-2s: a cat walks] [2s-5s: it jumps]"',
+        help='a file (JSON, text, SRT or OTIO), or shorthand: "[0s-2s: a cat walks] [2s-5s: it jumps]"',
     )  # fmt: skip
     seconds: int | None = option(
         "whole", 4, least=1, most=MAX_SECONDS, unit="s", optional=True, group="what", planned=True, changes="resume",

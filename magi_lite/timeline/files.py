@@ -13,12 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from magi_lite.errors import TimelineError
+from magi_lite.models import FPS
 from magi_lite.timeline import text
 from magi_lite.timeline.markers import NAME_LENGTH, Marker
 from magi_lite.timeline.timeline import Segment, Timeline
 
-FPS = 24
-"""Rate in which OpenTimelineIO's times are written: the model's."""
 _STAMP = r"(\d{1,3}):([0-5]\d):([0-5]\d)[,.](\d{1,3})"
 _CUE = re.compile(rf"[ \t]*{_STAMP}[ \t]*-->[ \t]*{_STAMP}[^\n]*", re.ASCII)
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|\{\\[^{}]*\}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
+from pathlib import Path
 
 import opentimelineio
 import pytest
 
+from magi_lite.cli.reading import timeline_of
 from magi_lite.errors import TimelineError
+from magi_lite.library import read_timeline
 from magi_lite.timeline import Marker, Segment, Timeline
 from magi_lite.timeline.edit import clip, splice
 from magi_lite.timeline.files import KINDS, NO_LIBRARY, read, write
@@ -51,6 +54,14 @@ def test_subtitles_are_read_as_other_programs_write_them() -> None:
         Segment(4, 5, "and lands"),
         Segment(3600, 3602, ""),
     )
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_flag_and_the_library_read_every_kind_of_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "timeline.of_any_ending"
+    path.write_text(write(STORY, kind), encoding="utf-8")
+    assert timeline_of(str(path)) == read_timeline(path) == read(write(STORY, kind))
+    assert [(s.start, s.end) for s in read_timeline(path).segments] == [(s.start, s.end) for s in STORY.segments]
 
 
 def test_subtitles_closer_than_a_second_share_one() -> None:
