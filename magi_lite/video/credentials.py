@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from magi_lite import __version__
 from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors
+from quant.storage.files import replacing
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """The IPTC's term for what a trained model made."""
@@ -66,20 +65,21 @@ def sign(path: Path, title: str, certificate: Path | None = None, key: Path | No
             }
         ],
     }
-    signed = path.with_name(f".{path.stem}.tmp-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        info = c2pa.C2paSignerInfo(_algorithm(secret), chain, secret, None)
-        with c2pa.Signer.from_info(info) as signer, c2pa.Builder(json.dumps(manifest)) as builder:
-            builder.sign_file(path, signed, signer)
-        with output_errors(path):
-            signed.replace(path)
-    except OutputError:
-        raise
-    except Exception as error:  # the library's own errors, of many kinds
-        raise InputError(f"The file could not be signed with this certificate ({error}).") from None
-    finally:
-        if os.path.lexists(signed):
-            signed.unlink()
+    algorithm = _algorithm(secret)
+    with output_errors(path), replacing(path) as signed:
+        try:
+            info = c2pa.C2paSignerInfo(algorithm, chain, secret, None)
+            with c2pa.Signer.from_info(info) as signer, c2pa.Builder(json.dumps(manifest)) as builder:
+                builder.sign_file(path, signed, signer)
+        except c2pa.C2paError.Io as error:
+            raise OutputError(f"{path} cannot be written ({error}); free some space, or export elsewhere.") from None
+        except Exception as error:  # the library's own errors, of many kinds
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from None
+            raise InputError(
+                f"The file could not be signed with this certificate ({error}); give the whole chain, the signer's own "
+                "first, with its own key, or none for one that is made for this file."
+            ) from None
 
 
 def _library() -> Any:

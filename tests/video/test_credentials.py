@@ -11,9 +11,10 @@ import c2pa
 import numpy as np
 import pytest
 
-from magi_lite.errors import InputError
+from magi_lite.errors import InputError, OutputError
 from magi_lite.video.credentials import SOURCE_TYPE, _self_made, check_credentials, sign
 from magi_lite.video.export import open_export
+from tests.disk import small_files
 
 
 @pytest.fixture(params=["h264", "frame", "gif"])
@@ -61,6 +62,28 @@ def test_a_certificate_of_ones_own_signs(file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="could not be signed"):
         sign(file, "not mine", tmp_path / "chain.pem", tmp_path / "key.pem")
     assert file.read_bytes() == content
+
+
+def test_a_full_disk_and_a_key_that_is_none_leave_the_file_as_it_was(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    content = file.read_bytes()
+    with small_files(100), pytest.raises(OutputError, match="free some space"):
+        sign(file, "a red ball")
+    chain, _ = _self_made()
+    (tmp_path / "chain.pem").write_bytes(chain)
+    (tmp_path / "key.pem").write_bytes(b"no key")
+    with pytest.raises(InputError, match=r"^The private key cannot be read; give an unencrypted PEM file\.$"):
+        sign(file, "mine", tmp_path / "chain.pem", tmp_path / "key.pem")
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(OutputError, match="There is no permission to write"):
+        sign(file, "a red ball")
+    monkeypatch.undo()
+    assert file.read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chain.pem", "key.pem", file.name]
 
 
 def test_what_cannot_be_signed_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
