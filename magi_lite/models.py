@@ -374,6 +374,8 @@ class ModelSpec:
     folder: str = ""
     """Published models: the folder of the family below ckpt/magi, and in it that of the weights."""
     weights_folder: str = ""
+    text_conversion: int = 0
+    """Bytes of the 16-bit copy of its text encoder's pickled weights that is still to be made; 0: none."""
 
     @property
     def distilled(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,6 @@ from magi_lite.models import quantizable
 from magi_lite.pipeline.decoding import decode_chunk, decode_preview, encode_pixels
 from magi_lite.planner import Plan
 from magi_lite.planner.execution import Execution
-from magi_lite.planner.plan import spoken
-from magi_lite.planner.speed import DISK_GBS
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption
@@ -38,9 +36,6 @@ from magi_lite.weights.residency import Residency, drop_weights
 from magi_lite.weights.t5 import text_checkpoint
 from magi_lite.weights.text_files import conversion_bytes
 
-_CONVERSION_TRAFFIC = 3
-"""Bytes that cross the disk for each byte of a 16-bit copy: two are read, one is written."""
-
 
 def plan_for(files: ModelFiles, request: GenerationRequest) -> Plan:
     """Memory and time of a request on this machine.
@@ -50,20 +45,12 @@ def plan_for(files: ModelFiles, request: GenerationRequest) -> Plan:
     """
     plan = planner.plan(request, request.preset, None, files.spec)
     choose_attention(plan.execution.attention, plan.execution.device, DTYPES[plan.execution.dtype])
-    size = text_conversion_bytes(files, plan.execution)
-    if not size:
-        return plan
-    seconds = _CONVERSION_TRAFFIC * size / (DISK_GBS * 1e9)
-    note = (
-        f"The text encoder is converted to 16 bits before its first prompt, once: about {spoken(seconds)}, and "
-        f"{size / 1e9:.1f} GB of disk."
-    )
-    return replace(plan, notes=(*plan.notes, note), time_to_first_chunk=plan.time_to_first_chunk + seconds)
+    return plan
 
 
-def text_conversion_bytes(files: ModelFiles, execution: Execution) -> int:
-    """What the 16-bit copy of pickled text encoder weights will take on the disk; 0: none is to be made."""
-    return 0 if execution.t5 == "float32" else conversion_bytes(files.text_encoder)
+def converts_text_encoder(files: ModelFiles, execution: Execution) -> bool:
+    """Whether the 16-bit copy of pickled text encoder weights is to be made."""
+    return execution.t5 != "float32" and conversion_bytes(files.text_encoder) > 0
 
 
 def convert_text_encoder(files: ModelFiles, progress: Progress, cancelled: Callable[[], bool]) -> None:

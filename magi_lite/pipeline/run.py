@@ -43,11 +43,11 @@ from magi_lite.pipeline.delivery import Delivery
 from magi_lite.pipeline.engine import (
     Engine,
     convert_text_encoder,
+    converts_text_encoder,
     decoder,
     engine,
     plan_for,
     recorded,
-    text_conversion_bytes,
 )
 from magi_lite.pipeline.prefix import (
     PrefixSource,
@@ -226,7 +226,7 @@ class Run:
         Raises:
             CheckpointError, OutputError, LoadCancelled: as `t5.load_t5`.
         """
-        if self.leaving or not text_conversion_bytes(self.files, plan.execution):
+        if self.leaving or not converts_text_encoder(self.files, plan.execution):
             return
         if not bank.missing(self.upcoming_prompts(self.timeline)):
             return

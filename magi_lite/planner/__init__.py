@@ -13,8 +13,8 @@ from magi_lite.machine.cards import GIB, Device, cpu_device, with_memory
 from magi_lite.models import ModelSpec, T5Shape, published_model
 from magi_lite.planner import choose, learned, passes, refusal
 from magi_lite.planner.execution import Execution
-from magi_lite.planner.plan import PHASES, Item, Phase, Plan, ram_limits, vram_limit
-from magi_lite.planner.speed import kv_bytes_per_token, tokens_per_chunk
+from magi_lite.planner.plan import PHASES, Item, Phase, Plan, ram_limits, spoken, vram_limit
+from magi_lite.planner.speed import conversion_seconds, kv_bytes_per_token, tokens_per_chunk
 from magi_lite.request import presets
 from magi_lite.request.request import GenerationRequest, Overrides
 
@@ -38,6 +38,7 @@ def plan(
     model: ModelSpec | None = None,
     *,
     free_window: bool = False,
+    here: bool = False,
 ) -> Plan:
     """Plan a run.
 
@@ -47,6 +48,7 @@ def plan(
         device: the device; None: the one found here.
         model: what is known of the model; None: the request's, by its published name.
         free_window: take a smaller window where the request's own does not fit.
+        here: whether `device` is this machine's, so that the plan promises the times that were measured on it.
 
     Returns:
         The plan that takes the least time among those that fit with 5 % of the memory to spare.
@@ -56,11 +58,10 @@ def plan(
         InputError: a choice contradicts the model.
         PresetError: no preset of that name.
     """
-    here = device is None
     if device is None:
         from magi_lite.machine.devices import detect
 
-        device = detect()
+        device, here = detect(), True
     spec = published_model(request.model) if model is None else model
     chosen = presets.load(preset) if isinstance(preset, str) and preset != "auto" else preset
     name = chosen.name if isinstance(chosen, presets.Preset) else "auto"
@@ -82,7 +83,7 @@ def plan(
             open_fields = frozenset(
                 {f for f in Overrides.__dataclass_fields__ if f not in fixed} | {"attention_slice"}
             )
-            noted = replace(found, frees=open_fields, notes=_notes(found, request))
+            noted = _with_conversion(replace(found, frees=open_fields, notes=_notes(found, request)))
             return learned.applied(noted) if here else noted
     raise refusal.refuse(request, windows[0], device, spec, fixed)
 
@@ -179,6 +180,18 @@ def _smaller_text_encoder(plan: Plan) -> Execution:
     if "t5" in plan.frees and at + 1 < len(kinds):
         return replace(execution, t5=kinds[at + 1])
     return replace(execution, t5_device="cpu") if "t5_device" in plan.frees else execution
+
+
+def _with_conversion(plan: Plan) -> Plan:
+    """The plan with the conversion of its text encoder, where the first prompt has to wait for one."""
+    seconds = conversion_seconds(plan.model, plan.execution)
+    if not seconds:
+        return plan
+    note = (
+        f"The text encoder is converted to 16 bits before its first prompt, once: about {spoken(seconds)}, and "
+        f"{plan.model.text_conversion / 1e9:.1f} GB of disk."
+    )
+    return replace(plan, notes=(*plan.notes, note), time_to_first_chunk=plan.time_to_first_chunk + seconds)
 
 
 def _notes(plan: Plan, request: GenerationRequest) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ ELEMENTWISE_PASSES = 84
 Counted by `benchmarks/roofline.py`."""
 COPY_EFFICIENCY = 0.85
 DISK_GBS = 1.5
+_CONVERSION_TRAFFIC = 3
+"""Bytes that cross the disk for each byte of a 16-bit copy: two are read, one is written."""
 """Reading weights from a solid-state disk, GB/s."""
 VAE_EFFICIENCY = 0.45
 HOST_VAE_TFLOPS = 0.3
@@ -184,6 +186,11 @@ def _text_seconds(request: GenerationRequest, model: ModelSpec, execution: Execu
     flops = prompts * 2.0 * 150 * model.t5.linear_weights
     tflops = CPU_T5_TFLOPS if execution.t5_device == "cpu" else 0.3 * device.bf16_tflops
     return t5_bytes(model.t5, "bf16") / (DISK_GBS * 1e9) + flops / (tflops * 1e12)
+
+
+def conversion_seconds(model: ModelSpec, execution: Execution) -> float:
+    """Making the 16-bit copy of pickled text encoder weights, where one is still to be made and of use."""
+    return 0.0 if execution.t5 == "float32" else _CONVERSION_TRAFFIC * model.text_conversion / (DISK_GBS * 1e9)
 
 
 def _load_seconds(model: ModelSpec, execution: Execution) -> float:

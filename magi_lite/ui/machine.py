@@ -174,7 +174,7 @@ class Machine:
         """A plan as {"sentence", "svg", "notes"}, or {"error"} with what would fit."""
         try:
             device = self.device if self.device.kind == "cuda" else None  # RAM comes and goes: it is looked at anew
-            plan = planner.plan(request, request.preset, device, self._spec(request.model))
+            plan = planner.plan(request, request.preset, device, self._spec(request.model), here=True)
         except MagiLiteError as error:
             return {"error": sentence(error)}
         return described(plan)

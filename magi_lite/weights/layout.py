@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from magi_lite.errors import CheckpointError, InputError
 from magi_lite.files import storage_errors
 from magi_lite.models import MODELS, DiTConfig, Guidance, ModelSpec, SamplerSettings, T5Shape, VAEConfig
 from magi_lite.resources import home_folder, presets_folder
-from magi_lite.weights.text_files import check_text_files
+from magi_lite.weights.text_files import check_text_files, conversion_bytes
 from quant.schemes import detect, quantized_names
 from quant.storage.headers import check_start
 from quant.storage.shards import Checkpoint, has_weights
@@ -117,6 +117,7 @@ def _complete(weights: Path, root: Path, family: ModelSpec | None) -> ModelFiles
     with storage_errors():
         Checkpoint.open(vae)
     check_text_files(text_encoder)
+    spec = replace(spec, text_conversion=conversion_bytes(text_encoder))
     tokens = special_tokens_file(root)  # last: where only they are missing, they are fetched
     with storage_errors(), tokens.open("rb") as opened:
         check_start(opened.read(256), tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -102,11 +103,13 @@ def pickled_files(folder: Path) -> list[Path]:
 
 
 def conversion_bytes(folder: Path) -> int:
-    """What the converted copy of a folder's pickled weights will take on the disk, about; 0: it needs none.
+    """What the converted copy of a folder's pickled weights will take on the disk, about.
+
+    0: it needs none, or cannot have one, for the folder cannot be written.
 
     Raises:
         CheckpointError: as `pickled_files`.
     """
-    if has_weights(folder) or has_weights(folder / CONVERTED[0]):
+    if has_weights(folder) or has_weights(folder / CONVERTED[0]) or not os.access(folder, os.W_OK):
         return 0
     return sum(file.stat().st_size for file in pickled_files(folder)) // 2

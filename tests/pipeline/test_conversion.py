@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from magi_lite.control import RunControl
 from magi_lite.errors import CheckpointError
 from magi_lite.events import Finished, PhaseStarted, PlanReady, Stopped
+from magi_lite.library import plan_request
 from magi_lite.pipeline import generate
 from magi_lite.request.request import Overrides
+from magi_lite.ui.machine import Machine
 
 
 @pytest.fixture
@@ -47,6 +51,27 @@ def test_the_conversion_is_planned_and_shown_and_comes_once(
     assert not [event for event in again if isinstance(event, PhaseStarted) and "Converting" in event.detail]
     (plan,) = [event.plan for event in again if isinstance(event, PlanReady)]
     assert not any("converted" in note for note in plan.notes)
+
+
+def test_every_plan_tells_of_the_conversion_that_is_to_come(
+    pickled: Path, request_for: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's and the command's as the run's own; not where the folder cannot be written, and read as it is."""
+    request = request_for("[0s-1s: a]", model=str(pickled), seconds=1, overrides=Overrides(scheme="float32", t5="bf16"))
+
+    def notes() -> list[str]:
+        on_page = Machine(tmp_path).plan(request)["notes"]
+        assert list(plan_request(request).notes) == list(on_page)
+        return [note for note in on_page if "converted to 16 bits" in note]
+
+    (note,) = notes()
+    as_float32 = replace(request, overrides=Overrides(scheme="float32", t5="float32"))
+    assert not any("converted" in note for note in plan_request(as_float32).notes)
+    with monkeypatch.context() as read_only:
+        read_only.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        assert not notes()
+    (plan,) = [event.plan for event in run(request) if isinstance(event, PlanReady)]
+    assert note in plan.notes and not notes()
 
 
 def test_a_stop_ends_the_conversion(pickled: Path, request_for: Callable, run: Callable, tmp_path: Path) -> None:

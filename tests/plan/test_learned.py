@@ -55,9 +55,9 @@ def test_a_plan_promises_what_the_machine_has_shown() -> None:
     assert made().seconds_per_chunk == pytest.approx(8 * 6.0)
     assert made(replace(REQUEST, width=1024, height=512)).measured == 1, "another size is not known"
     assert made(replace(REQUEST, seconds=9, seed=4)).measured == pytest.approx(made().measured)
-    assert planner.plan(REQUEST, "auto", cpu_device(64 * GIB)).measured == 1, (
-        "another machine"
-    )
+    another = cpu_device(64 * GIB)
+    assert planner.plan(REQUEST, "auto", another).measured == 1, "another machine"
+    assert planner.plan(REQUEST, "auto", another, here=True).measured == made().measured, "this one, found before"
 
 
 def test_too_little_work_and_broken_clocks_teach_nothing() -> None:
