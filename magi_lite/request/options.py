@@ -175,12 +175,13 @@ class Option:
         """
         if not self._is_of_kind(value):
             raise self.not_of_kind(value, called)
-        if self.kind in ("text", "path", "choice") and not isinstance(value, bool | int | float):
+        named_thing = self.kind in ("text", "path", "choice") and self.name != "prompt"  # cleaning sees to prompts
+        if named_thing and not isinstance(value, bool | int | float):
             text, named = str(value), called or self.noun or self.name
             if "\0" in text:
                 raise self.error(f"{named} {shown(text)} holds a character that no name has.")
             limit = MAX_PATH if self.kind == "path" else MAX_NAME
-            if self.name != "prompt" and len(text) > limit:
+            if len(text) > limit:
                 raise self.error(f"{named} has {len(text)} characters; {limit} is the most.")
 
     def _is_of_kind(self, value: Any) -> bool:

@@ -214,3 +214,13 @@ def test_the_apis_arguments_begin_in_the_order_that_programs_count_on() -> None:
     names = list(inspect.signature(Actions.generate).parameters)
     assert names[1:8] == ["prompt", "seconds", "timeline", "image", "video", "width", "height"]
     assert not {"out", "models_folder", "source_sha256"} & set(names)
+
+
+@pytest.mark.parametrize("prompt", ["a red\0 ball", "a \x07 red ball\x1b[31m", "\ufeffa red ball"])
+def test_a_prompt_may_hold_what_cleaning_takes_out(prompt: str) -> None:
+    """As the prompt of the whole video and as a block's, in the same way; a name with a zero byte is none."""
+    whole = build(prompt=prompt, seconds=1, model="demo")
+    check(whole)
+    check(build(timeline={"segments": [{"start": 0, "end": 1, "prompt": prompt}]}, seconds=1, model="demo"))
+    with pytest.raises(InputError, match="no name has"):
+        check(build(prompt="a", image="a\0b.png", seconds=1, model="demo"))
