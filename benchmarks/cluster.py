@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import os
 import sys
 import tempfile
@@ -19,13 +18,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.server import ROOT, rounded
+from benchmarks.figures import RESULTS, latents, rounded, save
 from magi_lite import events
 from magi_lite.control import RunControl
 from magi_lite.jobs import JobQueue
 from magi_lite.jobs.job import Job
 from magi_lite.jobs.queue import Run
-from magi_lite.project import Project
 from magi_lite.request.build import build
 from magi_lite.request.request import GenerationRequest
 from magi_lite.workers.cluster import Cluster
@@ -102,12 +100,7 @@ def work_off(
     took = time.monotonic() - began
     jobs = [queue.get(one) for one in ids]
     queue.close()
-    return [_latents(job.project) for job in jobs if job.state == "finished" and job.project], took
-
-
-def _latents(folder: Path) -> list[bytes]:
-    run = Project.open(folder)
-    return [run.read_latents(second).numpy().tobytes() for second in range(run.chunks)]
+    return [latents(job.project) for job in jobs if job.state == "finished" and job.project], took
 
 
 def _counting(run: Run, made: collections.Counter[tuple[str, int]], notices: list[str]) -> Run:
@@ -126,11 +119,9 @@ def _counting(run: Run, made: collections.Counter[tuple[str, int]], notices: lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "cluster.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "cluster.json")
     arguments = parser.parse_args()
-    text = json.dumps(rounded(measure()), indent=1)
-    arguments.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print(save(arguments.out, rounded(measure())))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ compares captions encoded once with captions encoded for every step (forward plu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -28,10 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.figures import RESULTS, save
 from magi_lite.dit.model import DiT
 from magi_lite.models import DiTConfig
 
-RESULT = Path(__file__).parent / "results" / "cpu_forward.json"
 FLOOR_OPERATIONS = ("mm", "addmm", "bmm", "baddbmm", "linear", "scaled_dot_product")
 """Parts of the names of the operations that nobody can leave out."""
 
@@ -184,16 +183,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=RESULTS / "cpu_forward.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     load = round(os.getloadavg()[0], 1)  # above the number of cores, caches are shared and ratios spread
     with torch.inference_mode():
         cases = {name: measure(CASES[name], arguments.repeats) for name in arguments.cases}
     result = {"machine": machine(), "torch": torch.__version__, "type": "float32", "load_average": load, "cases": cases}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    print(save(arguments.out, result))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.figures import RESULTS, save
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "full_size.json"
 DISK_GB, RAM_GB = 40, 16
 SCHEMES = ("bf16", "fp8", "int8", "nf4")
 SHARD_BYTES = 2 << 30
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="a small configuration: seconds instead of an hour")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where weights go meanwhile")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the results, as JSON")
+    parser.add_argument("--out", type=Path, default=RESULTS / "full_size.json", help="the results, as JSON")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.measure:
@@ -65,8 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         }
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+    print(save(asked.out, found))
     return 0
 
 

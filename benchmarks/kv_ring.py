@@ -24,11 +24,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.figures import RESULTS, save
 from magi_lite.models import CHUNK_LATENT_FRAMES, DIT_4_5B, PIXELS_PER_LATENT, SamplerSettings
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.schedule import Schedule
 
-RESULT = Path(__file__).parent / "results" / "kv_ring.json"
 SIDE = 720
 SECONDS = (10, 100, 10_000)
 PAST, TOKENS, LAYERS = 100, 216, 2
@@ -114,7 +114,7 @@ def measured(repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=RESULTS / "kv_ring.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = {
@@ -122,7 +122,7 @@ def main() -> None:
         "counted": {"size": f"{SIDE}x{SIDE}, 4.5B, bf16", "rows": counted()},
         "measured": measured(arguments.repeats),
     }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    save(arguments.out, result)
     print(json.dumps(result["measured"], indent=1))
 
 

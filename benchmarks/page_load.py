@@ -9,7 +9,6 @@ and the processor time stand beside them.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -21,7 +20,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.server import APP, ROOT, rounded, served, spread, timed_status
+from benchmarks.figures import RESULTS, rounded, save
+from benchmarks.server import APP, served, spread, timed_status
 
 RESTING = 40
 """Status calls before anything is made."""
@@ -137,12 +137,9 @@ def measure(visits: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--visits", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "page_load.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "page_load.json")
     arguments = parser.parse_args()
-    text = json.dumps(rounded(measure(arguments.visits)), indent=1)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print(save(arguments.out, rounded(measure(arguments.visits))))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ promises, beside those of the full-size models run without data, every live byte
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.figures import RESULTS, save
 from tests.plan.full_size import denoise_and_decode, encode, text
 from tests.plan.test_truth import COMBINATIONS, ENCODINGS, plan_of
 
-RESULT = Path(__file__).parent / "results" / "plan_truth.json"
 SLOW = [
     ("4.5B-distill", (1280, 720), 4, {"vae": "decoder"}),
     ("4.5B-distill", (1440, 2560), 1, {"kv_place": "pinned"}),
@@ -56,13 +55,13 @@ def row(about: dict[str, Any], phase: str, planned: int, tracked: int) -> dict[s
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=RESULTS / "plan_truth.json")
     out = parser.parse_args().out
     found = rows()
     for one in found:
         print(f"{one['off_percent']:+6.2f} %  {one}")
     result = {"what": "planned against counted peaks", "torch": torch.__version__, "rows": found}
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save(out, result)
 
 
 if __name__ == "__main__":

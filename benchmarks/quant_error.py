@@ -10,7 +10,6 @@ FP8 takes its scales from one half of the rows, as calibration does, and is judg
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import quant
+from benchmarks.figures import RESULTS, save
 from quant.calibrate import calibrate_
 from quant.convert import convert_
 
@@ -100,7 +100,7 @@ def quant_alphas() -> tuple[float, ...]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print a table, write the JSON."""
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--out", type=Path, default=Path("benchmarks/results/quant_error.json"))
+    made.add_argument("--out", type=Path, default=RESULTS / "quant_error.json")
     made.add_argument("--seeds", type=int, default=3)
     options = made.parse_args(arguments)
     torch.set_num_threads(1)
@@ -112,8 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(name, "  ".join(f"{label} {value:.4f}" for label, value in results[name].items()), flush=True)
     about = "relative L2 error of a linear's output against float64, mean over seeds; synthetic activations"
     data = {"about": about, "seeds": options.seeds, "torch": torch.__version__, "device": "cpu", "errors": results}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    save(options.out, data)
     return 0
 
 

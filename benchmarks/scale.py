@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.server import ROOT, rounded
+from benchmarks.figures import RESULTS, rounded, save
 from magi_lite import events, pipeline
 from magi_lite.control import RunControl
 from magi_lite.jobs import JobQueue
@@ -128,11 +128,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--seconds", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "scale.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
     arguments = parser.parse_args()
-    text = json.dumps(rounded(measure(arguments.size, arguments.seconds)), indent=1)
-    arguments.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print(save(arguments.out, rounded(measure(arguments.size, arguments.seconds))))
 
 
 if __name__ == "__main__":

@@ -104,13 +104,6 @@ def spread(times: Sequence[float], name: str) -> dict[str, float]:
     }  # fmt: skip
 
 
-def rounded(value: Any) -> Any:
-    """Figures with as many digits as they deserve."""
-    if isinstance(value, dict):
-        return {name: rounded(part) for name, part in value.items()}
-    return round(value, 2) if isinstance(value, float) else value
-
-
 def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()

@@ -10,7 +10,6 @@ that thread. `error` is the largest relative difference of a prompt's rows: floa
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -21,7 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-RESULT = Path(__file__).parent / "results" / "text_trim.json"
+from benchmarks.figures import RESULTS, save
+
 PADDED = 800
 LENGTHS = (20, 60, 120, 240)
 """Tokens of a short prompt, a usual one, a long one and a very long one."""
@@ -58,7 +58,7 @@ def measure(repeats: int) -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=RESULTS / "text_trim.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with torch.inference_mode():
@@ -70,8 +70,7 @@ def main() -> None:
         "padded_to": PADDED,
         "prompts": [{key: float(f"{value:.4g}") for key, value in row.items()} for row in rows],
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save(arguments.out, result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import signal
@@ -22,7 +21,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.server import ROOT, SMALL, Served, rounded, served, spread, timed_status, wait
+from benchmarks.figures import RESULTS, latents, rounded, save
+from benchmarks.server import SMALL, Served, served, spread, timed_status, wait
 from magi_lite.project import Project
 
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)
@@ -84,17 +84,18 @@ def measure(kills: int) -> dict[str, Any]:
         ask = {**SMALL, "seed": 5, "api_name": "/generate"}
         unbroken = client.predict(PROMPT, SECONDS, **ask)["job"]
         shown = wait(client, unbroken, *ENDED)
-        whole, latest = latents(app, shown["project"]), shown["took"]  # loading, making and saving are all hit
+        whole = latents(app.projects / shown["project"])
         answers, asking = list[float](), threading.Event()
         asker = threading.Thread(target=_keep_asking, args=(app, unbroken, answers, asking))
         asker.start()
-        attack, behind, began = Attack(app, client, kills, latest), list[str](), time.monotonic()
+        attack = Attack(app, client, kills, latest=shown["took"])  # loading, making and saving are all hit
+        behind, began = list[str](), time.monotonic()
         equal, rounds = True, 0
         try:
             while attack.given < kills:
                 job = client.predict(PROMPT, SECONDS, **ask)["job"]
                 behind.append(client.predict(f"behind, {rounds}", 1, **ask)["job"])
-                equal &= latents(app, attack.make(job)) == whole
+                equal &= latents(app.projects / attack.make(job)) == whole
                 rounds += 1
             ends = [wait(client, one, *ENDED) for one in behind]
         finally:
@@ -110,12 +111,6 @@ def measure(kills: int) -> dict[str, Any]:
         "sentences": attack.sentences, "set_aside": attack.set_aside, "seconds_lost": attack.lost, "bits_equal": equal,
         "in_order": _made_in_order(ends), "orphans": len(left), "took_s": took, **spread(answers, "answer"),
     }  # fmt: skip
-
-
-def latents(app: Served, project: str) -> list[bytes]:
-    """The finished seconds of a run, bit for bit."""
-    run = Project.open(app.projects / project)
-    return [run.read_latents(second).numpy().tobytes() for second in range(run.chunks)]
 
 
 def _keep_asking(app: Served, job: str, answers: list[float], end: threading.Event) -> None:
@@ -141,11 +136,9 @@ def _lives(pid: int) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=24)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "worker_deaths.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "worker_deaths.json")
     arguments = parser.parse_args()
-    text = json.dumps(rounded(measure(arguments.kills)), indent=1)
-    arguments.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print(save(arguments.out, rounded(measure(arguments.kills))))
 
 
 if __name__ == "__main__":
