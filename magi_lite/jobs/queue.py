@@ -192,7 +192,8 @@ class JobQueue:
 
     def _next(self, lane: Lane) -> Job | None:
         names = {lane.name for lane in self._lanes}
-        waiting = (job for job in self.jobs() if job.state == "waiting")
+        followed = {lane.job for lane in self._lanes}  # one resumed so soon that its last run still ends
+        waiting = (job for job in self.jobs() if job.state == "waiting" and job.id not in followed)
         return next((job for job in waiting if job.card == lane.name or job.card not in names or not job.card), None)
 
     def _new_live(self, job: Job) -> Live:

@@ -355,6 +355,31 @@ def test_memory_stays_flat_over_50_runs(tmp_path: Path) -> None:
     assert max(used[1:]) - used[1] < 30e6, used
 
 
+def test_a_job_that_is_resumed_at_once_waits_for_its_last_run_to_end(tmp_path: Path) -> None:
+    """Another card is free, but two runs would write into one folder."""
+    ends, runs = threading.Event(), list[str]()
+
+    def run(job: Job, control: RunControl) -> Iterator[events.Event]:
+        runs.append(job.title)
+        if runs.count(job.title) == 1 and job.title == "first":
+            yield events.Stopped(None, None, 0, "paused")
+            ends.wait(20)
+        else:
+            yield events.Finished(tmp_path / "v.mp4", tmp_path, 1, 1.0)
+
+    queue = JobQueue(tmp_path / "queue", {"0": run, "1": run})
+    queue.start()
+    job = queue.add(request("first", 1)).id
+    eventually(lambda: queue.get(job).state == "paused")
+    queue.resume(job)
+    other = queue.add(request("other", 1)).id
+    eventually(lambda: queue.get(other).state == "finished")
+    assert queue.get(job).state == "waiting" and runs == ["first", "other"]
+    ends.set()
+    eventually(lambda: queue.get(job).state == "finished")
+    queue.close()
+
+
 def test_a_job_may_be_deleted_while_its_worker_dies(tmp_path: Path) -> None:
     """Its result has come, it is taken off the list, and only then the worker falls over."""
     deleted = threading.Event()
