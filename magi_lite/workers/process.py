@@ -117,11 +117,11 @@ class WorkerProcess:
         control = self._control
         assert control is not None
         resume = Path(job["resume"]) if job["resume"] else None
-        if self._alone:  # the app may still listen for a moment: nothing was begun, and it goes on as it is
-            self._report(_unbegun(resume if job["from_chunk"] is None else None))
-            return
         self._sign = time.monotonic()
         try:
+            if self._alone:  # the app may still listen for a moment: nothing was begun, and it goes on as it is
+                self._report(_unbegun(resume if job["from_chunk"] is None else None))
+                return
             request = request_from_json(job["request"])
             self._check_card(request)
             self._wait_for_writer(resume, control)
