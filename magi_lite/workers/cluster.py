@@ -39,6 +39,7 @@ MOST = 64
 """Jobs that are handed to the cluster at a time."""
 ENCODING_PATIENCE = 600.0
 """Seconds to wait for an embedding that another task is making."""
+ENDED = "the connection to the cluster has ended"
 Files = dict[str, bytes]
 
 
@@ -279,6 +280,7 @@ class Cluster:
         desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1)
         self._desk: Any = desk.remote(str(projects))
         self._task = ray.remote(make)
+        self._ended = False
         found = ray.cluster_resources()
         self._cards = int(found.get("GPU", 0))
         self.places = max(1, min(MOST, self._cards or int(found.get("CPU", 1))))
@@ -307,23 +309,22 @@ class Cluster:
         if needed := _memory(job):
             wanted["memory"] = needed
         source = str(job.source) if job.source else None
-        begun, sent, task = False, set[str](), None
+        begun, ended, sent, task = False, False, set[str](), None
         try:
             self._ask("open", job.id, request_to_json(job.request), source, job.from_chunk)
-            task = self._task.options(max_retries=RETRIES, **wanted).remote(self._desk, job.id)
+            task = self._call(self._task.options(max_retries=RETRIES, **wanted).remote, self._desk, job.id)
             while True:
-                ended = bool(ray.wait([task], timeout=TICK)[0])
+                ended = bool(self._call(ray.wait, [task], timeout=TICK)[0])
                 for message, data in self._ask("take", job.id):
                     begun = True
                     yield wire.unpack(message, data)
                 if ended:
-                    failure = ray.get(task)
+                    failure = self._call(ray.get, task)
                     if failure:
                         raise wire.unpack_error(failure)
                     return
                 for verb, asked in (("stop", control.stop_requested), ("pause", control.pause_requested)):
                     if asked and not begun:
-                        ray.cancel(task, force=True)
                         reason: Literal["stopped", "paused"] = "stopped" if verb == "stop" else "paused"
                         yield events.Stopped(job.video, job.project, job.done, reason)
                         return
@@ -340,29 +341,41 @@ class Cluster:
                 f"The cluster could not finish this video ({type(error).__name__}: {first}). Look at `ray status`, "
                 "then press Resume to go on from the last finished step."
             ) from None
-        except GeneratorExit:
-            if task is not None:
-                ray.cancel(task, force=True)
-            raise
         finally:
             with contextlib.suppress(RayError):
+                if task is not None and not ended:  # nobody follows it any more
+                    self._call(ray.cancel, task, force=True)
                 self._ask("close", job.id)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         """Call the desk.
 
         Raises:
-            RayError: it cannot be reached; Ray itself raises others where an actor or the connection has gone.
+            RayError: as `_call`.
+        """
+        import ray
+
+        return self._call(lambda: ray.get(getattr(self._desk, method).remote(*arguments)))
+
+    def _call(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """What a function of Ray answers.
+
+        Raises:
+            RayError: what was asked for failed, or the connection has ended. Ray itself raises others then, SystemExit
+                among them, with which a thread ends without a word; a call after that ends the whole program.
         """
         import ray
         from ray.exceptions import RayError
 
-        if not ray.is_initialized():  # a call would join whatever cluster it finds
-            raise RayError("the connection to the cluster has ended")
+        if self._ended or not ray.is_initialized():  # a call would join whatever cluster it finds
+            raise RayError(ENDED)
         try:
-            return ray.get(getattr(self._desk, method).remote(*arguments))
+            return call(*arguments, **options)
         except RayError:
             raise
+        except SystemExit:
+            self._ended = True
+            raise RayError(ENDED) from None
         except Exception as error:
             raise RayError(str(error)) from None
 

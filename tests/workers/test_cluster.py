@@ -109,6 +109,7 @@ def test_orders_reach_a_job_on_the_cluster_and_it_resumes(nodes: Any, tmp_path: 
     if queue.get(after).state == "interrupted":
         queue.resume(after)
     eventually(lambda: queue.get(after).state == "finished", PATIENCE)
+    eventually(lambda: not queue.running, PATIENCE)  # else the end of the connection may be that of the program
     ray.shutdown()
     late = queue.add(request(seconds=1)).id
     eventually(lambda: queue.get(late).state == "interrupted", PATIENCE)
