@@ -281,17 +281,17 @@ def test_settings_that_cannot_be_read(name):
 
 
 def test_settings_come_back_equal_and_leave_home_without_paths():
-    picture = f'[3s-4s cut image="/home/me/secret/dog.png" sha256={"a" * 64}: b]'
+    picture = f'[3s-4s cut image="/elsewhere/secret/dog.png" sha256={"a" * 64}: b]'
     request = ask(
         f"[blend: 1] [0s-1s: a] {picture}",
-        image=Path("/home/me/secret/cat.png"),
-        models_folder=Path("/home/me/models"),
-        out=Path("/home/me/a.mp4"),
+        image=Path("/elsewhere/secret/cat.png"),
+        models_folder=Path("/elsewhere/models"),
+        out=Path("/elsewhere/a.mp4"),
         tokens=SpecialTokens(False, True, ("anime",)),
         overrides=Overrides(scheme="nf4", vram_gb=7.5),
     )
     assert request_from_json(request_to_json(request)) == request
     outside = request_to_json(request, paths=False)
-    assert "/home" not in str(outside) and outside["timeline"]["segments"][1]["image"] == "dog.png"
+    assert "/elsewhere" not in str(outside) and outside["timeline"]["segments"][1]["image"] == "dog.png"
     assert (outside["image"], outside["out"], outside["models_folder"]) == ("cat.png", None, None)
     assert request_from_json({"timeline": {"segments": []}}) == GenerationRequest(Timeline())

@@ -115,7 +115,7 @@ def test_what_settings_name_is_not_touched(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_places_on_the_computer_where_they_were_written_are_dropped() -> None:
-    request = settings_from_data(with_setting(("models_folder",), "/home/me/models") | {"out": "/home/me/a.mp4"})
+    request = settings_from_data(with_setting(("models_folder",), "/elsewhere/models") | {"out": "/elsewhere/a.mp4"})
     assert request.models_folder is None and request.out is None
 
 
