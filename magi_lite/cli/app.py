@@ -8,9 +8,14 @@ import logging
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from magi_lite.resources import home_folder
+
+if TYPE_CHECKING:
+    from magi_lite.workers.cluster import Cluster
+    from magi_lite.workers.fleet import Fleet
 
 SESSIONS = 64
 """Pages whose state Gradio keeps, about a quarter of a megabyte each; the one unused for longest is forgotten."""
@@ -78,6 +83,25 @@ def chosen_cards(asked: str | None) -> list[int]:
     return numbers
 
 
+def workers(arguments: argparse.Namespace, projects: Path) -> Fleet | Cluster:
+    """What makes the videos of a queue, as `--ray` and `--cards` say.
+
+    Args:
+        projects: folder of the runs.
+
+    Raises:
+        InputError: as `chosen_cards` and `Cluster`.
+    """
+    from magi_lite.machine import devices
+    from magi_lite.workers.cluster import Cluster
+    from magi_lite.workers.fleet import Fleet
+    from magi_lite.workers.worker import Settings
+
+    if arguments.ray:
+        return Cluster(projects, arguments.ray)
+    return Fleet(Settings(projects, cuda=devices.detect().kind == "cuda"), chosen_cards(arguments.cards))
+
+
 def _shown(arguments: argparse.Namespace) -> str:
     """Host and port as this computer's browser takes them."""
     host = "127.0.0.1" if arguments.server in ("0.0.0.0", "::", "") else arguments.server
@@ -115,16 +139,12 @@ def serve(arguments: argparse.Namespace) -> int:
     from magi_lite.jobs import JobQueue
     from magi_lite.jobs.queue import alone_in
     from magi_lite.jobs.recover import unfinished
-    from magi_lite.machine import devices
     from magi_lite.ui import assets, guard, page, uploads
     from magi_lite.ui.actions import Actions
     from magi_lite.ui.library import Library
     from magi_lite.ui.machine import Machine
     from magi_lite.ui.report import Console
     from magi_lite.ui.saved import Saved
-    from magi_lite.workers.cluster import Cluster
-    from magi_lite.workers.fleet import Fleet
-    from magi_lite.workers.worker import Settings
 
     console = Console()
     console.listen()
@@ -134,11 +154,7 @@ def serve(arguments: argparse.Namespace) -> int:
         _check_mcp(local)
     projects = arguments.projects.resolve()
     alone = alone_in(projects / ".queue")
-    fleet: Fleet | Cluster = (
-        Cluster(projects, arguments.ray)
-        if arguments.ray
-        else Fleet(Settings(projects, cuda=devices.detect().kind == "cuda"), chosen_cards(arguments.cards))
-    )
+    fleet = workers(arguments, projects)
     queue = JobQueue(projects / ".queue", fleet.runners, lambda: unfinished(projects))
     chosen = Path(queue.setting("models_folder") or "")
     models = arguments.models or (chosen if chosen.is_absolute() and chosen.is_dir() else home_folder() / "models")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magi_lite import library
-from magi_lite.cli.app import chosen_cards
+from magi_lite.cli.app import workers
 from magi_lite.cli.generate import GROUPS, bring_special_tokens, stop_on_interrupt
 from magi_lite.cli.reading import add_options, check_paths, options_given
 from magi_lite.cli.show import clock
@@ -72,20 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
     Returns the exit code of the first failure.
     """
     from magi_lite.jobs.batch import Batch
-    from magi_lite.machine import devices
-    from magi_lite.workers.cluster import Cluster
-    from magi_lite.workers.fleet import Fleet
-    from magi_lite.workers.worker import Settings
 
     check_paths(arguments)
     wanted, errors = read(arguments)
     if wanted:
-        projects = arguments.projects.resolve()
-        fleet: Fleet | Cluster = (
-            Cluster(projects, arguments.ray)
-            if arguments.ray
-            else Fleet(Settings(projects, cuda=devices.detect().kind == "cuda"), chosen_cards(arguments.cards))
-        )
+        fleet = workers(arguments, arguments.projects.resolve())
         patience = WORKER_PATIENCE
         try:
             batch = Batch(arguments.folder.absolute(), fleet.runners, wanted, overwrite=arguments.overwrite)
