@@ -111,7 +111,14 @@ def test_a_late_answer_never_brings_the_old_version_back(watched: Watched, app: 
 
 
 def test_the_page_says_that_the_app_is_gone_and_connects_again(watched: Watched, tmp_path: Path) -> None:
-    lost = ("ERR_CONNECTION", "Failed to load resource", "Failed to fetch", "INCOMPLETE", "Connection errored out")
+    lost = (
+        "ERR_CONNECTION",
+        "Failed to load resource",
+        "Failed to fetch",
+        "INCOMPLETE",
+        "Connection errored out",
+        "network error",
+    )
     watched.forgiven = lambda text: any(part in text for part in lost)
     app = App(tmp_path).start()
     try:
