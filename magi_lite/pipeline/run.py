@@ -320,7 +320,7 @@ class Run:
                 networks.dit,
                 self.files.spec.sampling(request, plan.window),
                 latent_size=(request.height // PIXELS_PER_LATENT, request.width // PIXELS_PER_LATENT),
-                chunks=None if shot.end is None else shot.end - shot.start,
+                chunks=shot.length,
                 shot=shot.start,
                 caption=caption,
                 null_caption=networks.null_caption(),
@@ -408,7 +408,7 @@ class Run:
     def steps_of(self, shot: Shot) -> int:
         """Steps that a shot takes: the window fills and empties once."""
         window = max(1, self.request.window)
-        return ((shot.end or 0) - shot.start + window - 1) * (self.request.steps // window)
+        return ((shot.length or 0) + window - 1) * (self.request.steps // window)
 
     def progress(self, step: StepDone, shot: Shot) -> Progress:
         """How far the run is, with the time that is left."""
@@ -426,7 +426,7 @@ class Run:
             fraction=None if total is None else done / total,
             eta_seconds=self.clock.left(left),
             seconds_per_chunk=None if pace is None else pace * per_chunk,
-            started=step.stage + 1 if shot.end is None else min(step.stage + 1, shot.end),
+            started=shot.until(step.stage + 1),
         )
 
     def redirect(self, first: int, shot: Shot, bank: PromptBank) -> Iterator[Event]:
@@ -445,7 +445,7 @@ class Run:
             return
         try:
             self.encoder.result()
-            first = first if shot.end is None else min(first, shot.end)
+            first = shot.until(first)
             edited = self.redirected(self.redirection, first)
         except MagiLiteError as error:
             self.redirection = None

@@ -193,9 +193,8 @@ class Project:
     @property
     def started(self) -> int:
         """Seconds that are settled where the run goes on: finished, or in the window of the latest state."""
-        state, end = self.latest_state(), self.shot.end
-        entered = 0 if state is None else state.stage + 1
-        return max(self.chunks, entered if end is None else min(entered, end))
+        state = self.latest_state()
+        return max(self.chunks, 0 if state is None else self.shot.until(state.stage + 1))
 
     def thumbnail(self, chunk: int) -> Path:
         """The strip of thumbnails of a finished second (JPEG)."""
@@ -245,8 +244,7 @@ class Project:
         chunks, shot, window = self.chunks, self.shot, self.request.window
 
         def fits(stage: int) -> bool:
-            clean = max(shot.start, stage + 2 - window)
-            clean = clean if shot.end is None else min(clean, shot.end)
+            clean = shot.until(max(shot.start, stage + 2 - window))
             asked_as_now = stage + 1 >= min(chunks, self._changed_at)
             return stage >= shot.start and clean <= chunks <= clean + self._few and asked_as_now
 
@@ -283,7 +281,7 @@ class Project:
         for stage in reversed(self.states.stages()):
             state = self.states.read(stage)
             if state and state.shot == shot.start:
-                return stage + 1 if shot.end is None else min(stage + 1, shot.end)
+                return shot.until(stage + 1)
         return 0
 
     def length_asked(self, second: int) -> int | None:

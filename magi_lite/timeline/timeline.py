@@ -73,6 +73,15 @@ class Shot:
     """The picture that its first second starts from."""
     image_sha256: str | None = None
 
+    @property
+    def length(self) -> int | None:
+        """Its seconds; None: endless."""
+        return None if self.end is None else self.end - self.start
+
+    def until(self, second: int) -> int:
+        """A second, or the shot's end where that comes first."""
+        return second if self.end is None else min(second, self.end)
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -266,8 +275,7 @@ class Timeline:
     def shot_lengths(self, seconds: int | None) -> tuple[int | None, ...]:
         """Seconds of each shot; None: endless."""
         if seconds not in self._known_lengths:
-            shots = self.shots(seconds)
-            self._known_lengths[seconds] = tuple(None if s.end is None else s.end - s.start for s in shots)
+            self._known_lengths[seconds] = tuple(shot.length for shot in self.shots(seconds))
         return self._known_lengths[seconds]
 
     @cached_property
