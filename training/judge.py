@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from training.world import FRAMES, Scene, film_many, make_scene
+from training.world.draw import SIZE
 from training.world.scene import UNITS, camera_path, shares
 from training.world.words import CAMERAS, COLOURS, LIGHTS, PLACES, SIZES, THINGS, WEATHERS, motions_of, sentence
 
@@ -25,7 +26,9 @@ MOST = 90.0
 """A pixel's difference counts at most this much, so that a thing that is elsewhere does not outvote the rest."""
 SHOWN = 40
 """Difference from the stage, of 255, from which a pixel belongs to a thing."""
-NEAR = 3
+FINENESS = SIZE / UNITS
+"""Pixels of a unit."""
+NEAR = round(3 * FINENESS)
 """Pixels around a thing in which its blur is no ghost."""
 
 
@@ -97,7 +100,7 @@ def ideal(asked: Asked, start: Start) -> Scene:
 
 
 def draw(asked: Asked, start: Start, frames: Sequence[int] = JUDGED, bodies: bool = True) -> np.ndarray:
-    """Frames of the ideal second: (len(frames), 64, 64, 3) float32."""
+    """Frames of the ideal second: (len(frames), H, W, 3) float32."""
     scene = ideal(asked, start)
     if len(frames) == 1:
         cut = slice(frames[0], frames[0] + 1)
@@ -122,7 +125,7 @@ def _offsets(asked: Asked, first: int) -> list[tuple[float, float, np.ndarray]]:
 
 
 def find_start(made: np.ndarray, asked: Asked, camera: tuple[float, float] | None, first: int) -> Start:
-    """Where camera and thing are in the first frame of a second (24, 64, 64, 3).
+    """Where camera and thing are in the first frame of a second (24, H, W, 3).
 
     Args:
         camera: place and zoom, where they are known from the second before.
@@ -168,7 +171,7 @@ def judge(made: np.ndarray, asked: Asked, camera: tuple[float, float] | None = N
     """Judge one second of a clip.
 
     Args:
-        made: (24, 64, 64, 3) uint8. camera: place and zoom at its start, if known. first: number of its first frame.
+        made: (24, H, W, 3) uint8. camera: place and zoom at its start, if known. first: number of its first frame.
     """
     start = find_start(made, asked, camera, first)
     frames = made[list(JUDGED)].astype(np.float32)
@@ -184,7 +187,7 @@ def judge(made: np.ndarray, asked: Asked, camera: tuple[float, float] | None = N
     found = mask & near
     size = max(1, int(true.sum()))
     union = (found | true).sum()
-    columns = np.arange(UNITS) + 0.5
+    columns = (np.arange(SIZE) + 0.5) / FINENESS
     weight = found.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         track = (weight * columns).sum(1) / weight.sum(1)
@@ -215,13 +218,14 @@ def wraps(made: np.ndarray, asked: Asked, start: Start) -> bool:
     """Whether something stands at the wall opposite to where the thing goes, that was not there at the start."""
     drawn = draw(asked, start, (0, FRAMES - 1), bodies=False)
     apart = np.abs(made[[0, -1]].astype(np.float32) - drawn).max(-1) > SHOWN
-    side = slice(UNITS - 6, UNITS) if asked.motion == "moves left" else slice(0, 6)
-    rows = slice(30, 58)
-    return int(apart[1, rows, side].sum()) > int(apart[0, rows, side].sum()) + 12
+    edge = round(6 * FINENESS)
+    side = slice(SIZE - edge, SIZE) if asked.motion == "moves left" else slice(0, edge)
+    rows = slice(round(30 * FINENESS), round(58 * FINENESS))
+    return int(apart[1, rows, side].sum()) > int(apart[0, rows, side].sum()) + 12 * FINENESS**2
 
 
 def body_masks(frames: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """(T, 64, 64) bool: pixels that differ from the stage by more than `SHOWN`."""
+    """(T, H, W) bool: pixels that differ from the stage by more than `SHOWN`."""
     return np.abs(frames.astype(np.float32) - empty.astype(np.float32)).max(-1) > SHOWN
 
 

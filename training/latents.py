@@ -19,16 +19,18 @@ from magi_lite.files import write_tensors
 from magi_lite.models import SCALE_FACTOR
 from magi_lite.text.cleaning import clean_prompt
 from magi_lite.vae.model import ViTVAE
+from training.checkpoint import nothing
 from training.photographs import draw_shot, film_shot
+from training.precision import half_is_faster, half_products
 from training.reel import TILE, to_signed
-from training.world import FRAMES, film_many, make_scene
+from training.world import FRAMES, film_touched, make_scene
 
 CAPTION_TOKENS = 28
 BODY_WEIGHT = 3.0
 """How much more a latent counts that a body touches: the background is most of the picture and easy."""
 SECONDS = 5
 """Of a pool's clips: a full window of four chunks and a clean one in front."""
-CLIPS, POOLS = 750, 4
+CLIPS, POOLS = 500, 4
 """Clips of a pool, and pools."""
 PHOTOGRAPHS = 0.3
 """Share of a pool's clips that are photographs."""
@@ -79,11 +81,10 @@ def encode_clips(vae: ViTVAE, frames: Tensor) -> tuple[Tensor, Tensor]:
     return latents * SCALE_FACTOR, images * SCALE_FACTOR
 
 
-def body_mask(with_bodies: Tensor, without: Tensor) -> Tensor:
-    """Latents that a body or its shadow touches: two clips (F, H, W, 3) uint8 -> (F/4, H/8, W/8) bool."""
-    apart = (with_bodies.int() - without.int()).abs().amax(-1) > 12
-    frames, height, width = apart.shape
-    return apart.view(frames // 4, 4, height // 8, 8, width // 8, 8).amax((1, 3, 5))
+def per_latent(pixels: Tensor) -> Tensor:
+    """Latents of which any pixel is marked: (F, H, W) bool -> (F/4, H/8, W/8) bool."""
+    frames, height, width = pixels.shape
+    return pixels.view(frames // 4, 4, height // 8, 8, width // 8, 8).amax((1, 3, 5))
 
 
 def token_rows(tokenizer: object, captions: tuple[str, ...]) -> Tensor:
@@ -111,8 +112,8 @@ def make_pool(
             body = torch.zeros(seconds * 6, frames.shape[1] // 8, frames.shape[2] // 8, dtype=torch.bool)
         else:
             scene = make_scene(seed * 1_000_000 + number, seconds)
-            frames, captions, starts = film_many([scene])[0], scene.captions, scene.begins_otherwise
-            body = body_mask(frames, film_many([scene], bodies=False)[0])
+            (frames, touched), captions, starts = film_touched(scene), scene.captions, scene.begins_otherwise
+            body = per_latent(touched)
         one, two = encode_clips(vae, frames[None])
         latents.append(one.half())
         images.append(two.half())
@@ -126,7 +127,9 @@ def make_pools(work: Path, vae: ViTVAE, pictures: tuple[np.ndarray, ...], share:
     """Fill `work` with pools, `pool-SEED.safetensors`; those that are there are kept."""
     from training.text_model import make_tokenizer
 
-    for seed in range(1, POOLS + 1):
-        path = work / f"pool-{seed}.safetensors"
-        if not path.is_file():
-            make_pool(vae, make_tokenizer(), max(1, round(CLIPS * share)), SECONDS, seed, pictures).save(path)
+    tile = torch.zeros(2, 3, TILE, vae.config.video_size, vae.config.video_size)
+    with half_products(vae) if half_is_faster(vae, lambda: vae.encode(tile))[0] else nothing():
+        for seed in range(1, POOLS + 1):
+            path = work / f"pool-{seed}.safetensors"
+            if not path.is_file():
+                make_pool(vae, make_tokenizer(), max(1, round(CLIPS * share)), SECONDS, seed, pictures).save(path)

@@ -38,11 +38,11 @@ from training.world.draw import SIZE
 DEMO_VAE = VAEConfig(
     video_size=SIZE, video_length=TILE, embed_dim=256, depth=4, num_heads=4, z_chans=16, use_final_proj=True
 )
-BATCH = 8
+BATCH = 4
 KL_WEIGHT = 2e-5
 AVERAGE_DECAY = 0.997
 RATE, MATRIX_RATE = 5e-4, 0.003
-"""Small, for eight half seconds of which most is still give a noisy gradient: at 0.01 for the matrices the averaged
+"""Small, for a few half seconds of which most is still give a noisy gradient: at 0.01 for the matrices the averaged
 weights stood 1.5 dB lower on photographs after 300 steps, and at 0.02 (from random weights) 5 dB lower after 500."""
 ABSOLUTE, SQUARED = 0.5, 4.0
 TIME_ABSOLUTE, TIME_SQUARED = 1.0, 20.0

@@ -12,7 +12,7 @@ import pytest
 
 from training import evaluate as e
 from training import quality as q
-from training.judge import ATTRIBUTES, Asked, Start, draw, judge, step_ratio, wraps
+from training.judge import ATTRIBUTES, FINENESS, Asked, Start, draw, judge, step_ratio, wraps
 from training.photographs import Album
 from training.world import FRAMES, film
 from training.world.words import CAMERAS, LIGHTS, WEATHERS, motions_of
@@ -56,7 +56,8 @@ def test_a_second_copy_is_a_ghost_and_a_missing_thing_has_no_shape() -> None:
 
 
 def test_noise_of_an_autoencoder_does_not_change_the_verdict(rng: np.random.Generator) -> None:
-    made = clip(CAR).astype(float) + rng.normal(0, 6, (24, 64, 64, 3))
+    made = clip(CAR).astype(float)
+    made += rng.normal(0, 6, made.shape)
     verdict = judge(made.clip(0, 255).astype(np.uint8), CAR)
     assert all(verdict.followed.values()) and verdict.ghosts < 0.05
 
@@ -66,7 +67,8 @@ def test_a_thing_that_comes_in_at_the_other_side_wraps() -> None:
     going = replace(CAR, motion="moves left")
     true = clip(going, start)
     wrapped = true.copy()
-    wrapped[-1, :, -10:] = np.roll(true[-1], -8, axis=1)[:, -10:]
+    edge = round(10 * FINENESS)
+    wrapped[-1, :, -edge:] = np.roll(true[-1], -round(8 * FINENESS), axis=1)[:, -edge:]
     assert not wraps(true, going, start)
     assert wraps(wrapped, going, start)
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from magi_lite.errors import InputError
 from training.photographs import Shot, album, draw_shot, film_shot, find, is_held_back
+from training.world.draw import SIZE
 
 
 @pytest.fixture
@@ -25,12 +26,12 @@ def shot(picture: np.ndarray, light: str = "day", weather: str = "clear", camera
 
 def window(picture: np.ndarray, x: float, y: float, side: float) -> np.ndarray:
     box = tuple(round(v) for v in (x - side / 2, y - side / 2, x + side / 2, y + side / 2))
-    return np.asarray(Image.fromarray(picture).crop(box).resize((64, 64), Image.Resampling.BOX)).astype(float)
+    return np.asarray(Image.fromarray(picture).crop(box).resize((SIZE, SIZE), Image.Resampling.BOX)).astype(float)
 
 
 def test_the_first_frame_is_the_picture_and_a_still_one_stays(picture: np.ndarray) -> None:
     frames = film_shot(shot(picture)).numpy()
-    assert frames.shape == (24, 64, 64, 3)
+    assert frames.shape == (24, SIZE, SIZE, 3)
     assert np.abs(frames[0] - window(picture, 192, 128, 128)).mean() < 2
     assert (frames == frames[0]).all()
 

@@ -15,6 +15,7 @@ from training.photographs import Album
 from training.recipe import STAGES, Recipe, run
 from training.reel import Reel
 from training.studio import Studio
+from training.world.draw import SIZE
 
 
 @pytest.fixture
@@ -52,4 +53,4 @@ def test_the_whole_recipe_ends_in_a_model_folder(tmp_path: Path, small: None) ->
     assert Vocabulary.beside(files.text_encoder).unknown(["a red car moves left in a town at night"]) == []
     torch.manual_seed(0)
     frames = Studio(files).film(["a red car moves left in a town"], seed=1)
-    assert frames.shape == (24, 64, 64, 3)
+    assert frames.shape == (24, SIZE, SIZE, 3)

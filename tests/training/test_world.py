@@ -8,7 +8,7 @@ import torch
 
 from magi_lite.errors import InputError
 from training.world import FRAMES, GRAVITY, RESTITUTION, SPEED, UNITS, film, film_many, make_scene, scene, stage
-from training.world.draw import ground_place
+from training.world.draw import SIZE, TOUCHED, film_touched, ground_place
 from training.world.words import CAMERAS, COLOURS, LIGHTS, PLACES, SIZES, THINGS, WEATHERS, motions_of
 
 PLAIN = {"lights": ("day",), "weathers": ("clear",), "cameras": ("still",), "scenery": ()}
@@ -25,14 +25,14 @@ def seed() -> int:
 
 
 def covered(scene: scene.Scene) -> np.ndarray:
-    """(F, 64, 64) how much every pixel differs from the stage, of 255."""
+    """(F, H, W) how much every pixel differs from the stage, of 255."""
     return np.abs(film(scene).astype(int) - stage(scene).astype(int)).max(-1)
 
 
 def test_equal_seeds_make_equal_bits_and_others_do_not(seed: int) -> None:
     one, again, other = (film(make_scene(s, 2)) for s in (seed, seed, seed + 1))
     assert np.array_equal(one, again) and not np.array_equal(one, other)
-    assert one.shape == (48, 64, 64, 3) and one.dtype == np.uint8
+    assert one.shape == (48, SIZE, SIZE, 3) and one.dtype == np.uint8
 
 
 def test_a_batch_is_drawn_as_its_clips_are_and_a_part_as_the_whole(seed: int) -> None:
@@ -47,9 +47,20 @@ def test_drawing_all_together_as_a_card_does_gives_the_same_pictures(seed: int) 
     from training.world import draw
 
     scenes = [make_scene(seed + n) for n in range(8)]
-    together = draw._draw(scenes, torch.device("cpu"), 64, slice(None), True)
-    apart = torch.cat([draw._draw([one], torch.device("cpu"), 64, slice(None), True) for one in scenes])
+    together = draw._draw(scenes, torch.device("cpu"), SIZE, slice(None), True)
+    apart = torch.cat([draw._draw([one], torch.device("cpu"), SIZE, slice(None), True) for one in scenes])
     assert (together - apart).abs().max() < 0.1
+
+
+def test_what_bodies_touch_is_where_the_picture_is_not_the_empty_stage(seed: int) -> None:
+    for number in range(3):
+        made = make_scene(seed + number, 2, **plain(2))
+        frames, touched = film_touched(made)
+        assert np.array_equal(frames.numpy(), film(made))
+        apart = covered(made)
+        assert touched.numpy()[apart > TOUCHED + 1].all() and not touched.numpy()[apart < TOUCHED - 1].any()
+    foggy = make_scene(seed, kind="thing", **plain(weathers=("fog",), lights=("night",)))
+    assert film_touched(foggy)[1].any((1, 2)).all(), "weather does not hide what counts"
 
 
 @pytest.mark.parametrize("motion", ["moves left", "moves right"])
@@ -68,8 +79,8 @@ def test_what_is_drawn_is_where_the_state_says(thing: str, seed: int) -> None:
     made = make_scene(seed, **options)
     x, down = ground_place(made.bodies[0].x, 1.0, made.camera_x)
     changed = covered(made) > 24
-    columns = np.arange(64) + 0.5
-    assert all(abs(np.flatnonzero(frame.any(1)).max() - down) < 4 for frame in changed)
+    columns = (np.arange(SIZE) + 0.5) * UNITS / SIZE
+    assert all(abs(np.flatnonzero(frame.any(1)).max() * UNITS / SIZE - down) < 4 for frame in changed)
     smooth = (film(made).astype(float) - stage(made).astype(float)).sum((1, 3))
     centre = (np.abs(smooth) * columns).sum(-1) / np.abs(smooth).sum(-1)
     assert np.abs(centre - x - (centre - x).mean()).max() < 1.5, "parts that swing count too"
@@ -108,7 +119,7 @@ def test_walls_stop_things_and_keep_them_whole(seed: int) -> None:
         changed = covered(made) > 24
         area = changed[:, :, :].sum((1, 2))
         assert 0.88 < area[-1] / np.median(area[:12]) < 1.12
-        assert not changed[-1, :, 50:].any()
+        assert not changed[-1, :, 50 * SIZE // UNITS :].any()
 
 
 def test_walls_are_met_often() -> None:

@@ -3,7 +3,7 @@
 `words` names what there is, `scene` moves it, `draw` films it. `film(make_scene(seed, seconds))` is a clip.
 """
 
-from training.world.draw import film, film_many, stage
+from training.world.draw import film, film_many, film_touched, stage
 from training.world.scene import FRAMES, GRAVITY, RESTITUTION, SPEED, UNITS, Body, Scene, make_scene
 from training.world.words import photograph, sentence
 
@@ -17,6 +17,7 @@ __all__ = [
     "Scene",
     "film",
     "film_many",
+    "film_touched",
     "make_scene",
     "photograph",
     "sentence",

@@ -20,8 +20,11 @@ from torch import Tensor
 from training.world.scene import UNITS, Scene
 from training.world.words import COLOURS, PLACES, THINGS
 
-SIZE = 64
-"""Width and height of a frame in pixels."""
+SIZE = 96
+"""Width and height of a frame in pixels. With 64, sixteen numbers for 8 x 8 pixels of four frames leave of what moves
+little more than its colour; with 96, things of the same size in units keep their outlines."""
+TOUCHED = 12.0
+"""Difference of a pixel, of 255, from which a body or its shadow touches it."""
 HORIZON = 33.0
 GROUND = 21.0
 CENTRE = 46.0
@@ -88,32 +91,70 @@ def stage(scene: Scene, size: int = SIZE) -> np.ndarray:
     return film_many([scene], size=size, bodies=False)[0].numpy()
 
 
+@torch.no_grad()
+def film_touched(scene: Scene, size: int = SIZE) -> tuple[Tensor, Tensor]:
+    """One scene (F, size, size, 3) uint8, and which pixels its bodies and their shadows touch, (F, size, size) bool."""
+    shots = _Shots([scene], torch.device("cpu"), slice(None))
+    canvas = shots.empty_stage(size)
+    without = canvas.picture.clone()
+    shots.put_bodies(canvas)
+    touched = (canvas.picture - without).abs().amax(-1) > TOUCHED
+    shots.put_weather(canvas, 0)
+    return canvas.picture[0].add_(0.5).clamp_(0, 255).byte(), touched[0]
+
+
 def _draw(
     scenes: Sequence[Scene], device: torch.device, size: int, frames: slice, bodies: bool, first: int = 0
 ) -> Tensor:
-    def table(rows: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(rows)[:, frames].astype(np.float32)).to(device)
+    shots = _Shots(scenes, device, frames)
+    canvas = shots.empty_stage(size)
+    if bodies:
+        shots.put_bodies(canvas)
+    shots.put_weather(canvas, first)
+    return canvas.picture
 
-    camera, zoom = table([s.camera_x for s in scenes]), table([s.zoom for s in scenes])
-    light, weather = table([s.light for s in scenes]), table([s.weather for s in scenes])
-    changing = torch.cat([camera[..., None], zoom[..., None], light, weather], dim=-1)
-    still = torch.equal(changing, changing[:, :1].expand_as(changing))
-    shown = slice(0, 1) if still else slice(None)
-    canvas = _background(scenes, *(t[:, shown] for t in (camera, zoom, light, weather)), size)
-    if still:
-        whole = (len(scenes), camera.shape[1], size, size)
+
+class _Shots:
+    """Some frames of scenes of one length, and what is drawn of them layer by layer."""
+
+    def __init__(self, scenes: Sequence[Scene], device: torch.device, frames: slice) -> None:
+        self.scenes, self.device, self.frames = scenes, device, frames
+        self.camera, self.zoom = self.table([s.camera_x for s in scenes]), self.table([s.zoom for s in scenes])
+        self.light, self.weather = self.table([s.light for s in scenes]), self.table([s.weather for s in scenes])
+        self.tint = self.light @ torch.tensor(TINTS, device=device)
+
+    def table(self, rows: list[np.ndarray]) -> Tensor:
+        """Values per frame of every scene, (N, F, ...) float32."""
+        return torch.from_numpy(np.stack(rows)[:, self.frames].astype(np.float32)).to(self.device)
+
+    def empty_stage(self, size: int) -> _Canvas:
+        """All that stands behind the bodies; where nothing of it changes it is drawn once."""
+        states = (self.camera, self.zoom, self.light, self.weather)
+        changing = torch.cat([self.camera[..., None], self.zoom[..., None], self.light, self.weather], dim=-1)
+        if not torch.equal(changing, changing[:, :1].expand_as(changing)):
+            return _background(self.scenes, *states, size)
+        canvas = _background(self.scenes, *(state[:, :1] for state in states), size)
+        whole = (len(self.scenes), self.camera.shape[1], size, size)
         canvas.x, canvas.y = canvas.x.expand(whole), canvas.y.expand(whole)
         canvas.picture = canvas.picture.expand(*whole, 3).clone()
-    tint = light @ torch.tensor(TINTS, device=device)
-    for layer in (1, 0) if bodies else ():  # the first body lies on top
-        for thing in THINGS:
-            rows = [n for n, s in enumerate(scenes) if layer < len(s.bodies) and s.bodies[layer].thing == thing]
-            if rows:
-                _thing(canvas, rows, [scenes[n].bodies[layer] for n in rows], table, camera, zoom, tint, light)
-    _fog(canvas, weather[..., 3], tint, before_things=False)
-    numbers = first + torch.arange(scenes[0].frames, device=device)[frames].float()
-    falling(canvas.picture, weather[..., 1], weather[..., 2], numbers, size)
-    return canvas.picture
+        return canvas
+
+    def put_bodies(self, canvas: _Canvas) -> None:
+        """The bodies and their shadows, the first body on top."""
+        for layer in (1, 0):
+            for thing in THINGS:
+                rows = [
+                    n for n, s in enumerate(self.scenes) if layer < len(s.bodies) and s.bodies[layer].thing == thing
+                ]
+                if rows:
+                    bodies = [self.scenes[n].bodies[layer] for n in rows]
+                    _thing(canvas, rows, bodies, self.table, self.camera, self.zoom, self.tint, self.light)
+
+    def put_weather(self, canvas: _Canvas, first: int) -> None:
+        """What is in front of the bodies; `first` is the number of the first frame in its clip."""
+        _fog(canvas, self.weather[..., 3], self.tint, before_things=False)
+        numbers = first + torch.arange(self.scenes[0].frames, device=self.device)[self.frames].float()
+        falling(canvas.picture, self.weather[..., 1], self.weather[..., 2], numbers, canvas.picture.shape[2])
 
 
 def _background(
