@@ -19,7 +19,7 @@ from magi_lite.timeline.markers import NAME_LENGTH, Marker
 from magi_lite.timeline.timeline import Segment, Timeline
 
 _STAMP = r"(\d{1,3}):([0-5]\d):([0-5]\d)[,.](\d{1,3})"
-_CUE = re.compile(rf"[ \t]*{_STAMP}[ \t]*-->[ \t]*{_STAMP}[^\n]*", re.ASCII)
+_CUE = re.compile(rf"[ \t]*{_STAMP}[ \t]*-->[ \t]*{_STAMP}([^\n]*)", re.ASCII)
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|\{\\[^{}]*\}")
 _OURS = "magi_lite"
 """Key of what OpenTimelineIO has no place for, in its metadata."""
@@ -57,17 +57,20 @@ def write(timeline: Timeline, kind: str) -> str:
 
 
 def read_srt(content: str) -> Timeline:
-    """Subtitles as segments.
+    """Subtitles as segments; one with "cut" behind its times begins a new shot.
 
     Raises:
         TimelineError: a cue ends before it starts, or there is none.
     """
-    cues, lines = [], content.split("\n")
+    cues, cuts, lines = [], set(), content.split("\n")
     places = [number for number, line in enumerate(lines) if _CUE.fullmatch(line)]
     for place, following in zip(places, [*places[1:], len(lines) + 1], strict=True):
         found = _CUE.fullmatch(lines[place])
         assert found
-        start, end = (_seconds(found.groups()[half : half + 4]) for half in (0, 4))
+        *times, behind = found.groups()
+        start, end = _seconds(times[:4]), _seconds(times[4:])
+        if "cut" in behind.split():
+            cuts.add(round(start))
         words = lines[place + 1 : following]
         if following <= len(lines):  # the number of the next cue, and the empty lines before it
             words = words[:-1] if words and words[-1].strip().isdigit() else words
@@ -77,13 +80,14 @@ def read_srt(content: str) -> Timeline:
         cues.append((start, end, prompt))
     if not cues:
         raise TimelineError("This file has no subtitles; each has a line such as 00:00:01,000 --> 00:00:03,000.")
-    return Timeline(tuple(_whole_seconds(cues)))
+    return Timeline(tuple(replace(s, cut=s.start in cuts) for s in _whole_seconds(cues)))
 
 
 def print_srt(timeline: Timeline) -> str:
-    """Segments as subtitles, the global prompt in front of each."""
+    """Segments as subtitles, each with its own prompt; "cut", which players skip, stands behind the times of a shot."""
     cues = (
-        f"{number}\n{_stamp(s.start)} --> {_stamp(s.end)}\n{' '.join(timeline.full_prompt(s).split())}\n"
+        f"{number}\n{_stamp(s.start)} --> {_stamp(s.end)}{' cut' * (s.cut or s.image is not None)}\n"
+        f"{' '.join(s.prompt.split())}\n"
         for number, s in enumerate(timeline.segments, 1)
     )
     return "\n".join(cues)

@@ -64,6 +64,19 @@ def test_the_flag_and_the_library_read_every_kind_of_file(kind: str, tmp_path: P
     assert [(s.start, s.end) for s in read_timeline(path).segments] == [(s.start, s.end) for s in STORY.segments]
 
 
+def test_subtitles_keep_cuts_and_the_blocks_own_prompts() -> None:
+    """Read where the global prompt still stands, they would double it."""
+    shots = (
+        Segment(0, 2, "a"),
+        Segment(2, 3, "b", cut=True),
+        Segment(3, 4, "c", image=Path("c.png")),
+        Segment(4, 5, "d"),
+    )
+    again = read(write(Timeline(shots, "night"), "srt"))
+    assert [(s.prompt, s.cut) for s in again.segments] == [("a", False), ("b", True), ("c", True), ("d", False)]
+    assert again.global_prompt == ""
+
+
 def test_subtitles_closer_than_a_second_share_one() -> None:
     cue = "1\n00:00:0{},{} --> 00:00:0{},{}\n{}\n\n"
     content = cue.format(0, "000", 1, "000", "one") + cue.format(0, "300", 0, "400", "two")

@@ -423,7 +423,7 @@ def test_markers_are_named_moved_and_kept_in_the_settings(timeline: Page, app: A
 
 def test_a_dropped_file_of_subtitles_becomes_blocks(timeline: Page, tmp_path: Path) -> None:
     page = timeline
-    page.fill("#mg-prompt textarea", "")  # which subtitles would carry in every line
+    page.fill("#mg-prompt textarea", "at night")
     subtitles = tmp_path / "story.srt"
     cues = "1\n00:00:00,000 --> 00:00:03,900\na cat\nwalks\n\n2\n00:00:04,000 --> 00:01:10,000\nit sleeps\n"
     subtitles.write_text(cues)
@@ -437,6 +437,7 @@ def test_a_dropped_file_of_subtitles_becomes_blocks(timeline: Page, tmp_path: Pa
         drop_file(page, saved)
         page.get_by_text(f"The timeline of timeline.{kind} is on the page now.").wait_for()
         assert segments(page) == [(0, 4, "a cat walks"), (4, 70, "it sleeps")]
+        assert page.input_value("#mg-prompt textarea") == "at night"
     subtitles.write_text("1\n00:00:09,000 --> 00:00:03,900\nback\n")
     drop_file(page, subtitles)
     page.get_by_text("ends before it starts").first.wait_for()

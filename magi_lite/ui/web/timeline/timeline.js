@@ -264,7 +264,9 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       { class: "mg-input", "data-field": "kind" },
       ...Object.entries(KINDS).map(([kind, [label]]) => el("option", { value: kind, text: `${label} (.${kind})` })),
     );
-    const intro = "JSON and OpenTimelineIO keep everything; subtitles and text keep times and prompts.";
+    const intro =
+      "JSON and OpenTimelineIO keep everything, text everything but the markers. Subtitles keep times, cuts and the " +
+      "blocks' own prompts.";
     askFor("Export the timeline", intro, [field("As", choice)], "Save", async () => {
       const prompt = document.querySelector("#mg-prompt textarea"),
         whole = state.value(prompt ? prompt.value.trim() : "");
