@@ -471,6 +471,10 @@ class Actions:
         """Whether a page may name this file: only what was uploaded, and what runs made."""
         return self._library.holds(path)
 
+    def own_pictures(self, timeline: Timeline) -> tuple[Timeline, str]:
+        """The timeline with those pictures that a page may name and show, and a sentence about the others."""
+        return self._library.own_pictures(timeline)
+
     def download(self, model: str) -> dict[str, Any]:
         """Fetch a model in the background, or go on with a download; `system` tells its progress."""
         self._machine.downloads.start(model)

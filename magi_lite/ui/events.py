@@ -13,7 +13,6 @@ from magi_lite.models import MODELS
 from magi_lite.request.build import DEMO, models_on_disk, with_defaults
 from magi_lite.request.request import GenerationRequest
 from magi_lite.request.settings import settings_from_data
-from magi_lite.sentences import either
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import clip, with_pictures
 from magi_lite.ui import form
@@ -73,18 +72,15 @@ class Handlers:
 
     def fill(self, request: GenerationRequest, source: dict[str, Any] | None = None) -> list[Any]:
         """Values of all fields for a request."""
-        request = replace(request, timeline=with_pictures(request.timeline, self._reachable))
+        timeline, without = self.actions.own_pictures(request.timeline)
+        if without:
+            gr.Warning(in_toast(without))
+        request = replace(request, timeline=timeline)
         values = form.from_request(request, source=source or self._source_of(request))
         values["timeline"] = gr.update(value=values["timeline"].to_json(), seconds=request.seconds or 0)
         if request.models_folder is None and request.model not in self.w["model"].choices:
             values["model"] = gr.update(value=request.model)
         return [values[name] for name in form.FIELDS]
-
-    def _reachable(self, segment: Segment) -> Segment:
-        """A block whose picture this app does not have keeps the cut alone."""
-        image = segment.image
-        there = image is not None and self.library.holds(image) and image.is_file()
-        return segment if there else replace(segment, cut=True, image=None, image_sha256=None)
 
     def _source_of(self, request: GenerationRequest) -> dict[str, Any] | None:
         path = request.image or request.video
@@ -178,8 +174,6 @@ class Handlers:
                 told = f"The settings of {source['name']} are restored. Choose {form.VIDEO} to go on from it instead."
                 if start := request.image or request.video:
                     told += f" It was started from {start.name}: drop that file, too, for the same video."
-                if names := [path.name for path in request.timeline.pictures]:
-                    told += f" Blocks started from {either(names)}: drop them on their blocks for the same video."
                 gr.Info(in_toast(told))
                 kept = {key: value for key, value in source.items() if key != "settings"}
                 filled = self.fill(request, kept)

@@ -18,7 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,7 +27,8 @@ from magi_lite.errors import InputError, MagiLiteError, OutputError
 from magi_lite.files import output_errors, storage_errors, write_atomic
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest
-from magi_lite.timeline import Segment
+from magi_lite.timeline import Segment, Timeline
+from magi_lite.timeline.edit import with_pictures
 from quant.storage.files import parse_json
 from quant.storage.lock import FileLock
 
@@ -110,6 +111,24 @@ class Library:
             return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder))
         except (OSError, ValueError, TypeError):
             return False
+
+    def own_pictures(self, timeline: Timeline) -> tuple[Timeline, str]:
+        """The timeline with the pictures that lie in the folder, and a sentence about the others (empty: none).
+
+        A block without its picture keeps the cut. Of a file elsewhere nothing is looked at.
+        """
+        missing = []
+
+        def own(segment: Segment) -> Segment:
+            image = segment.image
+            if image is None or (self.holds(image) and image.is_file()):
+                return segment
+            missing.append(image.name)
+            return replace(segment, cut=True, image=None, image_sha256=None)
+
+        kept = with_pictures(timeline, own)
+        names = ", ".join(dict.fromkeys(missing))
+        return kept, f"The app does not have {names}; drop it on its block for the same video." if names else ""
 
     def open(self, name: str) -> Project:
         """A project by its name, for reading.

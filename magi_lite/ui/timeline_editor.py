@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import TimelineError
@@ -21,7 +19,7 @@ class TimelineEditor(Panel):
         value: the timeline shown first.
         seconds: length of the video, which no block can pass; None: endless.
         look_at: what a picture that was sent for a block is, see `Actions.look_at`.
-        reachable: whether a page may name this file; None: any.
+        own_pictures: a timeline with those pictures that a page may name, and a sentence about the others; None: all.
     """
 
     folder = "timeline"
@@ -33,10 +31,13 @@ class TimelineEditor(Panel):
         *,
         seconds: int | None = 4,
         look_at: Callable[..., Any] | None = None,
-        reachable: Callable[[str], bool] | None = None,
+        own_pictures: Callable[[Timeline], tuple[Timeline, str]] | None = None,
         **options: Any,
     ) -> None:
-        functions: list[Any] = [print_timeline, _with_own_pictures(parse_timeline, reachable), write_timeline]
+        def parse_timeline(data: dict[str, Any]) -> dict[str, Any]:
+            return parsed(str(data.get("text", "")), own_pictures)
+
+        functions: list[Any] = [print_timeline, parse_timeline, write_timeline]
         functions += [for_page(look_at)] if look_at else []
         super().__init__(value, seconds=seconds or 0, server_functions=functions, **options)
 
@@ -58,10 +59,13 @@ def print_timeline(data: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def parse_timeline(data: dict[str, Any]) -> dict[str, Any]:
-    """Shorthand, lines, or a file's content, typed or imported: {"timeline"} or {"error"}."""
+def parsed(text: str, own_pictures: Callable[[Timeline], tuple[Timeline, str]] | None = None) -> dict[str, Any]:
+    """Shorthand, lines, or a file's content, typed or imported: {"timeline", "notice"} or {"error"}."""
     try:
-        return {"timeline": files.read(str(data.get("text", ""))).to_json()}
+        timeline, notice = files.read(text), ""
+        if own_pictures:
+            timeline, notice = own_pictures(timeline)
+        return {"timeline": timeline.to_json(), "notice": notice}
     except TimelineError as error:
         return {"error": str(error)}
 
@@ -72,18 +76,3 @@ def write_timeline(data: dict[str, Any]) -> dict[str, Any]:
         return {"text": files.write(Timeline.from_json(data.get("timeline") or {}), str(data.get("kind", "")))}
     except TimelineError as error:
         return {"error": str(error)}
-
-
-def _with_own_pictures(read: Callable[..., Any], reachable: Callable[[str], bool] | None) -> Callable[..., Any]:
-    """`read` (see `parse_timeline`), refusing pictures that the page may not name and could not show."""
-
-    @wraps(read)
-    def checked(data: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = read(data)
-        for segment in answer.get("timeline", {}).get("segments", []):
-            if "image" in segment and reachable is not None and not reachable(segment["image"]):
-                name, start = Path(segment["image"]).name, segment["start"]
-                return {"error": f"The app does not have the picture {name}; drop it on the block at {start} s."}
-        return answer
-
-    return checked

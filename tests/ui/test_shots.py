@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from playwright.sync_api import Page
 
 from magi_lite.project import Project
 from tests.ui.conftest import App, Watched, generate, set_length, set_size, wait_for, wait_for_another
-from tests.ui.test_timeline import block, three_blocks
+from tests.ui.test_timeline import block, drop_file, three_blocks
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (64, 64)) -> bytes:
@@ -170,6 +171,17 @@ def test_a_video_of_two_shots_and_what_goes_on_from_it(page: Page, app: App) -> 
     page.wait_for_function("magi.timeline.segments[1].image.includes('/inputs/')")  # the form is what it was made with
     assert marks(page)[2] == {"cut": True}
     shown(page, 1)
+
+
+def test_a_timeline_with_pictures_of_elsewhere_comes_without_them(page: Page, app: App, tmp_path: Path) -> None:
+    set_length(page, 4)
+    segments = [{"start": 0, "end": 2, "prompt": "a"}, {"start": 2, "end": 4, "prompt": "b", "image": "/far/sea.png"}]
+    (tmp_path / "story.json").write_text(json.dumps({"segments": segments}))
+    drop_file(page, tmp_path / "story.json")
+    page.get_by_text("The app does not have sea.png; drop it on its block").first.wait_for()
+    page.get_by_text("The timeline of story.json is on the page now.").wait_for()
+    assert [s["prompt"] for s in page.evaluate("magi.timeline.segments")] == ["a", "b"]
+    assert marks(page) == [{}, {"cut": True}]
 
 
 def test_nobody_can_name_a_picture_that_is_not_the_apps_own(page: Page, app: App) -> None:

@@ -1,5 +1,5 @@
 // The text view: the server's own parser and printer, so that there is one grammar.
-import { toast } from "../shared/bus.js";
+import { NO_ANSWER, toast } from "../shared/bus.js";
 import { keepInside } from "../shared/dom.js";
 
 const PAUSE = 350; // milliseconds without a key before what is typed is read
@@ -25,12 +25,11 @@ export function mountText(root, server, { value, adopt }) {
     problem.textContent = "";
   }
   async function read(typed, loudly) {
-    const answer = (await server.parse_timeline({ text: typed })) || { error: "The app does not answer." };
-    problem.textContent = answer.error || "";
-    if (answer.error) {
-      if (loudly) toast(answer.error, "error");
-      return false;
-    }
+    const answer = (await server.parse_timeline({ text: typed })) || { error: NO_ANSWER };
+    const words = answer.error || answer.notice || "";
+    problem.textContent = words;
+    if (words && loudly) toast(words, "error");
+    if (answer.error) return false;
     lastRead = typed;
     text.reading = true; // an import may need more seconds than the video has
     adopt(answer.timeline);
