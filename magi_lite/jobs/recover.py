@@ -1,10 +1,11 @@
-"""The queue as the disk knows it, for when its own file is lost: what runs have left unfinished."""
+"""Jobs as the disk knows them: of runs left unfinished, when the queue's file is lost, and of any run without a job."""
 
 from __future__ import annotations
 
 import contextlib
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -20,16 +21,20 @@ def unfinished(folder: Path) -> Iterator[Job]:
         with contextlib.suppress(MagiLiteError, OSError):
             found.append(Project.open(path.parent))
     for place, project in enumerate(sorted(found, key=lambda one: one.created)):
-        state = "interrupted" if project.status == "running" else project.status
-        if state in RESUMABLE:
-            yield Job(
-                uuid.uuid4().hex[:12],
-                project.request,
-                state=cast(State, state),
-                position=float(place),
-                project=project.folder,
-                source=project.folder,
-                error="The queue's file was damaged; this video was found in its folder.",
-                done=project.chunks,
-                video=project.video if project.chunks else None,
-            )
+        job = job_of(project, uuid.uuid4().hex[:12])
+        if job.state in RESUMABLE:
+            error = "The queue's file was damaged; this video was found in its folder."
+            yield replace(job, position=float(place), error=error)
+
+
+def job_of(project: Project, identity: str) -> Job:
+    """The job that would have ended with the run as it is in its folder."""
+    return Job(
+        identity,
+        project.request,
+        state=cast(State, "interrupted" if project.status == "running" else project.status),
+        project=project.folder,
+        source=project.folder,
+        done=project.chunks,
+        video=project.video if project.chunks else None,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import random
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from magi_lite.errors import InputError
+from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.jobs import JobQueue
 from magi_lite.jobs.job import Job
 from magi_lite.models import MODELS
@@ -73,7 +74,8 @@ class Actions:
     def status(self, job: str | None = "", version: int = 0, preview: int = 0) -> dict[str, Any]:
         """The state of the app: what runs, the queue (if newer than `version`), and one job in detail.
 
-        Give the preview version that you have, so that a picture is sent only once.
+        `job` may be a video of the gallery that no job stands for any more. Give the preview version that you have, so
+        that a picture is sent only once.
         """
         queue = self._queue
         running = queue.running
@@ -90,15 +92,16 @@ class Actions:
         }
         if version != queue.version:
             answer["jobs"] = [_summary(job) for job in queue.jobs()]
-        if job and any(job == known.id for known in queue.jobs()):
-            answer["shown"] = self._shown(queue.get(job), preview)
+        if job:
+            with contextlib.suppress(MagiLiteError):  # it may have been deleted
+                answer["shown"] = self._shown(self._job(job), preview)
         return answer
 
     def _lanes(self) -> list[dict[str, Any]]:
         """Each card's job and memory; none where there is but one card, which the rest of the state is about."""
-        running = self._queue.running_jobs
+        cards, running = self._machine.cards(), self._queue.running_jobs
         lanes = []
-        for one in self._machine.cards():
+        for one in cards if len(cards) > 1 else ():
             job = running.get(one["card"])
             live = self._queue.live(job.id) if job else None
             now = live.snapshot(preview_after=live.preview_version) if live else None
@@ -113,7 +116,7 @@ class Actions:
                     "preview_version": now["preview_version"] if now else 0,
                 }
             )
-        return lanes if len(lanes) > 1 else []
+        return lanes
 
     def _shown(self, job: Job, preview: int) -> dict[str, Any]:
         live = self._queue.live(job.id)
@@ -499,12 +502,21 @@ class Actions:
 
     def request_of(self, job: str) -> GenerationRequest:
         """What a job asks for; once it has ended, what its video was made with."""
-        found = self._queue.get(job)
+        found = self._job(job)
         if found.project and found.state not in ("waiting", "running") and (found.project / "project.json").is_file():
             return Project.open(found.project).request
         return found.request
 
     # --- inside
+
+    def _job(self, identity: str) -> Job:
+        """A job by its id, or an ended one for a video of the gallery by its name.
+
+        Raises:
+            InputError: there is neither.
+        """
+        known = next((job for job in self._queue.jobs() if job.id == identity), None)
+        return known or self._library.job(identity)
 
     def _project(self, video: str) -> Project:
         """The project of a job's id or of a name in the gallery."""

@@ -25,6 +25,8 @@ from urllib.parse import quote
 
 from magi_lite.errors import InputError, MagiLiteError, OutputError
 from magi_lite.files import output_errors, storage_errors, write_atomic
+from magi_lite.jobs.job import Job
+from magi_lite.jobs.recover import job_of
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
@@ -94,6 +96,7 @@ class Library:
         self._lock = threading.Lock()
         self._changes = 0
         self._looked = (-math.inf, "")
+        self._job: tuple[tuple[int, ...], Job | None] = ((), None)
 
     # --- one video
 
@@ -137,6 +140,20 @@ class Library:
             InputError: there is none, or it is damaged.
         """
         return Project.open(self.path(name))
+
+    def job(self, name: str) -> Job:
+        """The job that would have ended with a project as it is, under its name; read again only when that changed.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
+        known, old = self._job  # one is enough for what a stage shows, and asks for twice a second
+        with output_errors(self.folder / name):
+            stamp = _stamp(self.path(name))
+        if old is None or old.id != name or known != stamp or old.state == "interrupted":
+            old = job_of(self.open(name), name)
+            self._job = (stamp, old)
+        return old
 
     def details(self, name: str) -> dict[str, Any]:
         """A project's player, settings and what can be done with it."""

@@ -63,6 +63,22 @@ def test_search_filter_sort_and_pages(library: Library) -> None:
             library.page(**wrong)  # type: ignore[arg-type]
 
 
+def test_a_video_without_a_job_is_read_again_when_it_changed(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = library.job("v02")
+    assert (job.id, job.state, job.done, job.video) == ("v02", "finished", 3, library.folder / "v02" / "video.mp4")
+    opened: list[str] = []
+    real = library.open
+    monkeypatch.setattr(library, "open", lambda name: (opened.append(name), real(name))[1])
+    assert library.job("v02") == job and not opened  # every page asks twice a second
+    (library.folder / "v02" / "chunks" / "00002.m4s").unlink()
+    assert (library.job("v02").done, library.job("v02").state) == (2, "interrupted")
+    assert library.job("v04").state == "stopped" and library.job("v04").video is None
+    shutil.rmtree(library.folder / "v04")
+    for gone in ("v04", "never"):
+        with pytest.raises(InputError, match="may have been deleted"):
+            library.job(gone)
+
+
 def test_versions_are_one_video_that_the_chosen_one_stands_for(library: Library) -> None:
     assert ids(library, grouped=True) == ["v04", "v03", "v02"]
     assert [one["name"] for one in library.versions("v03")] == ["v01", "v03"]

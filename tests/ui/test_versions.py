@@ -61,6 +61,28 @@ def test_one_click_makes_a_story_whose_versions_are_compared(page: Page, app: Ap
     page.wait_for_function("words => magi.timeline.segments.every(s => s.prompt !== words)", arg=GREEN)
     assert segments(page) == story
 
+    page.click(".wa [data-action=export]")
+    page.click("[data-action=export-start]")  # shown here, too
+    page.wait_for_selector("[data-export=h264][data-state=finished]", timeout=PATIENCE)
+    page.get_by_role("dialog", name="Export").get_by_role("button", name="Close").click()
+
+    page.get_by_role("tab", name="Queue").click()
+    page.locator(f"[data-job='{second}'] [data-action=delete]").click()
+    page.wait_for_function("id => magi.state.jobs.every(job => job.id !== id)", arg=second)
+    page.get_by_role("tab", name="Create").click()
+    name = page.locator(".wa-version").last.get_attribute("data-version")
+    page.locator(".wa-version").last.click()  # its job is gone, the video is not
+    assert wait_for_another(page, first) == name
+    page.wait_for_function("words => magi.timeline.segments.some(s => s.prompt === words)", arg=GREEN)
+    page.wait_for_function(f"{VIDEO}.readyState >= 2 && !{VIDEO}.hidden")
+    assert page.locator(".wa-version[aria-pressed=true]").get_attribute("data-version") == name
+    page.click(".wa [data-action=extend]")
+    page.locator("dialog[open] input[type=number]").fill("1")
+    page.locator("dialog[open] button[type=submit]").click()
+    wait_for_another(page, name)
+    wait_for(page, "finished")
+    assert Project.open(app.projects / name).chunks == story[-1][1] + 1
+
 
 def test_keys_step_through_the_video(page: Page) -> None:
     page.locator(".wa-card").first.click()

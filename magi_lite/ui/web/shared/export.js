@@ -6,7 +6,10 @@ import { bytes } from "./format.js";
 const ASK_EVERY = 700; // milliseconds
 const KINDS = { video: "Videos", animation: "Animations", pictures: "A picture for every frame", frame: "One picture" };
 
-/** @param server the panel's functions. @param upload sends a file to the app. @param video {done, width, height}. */
+/**
+ * @param server the panel's functions. @param upload sends a file to the app.
+ * @param id the video's name in the gallery. @param video {done, width, height}.
+ */
 export async function askExport({ server, upload }, id, video) {
   const answer = await call(server.exports({}));
   if (answer.error) return;

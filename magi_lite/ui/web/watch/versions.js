@@ -38,7 +38,6 @@ export function mountVersions({ element, tabs, stage, video, picture, versionsOf
     at = 0.5;
 
   const label = (version, i) => version.label || (i === 0 ? "First version" : `Version ${i + 1}`);
-  const goesOn = (version) => version.main;
   const labelOf = (version) => label(version, family.indexOf(version));
 
   // --- which versions there are
@@ -71,10 +70,9 @@ export function mountVersions({ element, tabs, stage, video, picture, versionsOf
         class: "wa-version",
         "aria-pressed": String(current),
         "data-version": version.name,
-        title: version.job ? "Show this version" : "This version is in the gallery",
-        disabled: !version.job && !current,
-        text: (version.starred ? "★ " : "") + label(version, i) + from + (goesOn(version) ? " · goes on" : ""),
-        onclick: () => version.job && !current && emit("show", { job: version.job }),
+        title: "Show this version",
+        text: (version.starred ? "★ " : "") + label(version, i) + from + (version.main ? " · goes on" : ""),
+        onclick: () => current || emit("show", { job: version.job || version.name }),
       });
     };
     const rest = family.filter((version) => version.name !== shown && version.video_url);

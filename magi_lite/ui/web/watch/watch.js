@@ -219,11 +219,16 @@ export function mount({ element, props, trigger, server, watch, upload }) {
           icon("download"),
           el("span", { text: "Save" }),
         ),
-        button("Export …", "upload", () => askExport({ server, upload }, id, { ...current, ...sizeOf() }), {
-          ...soft,
-          action: "export",
-          title: "Another format, a part of it, or with sound",
-        }),
+        button(
+          "Export …",
+          "upload",
+          () => askExport({ server, upload }, current.project, { ...current, ...sizeOf() }),
+          {
+            ...soft,
+            action: "export",
+            title: "Another format, a part of it, or with sound",
+          },
+        ),
       );
     }
     const clear = () => {
