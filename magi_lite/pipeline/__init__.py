@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from magi_lite import planner
 from magi_lite.control import RunControl
@@ -16,9 +17,10 @@ from magi_lite.errors import OutOfMemory, OutputError
 from magi_lite.events import Event, Notice, Opened, PhaseStarted
 from magi_lite.files import check_writable
 from magi_lite.machine import devices
-from magi_lite.pipeline.prepare import prepare_project
-from magi_lite.pipeline.run import Run
 from magi_lite.request.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from magi_lite.pipeline.run import Run
 
 __all__ = ["DEFAULT_PROJECTS", "generate"]
 
@@ -51,6 +53,9 @@ def generate(
     Raises:
         MagiLiteError: the request, the weights, the memory or the disk do not allow it. Finished seconds are kept.
     """
+    from magi_lite.pipeline.prepare import prepare_project  # torch, which a copy of finished seconds needs not wait for
+    from magi_lite.pipeline.run import Run
+
     control = control or RunControl()
     yield PhaseStarted("check", "")
     if record is not None:

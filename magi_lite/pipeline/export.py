@@ -1,7 +1,7 @@
 """A finished run as a better file: its latents are decoded again, second by second, and written in another format.
 
 Nothing is generated: only the autoencoder is loaded, and one second is in memory at a time. The plain MP4 of whole
-seconds is not even decoded: the fragments of the growing video are copied.
+seconds, with or without sound, is not even decoded: the fragments of the growing video are copied, without torch.
 """
 
 from __future__ import annotations
@@ -11,32 +11,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.events import Event, Finished, PhaseStarted, Progress
 from magi_lite.files import output_errors
 from magi_lite.machine import devices
 from magi_lite.models import FPS, FRAMES_PER_LATENT
-from magi_lite.pipeline.engine import plan_for
 from magi_lite.planner.execution import Execution
 from magi_lite.project import Project
 from magi_lite.request.json import request_to_json
 from magi_lite.request.request import GenerationRequest
-from magi_lite.vae.tiling import decode_tiled
+from magi_lite.video import labels
 from magi_lite.video.export import check_export, open_export
 from magi_lite.video.formats import FORMATS, choose_format
-from magi_lite.video.sound import check_sound
+from magi_lite.video.sound import check_sound, lay_sound
 from magi_lite.video.writer import VideoWriter, finalize
 from magi_lite.weights.layout import ModelFiles
-from magi_lite.weights.loader import DTYPES, load_vae
 from magi_lite.weights.opening import open_model
-from magi_lite.weights.residency import Residency, drop_weights
 from quant.storage.files import replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 COPIED = "h264"
 """The format that the growing video already has."""
@@ -110,9 +107,9 @@ def exporting(
         if sound is not None:
             check_sound(sound)
         chunks = _chunks(project, first, end)
-        if name == COPIED and sound is None and target.suffix.lower() == ".mp4" and _whole(chunks):
+        if name == COPIED and target.suffix.lower() == ".mp4" and _whole(chunks):
             yield PhaseStarted("finish", f"Copying {len(chunks)} seconds to {target.name}")
-            _copy(project, [index for index, _, _ in chunks], target, settings)
+            _copy(project, [index for index, _, _ in chunks], target, settings, sound)
         else:
             files = open_model(request.model, request.models_folder)
             yield PhaseStarted("load", f"Loading the autoencoder of {request.model}")
@@ -182,8 +179,10 @@ def _whole(chunks: list[tuple[int, int, int | None]]) -> bool:
     return all(start == 0 and stop is None for _, start, stop in chunks)
 
 
-def _copy(project: Project, seconds: list[int], target: Path, settings: dict[str, Any] | None) -> None:
-    """The fragments of some seconds as an ordinary MP4."""
+def _copy(
+    project: Project, seconds: list[int], target: Path, settings: dict[str, Any] | None, sound: Path | None
+) -> None:
+    """The fragments of some seconds as an ordinary MP4, with sound under them where there is some."""
     request = project.request
     with output_errors(target), replacing(target) as temporary:
         size, parameters = (request.width, request.height), project.parameters()
@@ -191,11 +190,22 @@ def _copy(project: Project, seconds: list[int], target: Path, settings: dict[str
             for index in seconds:
                 writer.append_fragment(project.read_fragment(index))
         finalize(temporary)
+        if sound is not None:
+            lay_sound(temporary, sound, FORMATS[COPIED].sound, FORMATS[COPIED].container)
+            with temporary.open("r+b") as file:
+                labels.label_mp4(file, labels.xmp())
 
 
 @contextmanager
 def _decoder(files: ModelFiles, request: GenerationRequest) -> Iterator[Callable[[Tensor], np.ndarray]]:
     """Latents (1, 16, t, h, w) to frames (T, H, W, 3) float32 in [-1, 1], by the model's autoencoder alone."""
+    import torch
+
+    from magi_lite.pipeline.engine import plan_for
+    from magi_lite.vae.tiling import decode_tiled
+    from magi_lite.weights.loader import DTYPES, load_vae
+    from magi_lite.weights.residency import Residency, drop_weights
+
     try:
         planned = plan_for(files, request).execution
         execution = replace(planned, vae="cpu" if planned.vae == "cpu" else "decoder")

@@ -1,6 +1,7 @@
-"""Exports that a page asked for: one after the other, each in a process of its own, since decoding needs torch.
+"""Exports that a page asked for, one after the other: a copy of the plain MP4 at once, others in their own process.
 
-The child writes a line of JSON for everything that happens; the newest is what the page shows.
+Decoding needs torch, which the app's server does without, and foreign sound is better read elsewhere. The child writes
+a line of JSON for everything that happens; the newest is what the page shows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.errors import InputError, MagiLiteError, OutputError
 from magi_lite.ui.library import Library, file_url
 from magi_lite.video.formats import FORMATS
 from quant.storage.files import parse_json
@@ -134,6 +135,19 @@ class Exports:
             "run": str(project.folder),
             "to": str(folder / f"{stem}{chosen.suffix}"),
         }
+        copied = _is_plain(order)
+        for news in _events(order) if copied else self._ordered(export, order):
+            self._set(export, **news)
+        self._set(export, state="finished", text="Finished", fraction=1.0)
+        if copied and export.state == "cancelled":
+            Path(order["to"]).unlink(missing_ok=True)
+
+    def _ordered(self, export: Export, order: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """What happens in a process that makes the export.
+
+        Raises:
+            MagiLiteError: it ended without a result.
+        """
         process = subprocess.Popen(
             [sys.executable, "-c", _BEGIN, str(_ROOT), json.dumps(order)],
             stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, encoding="utf-8",
@@ -142,29 +156,33 @@ class Exports:
             export.process = process
             if export.state == "cancelled":
                 process.terminate()
-        error = ""
+        error, target = "", None
         with process:
             for line in process.stdout or ():
                 news = parse_json(line)
                 error = news.pop("error", "") or error
-                if "target" in news:
-                    news["target"] = Path(news["target"])
-                self._set(export, **news)
+                target = news.get("target", target)
+                yield news
         with self._lock:
             export.process = None
-            if export.state == "cancelled":
-                return
-        if process.returncode or export.target is None:
-            text = error or f"The export ended without a result (exit status {process.returncode}); try it again."
-            self._set(export, state="failed", text=text)
-        else:
-            self._set(export, state="finished", text="Finished", fraction=1.0)
+            cancelled = export.state == "cancelled"
+        if not cancelled and (process.returncode or target is None):
+            raise OutputError(
+                error or f"The export ended without a result (exit status {process.returncode}); try it again."
+            )
 
     def _set(self, export: Export, **news: Any) -> None:
+        if "target" in news:
+            news["target"] = Path(news["target"])
         with self._lock:
             if export.state != "cancelled":
                 for name, value in news.items():
                     setattr(export, name, value)
+
+
+def _is_plain(order: dict[str, Any]) -> bool:
+    """Whether the video's own fragments are copied, and nothing else is read."""
+    return order["format"] == "h264" and all(order.get(name) is None for name in ("seconds", "audio", "credentials"))
 
 
 def _free_name(folder: Path, stem: str, suffix: str) -> str:

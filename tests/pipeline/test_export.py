@@ -17,6 +17,7 @@ from magi_lite.events import Finished, Progress
 from magi_lite.pipeline.export import export, exporting
 from magi_lite.video import labels
 from magi_lite.video.writer import read_settings
+from tests.video.test_export import tone
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,38 @@ def test_whole_seconds_of_plain_mp4_are_copies(finished, tmp_path, monkeypatch):
     assert read_settings(target)["seed"] == 5 and labels.SOURCE_TYPE.encode() in target.read_bytes()
     again = frames_of(export(folder, tmp_path / "b.mp4", (1, 2.5)))
     assert len(again) == 36 and np.abs(np.stack(again).astype(int) - shown[24:60]).mean() < 4
+
+
+COPY = """
+import sys
+sys.modules["torch"] = None  # whoever asks for it fails
+from magi_lite.pipeline.export import export
+for arguments in ((None, None), (None, sys.argv[3]), ((1, 2), None)):
+    print(export(sys.argv[1], sys.argv[2], arguments[0], audio=arguments[1], overwrite=True))
+"""
+
+
+def test_copies_need_no_torch(finished, tmp_path):
+    folder, _ = finished
+    tone(tmp_path / "a.wav", 2)
+    run = [sys.executable, "-c", COPY, str(folder), str(tmp_path / "a.mp4"), str(tmp_path / "a.wav")]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "a.mp4")] * 3
+
+
+def test_sound_lies_under_a_copy(finished, tmp_path):
+    folder, _ = finished
+    tone(tmp_path / "a.wav", 2)
+    target = export(folder, tmp_path / "a.mp4", audio=tmp_path / "a.wav")
+    with av.open(str(target)) as container:
+        rate = container.streams.audio[0].rate
+        heard = sum(frame.samples for frame in container.decode(audio=0))
+    assert heard / rate == pytest.approx(3, abs=0.05)
+    assert np.array_equal(frames_of(target), frames_of(folder / "video.mp4"))
+    assert read_settings(target)["seed"] == 5 and labels.SOURCE_TYPE.encode() in target.read_bytes()
+    bare = export(folder, tmp_path / "b.mp4", audio=tmp_path / "a.wav", metadata=False)
+    assert read_settings(bare) is None and labels.SOURCE_TYPE.encode() in bare.read_bytes()
 
 
 def test_settings_are_left_out_where_wanted(finished, tmp_path):
