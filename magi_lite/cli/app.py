@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from urllib.parse import urlsplit
 from magi_lite.resources import home_folder
 
 if TYPE_CHECKING:
+    from gradio import Blocks
+
     from magi_lite.workers.cluster import Cluster
     from magi_lite.workers.fleet import Fleet
 
@@ -117,6 +120,20 @@ def _end_when_asked() -> None:
     signal.signal(signal.SIGTERM, handle)
 
 
+def _wait(demo: Blocks) -> None:
+    """Until Ctrl-C, which also ends the public link: `block_thread` without its words."""
+    from gradio.tunneling import CURRENT_TUNNELS
+
+    try:
+        while demo.is_running:
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        print("MAGI Lite is ending; the video in the making is saved.", flush=True)
+        demo.server.close()
+        for tunnel in CURRENT_TUNNELS:
+            tunnel.kill()
+
+
 def _check_mcp(local: bool) -> None:
     """Refuse to offer tools to other computers, or without the library.
 
@@ -187,12 +204,14 @@ def serve(arguments: argparse.Namespace) -> int:
             run_history=False,
             mcp_server=arguments.mcp,
             prevent_thread_lock=True,
+            quiet=True,  # what there is to say, the lines below say
             _frontend=False,  # else a busy machine is taken for one without localhost
             **page.look(),
         )
+        print(f"The page is http://{_shown(arguments)}/; Ctrl-C ends the app.", flush=True)
         if demo.share_url:
             hosts.public.add(urlsplit(demo.share_url).hostname or "")
-        demo.block_thread()
+        _wait(demo)
     except OSError as error:
         raise InputError(f"Port {arguments.port} cannot be used ({error}); choose another one with --port.") from None
     finally:

@@ -7,6 +7,7 @@ with its state saved, as if it had been paused.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import logging
 import os
 import queue
@@ -66,9 +67,7 @@ class WorkerProcess:
         threading.Thread(target=self._listen, daemon=True).start()
         if devices.cuda_driver():
             threading.Thread(target=self._report_memory, daemon=True).start()
-        from magi_lite import pipeline  # seconds, in which the first job may already wait
-
-        del pipeline
+        importlib.import_module("magi_lite.pipeline.run")  # torch: seconds, in which the first job may already wait
         self._out.send({"ready": os.getpid()})
         while True:
             job = self._jobs.get()

@@ -33,7 +33,7 @@ def test_the_report_has_no_paths_unless_asked_for(page: Page, app: App) -> None:
     page.click("[data-action=report]")
     page.wait_for_function("document.querySelector('.sy-report').value.includes('--- console ---')")
     text = page.input_value(".sy-report")
-    assert "Running on local URL" in text and "gradio: " in text
+    assert "The page is http:" in text and "public link" not in text and "gradio: " in text
     assert str(app.folder) not in text and str(Path.home()) not in text
     page.check("[data-action=with-paths]")
     page.wait_for_function("document.querySelector('.sy-report').value.length > 0")
