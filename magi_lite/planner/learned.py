@@ -1,7 +1,8 @@
 """What this machine did, against what plans promised: a factor for each device, model, precision and size.
 
-Kept as one small JSON file in the user's folder. It says nothing about choices, only how long what was chosen took: a
-plan made here then promises that. What cannot be read is as if it were not there, and is written anew.
+Beside them: how long a worker took to start. Kept as one small JSON file in the user's folder. It says nothing about
+choices, only how long what was chosen took: a plan made here then promises that. What cannot be read is as if it were
+not there, and is written anew.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ MOST = 256
 """Entries that are kept, the newest."""
 SLOWEST = 1000.0
 """A factor beyond this, or below its inverse, is a mistake of somebody's clock."""
+
+START = "start of a worker, seconds"
+"""The key of the one entry that is no factor."""
+USUAL_START = 3.0
+"""Seconds in which Python and torch are loaded, where it was not measured yet."""
 
 
 def file() -> Path | None:
@@ -54,10 +60,21 @@ def learn(plan: Plan, clock: Clock) -> None:
     known, key = _read(path), _key(plan)
     before = known.pop(key, factor)
     known[key] = math.sqrt(before * factor)  # neither one slow afternoon nor the first run decides alone
-    newest = dict(list(known.items())[-MOST:])
-    with contextlib.suppress(MagiLiteError, OSError):  # an estimate is no reason to fail
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(newest, indent=1).encode())
+    _write(path, known)
+
+
+def learn_start(seconds: float) -> None:
+    """Remember how long a worker took from its start until it could take a job."""
+    if (path := file()) is not None and 1 / SLOWEST < seconds < SLOWEST:
+        known = _read(path)
+        known.pop(START, None)
+        _write(path, known | {START: seconds})
+
+
+def start() -> float:
+    """Seconds that a worker will take to start: as long as the last one."""
+    path = file()
+    return USUAL_START if path is None else _read(path).get(START, USUAL_START)
 
 
 def applied(plan: Plan) -> Plan:
@@ -82,6 +99,13 @@ def _key(plan: Plan) -> str:
     size = round(2 * math.log2(max(1, tokens)))
     execution = plan.execution
     return f"{plan.device.name}, {plan.model.name}, {execution.scheme} {execution.layers}, {size}, {plan.window}"
+
+
+def _write(path: Path, known: dict[str, float]) -> None:
+    newest = dict(list(known.items())[-MOST:])
+    with contextlib.suppress(MagiLiteError, OSError):  # an estimate is no reason to fail
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(newest, indent=1).encode())
 
 
 def _read(path: Path) -> dict[str, float]:

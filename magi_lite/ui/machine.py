@@ -18,6 +18,7 @@ from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.library import plan_request
 from magi_lite.machine import cards, devices
 from magi_lite.models import MODELS, ModelSpec
+from magi_lite.planner import learned
 from magi_lite.request.build import build, choose_model, choose_preset, models_on_disk
 from magi_lite.request.request import GenerationRequest
 from magi_lite.ui.downloads import Downloads
@@ -177,7 +178,12 @@ class Machine:
             plan = planner.plan(request, request.preset, device, self._spec(request.model), here=True)
         except MagiLiteError as error:
             return {"error": sentence(error)}
-        return described(plan)
+        return described(plan, self._start_seconds())
+
+    def _start_seconds(self) -> float:
+        """How long a worker will take to start; 0 where one is there, or runs elsewhere."""
+        workers = self._fleet.report() if self._fleet else []
+        return learned.start() if workers and not any(one["pid"] for one in workers) else 0.0
 
     def plan_for(self, card: str, model: str, ram_gb: float | None, values: dict[str, Any]) -> dict[str, Any]:
         """The plan that another machine would get for the same video, as `plan` answers it.
@@ -256,17 +262,18 @@ class Machine:
         return f"Done: {gained / 1e6:.0f} MB of RAM came free, {devices.free_ram_bytes() / 1e9:.1f} GB are free now."
 
 
-def described(plan: planner.Plan) -> dict[str, Any]:
-    """A plan as {"sentence", "svg", "notes"}."""
+def described(plan: planner.Plan, start: float = 0.0) -> dict[str, Any]:
+    """A plan as {"sentence", "svg", "notes"}; a worker takes `start` seconds before."""
     on_card = plan.execution.device == "cuda"
     need = plan.needed_vram_bytes if on_card else plan.peak_ram_bytes
     have = plan.device.vram_bytes if on_card else plan.device.ram_bytes or 0
     where = f"{need / 1e9:.1f} of {have / 1e9:.1f} GB of {'card memory' if on_card else 'RAM'}"
-    words = f"Needs {where}; first picture after {_time(plan.time_to_first_chunk)}"
+    begin = [f"Before the first picture a worker starts, which takes {_time(start)}."] if start else []
+    words = f"Needs {where}; first picture after {_time(start + plan.time_to_first_chunk)}"
     return {
         "sentence": f"{words}, then {_time(plan.seconds_per_chunk)} for every second of video{_measured(plan)}.",
         "svg": svg(plan),
-        "notes": list(plan.notes),
+        "notes": [*plan.notes, *begin],
     }
 
 

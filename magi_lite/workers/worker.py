@@ -22,6 +22,7 @@ from magi_lite import events
 from magi_lite.control import RunControl
 from magi_lite.errors import Interrupted
 from magi_lite.jobs.job import Job
+from magi_lite.planner import learned
 from magi_lite.request.json import request_to_json
 from magi_lite.workers import deaths, wire
 
@@ -76,6 +77,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._inbox: queue.SimpleQueue[tuple[wire.Message, bytes] | wire.BrokenFrame | None] = queue.SimpleQueue()
         self._out: wire.Outbox | None = None
+        self._began = 0.0
         self._busy = False
         self._idle_timer: threading.Timer | None = None
         self.memory = deaths.Memory()
@@ -102,6 +104,7 @@ class Worker:
             command += [] if self._card is None else ["--card", str(self._card)]
             command += ["--cuda"] if self._settings.cuda else []
             command += [] if self._settings.threads is None else ["--threads", str(self._settings.threads)]
+            self._began = time.monotonic()
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -221,7 +224,9 @@ class Worker:
             if frame is None:
                 raise Interrupted(self._died(process, kills))
             message, data = frame
-            if "memory" in message:
+            if "ready" in message:
+                learned.learn_start(time.monotonic() - self._began)
+            elif "memory" in message:
                 self.card_memory = (message["memory"]["free"], message["memory"]["total"])
             elif "event" in message:
                 event = wire.unpack(message, data)

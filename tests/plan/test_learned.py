@@ -60,6 +60,15 @@ def test_a_plan_promises_what_the_machine_has_shown() -> None:
     assert planner.plan(REQUEST, "auto", another, here=True).measured == made().measured, "this one, found before"
 
 
+def test_a_worker_starts_as_the_last_one_did() -> None:
+    assert learned.start() == learned.USUAL_START
+    ran(made(), 3.0)
+    for seconds in (4.0, 7.5, -1.0, 1e9, float("nan")):
+        learned.learn_start(seconds)
+    assert learned.start() == 7.5
+    assert made().seconds_per_chunk == pytest.approx(24), "and nothing else is forgotten"
+
+
 def test_too_little_work_and_broken_clocks_teach_nothing() -> None:
     ran(made(), 3.0, steps=8)
     ran(made(), 0.0)

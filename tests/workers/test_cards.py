@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from magi_lite.cli import app
 from magi_lite.errors import InputError
 from magi_lite.machine import devices
 from magi_lite.machine.cards import known_card
+from magi_lite.planner import learned
+from magi_lite.ui.machine import Machine
+from magi_lite.ui.machine import _time as spoken
 from magi_lite.workers.__main__ import visible
 from tests.jobs.test_queue import eventually
 from tests.workers.conftest import PATIENCE, Studio, request
@@ -36,6 +40,30 @@ def test_two_cards_work_side_by_side_and_one_may_die(studio: Callable[..., Studi
     queue.resume(victim)
     eventually(lambda: all(job.state == "finished" for job in queue.jobs()), 2 * PATIENCE)
     assert len({tuple(here.latents(job)) for job in jobs}) == 4
+
+
+def test_the_forecast_counts_the_start_of_a_worker_that_is_not_there(
+    studio: Callable[..., Studio], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "FILE", tmp_path / "speeds.json")
+    here = studio()
+    machine = Machine(tmp_path / "models", fleet=here.fleet)
+
+    def said() -> list[str]:
+        return [note for note in machine.plan(request())["notes"] if "a worker starts" in note]
+
+    assert said() == ["Before the first picture a worker starts, which takes 3.0 s."]  # as usual
+    began = time.monotonic()
+    job = here.queue.add(request(seconds=1)).id
+    eventually(lambda: here.queue.get(job).state == "finished", PATIENCE)
+    assert 0 < learned.start() < time.monotonic() - began and not said()
+    eventually(lambda: here.fleet.free() == 1, PATIENCE)  # once it has nothing to do
+    monkeypatch.setattr(learned, "USUAL_START", 0.0)
+    took = learned.start()
+    assert took and said() == [f"Before the first picture a worker starts, which takes {spoken(took)}."]
+    with_start = machine.plan(request())["sentence"]
+    monkeypatch.setattr(learned, "start", lambda: 600.0)
+    assert "first picture after 10 min" in machine.plan(request())["sentence"] != with_start
 
 
 def test_which_cards_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

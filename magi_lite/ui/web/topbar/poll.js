@@ -69,7 +69,10 @@ export function poller(element, server, draw) {
       jobs = state.jobs;
       queueVersion = state.version;
     }
-    const shown = state.shown && state.shown.id === wanted ? state.shown : null;
+    const shown = state.shown && state.shown.id === wanted ? state.shown : null,
+      before = app.state && app.state.shown;
+    // A job that was taken off the list leaves its video, which is shown under its own name.
+    if (wanted && !shown) app.attached = before && before.id === wanted && before.done ? before.project : null;
     if (shown) {
       if (shown.preview_version !== known.preview_version)
         Object.assign(known, { preview: shown.preview, moving: shown.moving || [] });

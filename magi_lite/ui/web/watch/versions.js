@@ -39,6 +39,7 @@ export function mountVersions({ element, tabs, stage, video, picture, versionsOf
 
   const label = (version, i) => version.label || (i === 0 ? "First version" : `Version ${i + 1}`);
   const labelOf = (version) => label(version, family.indexOf(version));
+  const isListed = (job) => app.state.jobs.some((one) => one.id === job);
 
   // --- which versions there are
   async function look(job) {
@@ -72,7 +73,7 @@ export function mountVersions({ element, tabs, stage, video, picture, versionsOf
         "data-version": version.name,
         title: "Show this version",
         text: (version.starred ? "★ " : "") + label(version, i) + from + (version.main ? " · goes on" : ""),
-        onclick: () => current || emit("show", { job: version.job || version.name }),
+        onclick: () => current || emit("show", { job: isListed(version.job) ? version.job : version.name }),
       });
     };
     const rest = family.filter((version) => version.name !== shown && version.video_url);
