@@ -35,7 +35,7 @@ from training.diffusion import (
 from training.latents import Pool
 from training.optim import Optimizer, update_average, warm_cosine
 from training.precision import half_is_faster, half_products
-from training.train_dit import DEMO_DIT, load_pools, make_model
+from training.train_dit import CHUNKS_PER_BATCH, DEMO_DIT, load_pools, make_model
 
 SHORTEST = 64
 """Steps of the schedule that the undistilled model is sampled with."""
@@ -143,7 +143,7 @@ def distill(
     pool: Pool | None = None,
     config: DiTConfig = DEMO_DIT,
     patterns: tuple = FULL_WINDOWS,
-    chunks_per_batch: int = 20,
+    chunks_per_batch: int = CHUNKS_PER_BATCH,
     guidance: float = GUIDANCE,
     step_number: float | None = step_size_number(SHORTEST, 1.0),
     rates: tuple[float, float] = (RATE, MATRIX_RATE),

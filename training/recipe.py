@@ -25,7 +25,7 @@ from training.train_vae import (
 )
 
 STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "export")
-STEPS = {"vae": 700, "decoder": 300, "single": 6000, "windows": 6000, "full": 4000, "distill": 2400}
+STEPS = {"vae": 700, "decoder": 300, "single": 3000, "windows": 3000, "full": 2000, "distill": 1200}
 """Steps of every stage; the autoencoder's decoder alone makes the last quarter of its own."""
 FOLDED, FINAL = "vae_folded.safetensors", "vae_final.safetensors"
 FOLD_CLIPS = 96
