@@ -37,3 +37,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 def count(number: int, noun: str) -> str:
     """ "1 frame", "2 frames"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def size(number: int) -> str:
+    """Bytes as people read them: "1.5 GB", "96 MB"."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

@@ -39,6 +39,12 @@ def killed_in(places: Iterable[Path]) -> int:
     return sum(group.killed for folder in places if (group := _read(folder)) is not None)
 
 
+def limit_of(places: Iterable[Path]) -> int | None:
+    """Bytes that groups which `folders` named allow: the least limit of all; None where nothing limits."""
+    found = [group.limit for folder in places if (group := _read(folder)) is not None and group.limit is not None]
+    return min(found, default=None)
+
+
 def least(pid: int | str = "self") -> tuple[int | None, int | None]:
     """(limit, free) bytes of a process, the least of all its groups; None where nothing limits it."""
     found = groups(pid)

@@ -17,6 +17,7 @@ from magi_lite.files import output_errors
 from magi_lite.models import FPS, ModelSpec
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.schedule import Schedule
+from magi_lite.sentences import size
 
 _FLOAT = 4
 """Bytes of a number in latents, states and captions."""
@@ -82,7 +83,7 @@ def check_room(request: GenerationRequest, model: ModelSpec, folder: Path, finis
             free = shutil.disk_usage(place).free
         if free < wanted:
             raise OutputError(
-                f"{seconds} seconds of this size need about {_plainly(wanted)} and {place} has {_plainly(free)} free; "
+                f"{seconds} seconds of this size need about {size(wanted)} and {place} has {size(free)} free; "
                 "free some space, choose another folder, or ask for less."
             )
 
@@ -95,7 +96,3 @@ def _existing(folder: Path) -> Path:
             if place.is_dir():
                 return place
         raise FileNotFoundError(errno.ENOENT, "no such drive")
-
-
-def _plainly(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from magi_lite.machine import cgroups
+from magi_lite.sentences import size
 
 _WINDOWS = {0xC0000005: "SIGSEGV", 0xC000001D: "SIGILL", 0xC0000409: "SIGABRT", 0xC00000FD: "SIGSEGV"}
 _CRASHES = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
@@ -26,7 +27,12 @@ class Memory:
     @property
     def words(self) -> str:
         """As a phrase; empty where nobody looked."""
-        return f"it held {self.used / 1e9:.1f} GB and {self.free / 1e9:.1f} GB were free" if self.used else ""
+        return f"it held {size(self.used)} and {size(self.free)} were free" if self.used else ""
+
+    @property
+    def short(self) -> bool:
+        """Whether little was free. A worker takes gigabytes between two looks: figures of before say nothing then."""
+        return self.free < self.used / 2
 
 
 def memory_of(pid: int) -> Memory | None:
@@ -63,6 +69,12 @@ class KillsForMemory:
         """Whether one more was ended since the worker, or its groups, were first looked at."""
         return _killed_here() + cgroups.killed_in(self._folders) > self._before
 
+    @property
+    def limit(self) -> int | None:
+        """Bytes that the worker's groups allow, where that is less than the machine has; they outlive the worker."""
+        allowed = cgroups.limit_of(self._folders)
+        return allowed if allowed is not None and allowed < psutil.virtual_memory().total else None
+
 
 def _killed_here() -> int:
     """Processes of this machine that were ended for lack of memory, as far as the system tells."""
@@ -72,21 +84,25 @@ def _killed_here() -> int:
     return 0
 
 
-def describe(status: int | None, memory: Memory, *, for_memory: bool = False) -> str:
+def describe(status: int | None, memory: Memory, *, for_memory: bool = False, limit: int | None = None) -> str:
     """Why a worker ended.
 
     Args:
         status: its exit status; negative: the signal.
-        memory: what it held.
+        memory: what it held when it was last looked at.
         for_memory: whether the system counts one more process that it ended for lack of memory.
+        limit: bytes that its control groups allow, if they do not allow all that the machine has.
     """
     name = _signal(status)
-    held = f" ({memory.words})" if memory.words else ""
     if name == "SIGKILL" and for_memory:
+        figures = [f"{size(limit)} are allowed here"] if limit is not None else []
+        figures += [memory.words] if memory.words and memory.short else []
+        known = f" ({', '.join(figures)})" if figures else ""
         return (
-            f"Memory ran out and the system ended the worker{held}; close other programs or choose a smaller size or "
+            f"Memory ran out and the system ended the worker{known}; close other programs or choose a smaller size or "
             f"window. {RESUME}."
         )
+    held = f" ({memory.words})" if memory.words else ""
     if name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"):
         return (
             f"Another program or the system ended the worker with {name}{held}; if memory was short, choose a smaller "

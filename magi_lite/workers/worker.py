@@ -29,8 +29,8 @@ from magi_lite.workers import deaths, wire
 log = logging.getLogger(__name__)
 TICK = 0.05
 """Seconds in which a stop, a death or a hang is noticed."""
-LOOK_EVERY = 1.0
-"""Seconds between two looks at the memory of a worker."""
+LOOK_EVERY, LOOK_AT_READING_EVERY = 1.0, 0.2
+"""Seconds between two looks at the memory of a worker that computes, and of one that starts or reads a model."""
 SLOWEST = 20
 """A run hangs when it is silent for so many times its longest silence so far, if that is more than the usual limit."""
 READING = ("check", "text", "load")
@@ -208,7 +208,7 @@ class Worker:
                     out.send({"do": verb})
             if (timeline := control.take_timeline()) is not None:
                 out.send({"do": "redirect", "timeline": timeline.to_json()})
-            if time.monotonic() - looked > LOOK_EVERY:
+            if time.monotonic() - looked > (LOOK_AT_READING_EVERY if watch.reading else LOOK_EVERY):
                 looked = time.monotonic()
                 kills.look(process.pid)
                 self.memory = deaths.memory_of(process.pid) or self.memory
@@ -246,7 +246,7 @@ class Worker:
             _kill(process)
             status = None
         log.warning("worker %s ended with status %s", process.pid, status)
-        return deaths.describe(status, self.memory, for_memory=kills.grew)
+        return deaths.describe(status, self.memory, for_memory=kills.grew, limit=kills.limit)
 
     def _end_hanging(self, process: subprocess.Popen[bytes]) -> None:
         """Let it say on the terminal where it hangs, then end it."""
@@ -269,7 +269,8 @@ class Watch:
     def __init__(self, pid: int, limit: float) -> None:
         self._limit, self._longest = limit, 0.0
         self._last = time.monotonic()
-        self._reading = True
+        self.reading = True
+        """Whether it starts or reads a model, which may be silent for long and takes memory fast."""
         self._work = -1.0
         with contextlib.suppress(psutil.Error):
             self._process: psutil.Process | None = psutil.Process(pid)
@@ -281,15 +282,15 @@ class Watch:
 
     def sign(self, event: events.Event) -> None:
         """An event came."""
-        if not self._reading:
+        if not self.reading:
             self._longest = max(self._longest, self.silent)
         self._last = time.monotonic()
         if isinstance(event, events.PhaseStarted):
-            self._reading = event.phase in READING
+            self.reading = event.phase in READING
 
     def hangs(self) -> bool:
         """Whether it is to be given up."""
-        if self._reading and self._works():
+        if self.reading and self._works():
             self._last = time.monotonic()
         return self.silent > max(self._limit, SLOWEST * self._longest)
 
