@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -72,6 +73,8 @@ def from_row(row: dict[str, Any]) -> Job:
         values[name] = Path(row[name]) if row[name] else None
     for name in ("position", "created", "started", "ended"):
         values[name] = None if values[name] is None and name in ("started", "ended") else float(values[name])
+        if values[name] is not None and not math.isfinite(values[name]):
+            raise ValueError(f"{name} is {values[name]}")
     for name in ("from_chunk", "done", "deaths"):
         if name in values:
             values[name] = None if values[name] is None and name == "from_chunk" else int(values[name])

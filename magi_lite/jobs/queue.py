@@ -83,11 +83,14 @@ class JobQueue:
         self._wake = threading.Condition(self._lock)
         self._jobs: dict[str, Job] = dict(self._readable())
         self._live: OrderedDict[str, Live] = OrderedDict()
+        moments = (moment for job in self._jobs.values() for moment in (job.created, job.started, job.ended))
+        self._epoch = max([time.time(), *filter(None, moments)]) - time.monotonic()
         self._closing = False
         self.version = 1
         for job in list(self._jobs.values()):
             if job.state == "running":
-                self._put(replace(job, state="interrupted", error="The app ended while this video was being made."))
+                why = "The app ended while this video was being made."
+                self._put(replace(job, state="interrupted", error=why, ended=self._now()))
         if self._store.damaged:
             known = {job.project for job in self._jobs.values()}
             for job in recover():
@@ -143,7 +146,7 @@ class JobQueue:
                     continue
                 control, live = RunControl(), self._new_live(job)
                 lane.control, lane.job = control, job.id
-                job = self._put(replace(job, state="running", started=time.time(), ended=None, error=""))
+                job = self._put(replace(job, state="running", started=self._now(), ended=None, error=""))
             try:
                 self._follow(lane, job, control, live)
             except Interrupted as error:
@@ -204,7 +207,11 @@ class JobQueue:
         return live
 
     def _end(self, identity: str, state: State, error: str = "") -> None:
-        self._change(identity, state=state, error=error, ended=time.time())
+        self._change(identity, state=state, error=error, ended=self._now())
+
+    def _now(self) -> float:
+        """The time for jobs, which is compared: never before one that a job has, whatever is done to the clock."""
+        return self._epoch + time.monotonic()
 
     # --- reading
 
@@ -272,7 +279,7 @@ class JobQueue:
             last = max((job.position for job in self._jobs.values()), default=0.0)
             fresh = Job(
                 uuid.uuid4().hex[:12], request, position=last + 1, source=source, from_chunk=from_chunk,
-                done=from_chunk if from_chunk is not None else done, created=time.time(),
+                done=from_chunk if from_chunk is not None else done, created=self._now(),
             )  # fmt: skip
             self._forget_oldest()
             return self._put(fresh)

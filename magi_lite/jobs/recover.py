@@ -12,6 +12,7 @@ from typing import cast
 from magi_lite.errors import MagiLiteError
 from magi_lite.jobs.job import RESUMABLE, Job, State
 from magi_lite.project import Project
+from magi_lite.project.folder import place_in_time
 
 
 def unfinished(folder: Path) -> Iterator[Job]:
@@ -20,7 +21,7 @@ def unfinished(folder: Path) -> Iterator[Job]:
     for path in sorted(folder.glob("[!.]*/project.json")):  # a hidden folder is in the making, or being deleted
         with contextlib.suppress(MagiLiteError, OSError):
             found.append(Project.open(path.parent))
-    for place, project in enumerate(sorted(found, key=lambda one: one.created)):
+    for place, project in enumerate(sorted(found, key=lambda one: place_in_time(one.name, one.created))):
         job = job_of(project, uuid.uuid4().hex[:12])
         if job.state in RESUMABLE:
             error = "The queue's file was damaged; this video was found in its folder."

@@ -7,22 +7,23 @@ import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from magi_lite.files import output_errors
+from magi_lite.files import output_errors, storage_errors
 from magi_lite.project.record import Record, write_record
 from magi_lite.request.checks import content_hash
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import with_pictures
+from quant.errors import DiskError
 from quant.storage.files import replacing
+from quant.storage.lock import alone, is_locked
 
-_STALE_SECONDS = 3600
-"""Hidden folders older than this are left from a crash, not in the making."""
+_STAMP = "%Y%m%d-%H%M%S"
+"""Of the time at which a run was made, in front of its name."""
 
 
 def make_folder(root: Path, record: Record, fill: Callable[[Path], None]) -> Path:
@@ -31,13 +32,19 @@ def make_folder(root: Path, record: Record, fill: Callable[[Path], None]) -> Pat
     Raises:
         OutputError: the folder cannot be written.
     """
+    with output_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+    name = _new_name(record.request, root)
+    hidden = root / f".new-{name}"
+    with storage_errors(), alone(hidden.with_name(f"{hidden.name}.lock"), name):
+        remove_leftovers(root)
+        return _fill(hidden, root / name, record, fill)
+
+
+def _fill(hidden: Path, folder: Path, record: Record, fill: Callable[[Path], None]) -> Path:
     request = record.request
-    name = _new_name(request)
-    hidden, folder = root / f".new-{name}", root / name
     try:
         with output_errors(folder):
-            root.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(root)
             for part in ("chunks", "states", "inputs"):
                 (hidden / part).mkdir(parents=True)
             for path in (request.image, request.video):
@@ -107,15 +114,42 @@ def move_aside(path: Path) -> None:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Delete what crashed processes left hidden under `root`."""
-    for folder in [*root.glob(".new-*"), *root.glob(".trash-*")]:
-        with contextlib.suppress(OSError):  # its maker may just have given it its name
-            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+    """Delete what crashed processes left hidden under `root`: what nobody holds the lock of, however old it seems."""
+    for folder in root.glob(".trash-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in {path.name.removesuffix(".lock") for path in root.glob(".new-*")}:
+        lock = root / f"{name}.lock"
+        if is_locked(lock):
+            continue
+        with contextlib.suppress(DiskError), alone(lock, name):
+            shutil.rmtree(root / name, ignore_errors=True)
 
 
-def _new_name(request: GenerationRequest) -> str:
-    """Time, the prompt's beginning, and four random digits: sorts by time and is unique."""
+def place_in_time(name: str, created: str) -> str:
+    """What runs are sorted by: the time in a run's name, or in its record where its name has none."""
+    if _stamp_of(name):
+        return name[:15]
+    day, _, rest = created.partition("T")
+    return f"{day.replace('-', '')}-{rest.replace(':', '')}"
+
+
+def _new_name(request: GenerationRequest, root: Path) -> str:
+    """Time, the prompt's beginning, and four random digits: sorts behind all that are there, and is unique.
+
+    A clock that was put back shows a time that has been before; the name then takes the next free one.
+    """
     text = request.timeline.global_prompt or next((s.prompt for s in request.timeline.segments), "")
     slug = "-".join(re.findall(r"[a-z0-9]+", text.lower())[:4])[:32] or "video"
-    return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{slug}-{secrets.token_hex(2)}"
+    now = datetime.now(timezone.utc).replace(microsecond=0, tzinfo=None)
+    with contextlib.suppress(OverflowError):
+        latest = max((stamp for path in root.iterdir() if (stamp := _stamp_of(path.name))), default=None)
+        now = now if latest is None else max(now, latest + timedelta(seconds=1))
+    return f"{now.strftime(_STAMP)}-{slug}-{secrets.token_hex(2)}"
+
+
+def _stamp_of(name: str) -> datetime | None:
+    """The time in front of a run's name, if there is one."""
+    try:
+        return datetime.strptime(name[:15], _STAMP)
+    except ValueError:
+        return None

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -84,10 +85,14 @@ class EmbeddingCache:
             total -= size
 
     def _entries(self) -> list[tuple[int, int, Path]]:
-        """(last use in ns, bytes, file) of everything kept; files that vanish meanwhile are left out."""
-        entries = []
+        """(last use in ns, bytes, file) of everything kept; files that vanish meanwhile are left out.
+
+        What was used later than now was used before the clock was put back, so longer ago than all else.
+        """
+        entries, now = [], time.time_ns()
         for path in self.folder.glob("*.safetensors"):
             with contextlib.suppress(OSError):
                 status = path.stat()
-                entries.append((status.st_mtime_ns, status.st_size, path))
+                used = status.st_mtime_ns
+                entries.append((used if used <= now else 0, status.st_size, path))
         return entries

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import inspect
 import random
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -573,7 +572,7 @@ def _summary(job: Job) -> dict[str, Any]:
         "title": job.title,
         "summary": ", ".join(words),
         "error": job.error,
-        "ended": job.ended or time.time(),
+        "ended": job.ended or 0,
         "project": job.project.name if job.project else None,
         "card": job.card,
     }

@@ -28,6 +28,7 @@ from magi_lite.files import output_errors, storage_errors, write_atomic
 from magi_lite.jobs.job import Job
 from magi_lite.jobs.recover import job_of
 from magi_lite.project import Project
+from magi_lite.project.folder import place_in_time
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import with_pictures
@@ -77,6 +78,11 @@ class Entry:
     bytes: int
     parent: str | None
     from_second: int | None
+
+    @property
+    def order(self) -> tuple[str, str]:
+        """By which lists are sorted, the oldest first."""
+        return place_in_time(self.id, self.created), self.id
 
     @property
     def title(self) -> str:
@@ -223,7 +229,7 @@ class Library:
                     continue
             known.clear()
             known.update(found)
-        return sorted((entry for _, entry in found.values()), key=lambda entry: (entry.created, entry.id), reverse=True)
+        return sorted((entry for _, entry in found.values()), key=lambda entry: entry.order, reverse=True)
 
     def families(self) -> dict[str, list[Entry]]:
         """Versions that redo made of one video, the oldest first, by the name of the first one, newest video first."""
@@ -351,7 +357,7 @@ class Library:
         for name in _runs(self._bin):
             with contextlib.suppress(MagiLiteError, OSError):
                 found.append(read_entry(self._bin / name))
-        found.sort(key=lambda entry: (entry.created, entry.id), reverse=True)
+        found.sort(key=lambda entry: entry.order, reverse=True)
         tiles = [self._tile(one, [one]) for one in found]
         for tile, one in zip(tiles, found, strict=True):
             folder = self._bin / one.id

@@ -190,8 +190,14 @@ def test_without_ray_it_says_what_to_install(tmp_path: Path, timelines: dict[str
 
 
 @pytest.mark.thorough
-def test_a_batch_on_a_cluster(tmp_path: Path, timelines: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_on_a_cluster(
+    tmp_path: Path,
+    timelines: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else a busy machine keeps its tasks waiting
     from ray.cluster_utils import Cluster as Local
 
     local = Local(initialize_head=True, head_node_args={"num_cpus": 0})

@@ -427,3 +427,33 @@ def test_a_second_whose_event_was_lost_is_no_death_in_a_row(tmp_path: Path) -> N
         assert (queue.get(job).done, queue.get(job).deaths) == (made, 1)
         queue.resume(job)
     queue.close()
+
+
+@pytest.mark.parametrize("jump", [-10**6, 10**6])
+def test_a_clock_that_is_set_changes_neither_order_nor_durations(
+    tmp_path: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch, jump: int
+) -> None:
+    """While a job runs, and while the app is not open."""
+    really, by = time.time, 0
+    monkeypatch.setattr(time, "time", lambda: really() + by)
+    queue = JobQueue(tmp_path / "queue", runner, kept=2)
+    queue.start()
+    added = [queue.add(request("first", 1)).id]
+    eventually(lambda: queue.running)
+    by = jump
+    runner.step()
+    eventually(lambda: queue.get(added[0]).state == "finished")
+    first = queue.get(added[0])
+    assert first.started is not None and first.ended is not None and 0 <= first.ended - first.started < 1000
+    queue.close()
+    by = -jump
+    again = JobQueue(tmp_path / "queue", runner, kept=2)
+    again.start()
+    runner.step(3)
+    for n in range(3):  # the third takes the first's place
+        added.append(again.add(request(f"number {n}", 1)).id)
+        eventually(lambda: again.get(added[-1]).state == "finished")
+    assert [job.id for job in again.jobs()] == added[1:]
+    ended = [again.get(one).ended or 0 for one in added[1:]]
+    assert ended == sorted(ended) and ended[0] >= first.ended
+    again.close()

@@ -347,14 +347,44 @@ def test_names_sort_by_time_and_never_meet(tmp_path, ask):
     assert json.loads((tmp_path / names[0] / "project.json").read_text())["version"] == 1
 
 
-def test_leftovers_of_crashes_are_removed_once_they_are_old(tmp_path, ask):
+@pytest.mark.parametrize("age", [-7200, 10, 7200])
+def test_leftovers_of_crashes_are_removed_and_what_is_in_the_making_stays(tmp_path, ask, age):
+    """Whatever their times say: clocks are set forward and back."""
     import os
 
-    for name, age in ((".new-old", 7200), (".trash-old", 7200), (".new-young", 10)):
+    from quant.storage.lock import FileLock
+
+    for name in (".new-dead", ".new-older", ".trash-dead", ".new-alive"):
         (tmp_path / name / "chunks").mkdir(parents=True)
         os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / ".new-dead.lock").touch()
+    (tmp_path / ".new-gone.lock").touch()
+    lock = FileLock(tmp_path / ".new-alive.lock", "alive")
     Project.create(tmp_path, ask()).close()
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == [".new-young"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == [".new-alive", ".new-alive.lock"]
+    lock.release()
+    Project.create(tmp_path, ask()).close()
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_runs_stand_in_the_order_in_which_they_were_made_whatever_the_clock_says(tmp_path, ask, monkeypatch):
+    from datetime import datetime, timedelta, timezone
+
+    from magi_lite.project import folder
+
+    hours, names = 0, []
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(timezone.utc) + timedelta(hours=hours)
+
+    monkeypatch.setattr(folder, "datetime", Clock)
+    for hours in (0, 30, -30, -30 * 365 * 24, 31):  # noqa: B007
+        for _ in range(2):
+            with Project.create(tmp_path, ask()) as project:
+                names.append((folder.place_in_time(project.name, project.created), project.name))
+    assert names == sorted(names) and len({place for place, _ in names}) == len(names)
 
 
 @pytest.mark.parametrize("room", [4096 + 900, 3000, 1500])

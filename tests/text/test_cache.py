@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def test_oldest_use_is_dropped_first(tmp_path: Path) -> None:
     cache.put("m", "3", torch.randn(8, 16))
     assert [cache.get("m", str(number)) is not None for number in range(4)] == [True, False, True, True]
     assert cache.size() <= cache.max_bytes
+
+
+def test_what_was_kept_before_a_clock_was_put_back_goes_first(tmp_path: Path) -> None:
+    cache, ahead = EmbeddingCache(tmp_path), time.time() + 9 * 3600
+    for number in range(2):
+        cache.put("m", str(number), torch.randn(8, 16))
+        os.utime(cache.path("m", str(number)), (ahead + number, ahead + number))
+    cache.max_bytes = cache.size()
+    assert cache.get("m", "0") is not None  # used just now
+    cache.put("m", "2", torch.randn(8, 16))
+    assert [cache.get("m", str(number)) is not None for number in range(3)] == [True, False, True]
 
 
 def test_too_large_is_not_kept(tmp_path: Path) -> None:

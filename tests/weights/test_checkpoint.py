@@ -96,6 +96,24 @@ def test_unpacked_once_and_again_when_newer(weights: Path) -> None:
     assert set(Checkpoint.open(weights).tensors) == {"other"}
 
 
+@pytest.mark.parametrize("seconds", [-9999, 9999])
+def test_what_stands_beside_a_packed_file_is_known_by_its_content(weights: Path, state: State, seconds: int) -> None:
+    """Not by its time: clocks are set, and downloads bring the times of elsewhere."""
+    whole = (weights / "model.safetensors").read_bytes()
+    packed = compress(weights / "model.safetensors")
+    times = [packed.stat().st_mtime_ns + seconds * 10**9] * 2
+    unpacked = weights / "model.safetensors"
+    unpacked.write_bytes(whole)
+    os.utime(unpacked, ns=(times[0], times[1]))
+    Checkpoint.open(weights).unpack()
+    assert unpacked.stat().st_mtime_ns == times[0]  # by somebody else, and right
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    save_file(other, unpacked)
+    os.utime(unpacked, ns=(times[0], times[1]))
+    name = next(iter(state))
+    assert torch.equal(Checkpoint.open(weights).read(name), state[name])
+
+
 def test_a_folder_that_cannot_be_written_is_unpacked_in_memory(
     weights: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
