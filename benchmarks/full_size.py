@@ -10,6 +10,7 @@ each precision runs in a process of its own. `--tiny` does the same with a small
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +225,8 @@ def measure(root: Path, scheme: str) -> dict[str, Any]:
         overrides=Overrides(device="cpu", scheme=scheme),  # type: ignore[arg-type]
     )  # fmt: skip
     prompts.EMBEDDINGS_FOLDER = root / "embeddings" / scheme
-    memory, plan, began, first = Memory(), None, time.monotonic(), None
-    with memory:
+    plan, began, first = None, time.monotonic(), None
+    with watched() as memory:
         for event in generate(request, projects_folder=root / "runs" / scheme):
             if isinstance(event, PlanReady):
                 plan = event.plan
@@ -242,30 +243,37 @@ def measure(root: Path, scheme: str) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass
 class Memory:
-    """Peaks of this process's memory while the block runs, from Linux's own account."""
+    """Peaks of this process's memory in bytes, from Linux's own account."""
 
-    def __init__(self) -> None:
-        self.anonymous = self.resident = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    anonymous: int = 0
+    resident: int = 0
 
-    def __enter__(self) -> Memory:
-        self._thread.start()
-        return self
+    def look(self) -> None:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith(" kB")}
+        self.anonymous = max(self.anonymous, sizes["RssAnon"])
+        self.resident = max(self.resident, sizes["VmRSS"])
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
 
-    def _watch(self) -> None:
-        while True:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith(" kB")}
-            self.anonymous = max(self.anonymous, sizes["RssAnon"])
-            self.resident = max(self.resident, sizes["VmRSS"])
-            if self._done.wait(EVERY):
-                return
+@contextlib.contextmanager
+def watched() -> Iterator[Memory]:
+    """The peaks while the block runs."""
+    memory, done = Memory(), threading.Event()
+
+    def watch() -> None:
+        memory.look()
+        while not done.wait(EVERY):
+            memory.look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        done.set()
+        thread.join()
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ class Actions:
         """Put a request into the queue."""
         self._check_pictures(request.timeline)
         check(request)
-        return {"job": self._queue.add(request).id, "seed": request.seed}
+        return {"job": self._add(request).id, "seed": request.seed}
 
     @takes_options
     def generate(self, prompt: str = "", **options: Any) -> dict[str, Any]:
@@ -268,7 +268,7 @@ class Actions:
         length = request.seconds or project.chunks + request.window
         longer = replace(_reachable(request), seconds=length + seconds)
         OPTIONS["seconds"].check(longer.seconds)
-        return {"job": self._queue.add(longer, source=project.folder, done=project.chunks).id}
+        return {"job": self._add(longer, source=project.folder, done=project.chunks).id}
 
     def redo(
         self, video: str, second: int, prompt: str = "", seed: int | None = None, timeline: dict[str, Any] | None = None
@@ -296,7 +296,12 @@ class Actions:
         # Without `out`: the first version keeps its file.
         changed = replace(request, timeline=prompts, seconds=end, seed=seed, out=None)
         check(changed)
-        return {"job": self._queue.add(changed, source=project.folder, from_chunk=second).id, "seed": changed.seed}
+        return {"job": self._add(changed, source=project.folder, from_chunk=second).id, "seed": changed.seed}
+
+    def _add(self, request: GenerationRequest, **more: Any) -> Job:
+        """Put a job into the queue whose model is whole."""
+        self._machine.check_files(request)
+        return self._queue.add(request, **more)
 
     # --- steering
 
@@ -316,7 +321,7 @@ class Actions:
             return {"job": self._queue.resume(job).id}
         project = self._project(job)
         request = _reachable(project.request)
-        return {"job": self._queue.add(request, source=project.folder, done=project.chunks).id}
+        return {"job": self._add(request, source=project.folder, done=project.chunks).id}
 
     def redirect(self, job: str, timeline: dict[str, Any] | None = None, prompt: str | None = None) -> dict[str, Any]:
         """Change the prompts of all seconds of a running job that have not begun.
@@ -478,7 +483,17 @@ class Actions:
         return self._library.own_pictures(timeline)
 
     def download(self, model: str) -> dict[str, Any]:
-        """Fetch a model in the background, or go on with a download; `system` tells its progress."""
+        """Fetch a model in the background, or go on with a download; `system` tells its progress.
+
+        Where nothing but the special tokens is missing, also in a folder of the models folder, they come at once.
+        """
+        form.check_model(model, self._machine.models_folder)
+        place = self._machine.without_tokens(model)
+        if place is not None:
+            from magi_lite.weights.hub import download_special_tokens
+
+            download_special_tokens(place)
+            return {"message": "The special tokens are here now; press Generate again."}
         self._machine.downloads.start(model)
         return {}
 

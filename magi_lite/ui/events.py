@@ -53,11 +53,16 @@ class Handlers:
 
     def missing(self, request: GenerationRequest) -> dict[str, Any] | None:
         """What the stage asks where the request's model must be downloaded first; None: it is here."""
+        place = self.machine.without_tokens(request.model)
+        if place is not None:
+            words = f"The special tokens of {request.model}, one small file, are not in {place}."
+            sentence = f"{words} Download them, or copy special_tokens.npz there."
+            return {"missing": request.model, "size": "3 MB", "sentence": sentence}
         if request.model not in MODELS or request.model in models_on_disk(self.machine.models_folder):
             return None
         return {
             "missing": request.model,
-            "gb": round(download_gb(request.model)),
+            "size": f"{download_gb(request.model):.0f} GB",
             "sentence": f"The model {request.model} is not on this computer. Download it, or choose another model.",
         }
 

@@ -252,6 +252,31 @@ class Machine:
         except MagiLiteError:
             return None
 
+    def without_tokens(self, model: str) -> Path | None:
+        """Where the special tokens of a model belong that is whole but for them; None: nothing or more is missing."""
+        from magi_lite.weights.layout import SpecialTokensMissing
+        from magi_lite.weights.opening import open_model
+
+        try:
+            open_model(model, self.models_folder)
+        except SpecialTokensMissing as missing:
+            return missing.root
+        except MagiLiteError:
+            pass
+        return None
+
+    def check_files(self, request: GenerationRequest) -> None:
+        """Refuse a video whose model is not whole here; on a cluster the nodes have the files.
+
+        Raises:
+            MagiLiteError: names what is missing, damaged or of another model.
+        """
+        from magi_lite.weights.contents import check_contents
+        from magi_lite.weights.opening import open_model
+
+        if not isinstance(self._fleet, Cluster):
+            check_contents(open_model(request.model, request.models_folder))
+
     def free_memory(self) -> str:
         """End the workers that have nothing to do, with all that they hold; says how much is free now."""
         before = devices.free_ram_bytes()

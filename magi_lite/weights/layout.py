@@ -84,7 +84,7 @@ def find_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
         name_or_folder: a name in `models.MODELS`, or a root, family or weights folder of the published layout.
         models_folder: where named models are looked for; None: `DEFAULT_MODELS_FOLDER`.
 
-    Names, sizes and headers of all files are checked; which tensors they must hold: `loader.check_model`.
+    Names, sizes and headers of all files are checked; which tensors they must hold: `contents.check_contents`.
 
     Raises:
         InputError: neither a known name nor a folder.

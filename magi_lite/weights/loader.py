@@ -22,6 +22,7 @@ from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text.special_tokens import SpecialTokenTable
 from magi_lite.vae.model import ViTVAE
 from magi_lite.weights.assign import Conversion, assign, expected_of
+from magi_lite.weights.contents import check_text_contents
 from magi_lite.weights.layout import ModelFiles, scheme_of, vae_config
 from magi_lite.weights.pickles import Progress
 from magi_lite.weights.t5 import load_t5
@@ -58,9 +59,7 @@ def load_dit(
 
 @storage_errors()
 def check_model(files: ModelFiles) -> None:
-    """Refuse a model whose files do not hold exactly its transformer's and autoencoder's tensors; reads headers only.
-
-    The text encoder is loaded first, and refuses by itself.
+    """Refuse a model whose files do not hold exactly its networks' tensors; reads headers only.
 
     Raises:
         CheckpointError: names the tensor, the file and what is wrong.
@@ -68,6 +67,7 @@ def check_model(files: ModelFiles) -> None:
     _declared(files.weights, files.spec.dit)
     vae = build_vae(files.vae)
     Checkpoint.open(files.vae).require(expected_of(vae.state_dict()), "the autoencoder")
+    check_text_contents(files.text_encoder)
 
 
 def _declared(weights: Path, config: DiTConfig) -> tuple[DiT, Checkpoint, str | None, frozenset[str]]:

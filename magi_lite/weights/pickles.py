@@ -21,7 +21,7 @@ from torch import Tensor
 
 from magi_lite.errors import CheckpointError, LoadCancelled, OutputError
 from magi_lite.files import output_errors, write_atomic
-from magi_lite.weights.text_files import CONVERTED, pickled_files
+from magi_lite.weights.text_files import CONVERTED, EMBEDDING, TIED, is_surplus, pickled_files
 from quant.errors import WeightsError
 from quant.storage.files import is_leftover, sync_folder
 from quant.storage.headers import TensorInfo, read_header
@@ -29,8 +29,6 @@ from quant.storage.lock import alone
 from quant.storage.shards import Checkpoint, has_weights
 from quant.storage.tensors import ALIGNMENT, Declared, kind_of, write_made
 
-EMBEDDING = "shared.weight"
-TIED = "encoder.embed_tokens.weight"
 _WORK = ".converting-bfloat16"
 _SPARE = 256 << 20
 """Bytes that a conversion leaves free on the disk."""
@@ -79,11 +77,6 @@ class Pickles(Checkpoint):
                 return content
             self._recent = path, content
         return self._recent[1]
-
-
-def is_surplus(name: str) -> bool:
-    """Whether a tensor is a part of a whole T5 that the encoder does not use."""
-    return name.startswith(("decoder.", "lm_head."))
 
 
 def converted(

@@ -21,8 +21,8 @@ from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text_files import read_text
 from magi_lite.weights.assign import Conversion, assign
 from magi_lite.weights.layout import text_shape
-from magi_lite.weights.pickles import EMBEDDING, TIED, Pickles, Progress, converted, is_surplus
-from magi_lite.weights.text_files import TOKENIZERS
+from magi_lite.weights.pickles import Pickles, Progress, converted
+from magi_lite.weights.text_files import EMBEDDING, TIED, TOKENIZERS, is_surplus
 from quant import scheme_named
 from quant.errors import DiskError
 from quant.storage.files import is_denied

@@ -17,6 +17,15 @@ PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 CONVERTED = ("converted-bfloat16", "converted-float32")
 """Folders with copies of pickled weights that this program made."""
 
+EMBEDDING = "shared.weight"
+TIED = "encoder.embed_tokens.weight"
+"""Two names of one table; a file may have either or both."""
+
+
+def is_surplus(name: str) -> bool:
+    """Whether a tensor is a part of a whole T5 that the encoder does not use."""
+    return name.startswith(("decoder.", "lm_head."))
+
 
 def missing_text_files(folder: Path) -> list[Path]:
     """Files that a text encoder's folder lacks.

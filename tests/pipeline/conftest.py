@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from magi_lite.events import Event
+from magi_lite.control import RunControl
+from magi_lite.events import Event, Finished, Progress, Stopped
 from magi_lite.pipeline import generate
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest, Overrides
@@ -56,6 +57,21 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[E
         return list(generate(request, projects_folder=tmp_path / "projects", **options))
 
     return collect
+
+
+def paused_everywhere(request: GenerationRequest, projects: Path) -> Path:
+    """The folder of a run that was paused at every stage boundary, and resumed each time until it was finished."""
+    folder: Path | None = None
+    for _ in range(20):
+        control = RunControl()
+        for last in generate(None if folder else request, resume=folder, control=control, projects_folder=projects):
+            if isinstance(last, Progress):
+                control.pause()
+        assert isinstance(last, Finished) or (isinstance(last, Stopped) and last.reason == "paused"), last
+        folder = last.project
+        if isinstance(last, Finished):
+            return folder
+    raise AssertionError("it was paused more often than it has stages")
 
 
 def latents_of(folder: Path) -> list[np.ndarray]:

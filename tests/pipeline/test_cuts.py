@@ -21,7 +21,7 @@ from magi_lite.planner import learned
 from magi_lite.project import Project
 from magi_lite.request.json import request_from_json, request_to_json
 from magi_lite.timeline.text import parse
-from tests.pipeline.conftest import latents_of, same_bits
+from tests.pipeline.conftest import latents_of, paused_everywhere, same_bits
 
 CUT = "[0s-3s: a red ball] [3s-5s cut: a blue box]"
 WHOLE = "[0s-3s: a red ball] [3s-5s: a blue box]"
@@ -113,18 +113,7 @@ def test_paused_at_every_stage_and_resumed_is_the_same_video(
     text = f'[0s-2s: a red ball] [2s-4s cut: a blue box] [4s-5s image="{picture(tmp_path / "start.png")}": it jumps]'
     request = request_for(text, seconds=5, window=window)
     whole = run(request)[-1]
-    folder = None
-    for _ in range(20):
-        control = RunControl()
-        for last in generate(
-            None if folder else request, resume=folder, control=control, projects_folder=tmp_path / "projects"
-        ):
-            if isinstance(last, Progress):
-                control.pause()
-        folder = last.project
-        if isinstance(last, Finished):
-            break
-    assert isinstance(last, Finished)
+    folder = paused_everywhere(request, tmp_path / "projects")
     assert same_bits(latents_of(folder), latents_of(whole.project))
 
 

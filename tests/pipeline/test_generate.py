@@ -18,7 +18,7 @@ from magi_lite.pipeline import generate
 from magi_lite.project import Project
 from magi_lite.timeline.text import parse
 from magi_lite.video.writer import read_settings
-from tests.pipeline.conftest import latents_of, same_bits
+from tests.pipeline.conftest import latents_of, paused_everywhere, same_bits
 
 pytestmark = pytest.mark.usefixtures("run")  # keeps embeddings out of the home folder
 
@@ -68,23 +68,7 @@ def test_paused_and_resumed_is_the_same_video_bit_for_bit(
 ) -> None:
     request = request_for(window=window, seconds=4, timeline="[0s-1s: a red ball] [1s-4s: a blue box]")
     whole = run(request)[-1]
-    folder = None
-    for _ in range(12):  # pauses at every stage boundary on the way
-        control = RunControl()
-        for last in generate(
-            request if folder is None else None,
-            resume=folder,
-            control=control,
-            projects_folder=tmp_path / "projects",
-        ):
-            if isinstance(last, Progress):
-                control.pause()
-        folder = last.project
-        if isinstance(last, Finished):
-            break
-        assert isinstance(last, Stopped)
-        assert last.reason == "paused"
-    assert isinstance(last, Finished)
+    folder = paused_everywhere(request, tmp_path / "projects")
     assert same_bits(latents_of(folder), latents_of(whole.project))
 
 

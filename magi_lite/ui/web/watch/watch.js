@@ -261,10 +261,10 @@ export function mount({ element, props, trigger, server, watch, upload }) {
   }
 
   /** A model without weights: nothing is queued, and the download is offered. */
-  function offerDownload({ missing: name, gb, sentence }) {
-    askFor("Cannot start", sentence, [], `Download (${gb} GB)`, async () => {
+  function offerDownload({ missing: name, size, sentence }) {
+    askFor("Cannot start", sentence, [], `Download (${size})`, async () => {
       const answer = await call(server.download({ model: name }));
-      if (!answer.error) toast(`${name} is being downloaded; the System tab shows how far it is.`);
+      if (!answer.error) toast(answer.message || `${name} is being downloaded; the System tab shows how far it is.`);
       return answer;
     });
   }
