@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=tuple(FORMATS), help="where the file's ending leaves a choice")
     parser.add_argument("--seconds", metavar="A-B", help="only these, such as 1-2.5; for a single frame: its moment")
     parser.add_argument("--audio", type=Path, metavar="FILE", help="lay the sound of this file under the video")
+    parser.add_argument(
+        "--clip",
+        action="store_true",
+        help="put the clip that the run continues in front, with its sound; --audio then begins behind it",
+    )
     parser.add_argument("--no-metadata", action="store_true", help="do not write the settings into the file")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
@@ -39,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             parse_seconds(arguments.seconds),
             format=arguments.format,
             audio=arguments.audio,
+            clip=arguments.clip,
             overwrite=arguments.overwrite,
             metadata=False if arguments.no_metadata else None,
         )

@@ -7,7 +7,7 @@ seconds, with or without sound, is not even decoded: the fragments of the growin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +23,10 @@ from magi_lite.project import Project
 from magi_lite.request.json import request_to_json
 from magi_lite.request.request import GenerationRequest
 from magi_lite.video import labels
+from magi_lite.video.clips import NOTHING, Whole, read_whole
 from magi_lite.video.export import check_export, open_export
 from magi_lite.video.formats import FORMATS, choose_format
-from magi_lite.video.sound import check_sound, lay_sound
+from magi_lite.video.sound import Sound, check_sound, has_sound, lay_sound
 from magi_lite.video.writer import VideoWriter, finalize
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.opening import open_model
@@ -70,6 +71,7 @@ def exporting(
     *,
     format: str | None = None,
     audio: Path | str | None = None,
+    clip: bool = False,
     overwrite: bool = False,
     metadata: bool | None = None,
 ) -> Iterator[Event]:
@@ -82,6 +84,7 @@ def exporting(
         seconds: from and to, to a frame; a single number: the frame shown then. None: all that is finished.
         format: where the ending leaves a choice, as .mp4 does between h264, hevc and av1.
         audio: a file whose sound is laid under the video, from its start.
+        clip: whether the clip that the run continues stands in front, with its sound; `audio` begins behind it.
         overwrite: whether a file that is there is replaced.
         metadata: whether the settings are kept in the file; None: as the run was asked to.
 
@@ -101,27 +104,66 @@ def exporting(
         settings = None
         if request.embed_settings if metadata is None else metadata:
             settings = request_to_json(request, paths=False)
-        sound = None if audio is None else Path(audio)
+        sound = [] if audio is None else [Sound(Path(audio))]
         size = (request.width, request.height)
         check_export(name, target, size, overwrite)
-        if sound is not None:
-            check_sound(sound)
+        if audio is not None:
+            check_sound(Path(audio))
+        in_front = _clip_of(project, first, name) if clip else None
         chunks = _chunks(project, first, end)
-        if name == COPIED and target.suffix.lower() == ".mp4" and _whole(chunks):
+        if not in_front and name == COPIED and target.suffix.lower() == ".mp4" and _whole(chunks):
             yield PhaseStarted("finish", f"Copying {len(chunks)} seconds to {target.name}")
             _copy(project, [index for index, _, _ in chunks], target, settings, sound)
         else:
             files = open_model(request.model, request.models_folder)
             yield PhaseStarted("load", f"Loading the autoencoder of {request.model}")
             with _decoder(files, request) as decode:
-                yield PhaseStarted("decode", f"Writing {(end - first) / FPS:.4g} s as {FORMATS[name].summary}")
+                before = NOTHING if in_front is None else read_whole(in_front, size, request.fit)
+                if in_front is not None:
+                    sound = _with_sound_of(in_front, before, sound, name)
+                length = (before.count + end - first) / FPS
+                yield PhaseStarted("decode", f"Writing {length:.4g} s as {FORMATS[name].summary}")
                 with open_export(name, target, size, settings, sound, overwrite) as writer:
-                    working = time.monotonic()
-                    for done, (index, start, stop) in enumerate(chunks, 1):
+                    working, seconds_before = time.monotonic(), before.count // FPS
+                    total = seconds_before + len(chunks)
+                    for number, shown in enumerate(before.frames, 1):
+                        writer.write(_as_decoded(shown))
+                        if number % FPS == 0:
+                            yield _progress(number // FPS, total, 0, time.monotonic() - working)
+                    for done, (index, start, stop) in enumerate(chunks, seconds_before + 1):
                         for frame in decode(project.read_latents(index))[start:stop]:
                             writer.write(frame)
-                        yield _progress(done, len(chunks), index, time.monotonic() - working)
+                        yield _progress(done, total, index, time.monotonic() - working)
         yield Finished(target, project.folder, len(chunks), time.monotonic() - began)
+
+
+def _clip_of(project: Project, first: int, name: str) -> Path:
+    """The copy of the clip that a run continues.
+
+    Raises:
+        InputError: it continues none, or the clip cannot stand in front of what is asked for.
+    """
+    kept = project.request.video
+    if kept is None:
+        raise InputError(f"{project.name} continues no clip; leave out --clip.")
+    if not kept.is_file():
+        raise InputError(f"The clip {kept.name} that {project.name} continues is gone; leave out --clip.")
+    if first or FORMATS[name].kind == "frame":
+        raise InputError("The clip stands in front of second 0; ask for a range from 0 on, as a video.")
+    return kept
+
+
+def _with_sound_of(clip: Path, whole: Whole, audio: list[Sound], name: str) -> list[Sound]:
+    """The sound under a clip and what comes behind it; nothing where neither has any, or the format has none."""
+    heard = whole.start is not None and has_sound(clip)
+    if not FORMATS[name].sound or not (heard or audio):
+        return audio
+    return [Sound(clip if heard else None, whole.start, whole.count / FPS), *audio]
+
+
+def _as_decoded(pixels: np.ndarray) -> np.ndarray:
+    """Bytes as the decoder would give them, so that they come out as the same bytes, which are truncated."""
+    return (pixels.astype("float32") + 0.25) / 127.5 - 1
 
 
 def _folder(run: Path) -> Path:
@@ -180,7 +222,7 @@ def _whole(chunks: list[tuple[int, int, int | None]]) -> bool:
 
 
 def _copy(
-    project: Project, seconds: list[int], target: Path, settings: dict[str, Any] | None, sound: Path | None
+    project: Project, seconds: list[int], target: Path, settings: dict[str, Any] | None, sound: Sequence[Sound]
 ) -> None:
     """The fragments of some seconds as an ordinary MP4, with sound under them where there is some."""
     request = project.request
@@ -190,7 +232,7 @@ def _copy(
             for index in seconds:
                 writer.append_fragment(project.read_fragment(index))
         finalize(temporary)
-        if sound is not None:
+        if sound:
             lay_sound(temporary, sound, FORMATS[COPIED].sound, FORMATS[COPIED].container)
             with temporary.open("r+b") as file:
                 labels.label_mp4(file, labels.xmp())

@@ -132,6 +132,7 @@ class Actions:
             "video_size": size,
             "file_name": f"{job.project.name}.mp4" if job.project else None,
             "seconds": job.request.seconds,
+            "continues": job.request.video.name if job.request.video else None,
             "timeline": job.request.timeline.to_json(),
             "done": job.done,
             "locked": 0,
@@ -406,13 +407,14 @@ class Actions:
     def export(
         self, video: str, format: str, from_second: float | None = None, to_second: float | None = None,
         audio: str | dict[str, Any] | None = None, metadata: bool = True, credentials: bool = False,
-        certificate: str = "", key: str = "",
+        certificate: str = "", key: str = "", clip: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
         """Write a video, or a part of it, as a file of another format; `exports` tells how far it is.
 
         `from_second` alone is the moment of a single frame. `audio`: an uploaded sound file to lay under it.
         `credentials`: put Content Credentials (C2PA) into the file, signed with the PEM files `certificate` (a chain)
         and `key` of the app's computer, or else with a certificate made for this file, which programs do not trust.
+        `clip`: put the clip that the video continues in front, with its sound; `audio` then begins behind it.
         """
         if (certificate or key) and not self._alone:
             raise InputError("The app can be reached from other computers; certificates can be named on its own alone.")
@@ -425,6 +427,7 @@ class Actions:
             audio = str(audio.get("path", ""))
         sound = str(self._machine.uploaded(audio)) if audio else None
         order = {"format": format, "seconds": seconds, "audio": sound, "metadata": metadata, "credentials": None}
+        order["clip"] = True if clip else None
         if credentials:
             own = {"certificate": certificate.strip(), "key": key.strip()}
             order["credentials"] = {name: str(Path(path).expanduser()) if path else None for name, path in own.items()}

@@ -71,7 +71,7 @@ class Exports:
 
         Args:
             video: a run's name.
-            order: `format`, `seconds` (from, to) or a moment or None, `audio` (path or None), `metadata`, and
+            order: `format`, `seconds` (from, to) or a moment or None, `audio` (path or None), `clip`, `metadata`, and
                 `credentials` (None, or `certificate` and `key`: paths or None).
 
         Raises:
@@ -182,7 +182,8 @@ class Exports:
 
 def _is_plain(order: dict[str, Any]) -> bool:
     """Whether the video's own fragments are copied, and nothing else is read."""
-    return order["format"] == "h264" and all(order.get(name) is None for name in ("seconds", "audio", "credentials"))
+    own = ("seconds", "audio", "clip", "credentials")
+    return order["format"] == "h264" and all(order.get(name) is None for name in own)
 
 
 def _free_name(folder: Path, stem: str, suffix: str) -> str:
@@ -219,7 +220,7 @@ def _events(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     target = None
     running = exporting(
         order["run"], order["to"], tuple(seconds) if isinstance(seconds, list) else seconds, format=order["format"],
-        audio=order.get("audio"), metadata=order.get("metadata"),
+        audio=order.get("audio"), clip=bool(order.get("clip")), metadata=order.get("metadata"),
     )  # fmt: skip
     for event in running:
         match event:

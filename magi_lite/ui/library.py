@@ -179,6 +179,7 @@ class Library:
             "place": str(project.video),
             "resumable": project.status in ("paused", "stopped", "interrupted", "failed"),
             "settings": settings_table(project.request),
+            "continues": project.request.video.name if project.request.video else None,
         }
 
     def reveal(self, name: str) -> None:

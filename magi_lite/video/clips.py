@@ -8,9 +8,10 @@ the last wanted moment shows the clip's last frame.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ _TOLERANCE = 0.25 / FPS
 """Containers round times, to milliseconds for instance; a frame that starts this little late has started."""
 _SEEK_MARGIN = 2.0
 """Seconds before the wanted ones that are read, for durations that are a little wrong."""
+_LONGEST_ANIMATION = 600
+"""Seconds of an animated picture that are read as a whole: all of it is in memory."""
 _LONGEST_FRAME = 1.0
 """Seconds that the last frame of a clip is taken to be shown at most."""
 
@@ -75,8 +78,6 @@ def read_tail(path: Path, size: tuple[int, int], fit: Fit, frames: int) -> tuple
     Raises:
         MediaError: see `load_tail`.
     """
-    import av
-
     check_source(path, "a video")
     if kind_of(path) != "other":
         if not is_animated(path):
@@ -85,9 +86,60 @@ def read_tail(path: Path, size: tuple[int, int], fit: Fit, frames: int) -> tuple
 
         pixels, facts = animation_tail(path, size, fit, frames)
         return pixels, facts
-    try:
+    with _damage_named(path):
         clip = _Clip(path)
         return clip.tail(size, fit, frames), clip.facts()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A clip as it is read from its beginning.
+
+    Attributes:
+        start: the moment of its first frame, on the clock of its file; None: it has none, and no sound.
+        count: frames at 24 per second.
+        frames: (height, width, 3) uint8 each.
+    """
+
+    start: float | None
+    count: int
+    frames: Iterator[np.ndarray]
+
+
+NOTHING = Whole(None, 0, iter(()))
+
+
+def read_whole(path: Path, size: tuple[int, int], fit: Fit) -> Whole:
+    """A clip from its beginning to its end; its last frames are those that `load_tail` gives.
+
+    Raises:
+        MediaError: see `load_tail`; also while frames are read.
+    """
+    check_source(path, "a video")
+    if kind_of(path) != "other":
+        pixels, _ = read_tail(path, size, fit, _LONGEST_ANIMATION * FPS)
+        return Whole(None, len(pixels), iter(pixels))
+    with _damage_named(path):
+        whole = _Clip(path).whole(size, fit)
+    return replace(whole, frames=_read(path, whole.frames))
+
+
+def _read(path: Path, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames, with what goes wrong in reading them as one sentence; not what goes wrong in using them."""
+    while True:
+        with _damage_named(path):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    import av
+
+    try:
+        yield
     except (av.FFmpegError, OSError, ValueError, IndexError):
         raise MediaError(f"{path.name} {DAMAGED}") from None
 
@@ -114,6 +166,39 @@ class _Clip:
         if last is None:
             raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
         return np.stack(picked)
+
+    def whole(self, size: tuple[int, int], fit: Fit) -> Whole:
+        with self._open() as (container, stream):
+            rate, first, last, length = float(stream.average_rate or stream.guessed_rate or FPS), None, 0.0, 0.0
+            for packet in container.demux(stream):  # looked at one by one: a film does not fit into memory
+                if packet.size and not packet.is_discard and packet.pts is not None:
+                    time = float(packet.pts * packet.time_base)
+                    first = time if first is None else min(first, time)
+                    if time >= last:
+                        last, length = time, float((packet.duration or 0) * packet.time_base) or 1 / rate
+        if first is None:
+            times = self._decoded_times(rate)
+            if not times:
+                raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
+            first, last, length = times[0], times[-1], 1 / rate
+        end = last + min(max(length, 1 / FPS), _LONGEST_FRAME)
+        wanted = _wanted(first, end, sys.maxsize)
+        return Whole(wanted[0], len(wanted), self._all(wanted, size, fit))
+
+    def _all(self, wanted: list[float], size: tuple[int, int], fit: Fit) -> Iterator[np.ndarray]:
+        """The pixels shown at each wanted time; a frame holds where those behind it are damaged."""
+        held, shown, done = None, None, 0
+        for time, frame in self._decode(0.0):
+            while held is not None and done < len(wanted) and wanted[done] + _TOLERANCE < time:
+                shown = self._pixels(held, size, fit) if shown is None else shown
+                yield shown
+                done += 1
+            held, shown = frame, None
+        if held is None:
+            raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
+        last = self._pixels(held, size, fit)
+        for _ in range(len(wanted) - done):
+            yield last
 
     def _span(self, frames: int) -> tuple[float, float]:
         """Where the last frames start and end, in seconds: at least `frames` / 24 apart if there are so many."""

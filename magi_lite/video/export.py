@@ -15,7 +15,7 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -29,7 +29,7 @@ from magi_lite.files import check_writable, output_errors
 from magi_lite.models import FPS
 from magi_lite.video import labels
 from magi_lite.video.formats import CONTAINERS, FORMATS, Format, missing_encoder
-from magi_lite.video.sound import check_sound, lay_sound
+from magi_lite.video.sound import Sound, check_sound, lay_sound
 from magi_lite.video.thumbnails import to_png
 from quant.storage.files import replacing
 
@@ -79,7 +79,7 @@ def open_export(
     target: Path,
     size: tuple[int, int],
     settings: dict[str, Any] | None = None,
-    sound: Path | None = None,
+    sound: Sequence[Sound] = (),
     overwrite: bool = False,
 ) -> Iterator[FrameWriter]:
     """Write frames to `target`; it is there, whole, when the block ends well, and untouched otherwise.
@@ -89,7 +89,7 @@ def open_export(
         target: file, or folder for a format of kind "pictures".
         size: (width, height) in pixels, even.
         settings: kept in the metadata; None: only that a model made it.
-        sound: an audio file to lay under a video, cut or filled with silence to its length.
+        sound: laid under a video, stretch behind stretch, cut or filled with silence to its length.
         overwrite: whether a target that is there is replaced.
 
     Raises:
@@ -100,10 +100,12 @@ def open_export(
 
     av.logging.set_level(av.logging.FATAL)  # encoders' own lines would stand in the middle of ours
     chosen = FORMATS[name]
-    if sound is not None:
+    if sound:
         if not chosen.sound:
             raise InputError(f"A file of format {name} has no sound; choose h264, hevc, av1, prores or ffv1.")
-        check_sound(sound)
+        for stretch in sound:
+            if stretch.path is not None:
+                check_sound(stretch.path)
     check_export(name, target, size, overwrite)
     try:
         if chosen.kind == "pictures":
@@ -123,7 +125,7 @@ def open_export(
                 except BaseException:
                     writer.abandon()
                     raise
-            if sound is not None:
+            if sound:
                 lay_sound(temporary, sound, chosen.sound, _muxer(chosen, target)["container"])
             _label(temporary, target.suffix.lower(), size, settings)
     except av.FFmpegError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,30 @@ from magi_lite.video import labels
 SOUND_RATE = 48000
 """Samples per second of a sound track."""
 _BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A stretch of a sound track.
+
+    Args:
+        path: an audio or video file; None: silence.
+        start: the moment in it that comes first, on its own clock; None: its first sample.
+        seconds: how long the stretch is, filled with silence where the file ends before; None: to the video's end.
+    """
+
+    path: Path | None
+    start: float | None = None
+    seconds: float | None = None
+
+
+def has_sound(path: Path) -> bool:
+    """Whether there is a sound track in a file that can be read."""
+    try:
+        check_sound(path)
+    except MediaError:
+        return False
+    return True
 
 
 def check_sound(path: Path) -> None:
@@ -37,8 +62,8 @@ def check_sound(path: Path) -> None:
         raise MediaError(f"{path.name} has no sound in it; use a WAV, FLAC, MP3 or M4A.")
 
 
-def lay_sound(video: Path, sound: Path, codec: str, container: str) -> None:
-    """Put a sound track beside a video's own packets, cut or filled with silence to its length."""
+def lay_sound(video: Path, sound: Sequence[Sound], codec: str, container: str) -> None:
+    """Put a sound track, stretch behind stretch, beside a video's own packets, cut or filled to its length."""
     import av
 
     mixed = video.with_name(video.name + ".sound")
@@ -86,14 +111,39 @@ def _length(video: Path) -> float:
         return sum(1 for packet in container.demux(stream) if packet.size) / FPS
 
 
-def _sound_blocks(path: Path, context: Any, samples: int) -> Iterator[Any]:
-    """Audio frames of the encoder's own format, `samples` in all."""
+def _sound_blocks(sound: Sequence[Sound], context: Any, samples: int) -> Iterator[Any]:
+    """Audio frames of the encoder's own format and size, `samples` in all."""
     import av
 
-    resampler = av.AudioResampler(format=context.format, layout="stereo", rate=SOUND_RATE, frame_size=_BLOCK)
-    made = 0
+    queue, made = av.AudioFifo(), 0
+    for piece in _pieces(sound, context, samples):
+        queue.write(piece)
+        while (block := queue.read(_BLOCK)) is not None:
+            yield _placed(block, made)
+            made += block.samples
+    if (block := queue.read(0, partial=True)) is not None:  # only the last may be shorter
+        yield _placed(block, made)
+
+
+def _pieces(sound: Sequence[Sound], context: Any, samples: int) -> Iterator[Any]:
+    left = samples
+    for stretch in sound:
+        wanted = left if stretch.seconds is None else min(left, round(stretch.seconds * SOUND_RATE))
+        left -= wanted
+        for piece in _heard(stretch.path, stretch.start, context, wanted) if stretch.path else ():
+            wanted -= piece.samples
+            yield piece
+        yield from _silence(context, wanted)
+    yield from _silence(context, left)
+
+
+def _heard(path: Path, start: float | None, context: Any, samples: int) -> Iterator[Any]:
+    """What a file holds from a moment on, at most `samples`."""
+    import av
+
+    resampler = av.AudioResampler(format=context.format, layout="stereo", rate=SOUND_RATE)
     with av.open(str(path.absolute())) as container:
-        stream = container.streams.audio[0]
+        stream, early = container.streams.audio[0], None
 
         def decoded() -> Iterator[Any]:
             for packet in container.demux(stream):
@@ -104,34 +154,53 @@ def _sound_blocks(path: Path, context: Any, samples: int) -> Iterator[Any]:
             yield None
 
         for frame in decoded():
+            if early is None and frame is not None:  # samples before the stretch, or missing at its beginning
+                known = start is not None and frame.time is not None
+                early = round((start - frame.time) * SOUND_RATE) if known else 0
+                if early < 0:
+                    gap = min(-early, samples)
+                    yield from _silence(context, gap)
+                    samples, early = samples - gap, 0
             if frame is not None:
                 frame.pts = None
             for block in resampler.resample(frame):
-                if made >= samples:
+                first, last = min(early or 0, block.samples), min(block.samples, (early or 0) + samples)
+                early = (early or 0) - first
+                if first < last:
+                    yield _cut(block, first, last)
+                    samples -= last - first
+                if not samples:
                     return
-                yield _cut(block, made, min(block.samples, samples - made))
-                made += block.samples
-    while made < samples:
-        size = min(_BLOCK, samples - made)
-        planes = 2 if context.format.is_planar else 1
-        kind = np.dtype({"s16": "<i2", "s32": "<i4", "flt": "<f4"}[context.format.name.removesuffix("p")])
-        silence = av.AudioFrame.from_ndarray(
-            np.zeros((planes, size if planes == 2 else 2 * size), kind), context.format.name, "stereo"
-        )
-        silence.rate = SOUND_RATE
-        yield _cut(silence, made, size)
-        made += size
 
 
-def _cut(block: Any, start: int, samples: int) -> Any:
-    """The first `samples` of a block, standing at sample `start`."""
+def _silence(context: Any, samples: int) -> Iterator[Any]:
     import av
 
-    if samples < block.samples:
+    planes = 2 if context.format.is_planar else 1
+    kind = np.dtype({"s16": "<i2", "s32": "<i4", "flt": "<f4"}[context.format.name.removesuffix("p")])
+    while samples > 0:
+        size = min(_BLOCK, samples)
+        nothing = np.zeros((planes, size if planes == 2 else 2 * size), kind)
+        silence = av.AudioFrame.from_ndarray(nothing, context.format.name, "stereo")
+        silence.rate = SOUND_RATE
+        yield silence
+        samples -= size
+
+
+def _cut(block: Any, first: int, last: int) -> Any:
+    """Samples of a block, from the first to the one before the last."""
+    import av
+
+    if last - first < block.samples:
         values = block.to_ndarray()
-        kept = values[:, :samples] if block.format.is_planar else values[:, : samples * 2]
+        kept = values[:, first:last] if block.format.is_planar else values[:, first * 2 : last * 2]
         shorter = av.AudioFrame.from_ndarray(np.ascontiguousarray(kept), block.format.name, "stereo")
         shorter.rate = SOUND_RATE
         block = shorter
+    block.pts = None
+    return block
+
+
+def _placed(block: Any, start: int) -> Any:
     block.pts, block.time_base = start, Fraction(1, SOUND_RATE)
     return block

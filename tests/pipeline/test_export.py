@@ -213,3 +213,81 @@ def test_events_end_with_the_file(finished, tmp_path):
     events = list(exporting(finished[0], tmp_path / "a.webp", (0, 2)))
     assert isinstance(events[-1], Finished) and events[-1].video == tmp_path / "a.webp" and events[-1].chunks == 2
     assert [event.chunk for event in events if isinstance(event, Progress)] == [0, 1]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A clip of 1.5 s at 30 frames per second: a bar that moves, under it a tone of 440 Hz from 0.25 s on."""
+    path = tmp_path_factory.mktemp("clip") / "mine.mp4"
+    with av.open(str(path), "w") as container:
+        video, audio = container.add_stream("libx264", rate=30), container.add_stream("aac", rate=48000, layout="mono")
+        video.width, video.height, video.pix_fmt, video.options = 64, 32, "yuv420p", {"crf": "1"}
+        for number in range(45):
+            pixels = np.full((32, 64, 3), 60, np.uint8)
+            pixels[:, number : number + 8] = 200
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode(None))
+        for start in range(12_000, 72_000, 1000):
+            wave = 0.3 * np.sin(np.arange(start, start + 1000) * 2 * np.pi * 440 / 48000)
+            frame = av.AudioFrame.from_ndarray(wave.astype(np.float32)[None], "fltp", "mono")
+            frame.rate, frame.pts = 48000, start
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory, clip):
+    """The folder of a run of one second that continues the clip."""
+    from magi_lite.pipeline import generate, prompts
+    from magi_lite.request.request import GenerationRequest
+    from magi_lite.timeline.text import parse
+
+    root = tmp_path_factory.mktemp("continued")
+    before, prompts.EMBEDDINGS_FOLDER = prompts.EMBEDDINGS_FOLDER, root / "embeddings"
+    try:
+        request = GenerationRequest(
+            parse("[0s-1s: a red ball]"), 1, 64, 32, window=1, seed=5, preset="demo", video=clip
+        )
+        return list(generate(request, projects_folder=root / "runs"))[-1].project
+    finally:
+        prompts.EMBEDDINGS_FOLDER = before
+
+
+def heard(path):
+    """The sound of a file, and how many samples a second has."""
+    with av.open(str(path)) as container:
+        rate = container.streams.audio[0].rate
+        return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)]), rate
+
+
+def pitch(sound, rate):
+    return np.count_nonzero(np.diff(sound > 0)) / 2 / (len(sound) / rate)
+
+
+def test_the_clip_stands_in_front_with_its_sound(continued, clip, tmp_path):
+    """Its last second is what the run saw of it; behind it is silence, or a sound of one's own."""
+    from magi_lite.video.clips import load_tail
+
+    alone = frames_of(export(continued, tmp_path / "new.mkv"))
+    whole = frames_of(export(continued, tmp_path / "both.mkv", clip=True))
+    assert len(whole) == 36 + 24 and np.array_equal(whole[36:], alone)
+    assert np.abs(np.stack(whole[12:36]).astype(int) - load_tail(clip, (64, 32), frames=24)).max() <= 1
+    tone(tmp_path / "mine.wav", 0.5, 880)
+    for audio, after in ((None, 0), (tmp_path / "mine.wav", 880)):
+        sound, rate = heard(export(continued, tmp_path / "a.mp4", clip=True, audio=audio, overwrite=True))
+        spans = {moment: (round(moment * rate), round((moment + 0.1) * rate)) for moment in (0.1, 0.3, 1.35, 1.6, 2.2)}
+        at = {moment: sound[first:last] for moment, (first, last) in spans.items()}
+        assert len(sound) / rate == pytest.approx(2.5, abs=0.05)
+        assert max(np.abs(at[0.1]).max(), np.abs(at[2.2]).max()) < 0.02
+        assert pitch(at[0.3], rate) == pytest.approx(440, abs=15) == pitch(at[1.35], rate)
+        assert (pitch(at[1.6], rate) == pytest.approx(880, abs=15)) if after else np.abs(at[1.6]).max() < 0.02
+
+
+def test_a_clip_goes_into_pictures_too_and_what_cannot_be_is_said(continued, finished, tmp_path):
+    assert len(list(export(continued, tmp_path / "frames", clip=True).iterdir())) == 60
+    with pytest.raises(InputError, match="continues no clip; leave out --clip"):
+        export(finished[0], tmp_path / "b.mp4", clip=True)
+    for options in ({"seconds": (0.5, 1), "to": tmp_path / "b.mp4"}, {"to": tmp_path / "b.png"}):
+        with pytest.raises(InputError, match="in front of second 0"):
+            export(continued, clip=True, **options)

@@ -12,6 +12,7 @@ from magi_lite.errors import InputError, MediaError, OutputError
 from magi_lite.video import labels
 from magi_lite.video.export import open_export, to_8_bit, to_16_bit
 from magi_lite.video.formats import FORMATS, choose_format, missing_encoder
+from magi_lite.video.sound import Sound
 
 SIZE = (256, 64)
 SAID = labels.SOURCE_TYPE.encode()
@@ -208,11 +209,11 @@ def test_very_short_videos(tmp_path, name, count):
         assert len(decoded(target)[0]) == count
 
 
-def tone(path, seconds, rate=44100):
-    """A WAV file: 440 Hz."""
+def tone(path, seconds, pitch=440, rate=44100):
+    """A WAV file of one tone."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
-        wave = (8000 * np.sin(np.arange(int(seconds * rate)) * 2 * np.pi * 440 / rate)).astype(np.int16)[None]
+        wave = (8000 * np.sin(np.arange(int(seconds * rate)) * 2 * np.pi * pitch / rate)).astype(np.int16)[None]
         frame = av.AudioFrame.from_ndarray(wave, "s16", "mono")
         frame.rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
         container.mux(stream.encode(frame))
@@ -225,7 +226,7 @@ def test_sound(tmp_path, name, seconds):
     """Sound of any length ends with the pictures; after a shorter one there is silence; the pictures do not change."""
     tone(tmp_path / "a.wav", seconds)
     target, mute = tmp_path / f"a{FORMATS[name].suffix}", tmp_path / f"b{FORMATS[name].suffix}"
-    write(name, target, count=24, sound=tmp_path / "a.wav", settings={"seed": 1})
+    write(name, target, count=24, sound=[Sound(tmp_path / "a.wav")], settings={"seed": 1})
     write(name, mute, count=24)
     with av.open(str(target)) as container:
         sound = np.concatenate([f.to_ndarray().astype(np.float64) for f in container.decode(audio=0)], axis=1)
@@ -249,13 +250,13 @@ def test_sound(tmp_path, name, seconds):
 def test_sound_that_cannot_be(tmp_path):
     tone(tmp_path / "a.wav", 1)
     with pytest.raises(InputError, match="A file of format gif has no sound; choose h264, hevc"):
-        write("gif", tmp_path / "a.gif", sound=tmp_path / "a.wav")
+        write("gif", tmp_path / "a.gif", sound=[Sound(tmp_path / "a.wav")])
     (tmp_path / "text.wav").write_text("la la la")
     with pytest.raises(MediaError, match=r"text\.wav is damaged or not a file with sound"):
-        write("h264", tmp_path / "a.mp4", sound=tmp_path / "text.wav")
+        write("h264", tmp_path / "a.mp4", sound=[Sound(tmp_path / "text.wav")])
     write("h264", tmp_path / "mute.mp4")
     with pytest.raises(MediaError, match=r"mute\.mp4 has no sound in it"):
-        write("h264", tmp_path / "a.mp4", sound=tmp_path / "mute.mp4")
+        write("h264", tmp_path / "a.mp4", sound=[Sound(tmp_path / "mute.mp4")])
     assert not (tmp_path / "a.mp4").exists()
 
 

@@ -8,7 +8,7 @@ const KINDS = { video: "Videos", animation: "Animations", pictures: "A picture f
 
 /**
  * @param server the panel's functions. @param upload sends a file to the app.
- * @param id the video's name in the gallery. @param video {done, width, height}.
+ * @param id the video's name in the gallery. @param video {done, width, height, continues}.
  */
 export async function askExport({ server, upload }, id, video) {
   const answer = await call(server.exports({}));
@@ -33,6 +33,13 @@ export async function askExport({ server, upload }, id, video) {
     to = number(String(video.done)),
     settings = el("input", { type: "checkbox", class: "mg-check", checked: true }),
     audio = el("input", { type: "file", accept: "audio/*,video/*", class: "mg-input" }),
+    clip = el("input", { type: "checkbox", class: "mg-check", "data-field": "clip" }),
+    clipRow = el(
+      "label",
+      { class: "mg-row mg-small mg-choice", hidden: !video.continues },
+      clip,
+      `With ${video.continues} in front, and its sound`,
+    ),
     credentials = el("input", {
       type: "checkbox",
       class: "mg-check",
@@ -61,6 +68,7 @@ export async function askExport({ server, upload }, id, video) {
     const { kind, sound } = chosen();
     toField.hidden = kind === "frame";
     audioField.hidden = !sound;
+    clipRow.hidden = !video.continues || kind === "frame";
     from.parentElement.firstElementChild.textContent = kind === "frame" ? "Moment in seconds" : "From second";
   }
   const box = el("dialog", { class: "mg-dialog ex", "aria-label": "Export" });
@@ -71,6 +79,7 @@ export async function askExport({ server, upload }, id, video) {
     field("Format", format),
     el("div", { class: "mg-row ex-range" }, field("From second", from), toField),
     audioField,
+    clipRow,
     el("label", { class: "mg-row mg-small mg-choice" }, settings, "Keep the settings in the file"),
     el(
       "label",
@@ -95,6 +104,7 @@ export async function askExport({ server, upload }, id, video) {
     if (one.kind === "frame") order.from_second = Number(from.value);
     else if (Number(from.value) > 0 || Number(to.value) < video.done)
       Object.assign(order, { from_second: Number(from.value), to_second: Number(to.value) });
+    if (clip.checked && !clipRow.hidden) order.clip = true;
     if (one.sound && audio.files[0]) {
       try {
         order.audio = { path: (await upload(audio.files[0])).path };
