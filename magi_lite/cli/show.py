@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from magi_lite.events import ChunkFinished, Event, Finished, Notice, PhaseStarted, PlanReady, Progress, Stopped
+from magi_lite.machine.cards import GIB
 from magi_lite.planner import Plan
 from magi_lite.sentences import count
 
@@ -62,7 +63,7 @@ def _plan_sentence(plan: Plan) -> str:
     where = plan.device.name if on_card else "CPU"
     return (
         f"{plan.model.name}, {plan.request.width}x{plan.request.height}, {plan.execution.scheme}, "
-        f"window {plan.window} on {where}: {used / 2**30:.1f} GiB, "
+        f"window {plan.window} on {where}: {used / GIB:.1f} GB, "
         f"about {plan.seconds_per_chunk:.1f} s for a second of video"
     )
 

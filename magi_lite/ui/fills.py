@@ -7,6 +7,7 @@ under way Gradio drops further events; here the last of them is answered afterwa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
@@ -47,7 +48,8 @@ def fills(
         ask, inputs + fields, [*others, mailbox], js=_js(f"magi.ask('{key}', all, {len(inputs)})"),
         trigger_mode="always_last", **INNER,
     )  # fmt: skip
-    asked.success(None, [mailbox, *fields], fields, js=_js(f"magi.answer('{key}', all)"), **INNER)
+    names = json.dumps([(field.elem_id or "").removeprefix("mg-") for field in fields])
+    asked.success(None, [mailbox, *fields], fields, js=_js(f"magi.answer('{key}', all, {names})"), **INNER)
 
 
 def _js(call: str) -> str:

@@ -17,6 +17,7 @@ from magi_lite import planner
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.library import plan_request
 from magi_lite.machine import cards, devices
+from magi_lite.machine.cards import GIB
 from magi_lite.models import MODELS, ModelSpec
 from magi_lite.planner import learned
 from magi_lite.request.build import build, choose_model, choose_preset, models_on_disk
@@ -90,8 +91,8 @@ class Machine:
         found = []
         for one in self._fleet.report() if self._fleet else ():
             used, total = one["card_total"] - one["card_free"], one["card_total"]
-            held = [f"{one['memory'] / 1e9:.1f} GB of RAM"] if one["memory"] else []
-            held += [f"{used / 1e9:.1f} of {total / 1e9:.1f} GB on the card"] if total else []
+            held = [f"{one['memory'] / GIB:.1f} GB of RAM"] if one["memory"] else []
+            held += [f"{used / GIB:.1f} of {total / GIB:.1f} GB on the card"] if total else []
             found.append({"card": one["card"], "started": bool(one["pid"]), "memory": ", ".join(held)})
         return found
 
@@ -114,14 +115,14 @@ class Machine:
             card = f"{device.name}, {device.vram_gb:.1f} GB, compute capability {capability}"
         rows = [
             ("Graphics card", card),
-            ("Memory", f"{gauges['ram_used'] / 1e9:.1f} of {gauges['ram_total'] / 1e9:.1f} GB in use"),
+            ("Memory", f"{gauges['ram_used'] / GIB:.1f} of {gauges['ram_total'] / GIB:.1f} GB in use"),
             ("Attention", self.attention),
             ("PyTorch", _torch_words()),
             ("System", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"),
             ("Machine profile", choose_preset(self.preset, device, self.models_folder).title),
         ]
         if gauges["vram_total"]:
-            used = f"{gauges['vram_used'] / 1e9:.1f} of {gauges['vram_total'] / 1e9:.1f} GB in use"
+            used = f"{gauges['vram_used'] / GIB:.1f} of {gauges['vram_total'] / GIB:.1f} GB in use"
             rows.insert(1, ("Card memory", used))
         existing = next(p for p in (self.models_folder, *self.models_folder.resolve().parents) if p.exists())
         return {
@@ -199,7 +200,7 @@ class Machine:
         """
         device = cards.cpu_device() if card == "cpu" else cards.known_card(card)
         if ram_gb is not None:
-            device = replace(device, ram_bytes=int(ram_gb * cards.GIB))
+            device = replace(device, ram_bytes=int(ram_gb * GIB))
         chosen = {"model": model} if model else {}
         try:
             request = build(machine=device, demo=False, models_folder=self.models_folder, **chosen, **values)
@@ -283,8 +284,9 @@ class Machine:
         if self._fleet:
             self._fleet.free()
         devices.free_memory()
-        gained = max(0, devices.free_ram_bytes() - before)
-        return f"Done: {gained / 1e6:.0f} MB of RAM came free, {devices.free_ram_bytes() / 1e9:.1f} GB are free now."
+        now = devices.free_ram_bytes()
+        gained = max(0, now - before) >> 20
+        return f"Done: {gained} MB of RAM came free, {now / GIB:.1f} GB are free now."
 
 
 def described(plan: planner.Plan, start: float = 0.0) -> dict[str, Any]:
@@ -292,7 +294,7 @@ def described(plan: planner.Plan, start: float = 0.0) -> dict[str, Any]:
     on_card = plan.execution.device == "cuda"
     need = plan.needed_vram_bytes if on_card else plan.peak_ram_bytes
     have = plan.device.vram_bytes if on_card else plan.device.ram_bytes or 0
-    where = f"{need / 1e9:.1f} of {have / 1e9:.1f} GB of {'card memory' if on_card else 'RAM'}"
+    where = f"{need / GIB:.1f} of {have / GIB:.1f} GB of {'card memory' if on_card else 'RAM'}"
     begin = [f"Before the first picture a worker starts, which takes {_time(start)}."] if start else []
     words = f"Needs {where}; first picture after {_time(start + plan.time_to_first_chunk)}"
     return {

@@ -32,7 +32,8 @@ DELETE_JS = """async (name) => {
   return [name && await magi.sure('Delete settings', `Delete the settings called ${name}?`, 'Delete') ? name : ''];
 }"""
 ASKING: dict[str, Any] = {**INNER, "trigger_mode": "multiple"}
-"""Of events that ask first: a click right after a "no" counts, though the answer before may still be under way."""
+"""Of events whose next click says something else, as after a "no", another name or a refusal: it counts, though the
+answer to the one before may still be under way."""
 KEPT = tuple(name for name in form.FIELDS if name not in NOT_SAVED)
 
 
@@ -139,8 +140,8 @@ def wire(store: Saved, h: Handlers) -> None:
         gr.Info(f"The page opens with {what}.")
 
     w["save"].click(save, [w["saved_name"], *kept], [w["saved"], w["saved_name"]], js=SAVE_JS, **ASKING)
-    w["rename_saved"].click(rename, [w["saved"], w["saved_name"]], [w["saved"], w["saved_name"]], **INNER)
+    w["rename_saved"].click(rename, [w["saved"], w["saved_name"]], [w["saved"], w["saved_name"]], **ASKING)
     fills(w["saved"].input, load, [w["saved"]], kept)
     w["delete_saved"].click(delete, w["saved"], w["saved"], js=DELETE_JS, **ASKING)
-    w["at_start"].click(at_start, w["saved"], None, **INNER)
+    w["at_start"].click(at_start, w["saved"], None, **ASKING)
     gr.on(None, lambda: gr.update(choices=store.names()), None, w["saved"], **INNER)

@@ -149,6 +149,79 @@ def test_what_was_typed_is_there_after_a_reload(page: Page, watched: Watched) ->
     visitor.wait_for_function("document.querySelector('#mg-prompt textarea')?.value === 'half a sentence about'")
 
 
+def test_what_is_being_typed_is_there_after_a_reload(page: Page, watched: Watched) -> None:
+    """Words in a block that was not left yet, and a text that cannot be read yet."""
+    page.click("[data-action=add]")
+    page.keyboard.type("half a blo")
+    watched.reload(page)
+    page.wait_for_function("magi.timeline.segments[0]?.prompt === 'half a blo'")
+    page.locator(".tl-block").click()
+    page.keyboard.press("Enter")
+    page.keyboard.type("no")
+    page.keyboard.press("Escape")
+    watched.reload(page)
+    page.wait_for_function("magi.timeline.segments[0]?.prompt === 'half a blo'")
+    page.click("[data-action=text]")
+    page.fill(".tl-shorthand", "[0s-2s: a cat walks] [2s")
+    page.get_by_text("is not closed").wait_for()
+    page.click("[data-action=blendmore]")  # what the timeline does is no reason to lose it
+    watched.reload(page)
+    page.get_by_text("is not closed").wait_for()
+    assert page.input_value(".tl-shorthand") == "[0s-2s: a cat walks] [2s"
+    page.press(".tl-shorthand", "Escape")
+    page.wait_for_function("document.querySelector('.tl-shorthand').value.includes('half a blo')")
+
+
+def test_what_two_tabs_held_is_kept_when_both_are_closed(watched: Watched, app: App) -> None:
+    page = watched.open(app.url)
+    context = page.context
+    page.fill("#mg-prompt textarea", "words of the first tab")
+    page.wait_for_function("localStorage.getItem('magi-drafts')?.includes('first tab')")
+    other = context.new_page()
+    other.goto(app.url)
+    other.wait_for_function("document.querySelector('#mg-prompt textarea')?.value === 'words of the first tab'")
+    other.fill("#mg-prompt textarea", "words of the second tab")
+    other.wait_for_function("localStorage.getItem('magi-drafts')?.includes('second tab')")
+    third = context.new_page()
+    third.goto(app.url)
+    third.wait_for_function("document.querySelector('#mg-prompt textarea')?.value === 'words of the second tab'")
+    third.wait_for_timeout(1500)
+    assert third.locator("[data-action=bring-other]").count() == 0  # both are open
+    watched.leaving = True
+    for one in (page, other, third):
+        one.close()
+    page = context.new_page()
+    page.goto(app.url)
+    page.get_by_text("“words of the first tab”").wait_for()
+    assert page.input_value("#mg-prompt textarea") == "words of the second tab"
+    page.click("[data-action=bring-other]")
+    page.wait_for_function("document.querySelector('#mg-prompt textarea').value === 'words of the first tab'")
+
+
+def test_an_example_in_the_place_of_what_was_typed_can_be_taken_back(page: Page) -> None:
+    page.fill("#mg-prompt textarea", "my own words")
+    page.click("#mg-example input")
+    page.get_by_role("option").nth(1).click()
+    page.wait_for_function("document.querySelector('#mg-prompt textarea').value !== 'my own words'")
+    page.get_by_text("What you had typed was replaced.").wait_for()
+    page.click("[data-action=bring-back]")
+    page.wait_for_function("document.querySelector('#mg-prompt textarea').value === 'my own words'")
+
+
+def test_a_damaged_store_keeps_nobody_from_working(watched: Watched, app: App) -> None:
+    damage = "for (const name of ['magi-gallery', 'magi-draft', 'magi-blocks', 'magi-dock', 'magi-shown'])"
+    page = watched.open(app.url, script=damage + " { localStorage[name] = '{'; sessionStorage[name] = '{'; }")
+    page.wait_for_function("window.magi && magi.state && document.querySelector('.tl-lane')")
+    page.get_by_role("tab", name="Gallery").click()
+    page.get_by_label("Search prompts").wait_for()
+    page.get_by_role("tab", name="Create").click()
+    page.click("[data-action=add]")
+    page.keyboard.type("a block")
+    page.keyboard.press("Enter")
+    page.keyboard.press("ControlOrMeta+v")
+    page.wait_for_function("magi.timeline.segments.length === 1")
+
+
 def test_what_is_typed_before_the_draft_came_back_stays(watched: Watched, app: App) -> None:
     page = watched.open(app.url)
     page.fill("#mg-prompt textarea", "yesterday's")

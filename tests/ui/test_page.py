@@ -79,6 +79,23 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(watched: Watched, app: App)
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1
 
 
+@pytest.mark.parametrize("width", [390, 768])
+def test_a_stacked_page_is_full_and_shows_every_example(watched: Watched, app: App, width: int) -> None:
+    page = watched.open(app.url, size=(width, 850))
+    page.evaluate("magi.attached = null; magi.emit('poll')")
+    page.locator(".wa-card").first.wait_for()
+    whole = page.locator("#mg-create").bounding_box()
+    assert whole
+    for part in ("#mg-stage-card", "#mg-panel", "#mg-timeline-card"):
+        box = page.locator(part).bounding_box()
+        assert box and box["width"] > 0.98 * whole["width"], part
+    stage = page.locator(".wa-stage").bounding_box()
+    assert stage and stage["width"] > 0.85 * whole["width"]
+    for card in page.locator(".wa-card").all():
+        box = card.bounding_box()
+        assert box and stage["y"] <= box["y"] and box["y"] + box["height"] <= stage["y"] + stage["height"]
+
+
 def test_light_and_dark_are_kept(watched: Watched, app: App) -> None:
     page = watched.open(app.url, color_scheme="light")
     assert not page.evaluate("document.body.classList.contains('dark')")

@@ -71,8 +71,13 @@ def test_a_queue_of_three_with_one_that_fails(page: Page, app: App, tmp_path: Pa
     page.get_by_role("tab", name="Queue").click()
     assert waiting(page) == ["first", "no image", "third"]
     card = page.locator(".qu-job", has_text="third")
-    card.locator("[data-action=up]").click()
+    card.locator("[data-action=up]").focus()
+    page.keyboard.press("Enter")
     page.wait_for_function("magi.state.jobs.filter(job => job.state === 'waiting')[1].title === 'third'")
+    page.wait_for_function(  # the list was drawn anew: the focus is where it was
+        "(node => node.dataset.action === 'up' && node.closest('.qu-job').innerText.includes('third'))"
+        "(document.activeElement)"
+    )
     page.locator(".qu-job.waiting").nth(2).drag_to(page.locator(".qu-job.waiting").nth(0))
     page.wait_for_function("magi.state.jobs.filter(job => job.state === 'waiting')[0].title === 'no image'")
     assert waiting(page) == ["no image", "first", "third"]

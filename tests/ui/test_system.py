@@ -21,8 +21,8 @@ def test_the_plan_of_another_machine(page: Page) -> None:
     page.wait_for_function("document.querySelector('.sy-picture').innerText.includes('on RTX 4090. Needs')")
     page.select_option("[aria-label='Model']", "24B-base")
     page.wait_for_function("/24B-base|does not fit|needs/.test(document.querySelector('.sy-picture').innerText)")
-    page.fill("[aria-label='RAM in GiB']", "1")
-    page.press("[aria-label='RAM in GiB']", "Tab")
+    page.fill("[aria-label='RAM in GB']", "1")
+    page.press("[aria-label='RAM in GB']", "Tab")
     page.wait_for_selector(".sy-picture .mg-note.warning")  # so little that nothing fits
     page.select_option("[aria-label='Plan for']", "")
     page.wait_for_function("document.querySelector('.sy-picture').innerText.startsWith('Needs')")

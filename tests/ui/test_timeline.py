@@ -289,6 +289,26 @@ def test_the_ruler_is_scrubbed_by_dragging(timeline: Page) -> None:
     assert len(seen) >= 6 and seen == sorted(seen) and abs(seen[-1] - 3) < 0.05
 
 
+def test_a_message_can_be_answered_over_a_dialog_that_opens_later(timeline: Page) -> None:
+    page = timeline
+    page.evaluate("magi.toast('before', 'info', {label: 'Do it', name: 'do-it', run: () => { window.done = true; }})")
+    page.click("[data-action=help]")
+    page.click("[data-action=do-it]")
+    assert page.evaluate("done")
+    page.keyboard.press("Escape")
+    page.evaluate("magi.toast('after')")
+    page.get_by_text("after", exact=True).wait_for()
+
+
+def test_keys_of_the_stage_do_nothing_on_another_tab(timeline: Page) -> None:
+    page = timeline
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator(".ga-count").click()
+    page.keyboard.press("f")
+    page.wait_for_timeout(300)
+    assert not page.evaluate("Boolean(document.fullscreenElement)")
+
+
 def test_import_keeps_what_was_dragged_beyond(timeline: Page) -> None:
     """Only an import lengthens the video; moving a block never does."""
     page = timeline

@@ -1,27 +1,60 @@
-// What the form holds, kept in the browser: in this tab, and for the next visit.
-const KEY = "magi-draft",
-  VERSION = 1;
+// What the form holds, kept in the browser: in this tab, and for the next visit. Words that were typed in another tab
+// and never used are kept beside it, so that the last tab to be closed is not the only one that counts.
+import { keep, recall } from "../shared/store.js";
 
-function read(store) {
-  try {
-    const found = JSON.parse(store.getItem(KEY));
-    return found && found.version === VERSION ? found : null;
-  } catch {
-    return null; // damaged: as if there were none
-  }
+const KEY = "magi-draft",
+  OTHERS = "magi-drafts", // by tab: {at, typed: {prompt, timeline}}
+  TAB = "magi-tab",
+  CHANNEL = "magi-tabs",
+  VERSION = 1,
+  MOST = 8,
+  PATIENCE = 400; // milliseconds in which a tab that is open answers
+
+const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+const isDraft = (found) => (found && found.version === VERSION ? found : null);
+const tab = String(recall(TAB, "sessionStorage") || Math.random().toString(36).slice(2));
+keep(TAB, tab, "sessionStorage");
+const channel = "BroadcastChannel" in window ? new BroadcastChannel(CHANNEL) : null;
+let heard = () => {};
+if (channel)
+  channel.onmessage = ({ data }) => {
+    if (data.ask) channel.postMessage({ here: tab });
+    else heard(data.here);
+  };
+
+/** The draft of this tab, else the newest of this browser: {job, values: {name: value}, base}, or null. */
+export const loadDraft = () => isDraft(recall(KEY, "sessionStorage")) || isDraft(recall(KEY));
+
+/** Whether this tab had a draft of its own. */
+export const isNewTab = () => !isDraft(recall(KEY, "sessionStorage"));
+
+/** @param typed what of it was typed and not used yet, by name; null: nothing. @param base what it was before. */
+export function saveDraft(job, names, values, typed, base) {
+  const kept = Object.fromEntries(names.map((name, i) => [name, values[i]]));
+  for (const store of ["sessionStorage", "localStorage"])
+    keep(KEY, { version: VERSION, job, values: kept, base }, store);
+  const others = recall(OTHERS) || {};
+  if (!typed && !others[tab]) return;
+  delete others[tab];
+  keep(OTHERS, Object.fromEntries([...Object.entries(others), ...(typed ? [[tab, { typed }]] : [])].slice(-MOST)));
 }
 
-/** The draft of this tab, else the newest of this browser: {job, values: {name: value}}, or null. */
-export const loadDraft = () => read(sessionStorage) || read(localStorage);
+/** What was typed in tabs that are closed, the newest first; what is `typed` here as well is this tab's from now on. */
+export async function leftBehind(typed) {
+  if (!channel) return [];
+  const open = new Set([tab]);
+  heard = (one) => open.add(one);
+  channel.postMessage({ ask: true });
+  await new Promise((done) => setTimeout(done, PATIENCE));
+  const closed = () => Object.entries(recall(OTHERS) || {}).filter(([one]) => !open.has(one));
+  forget(closed().filter(([, draft]) => same(draft.typed, typed)));
+  return closed()
+    .map(([one, draft]) => ({ ...draft.typed, forget: () => forget([[one]]) }))
+    .reverse();
+}
 
-export function saveDraft(job, names, values) {
-  const kept = Object.fromEntries(names.map((name, i) => [name, values[i]])),
-    text = JSON.stringify({ version: VERSION, job, values: kept });
-  for (const store of [sessionStorage, localStorage]) {
-    try {
-      store.setItem(KEY, text);
-    } catch {
-      // a full or closed store must not keep anybody from working
-    }
-  }
+function forget(entries) {
+  const others = recall(OTHERS) || {};
+  for (const [one] of entries) delete others[one];
+  keep(OTHERS, others);
 }

@@ -2,7 +2,7 @@
 // with. What somebody typed is never lost by that: it can be brought back.
 import { app, call, emit, on, onDocument, toast } from "../shared/bus.js";
 import { holdUntil } from "../shared/fills.js";
-import { loadDraft, saveDraft } from "./draft.js";
+import { isNewTab, leftBehind, loadDraft, saveDraft } from "./draft.js";
 
 const TYPED = ["prompt", "timeline"];
 const LEAVE = { __type__: "update" };
@@ -13,19 +13,29 @@ const LEGAL = {
   seed: (n) => (Number.isSafeInteger(n) && n >= -1 ? n : -1),
   vram_gb: (n) => (n === null || n >= 0 ? n : null),
 };
+const LABELS = { seconds: "The length", seed: "The seed", vram_gb: "The card memory" };
 const ELEMENTS = { seconds: "#mg-seconds", seed: "#mg-seed", vram_gb: "#mg-vram" };
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
 let names = [], // of all fields
   now = null, // their values
   base = {}, // what TYPED held when nobody had typed yet
-  restoring = null; // values by name, on their way into the fields
+  restoring = null, // values by name, on their way into the fields
+  typing = null; // the timeline with what is being typed into a block, which is no value of the form yet
+
+function save() {
+  if (!names.length || !now) return;
+  const values = typing ? now.map((value, i) => (names[i] === "timeline" ? typing : value)) : now,
+    typed = typedIn(values);
+  saveDraft(app.attached, names, values, same(typed, base) ? null : typed, base);
+}
 
 /** Gradio's inline handlers: all values, after every change. */
 export const form = {
   note(values) {
     now = values;
-    if (names.length) saveDraft(app.attached, names, now);
+    typing = null;
+    save();
   },
   /** What the fields shall hold: those of `restoring`, unless somebody was quicker. */
   restore(values) {
@@ -61,10 +71,29 @@ export function mount({ element, props, trigger, server }) {
   }
 
   // --- a page that opens
-  const draft = loadDraft();
+  const fresh = isNewTab(),
+    draft = loadDraft();
   if (draft) {
     app.attached = draft.job;
+    base = draft.base || base;
     restore(draft.values, startValues);
+  }
+  /** Words that were typed in a tab that is closed, and never used. */
+  async function offerOthers(mine) {
+    const [other] = await leftBehind(mine);
+    if (!other) return;
+    const { prompt, timeline } = other,
+      blocks = (timeline && timeline.segments) || [],
+      words = [prompt, ...blocks.map((one) => one.prompt)].find(Boolean) || "a timeline";
+    toast(`Something that was typed in another tab is kept: “${words.slice(0, 60)}”`, "info", {
+      label: "Bring it here",
+      name: "bring-other",
+      run: () => (other.forget(), restore({ prompt, timeline })),
+    });
+  }
+  if (fresh && draft) {
+    const mine = Object.fromEntries(TYPED.map((name) => [name, draft.values[name]]));
+    offerOthers(mine);
   }
   let opened = Boolean(draft);
 
@@ -74,7 +103,11 @@ export function mount({ element, props, trigger, server }) {
       if (!target.closest || !target.closest(ELEMENTS[name])) continue;
       setTimeout(() => {
         const value = now && now[names.indexOf(name)];
-        if (now && !same(value, legal(value))) restore({ [name]: legal(value) });
+        if (!now || same(value, legal(value))) return;
+        restore({ [name]: legal(value) });
+        const found =
+          legal(value) === null ? "left to the plan" : legal(value) === -1 ? "a new one each time" : legal(value);
+        toast(`${LABELS[name]} cannot be ${value ?? "empty"}; it is ${found} now.`);
       }, 0);
     }
   });
@@ -92,11 +125,15 @@ export function mount({ element, props, trigger, server }) {
       if (app.attached) follow(app.attached, { sinceStart: true });
     }
     const job = state.shown;
-    if (now !== null && (!was || !job || was.id !== job.id)) saveDraft(app.attached, names, now);
+    if (!was || !job || was.id !== job.id) save();
     // Prompts that were changed while it ran stand in the video from their second on: so they shall in the form.
     const ended = was && job && was.id === job.id && was.state === "running" && job.state !== "running";
     if (ended && job.redirected && !isDirty()) follow(job.id);
     was = job;
+  });
+  on(element, "typing", (timeline) => {
+    typing = timeline;
+    save();
   });
   on(element, "several", (pictures) => {
     props.value = { pictures };
@@ -104,22 +141,24 @@ export function mount({ element, props, trigger, server }) {
   });
   on(element, "made", () => {
     if (now) base = typedIn(now);
+    save();
   });
   on(element, "redirect", ({ prompt, timeline }) => {
     if (prompt !== undefined) base.prompt = prompt;
     if (timeline !== undefined && now) base.timeline = typedIn(now).timeline;
   });
 
-  // --- answers of the server that fill the whole form
-  on(element, "filled", ({ before, after }) => {
-    if (after.length !== names.length) return;
-    const typed = typedIn(before),
-      fresh = typedIn(after),
-      lost = TYPED.filter((name) => !same(typed[name], base[name]) && !same(typed[name], fresh[name]));
-    base = fresh;
+  // --- answers of the server that fill the form, or some of it: an example, an imported timeline
+  on(element, "filled", ({ names: filled, before, after }) => {
+    const typed = (name) => before[filled.indexOf(name)],
+      fresh = (name) => after[filled.indexOf(name)],
+      taken = TYPED.filter((name) => filled.includes(name)),
+      lost = taken.filter((name) => !same(typed(name), base[name]) && !same(typed(name), fresh(name)));
+    base = { ...base, ...Object.fromEntries(taken.map((name) => [name, fresh(name)])) };
     if (!lost.length) return;
-    const bring = Object.fromEntries(lost.map((name) => [name, typed[name]]));
-    toast("The form now shows what this video was made with.", "info", {
+    const bring = Object.fromEntries(lost.map((name) => [name, typed(name)])),
+      whole = filled.length === names.length;
+    toast(whole ? "The form now shows what this video was made with." : "What you had typed was replaced.", "info", {
       label: "Bring back what I typed",
       name: "bring-back",
       run: () => restore(bring),

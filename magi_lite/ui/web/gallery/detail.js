@@ -14,8 +14,12 @@ export async function openDetail(scope, item, acts) {
   const box = el("dialog", { class: "mg-dialog wide", "aria-label": detail.title }),
     close = () => box.close(),
     has = detail.done > 0;
-  const start = async (promise) => {
-    const answer = await call(promise);
+  let starting = false; // a second click while the answer is on its way would make a second video
+  const start = async (ask) => {
+    if (starting) return;
+    starting = true;
+    const answer = await call(ask());
+    starting = false;
     if (answer.error) return;
     emit("show", { job: answer.job, open: true });
     close();
@@ -123,8 +127,10 @@ export async function openDetail(scope, item, acts) {
     placeholder: "new prompt (empty: the same)",
     "aria-label": "New prompt",
   });
-  const redo = () =>
-    start(
+  second.required = true;
+  const redo = () => {
+    if (!second.reportValidity() || !seed.reportValidity()) return;
+    start(() =>
       server.redo({
         video: item.id,
         second: Number(second.value),
@@ -132,17 +138,21 @@ export async function openDetail(scope, item, acts) {
         seed: seed.value === "" ? null : Number(seed.value),
       }),
     );
+  };
 
   const buttons = [
     button("Use these settings", "check", () => (acts.use(item.id), close()), { class: "mg-primary", action: "use" }),
     has &&
-      button("Continue from here", "add", () => start(server.extend({ video: item.id, seconds: 2 })), {
+      button("Continue from here", "add", () => start(() => server.extend({ video: item.id, seconds: 2 })), {
         class: "mg-fill",
         action: "continue",
         title: "Two more seconds, from the saved latents",
       }),
     detail.resumable &&
-      button("Resume", "play", () => start(server.resume({ job: item.id })), { class: "mg-fill", action: "resume" }),
+      button("Resume", "play", () => start(() => server.resume({ job: item.id })), {
+        class: "mg-fill",
+        action: "resume",
+      }),
     has &&
       button("Export …", "download", () => askExport(scope, item.id, detail), { class: "mg-fill", action: "export" }),
     button("Reveal file", "folder", () => call(server.reveal({ video: item.id })), {

@@ -1,8 +1,9 @@
 // Every video as a light table: searched, filtered, sorted, grouped by version, in pages; several can be selected, and
 // what is thrown away lies in a bin first.
 import { call, on, onDocument, toast } from "../shared/bus.js";
-import { button, el, keepInside, sure } from "../shared/dom.js";
+import { button, el, keepInside, refill, sure } from "../shared/dom.js";
 import { count } from "../shared/format.js";
+import { keep, recall } from "../shared/store.js";
 import { openDetail } from "./detail.js";
 import { click, kept } from "./selection.js";
 import { nothing, tile } from "./tile.js";
@@ -31,7 +32,7 @@ export function mount({ element, props, trigger, server, upload }) {
   const tiles = new Map(); // id -> { key, node }: a tile stays while its video does, with the focus and what it plays
 
   // --- tools
-  const remembered = JSON.parse(localStorage.getItem(KEY) || "{}");
+  const remembered = recall(KEY) || {};
   const choice = (label, options, value) => {
     const node = el(
       "select",
@@ -85,7 +86,7 @@ export function mount({ element, props, trigger, server, upload }) {
     };
   }
   function again() {
-    localStorage.setItem(KEY, JSON.stringify({ show: show.value, sort: sort.value, grouped: grouped.checked }));
+    keep(KEY, { show: show.value, sort: sort.value, grouped: grouped.checked });
     refresh(PAGE);
   }
   /** Show another list: the bin, the versions of one video, or all videos. */
@@ -141,7 +142,8 @@ export function mount({ element, props, trigger, server, upload }) {
       ? `${inBin ? "In the bin: " : ""}${count(total, "video")}${answer.folder ? ` · ${answer.folder}` : ""}`
       : "";
     const rest = total - items.length;
-    part("more").replaceChildren(
+    refill(
+      part("more"),
       ...(rest > 0 ? [button(`Show more (${rest})`, "down", more, { class: "mg-fill", action: "more" })] : []),
     );
     select(
@@ -219,13 +221,7 @@ export function mount({ element, props, trigger, server, upload }) {
           button("Remove stars", null, () => starAll(ids, false), { class: "mg-fill" }),
           button("Move to the bin", "trash", () => throwAway(ids), { class: "mg-danger", action: "throw" }),
         ];
-    bar.replaceChildren(
-      el("b", { text: `${ids.length} selected` }),
-      ...list,
-      all,
-      el("span", { class: "mg-grow" }),
-      clear,
-    );
+    refill(bar, el("b", { text: `${ids.length} selected` }), ...list, all, el("span", { class: "mg-grow" }), clear);
   }
   async function starAll(ids, starred) {
     for (const video of ids) if ((await call(server.label({ video, starred }))).error) break;

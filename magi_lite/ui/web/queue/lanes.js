@@ -1,6 +1,6 @@
 // Where there are several cards: each with its job, its memory and a small stage of its own, and the choice of a card.
 import { emit } from "../shared/bus.js";
-import { button, el, keepInside } from "../shared/dom.js";
+import { button, el, keepInside, refill } from "../shared/dom.js";
 
 /** What is to be seen of a job: its preview, or the oldest second of those that move, a strip of moments. */
 function take(held, shown) {
@@ -69,7 +69,7 @@ export function mountLanes(list, status) {
     if (next !== key) {
       key = next;
       parts.clear();
-      list.replaceChildren(...lanes.map(lane));
+      refill(list, ...lanes.map(lane));
     }
     const running = new Set(lanes.map((one) => one.job));
     for (const job of [...pictures.keys()]) if (!running.has(job)) pictures.delete(job);

@@ -1,6 +1,6 @@
 // The queue as cards. Waiting ones can be dragged, moved with buttons, edited, cloned and deleted.
 import { app, call, emit, on } from "../shared/bus.js";
-import { button, el } from "../shared/dom.js";
+import { button, el, refill } from "../shared/dom.js";
 import { icon } from "../shared/icons.js";
 import { cardChoice, mountLanes } from "./lanes.js";
 
@@ -122,13 +122,15 @@ export function mount({ element, props, trigger, server }) {
         ended = state.jobs
           .filter((job) => !waiting.includes(job) && !going.includes(job))
           .sort((a, b) => b.ended - a.ended);
-      list.replaceChildren(
+      refill(
+        list,
         ...going.map((job) => card(job, 0, 0, lanes)),
         ...waiting.map((job, i) => card(job, i, waiting.length, lanes)),
         ...ended.map((job) => card(job, 0, 0, lanes)),
       );
       none.hidden = state.jobs.length > 0;
-      toolRow.replaceChildren(
+      refill(
+        toolRow,
         button(
           state.paused ? "Start the queue" : "Hold the queue",
           state.paused ? "play" : "pause",

@@ -23,6 +23,17 @@ export function onDocument(owner, name, callback, options) {
   document.addEventListener(name, handler, options);
 }
 
+/** Escape cancels what the pointer is dragging, before anybody else hears of it. */
+export function onEscape(owner, isDragging, cancel) {
+  const press = (event) => {
+    if (event.key !== "Escape" || !isDragging()) return;
+    event.preventDefault();
+    event.stopPropagation();
+    cancel();
+  };
+  onDocument(owner, "keydown", press, true);
+}
+
 export const toast = (message, level = "info", action = null) => emit("toast", { message, level, action });
 
 export const NO_ANSWER = "The app does not answer. Nothing was changed; try again when it is back.";

@@ -1,4 +1,5 @@
 // Building DOM without HTML strings: prompts are never parsed as HTML.
+import { emit } from "./bus.js";
 import { icon } from "./icons.js";
 
 /** An element with properties, attributes, listeners ("onclick") and children; null and false are left out. */
@@ -50,10 +51,32 @@ export function keepInside(node, names = ["input", "change"]) {
 /** Show a dialog and forget it when it closes. */
 export function openDialog(box) {
   keepInside(box);
-  box.addEventListener("close", () => box.remove());
+  box.addEventListener("close", () => {
+    box.remove();
+    emit("dialog");
+  });
   document.querySelector(".gradio-container").append(box);
   box.showModal();
+  emit("dialog");
   return box;
+}
+
+const CONTROLS = "button:not(:disabled), a[href], input:not(:disabled), select:not(:disabled), [tabindex='0']";
+/** What a control is for: whose, and what it does. */
+const purpose = (node) =>
+  [node.closest("[data-job]")?.dataset.job, node.dataset.action || node.dataset.version || node.title].join();
+
+/** Give a node other children; the focus stays on the control for the same, else on the one in its place. */
+export function refill(node, ...children) {
+  const focused = node.contains(document.activeElement) ? document.activeElement : null,
+    before = focused ? [...node.querySelectorAll(CONTROLS)] : [];
+  node.replaceChildren(...children);
+  if (!focused) return;
+  const controls = [...node.querySelectorAll(CONTROLS)],
+    alike = (all) => all.filter((one) => purpose(one) === purpose(focused)),
+    nth = (all, place) => all[Math.min(Math.max(0, place), all.length - 1)],
+    next = nth(alike(controls), alike(before).indexOf(focused)) || nth(controls, before.indexOf(focused));
+  if (next) next.focus({ preventScroll: true });
 }
 
 /** What a dialog ends with: its buttons, to the right. */

@@ -1,6 +1,6 @@
 // A video as a file of another format: what is asked for, and the list of exports with their progress.
 import { call, toast } from "./bus.js";
-import { button, buttonRow, el, field, openDialog } from "./dom.js";
+import { button, buttonRow, el, field, openDialog, refill } from "./dom.js";
 import { bytes } from "./format.js";
 
 const ASK_EVERY = 700; // milliseconds
@@ -152,6 +152,6 @@ export async function askExport({ server, upload }, id, video) {
       busy ? bar : null,
     );
   };
-  const draw = (all) => list.replaceChildren(...all.reverse().map(row));
+  const draw = (all) => refill(list, ...all.reverse().map(row));
   refresh();
 }

@@ -19,8 +19,8 @@ export function ask(key, values, inputs) {
   return values;
 }
 
-/** The answer's value for each field that still holds what it held, and nothing for the others. */
-export function answer(key, [mail, ...now]) {
+/** The answer's value for each of the fields, by `names`, that still holds what it held; nothing for the others. */
+export function answer(key, [mail, ...now], names) {
   const after = [...now];
   const filled = mail.values.map((value, i) => {
     const holds = JSON.stringify(now[i]),
@@ -39,6 +39,6 @@ export function answer(key, [mail, ...now]) {
     delete rest.value;
     return rest;
   });
-  emit("filled", { before: now, after });
+  emit("filled", { names, before: now, after });
   return filled;
 }

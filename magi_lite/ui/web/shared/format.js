@@ -1,12 +1,16 @@
 // Numbers as people read them.
 
-/** Bytes with a unit; decimal units everywhere. */
-export function bytes(n) {
+/** Bytes of a file or a disk with a unit: decimal, as systems show them. */
+export const bytes = (n) => withUnit(n, 1000);
+/** Bytes of memory with a unit: a card of 24 GB has 24 GB, as everywhere in plans. */
+export const memory = (n) => withUnit(n, 1024);
+
+function withUnit(n, step) {
   if (n === null || n === undefined) return "–";
   const units = ["B", "kB", "MB", "GB", "TB"];
   let i = 0;
-  while (n >= 1000 && i < units.length - 1) {
-    n /= 1000;
+  while (n >= step && i < units.length - 1) {
+    n /= step;
     i += 1;
   }
   return (n >= 100 || i === 0 ? n.toFixed(0) : n.toFixed(1)) + " " + units[i];

@@ -3,8 +3,10 @@ import { on } from "./bus.js";
 import { el } from "./dom.js";
 
 const NEEDS_SERVER =
-  "[data-server], #mg-generate, #mg-save-edit, #mg-download-first, #mg-save, #mg-delete-saved, #mg-at-start, " +
-  ".qu button, .sy button, .ga-dialog button, dialog button[type=submit]";
+  "[data-server], #mg-generate, #mg-save-edit, #mg-download-first, #mg-save, #mg-rename-saved, #mg-delete-saved, " +
+  "#mg-at-start, #mg-last-seed, .qu button, .sy button, .ga-dialog button, dialog button[type=submit], " +
+  // their answers set other fields
+  "#mg-quality input, #mg-shape input, #mg-preset input, #mg-model input, #mg-example input, #mg-saved input";
 
 export function mountOffline(element) {
   const banner = el("div", { class: "mg-offline", role: "alert", hidden: true });

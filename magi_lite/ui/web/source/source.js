@@ -77,7 +77,8 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     if (busy) toast(`${busy} is still being read; add the next file after that.`, "error");
     return !busy;
   }
-  async function take(file) {
+  /** @param taken called when the file is what the next video starts from. */
+  async function take(file, taken = () => {}) {
     if (!file || !isFree()) return;
     error.textContent = "";
     busy = file.name;
@@ -88,6 +89,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     else {
       props.value = answer.source;
       trigger("dropped");
+      taken();
     }
     draw();
   }
@@ -159,7 +161,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       takeAll(files);
     }
   });
-  on(element, "take", take);
+  on(element, "take", ({ file, taken }) => take(file, taken));
   watch("value", draw);
   draw();
 }

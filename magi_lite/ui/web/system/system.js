@@ -1,6 +1,6 @@
 // What was found, the plan as a picture, the models on disk and their downloads.
 import { NO_ANSWER, call, toast } from "../shared/bus.js";
-import { askFor, button, buttonRow, el, field, keepInside, openDialog, saveAs, table } from "../shared/dom.js";
+import { askFor, button, buttonRow, el, field, keepInside, openDialog, refill, saveAs, table } from "../shared/dom.js";
 import { bytes } from "../shared/format.js";
 
 const HERE = "This computer";
@@ -20,7 +20,8 @@ export function mount({ element, props, server, watch }) {
     timer = setTimeout(refresh, answer.models && answer.models.some((m) => m.download) ? 700 : 4000);
   }
   function draw(answer) {
-    machine.replaceChildren(
+    refill(
+      machine,
       table(answer.machine),
       ...answer.advice.map((text) => el("div", { class: "mg-note warning", text })),
       el(
@@ -39,7 +40,8 @@ export function mount({ element, props, server, watch }) {
         button("Report for a bug …", "text", askReport, { class: "mg-fill", action: "report" }),
       ),
     );
-    models.replaceChildren(
+    refill(
+      models,
       el("p", {
         class: "mg-muted sy-place",
         text: `Folder: ${answer.models_folder}. ${bytes(answer.free_disk)} are free there.`,
@@ -126,11 +128,11 @@ export function mount({ element, props, server, watch }) {
       { class: "mg-input", "aria-label": "Model" },
       el("option", { value: "", text: "Its own choice" }),
     ),
-    ram = el("input", { type: "number", class: "mg-input", min: "1", placeholder: "RAM", "aria-label": "RAM in GiB" });
+    ram = el("input", { type: "number", class: "mg-input", min: "1", placeholder: "RAM", "aria-label": "RAM in GB" });
   for (const node of [card, model, ram]) keepInside(node).addEventListener("change", planOther);
   root
     .querySelector(".sy-other")
-    .append(el("span", { class: "mg-small", text: "Plan for" }), card, model, ram, el("span", { text: "GiB of RAM" }));
+    .append(el("span", { class: "mg-small", text: "Plan for" }), card, model, ram, el("span", { text: "GB of RAM" }));
   async function fillCards() {
     const answer = await call(server.cards({}));
     if (!answer.cards || card.options.length > 1) return;
@@ -236,7 +238,8 @@ export function mount({ element, props, server, watch }) {
       if (safe(tree)) {
         const drawing = document.importNode(tree, true),
           legend = takeLegend(drawing);
-        kids.push(drawing, ...(legend ? [legend] : []));
+        const window = { class: "sy-drawing", tabindex: "0", role: "region", "aria-label": "Memory by phase" };
+        kids.push(el("div", window, drawing), ...(legend ? [legend] : []));
       }
     }
     for (const note of value.notes || []) kids.push(el("p", { class: "mg-muted", text: note }));

@@ -1,4 +1,5 @@
 // Text in place: a field over the block, so that no interactive element lies inside another.
+import { emit, toast } from "../shared/bus.js";
 import { el, keepInside } from "../shared/dom.js";
 import * as Model from "./model.js";
 
@@ -15,7 +16,7 @@ export class Editor {
     if (!this.open) return;
     const block = this.state.find(this.open.id);
     if (!block) {
-      this.close(false);
+      this.close(true);
       return;
     }
     const { scale, shown } = this.view,
@@ -45,6 +46,7 @@ export class Editor {
       view.focusBlock(state.selected);
     });
     box.addEventListener("blur", () => this.close(true));
+    box.addEventListener("input", () => emit("typing", state.value("", this.written().blocks)));
     keepInside(box, ["input", "change", "pointerdown", "click", "dblclick"]);
     view.canvasNode.append(box);
     this.place();
@@ -52,15 +54,33 @@ export class Editor {
     box.select();
   }
 
+  /** The blocks with what is typed. */
+  written() {
+    const { id, field } = this.open;
+    return Model.write(this.state.blocks, id, field.value.trim(), this.view.video.locked);
+  }
+
   close(keep) {
     if (!this.open) return;
     const { id, field } = this.open,
-      { view, state } = this;
+      { view, state } = this,
+      text = field.value.trim(),
+      block = state.find(id),
+      result = this.written();
     this.open = null;
-    const text = field.value.trim();
     field.remove();
-    if (!keep) return;
-    const result = Model.write(state.blocks, id, text, view.video.locked);
+    if (!keep) {
+      emit("typing", null);
+      return;
+    }
+    if (block ? result.blocks === state.blocks && text !== block.prompt : text) {
+      toast(`This block has begun or is gone; what you typed was not used: “${text}”`, "error", {
+        label: "Copy it",
+        name: "copy-typed",
+        run: () => navigator.clipboard?.writeText(text),
+      });
+      return;
+    }
     if (result.id !== id) {
       state.selected = result.id;
       view.hues.set(result.id, view.hue(id));

@@ -1,5 +1,5 @@
 // Mouse and touch: blocks and their edges are dragged, the ruler and the film strip are scrubbed.
-import { emit, onDocument } from "../shared/bus.js";
+import { emit, onEscape } from "../shared/bus.js";
 import * as Model from "./model.js";
 import { between, push, ripple, slide, trim } from "./several.js";
 
@@ -104,17 +104,13 @@ export function listen(view, state, editor, edits) {
   lane.addEventListener("pointercancel", (event) => {
     if (drag && event.pointerId === drag.pointer) end(false);
   });
-  onDocument(
+  onEscape(
     lane,
-    "keydown",
-    (event) => {
-      if (!drag || event.key !== "Escape") return;
-      event.preventDefault();
-      event.stopPropagation();
+    () => drag !== null,
+    () => {
       end(false);
       view.say("The drag is cancelled");
     },
-    true,
   );
 
   lane.addEventListener("dblclick", (event) => {

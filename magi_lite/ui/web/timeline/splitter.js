@@ -1,4 +1,7 @@
 // The bar between the stage and the timeline: dragged, or moved by keys; its place is kept.
+import { onEscape } from "../shared/bus.js";
+import { keep as store, recall } from "../shared/store.js";
+
 const KEY = "magi-dock",
   LEAST = 150,
   STEP = 16;
@@ -12,10 +15,10 @@ export function mountSplitter(bar) {
     bar.setAttribute("aria-valuenow", String(next));
     bar.setAttribute("aria-valuemin", String(LEAST));
     bar.setAttribute("aria-valuemax", String(most()));
-    if (keep) localStorage.setItem(KEY, String(next));
+    if (keep) store(KEY, next);
   }
   const height = () => Number(bar.getAttribute("aria-valuenow"));
-  set(Number(localStorage.getItem(KEY)) || 226, false);
+  set(Number(recall(KEY)) || 226, false);
 
   let from = null;
   bar.addEventListener("pointerdown", (event) => {
@@ -32,6 +35,14 @@ export function mountSplitter(bar) {
       if (from) set(height(), true);
       from = null;
     });
+  onEscape(
+    bar,
+    () => from !== null,
+    () => {
+      set(from.height, false);
+      from = null;
+    },
+  );
   bar.addEventListener("keydown", (event) => {
     const by = { ArrowUp: STEP, ArrowDown: -STEP, PageUp: 5 * STEP, PageDown: -5 * STEP }[event.key];
     if (!by) return;

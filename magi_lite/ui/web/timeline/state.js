@@ -16,8 +16,8 @@ export class State {
   }
 
   /** The timeline as the server reads it. */
-  value(globalPrompt = "") {
-    const segments = this.blocks.map(segment);
+  value(globalPrompt = "", blocks = this.blocks) {
+    const segments = blocks.map(segment);
     const value = { version: 1, global_prompt: globalPrompt, blend: this.blend, gaps: this.gaps, segments };
     if (this.earlier.length) value.earlier_blends = this.earlier;
     if (this.markers.length) value.markers = this.markers;

@@ -4,6 +4,7 @@ import { askFor, button, el, field, keepInside, saveAs } from "../shared/dom.js"
 import { count } from "../shared/format.js";
 import { Editor } from "./editor.js";
 import { provide, showKeys } from "../shared/keys.js";
+import { keep, recall } from "../shared/store.js";
 import * as Model from "./model.js";
 import { listen } from "./pointer.js";
 import { copy, paste, removeAll, ripple, slide } from "./several.js";
@@ -150,7 +151,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     },
     duplicate() {
       const block = state.find();
-      if (!block) return;
+      if (!block || state.chosen.size > 1) return;
       const length = block.end - block.start,
         result = Model.add(state.blocks, block.end, length, block, view.limit, locked());
       if (!result.id) {
@@ -178,7 +179,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     copy() {
       const clip = copy(state.blocks, state.chosen);
       if (!clip || String(window.getSelection())) return false; // selected text is copied as ever
-      localStorage.setItem(CLIPBOARD, JSON.stringify(clip));
+      keep(CLIPBOARD, clip);
       say(`${count(clip.blocks.length, "block")} copied`);
       return true;
     },
@@ -188,8 +189,8 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       return true;
     },
     paste() {
-      const clip = JSON.parse(localStorage.getItem(CLIPBOARD) || "null");
-      if (!clip) return false;
+      const clip = recall(CLIPBOARD);
+      if (!clip || !Array.isArray(clip.blocks)) return false;
       const after = [...state.chosen].map((id) => state.find(id).end),
         at = view.time !== null ? Math.round(view.time) : Math.max(0, ...after),
         result = paste(state.blocks, clip, at, locked(), state.ripple);
@@ -331,7 +332,6 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     ),
     filePicker,
   );
-  tools.text.setAttribute("aria-expanded", "false");
   tools.ripple.setAttribute("aria-pressed", "false");
   // --- keyboard
   const selectedOr = (run) => (by) => {
@@ -363,6 +363,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       view.paint();
     },
   });
+  tools.text.setAttribute("aria-expanded", String(text.isOpen()));
   keepInside(filePicker).addEventListener("change", () => {
     if (filePicker.files[0]) readFile(filePicker.files[0]);
   });

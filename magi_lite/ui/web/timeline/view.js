@@ -1,6 +1,6 @@
 // Drawing: the DOM is keyed by block, so that a drag over 120 blocks only moves what changed.
 import { app } from "../shared/bus.js";
-import { el } from "../shared/dom.js";
+import { el, refill } from "../shared/dom.js";
 import { count, duration } from "../shared/format.js";
 import * as Model from "./model.js";
 import { beginsShot, drawShot, beginning } from "./shots.js";
@@ -284,7 +284,8 @@ export class View {
       key = JSON.stringify([markers, this.scale]);
     if (key === this.keys.marks) return;
     this.keys.marks = key;
-    this.marksNode.replaceChildren(
+    refill(
+      this.marksNode,
       ...markers.map((mark, i) => {
         const label = mark.name || "Marker",
           time = `${Math.round(mark.at * 100) / 100} s`,
@@ -327,7 +328,7 @@ export class View {
       whole = block && block.start >= video.locked;
     tools.split.disabled = many || !(open && block.end - Math.max(block.start, video.locked - 1) >= 2);
     tools.merge.disabled = many || !(whole && state.blocks.length > 1);
-    tools.duplicate.disabled = !block;
+    tools.duplicate.disabled = many || !block;
     tools.delete.disabled = !whole && !many;
     tools.undo.disabled = !state.past.length;
     tools.redo.disabled = !state.future.length;

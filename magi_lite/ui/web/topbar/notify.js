@@ -1,6 +1,7 @@
 // At the end of a video, if wanted: a short sound, and a notification where the browser allows them.
 import { on, toast } from "../shared/bus.js";
 import { icon } from "../shared/icons.js";
+import { keep, recall } from "../shared/store.js";
 
 const KEY = "magi-notify";
 const NOTES = [660, 880]; // Hz, one after the other
@@ -29,7 +30,7 @@ function ring() {
 }
 
 export function mountNotify(element, button) {
-  let wanted = localStorage.getItem(KEY) === "on",
+  let wanted = recall(KEY) === "on",
     before = [];
   button.append(icon("bell"));
   function draw() {
@@ -38,7 +39,7 @@ export function mountNotify(element, button) {
   }
   button.addEventListener("click", () => {
     wanted = !wanted;
-    localStorage.setItem(KEY, wanted ? "on" : "off");
+    keep(KEY, wanted ? "on" : "off");
     draw();
     if (!wanted) return;
     ring();

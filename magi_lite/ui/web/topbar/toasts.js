@@ -7,10 +7,14 @@ const STAY = { info: 5000, error: 12000 };
 export function mountToasts(element) {
   const toasts = element.querySelector(".mg-toasts"),
     home = toasts.parentElement;
+  /** In the dialog on top, else at home. */
+  function place() {
+    const wanted = [...document.querySelectorAll("dialog[open]")].pop() || home;
+    if (toasts.parentElement !== wanted) wanted.append(toasts);
+  }
+  on(element, "dialog", place);
   on(element, "toast", ({ message, level, action }) => {
-    const dialog = [...document.querySelectorAll("dialog[open]")].pop();
-    (dialog || home).append(toasts);
-    if (dialog) dialog.addEventListener("close", () => home.append(toasts), { once: true });
+    place();
     if ([...toasts.children].some((node) => node.dataset.message === message)) return;
     const node = el("div", { class: "mg-toast " + level, "data-message": message }, el("span", { text: message }));
     if (action) {

@@ -1,10 +1,11 @@
 // The bar on top: the state of the app, light and dark; the poller and the messages live here.
 import { app, call, emit, on, toast } from "../shared/bus.js";
 import { el } from "../shared/dom.js";
-import { bytes } from "../shared/format.js";
+import { memory } from "../shared/format.js";
 import { icon } from "../shared/icons.js";
 import { mountKeys } from "../shared/keys.js";
 import { mountOffline } from "../shared/offline.js";
+import { keep, recall } from "../shared/store.js";
 import { poller } from "./poll.js";
 import { mountNotify } from "./notify.js";
 import { mountToasts } from "./toasts.js";
@@ -50,8 +51,8 @@ export function mount({ element, server }) {
       state.running
         ? chip("Making a video" + more, "running", "busy")
         : chip(waiting ? `${waiting} waiting${held ? ", queue on hold" : ""}` : "Ready", "", held ? "off" : "good"),
-      machine.vram_total ? chip(`GPU ${bytes(machine.vram_used)} / ${bytes(machine.vram_total)}`) : null,
-      chip(`RAM ${bytes(machine.ram_used)} / ${bytes(machine.ram_total)}`, "wide"),
+      machine.vram_total ? chip(`GPU ${memory(machine.vram_used)} / ${memory(machine.vram_total)}`) : null,
+      chip(`RAM ${memory(machine.ram_used)} / ${memory(machine.ram_total)}`, "wide"),
       chip(`${state.model} · ${machine.backend}`, "wide"),
     ].filter(Boolean);
   }
@@ -67,13 +68,13 @@ export function mount({ element, server }) {
   // --- light and dark
   const button = root.querySelector(".tb-theme"),
     setTheme = (dark) => document.body.classList.toggle("dark", dark),
-    stored = localStorage.getItem("magi-theme");
+    stored = recall("magi-theme");
   button.append(icon("theme"));
   if (stored && !new URLSearchParams(location.search).get("__theme")) setTheme(stored === "dark");
   button.addEventListener("click", () => {
     const dark = !document.body.classList.contains("dark");
     setTheme(dark);
-    localStorage.setItem("magi-theme", dark ? "dark" : "light");
+    keep("magi-theme", dark ? "dark" : "light");
   });
 
   mountToasts(root);

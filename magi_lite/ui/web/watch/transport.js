@@ -78,14 +78,18 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
     const now = video.currentTime,
       from = which === "from" ? now : range ? range.from : 0,
       to = which === "to" ? now : range ? range.to : player.length;
-    range = to > from ? { from, to } : null;
+    // A bound set beyond the other one counts; the other one goes.
+    range = to > from ? { from, to } : which === "from" ? { from, to: player.length } : { from: 0, to };
+    if (range.to <= range.from) range = null;
     loopTitle();
     emit("range", range);
     return true;
   }
   function fullscreen() {
     if (document.fullscreenElement) document.exitFullscreen();
+    else if (!ready()) return false;
     else stage.requestFullscreen();
+    return true;
   }
   function loopTitle() {
     const note = range ? ` from ${range.from.toFixed(1)} to ${range.to.toFixed(1)} s (click: all of it)` : "";
@@ -115,8 +119,8 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
   async function startFrom() {
     if (!ready()) return;
     pause();
-    emit("take", new File([await frame()], frameName(), { type: "image/png" }));
-    toast("This frame is now the first frame of the next video.");
+    const file = new File([await frame()], frameName(), { type: "image/png" });
+    emit("take", { file, taken: () => toast("This frame is now the first frame of the next video.") });
   }
 
   // --- the row

@@ -1,6 +1,6 @@
 // Versions of one video as tabs over the stage, and two of them compared in step: by a wipe, or side by side.
 import { app, call, emit, on } from "../shared/bus.js";
-import { askFor, button, el, field, keepInside } from "../shared/dom.js";
+import { askFor, button, el, field, keepInside, refill } from "../shared/dom.js";
 import { provide } from "../shared/keys.js";
 
 const DRIFT = 0.06; // seconds that two videos may be apart
@@ -114,7 +114,8 @@ export function mountVersions({ element, tabs, stage, video, picture, versionsOf
           }),
         ]
       : [];
-    tabs.replaceChildren(
+    refill(
+      tabs,
       el("div", { class: "wa-list", role: "group", "aria-label": "Versions" }, ...family.map(one)),
       ...tools,
       el("span", { class: "mg-grow" }),

@@ -1,6 +1,6 @@
 // The stage: the video as it grows, the preview, the status line, the two bars, and what can be done with the video.
 import { app, call, emit, on, toast } from "../shared/bus.js";
-import { askFor, button, el } from "../shared/dom.js";
+import { askFor, button, el, refill } from "../shared/dom.js";
 import { askExport } from "../shared/export.js";
 import { count, duration } from "../shared/format.js";
 import { icon } from "../shared/icons.js";
@@ -249,7 +249,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     if (key === actionKey) return;
     actionKey = key;
     const list = !job ? [] : job.state === "running" ? runningActions(job.id) : endedActions(job.id);
-    actionRow.replaceChildren(...list);
+    refill(actionRow, ...list);
   }
   async function act(promise, message) {
     const answer = await call(promise);
