@@ -176,10 +176,10 @@ class Handlers:
                 request = settings_from_data(source["settings"])
                 request = replace(request, models_folder=self.machine.models_folder)
                 request = replace(request, timeline=with_pictures(request.timeline, _of_known_content))
-                told = f"The settings of {source['name']} are restored. Choose {form.VIDEO} to go on from it instead."
+                notice = f"The settings of {source['name']} are restored. Choose {form.VIDEO} to go on from it instead."
                 if start := request.image or request.video:
-                    told += f" It was started from {start.name}: drop that file, too, for the same video."
-                gr.Info(in_toast(told))
+                    notice += f" It was started from {start.name}: drop that file, too, for the same video."
+                gr.Info(in_toast(notice))
                 kept = {key: value for key, value in source.items() if key != "settings"}
                 filled = self.fill(request, kept)
                 filled[form.FIELDS.index("mode")] = form.TEXT

@@ -81,10 +81,10 @@ class Machine:
 
     def _card_memory(self) -> tuple[int, int]:
         """(free, total) bytes of all cards in use, as workers last reported; without workers as found at start."""
-        told = [one for one in (self._fleet.report() if self._fleet else ()) if one["card_total"]]
-        if not told:
+        reported = [one for one in (self._fleet.report() if self._fleet else ()) if one["card_total"]]
+        if not reported:
             return self.device.free_bytes or self.device.vram_bytes, self.device.vram_bytes
-        return sum(one["card_free"] for one in told), sum(one["card_total"] for one in told)
+        return sum(one["card_free"] for one in reported), sum(one["card_total"] for one in reported)
 
     def cards(self) -> list[dict[str, Any]]:
         """Each worker's card, whether its process is there, and what it holds in words."""

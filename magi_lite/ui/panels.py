@@ -29,7 +29,7 @@ class TopBar(Panel):
     folder = "topbar"
 
     def __init__(self, actions: Actions) -> None:
-        super().__init__(None, server_functions=doors(actions, "status", "redirect"), elem_id="mg-topbar")
+        super().__init__(None, server_functions=offered(actions, "status", "redirect"), elem_id="mg-topbar")
 
 
 class Fold(Panel):
@@ -54,7 +54,7 @@ class SourcePanel(Panel):
     triggers = ("dropped", "cleared")
 
     def __init__(self, actions: Actions, **options: Any) -> None:
-        functions = doors(actions, "look_at")
+        functions = offered(actions, "look_at")
         super().__init__(None, server_functions=functions, limit=LIMIT_BYTES, elem_id="mg-source", **options)
         self._reachable = actions.reachable
 
@@ -91,7 +91,7 @@ class FormPanel(Panel):
     triggers = ("restore", "follow", "several")
 
     def __init__(self, actions: Actions, names: Sequence[str], ids: Sequence[int]) -> None:
-        functions = doors(actions, "saved_names")
+        functions = offered(actions, "saved_names")
         super().__init__(None, server_functions=functions, names=list(names), ids=list(ids), elem_id="mg-form")
 
 
@@ -107,7 +107,7 @@ class WatchPanel(Panel):
 
     def __init__(self, actions: Actions, examples: Sequence[dict[str, Any]]) -> None:
         names = ("stop", "pause", "resume", "extend", "redo", "download", "versions", "label", "reveal")
-        functions = doors(actions, *names, "export", "exports", "cancel_export")
+        functions = offered(actions, *names, "export", "exports", "cancel_export")
         super().__init__(None, server_functions=functions, fps=FPS, examples=list(examples), elem_id="mg-watch")
 
 
@@ -119,7 +119,7 @@ class QueuePanel(Panel):
 
     def __init__(self, actions: Actions) -> None:
         names = ("status", "move", "tie", "clone", "remove", "stop", "pause", "resume", "hold", "clear_ended")
-        super().__init__(None, server_functions=doors(actions, *names), elem_id="mg-queue")
+        super().__init__(None, server_functions=offered(actions, *names), elem_id="mg-queue")
 
 
 class GalleryPanel(Panel):
@@ -133,7 +133,7 @@ class GalleryPanel(Panel):
             "gallery", "details", "versions", "extend", "redo", "resume", "reveal", "label", "bin", "binned", "restore",
             "empty_bin", "export", "exports", "cancel_export",
         )  # fmt: skip
-        super().__init__(None, server_functions=doors(actions, *names), elem_id="mg-gallery")
+        super().__init__(None, server_functions=offered(actions, *names), elem_id="mg-gallery")
 
 
 class SystemPanel(Panel):
@@ -145,9 +145,9 @@ class SystemPanel(Panel):
         names = (
             "system", "download", "stop_download", "free_memory", "cards", "plan_for", "report", "use_models_folder",
         )  # fmt: skip
-        super().__init__(None, server_functions=doors(actions, *names), elem_id="mg-system")
+        super().__init__(None, server_functions=offered(actions, *names), elem_id="mg-system")
 
 
-def doors(actions: Actions, *names: str) -> list[Any]:
+def offered(actions: Actions, *names: str) -> list[Any]:
     """The named actions as a panel's script calls them."""
     return [for_page(getattr(actions, name)) for name in names]
