@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from magi_lite.attention import Backend, sdpa
+from magi_lite.attention import SHORT_KEYS, Backend, sdpa
 from magi_lite.dit.model import DiT
 from magi_lite.machine import cards
 from magi_lite.machine.cards import Device
@@ -240,6 +240,25 @@ class FusedQuantization:
         return values
 
 
+class FusedLayers:
+    """Stands in for `dit.kernels`: heads and residual stream are read once and written once, tables and gates read."""
+
+    def __init__(self, pricer: Pricer) -> None:
+        self.pricer = pricer
+
+    def norm_heads_(
+        self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, in_type: bool, table: Tensor | None = None
+    ) -> Tensor:
+        angles = 0 if table is None else bytes_of(table)
+        self.pricer.charge("norms and rotations of heads", 0.0, 2 * bytes_of(x) + angles)
+        return x
+
+    def add_gated_(self, x: Tensor, branch: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        moved = 2 * bytes_of(x) + bytes_of(branch) + bytes_of(gate) + bytes_of(weight) + bytes_of(bias)
+        self.pricer.charge("gated residuals", 0.0, moved)
+        return x
+
+
 class Attention(TorchFunctionMode):
     """Prices attention as a fused kernel: queries, keys and values read once, the output written once."""
 
@@ -255,7 +274,8 @@ class Attention(TorchFunctionMode):
         n, heads, rows, width = query.shape
         flops = 4.0 * n * heads * rows * key.shape[2] * width
         moved = 2 * bytes_of(query) + bytes_of(key) + bytes_of(value)
-        self.pricer.charge("attention", flops, moved, self.rate * self.pricer.card.bf16_tflops * 1e12)
+        rate = self.rate if key.shape[2] >= SHORT_KEYS else 1.0
+        self.pricer.charge("attention", flops, moved, rate * self.pricer.card.bf16_tflops * 1e12)
         with self.pricer.uncounted():
             return torch.empty(n, rows, heads, width, dtype=query.dtype, device=META).transpose(1, 2)
 
@@ -269,6 +289,9 @@ def priced(card: Device, attention: str = "sdpa") -> Iterator[Pricer]:
         stack.enter_context(torch.no_grad())  # inference mode would hide casts inside composite operations
         for place in ("quant.activations.fast_kernels", "quant.gate.product_kernels"):
             stack.enter_context(mock.patch(place, lambda *_, **__: kernels))
+        layers = FusedLayers(pricer)
+        for place in ("for_heads", "for_residual"):
+            stack.enter_context(mock.patch(f"magi_lite.dit.fused.{place}", lambda *_: layers))
         stack.enter_context(pricer)
         stack.enter_context(Attention(pricer, SAGE_RATE if attention == "sage" else 1.0))
         yield pricer

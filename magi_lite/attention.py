@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from magi_lite.attention_choice import PACKAGED, Trial, fastest
 from magi_lite.errors import InputError
 from magi_lite.machine import devices
 
@@ -33,6 +34,8 @@ class Backend:
     kernel: Kernel
     notice: str = ""
     """Which better kernels are installed here and cannot be used, and why; empty: none."""
+    speedup: float | None = None
+    """How many times as fast as PyTorch's own it was in its trial; None: not measured."""
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self.kernel(query, key, value)
@@ -108,6 +111,35 @@ def by_group(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Ten
     return torch.cat(parts, dim=1)
 
 
+SHORT_KEYS = 1024
+"""Keys below which SageAttention's own quantization costs more than it saves: captions, but no chunk from 256x256."""
+
+
+def _cudnn() -> Kernel:
+    """cuDNN's kernel, which reads grouped keys as they are: the only one on Windows, whose wheels have no flash kernel.
+
+    It is called by its own name: to ask `scaled_dot_product_attention` for it means setting flags of the whole process,
+    which a thread that decodes meanwhile would meet. Sizes that it has no plan for go to PyTorch's own kernels.
+    """
+    attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+    refused: set[tuple[torch.Size, torch.Size]] = set()
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        sizes = (query.shape, key.shape)
+        if sizes not in refused:
+            try:
+                output: Tensor = attend(*(x.transpose(1, 2) for x in (query, key, value)), None, False)[0]
+                return output.transpose(1, 2)
+            except RuntimeError as error:
+                if devices.is_out_of_memory(error):
+                    raise
+                _log.warning("cuDNN's attention does not serve %s: %s", sizes, error)
+                refused.add(sizes)
+        return sdpa(query, key, value)
+
+    return kernel
+
+
 def _flash() -> Kernel:
     flash_attn_func = importlib.import_module("flash_attn").flash_attn_func
     return lambda query, key, value: flash_attn_func(query, key, value)
@@ -115,7 +147,14 @@ def _flash() -> Kernel:
 
 def _sage() -> Kernel:
     sageattn = importlib.import_module("sageattention").sageattn
-    return lambda query, key, value: sageattn(query, key, value, tensor_layout="NHD", is_causal=False)
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if key.shape[1] < SHORT_KEYS:
+            return sdpa(query, key, value)
+        output: Tensor = sageattn(query, key, value, tensor_layout="NHD", is_causal=False)
+        return output
+
+    return kernel
 
 
 def _has_sage() -> bool:
@@ -128,21 +167,22 @@ def _has_sage() -> bool:
 
 
 def available(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[str, ...]:
-    """Names that `choose` accepts here, best first. The compiled kernels need an Ampere GPU and half precision."""
+    """Names that `choose` accepts here, best first. All but PyTorch's own need an Ampere GPU and half precision."""
     names = []
     place = torch.device(device)
     too_old = place.type == "cuda" and devices.cuda_available() and devices.capability(place.index) < (8, 0)
     if place.type == "cuda" and dtype in HALF and not too_old:
         names += ["flash"] if importlib.util.find_spec("flash_attn") is not None else []
         names += ["sage"] if _has_sage() else []
+        names += ["cudnn"] if torch.backends.cudnn.is_available() and not torch.version.hip else []
     return (*names, "sdpa")
 
 
 def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backend:
-    """The kernel for a run; a compiled one is tried first, see `attention_trial`.
+    """The kernel for a run; all but PyTorch's own are tried first, see `attention_trial`.
 
     Args:
-        name: "auto" (the best that works here), "flash", "sage" or "sdpa".
+        name: "auto" (the fastest that is right here), "flash", "sage", "cudnn" or "sdpa".
 
     Raises:
         InputError: the kernel is not installed, does not work here, or cannot serve this device and type.
@@ -152,18 +192,28 @@ def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.f
     works = " or ".join(other for other in names if other != name)
     if name not in ("auto", *names):
         raise InputError(f"Attention backend {name!r} cannot be used here ({device}, {kind}); use {works}.")
-    notices: list[str] = []
-    for one in names if name == "auto" else (name,):
-        fault = _fault(one, device, kind)
-        if fault is None:
-            return Backend(one, load(one), " ".join(notices))
-        if name != "auto":
-            raise InputError(
-                f"Attention backend {name!r} cannot be used here ({device}, {kind}), because {fault}; use {works}."
-            )
-        notices.append(f"The attention kernel {one} is installed and not used, because {fault}.")
-        _log.warning(notices[-1])
-    raise AssertionError("torch's own kernel always serves")
+    if name == "auto":
+        return _fastest(names, device, kind)
+    found = _trial(name, device, kind)
+    if found.fault:
+        raise InputError(
+            f"Attention backend {name!r} cannot be used here ({device}, {kind}), because {found.fault}; use {works}."
+        )
+    return Backend(name, load(name), speedup=found.speedup)
+
+
+def _fastest(names: tuple[str, ...], device: str, kind: str) -> Backend:
+    """Of the kernels that are right here the fastest; the first of them where none was measured."""
+    trials = {one: _trial(one, device, kind) for one in names}
+    notices = []
+    for one, found in trials.items():
+        if found.fault and one in PACKAGED:  # nobody installed the others, so nobody misses them
+            notices.append(f"The attention kernel {one} is installed and not used, because {found.fault}.")
+            _log.warning(notices[-1])
+        elif found.fault:
+            _log.info("The attention kernel %s is not used, because %s.", one, found.fault)
+    best = fastest(trials)
+    return Backend(best, load(best), " ".join(notices), trials[best].speedup)
 
 
 def load(name: str) -> Kernel:
@@ -172,13 +222,11 @@ def load(name: str) -> Kernel:
     Raises:
         ImportError, OSError, AttributeError: it does not load: built for another torch, as a rule.
     """
-    return {"flash": _flash, "sage": _sage, "sdpa": lambda: sdpa}[name]()
+    return {"flash": _flash, "sage": _sage, "cudnn": _cudnn, "sdpa": lambda: sdpa}[name]()
 
 
-def _fault(name: str, device: str, kind: str) -> str | None:
-    """Why a kernel does not work here, or None: torch's own is always right, or says so itself."""
-    if name == "sdpa":
-        return None
+def _trial(name: str, device: str, kind: str) -> Trial:
+    """What the trial of a kernel found: torch's own is always right, or says so itself."""
     from magi_lite import attention_trial
 
-    return attention_trial.problem(name, device, kind)
+    return Trial() if name == "sdpa" else attention_trial.trial(name, device, kind)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quant.convert import Report, Swap, assign_, check_, convert_, set_backend_
     from quant.errors import QuantError
     from quant.folder import convert_folder
+    from quant.fp8 import faster_row_scales, set_row_scales_
     from quant.linear import QuantizedInput, QuantizedLinear, shared_forward
     from quant.manifest import Manifest, load_converted_, read_manifest
     from quant.schemes import (
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
         scheme_named,
     )
     from quant.select import Selection
+    from quant.slow_paths import slow_paths
 
 _HOMES = {
     "quant.calibrate": ("Recorder", "Recording", "calibrate_", "read_recording"),
     "quant.convert": ("Report", "Swap", "assign_", "check_", "convert_", "set_backend_"),
     "quant.errors": ("QuantError",),
+    "quant.fp8": ("faster_row_scales", "set_row_scales_"),
     "quant.folder": ("convert_folder",),
     "quant.linear": ("QuantizedInput", "QuantizedLinear", "shared_forward"),
     "quant.manifest": ("Manifest", "load_converted_", "read_manifest"),
@@ -48,6 +51,7 @@ _HOMES = {
         "scheme_named",
     ),
     "quant.select": ("Selection",),
+    "quant.slow_paths": ("slow_paths",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
@@ -72,13 +76,16 @@ __all__ = [
     "convert_",
     "convert_folder",
     "detect",
+    "faster_row_scales",
     "load_converted_",
     "read_manifest",
     "read_recording",
     "scheme_from_dict",
     "scheme_named",
     "set_backend_",
+    "set_row_scales_",
     "shared_forward",
+    "slow_paths",
 ]
 
 

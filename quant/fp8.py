@@ -9,16 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import lru_cache
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quant import activations
 from quant.fusion import Before
 from quant.kinds import FP8, slices
 from quant.linear import QuantizedInput, QuantizedLinear, Shapes, as_rows, trained
-from quant.products import scale_into
+from quant.products import product_slices, scale_into
 from quant.schemes import Fp8
+
+RowScales = Literal["product", "afterwards"]
+"""Who scales a product by row: the product's own kernel where the card has one, or a kernel behind it."""
+MEASURED = ((8192, 3072), (12288, 3072))
+"""Activations and weight that the two are measured with: the widest linear of the 4.5B model."""
+MEASUREMENTS = 12
+WORTHWHILE = 0.97
+"""Share of the product's time below which scaling afterwards, which rounds once more, is the better way."""
 
 # --- arithmetic ----------------------------------------------------------------------------------------------------
 
@@ -38,13 +47,14 @@ def scaled_matmul(
     dtype: torch.dtype,
     fast_accumulate: bool = True,
     backend: str = "auto",
+    row_scales: RowScales = "product",
 ) -> Tensor:
     """(values * scale) @ (weight * weight_scale)^T in `dtype`.
 
     values (rows, in) and weight (out, in) e4m3; scales float32, (rows, 1) with (out, 1), or (1,) with (1,).
     """
     if backend == "fast" or (backend == "auto" and has_fast_path(values, weight)):
-        return _tensor_core_matmul(values, scale, weight, weight_scale, dtype, fast_accumulate)
+        return _tensor_core_matmul(values, scale, weight, weight_scale, dtype, fast_accumulate, row_scales)
     return _plain_matmul(values, scale, weight, weight_scale, dtype)
 
 
@@ -69,10 +79,11 @@ def _plain_matmul(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: T
 
 
 def _tensor_core_matmul(
-    values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype, fast_accumulate: bool
-) -> Tensor:
+    values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype, fast_accumulate: bool,
+    row_scales: RowScales,
+) -> Tensor:  # fmt: skip
     by_tensor = scale.numel() == 1 and weight_scale.numel() == 1
-    if by_tensor or not values.is_cuda or _has_row_scales(values, dtype, fast_accumulate):
+    if by_tensor or not values.is_cuda or _scales_by_row(values, dtype, fast_accumulate, row_scales):
         one_or_row = (scale.reshape(1), weight_scale.reshape(1)) if by_tensor else (scale, weight_scale.t())
         return torch._scaled_mm(
             values,
@@ -82,15 +93,39 @@ def _tensor_core_matmul(
             out_dtype=dtype,
             use_fast_accum=fast_accumulate and values.is_cuda,
         )
-    # No row scales in this kernel (Windows, old versions, or a float32 result): multiply unscaled, then scale.
-    one = torch.ones(1, dtype=torch.float32, device=values.device)
+    return scaled_afterwards(values, scale, weight, weight_scale, dtype, fast_accumulate)
+
+
+def scaled_afterwards(
+    values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype, fast_accumulate: bool
+) -> Tensor:
+    """As the product with row scales, by the kernel that knows only one scale: multiplied by 1, then scaled.
+
+    A bfloat16 product is scaled in place: it has float32's range, its rounding is one of 2^-8 more beside FP8's own of
+    2^-4, and a float32 copy of the widest tensor of the model would take its memory and five thirds of its traffic.
+    Other types are scaled from float32, in slices.
+    """
+    one = _one(values.device)
+
+    def product(rows: Tensor, kind: torch.dtype) -> Tensor:
+        fast = fast_accumulate and values.is_cuda
+        return torch._scaled_mm(rows, weight.t(), scale_a=one, scale_b=one, out_dtype=kind, use_fast_accum=fast)
+
+    if dtype == torch.bfloat16:
+        result = product(values, dtype)
+        scale_into(result, result, scale, weight_scale)
+        return result
     result = torch.empty(values.shape[0], weight.shape[0], dtype=dtype, device=values.device)
-    for rows in slices(result):
-        product = torch._scaled_mm(
-            values[rows], weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=fast_accumulate
-        )
-        scale_into(result[rows], product, scale[rows], weight_scale)
+    for rows in product_slices(result):
+        scale_into(result[rows], product(values[rows], torch.float32), scale[rows], weight_scale)
     return result
+
+
+@lru_cache
+def _one(device: torch.device) -> Tensor:
+    """The scale that changes nothing; made once, for a card would fill it anew before every product."""
+    with torch.inference_mode(False):
+        return torch.ones(1, dtype=torch.float32, device=device)
 
 
 @lru_cache
@@ -98,13 +133,18 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-def _has_row_scales(values: Tensor, dtype: torch.dtype, fast_accumulate: bool) -> bool:
-    return dtype == torch.bfloat16 and _row_scales_work(values.device.index or 0, fast_accumulate)
+def _scales_by_row(values: Tensor, dtype: torch.dtype, fast_accumulate: bool, row_scales: RowScales) -> bool:
+    if dtype != torch.bfloat16 or row_scales == "afterwards":
+        return False
+    return not row_scales_missing(values.device.index or 0, fast_accumulate)
 
 
 @lru_cache
-def _row_scales_work(index: int, fast_accumulate: bool) -> bool:
-    """Try the row-scaled kernel once: which cards have it changed from version to version."""
+def row_scales_missing(index: int, fast_accumulate: bool) -> str:
+    """Why FP8 products of a card are scaled by a kernel of their own; empty: the product scales by row itself.
+
+    The row-scaled kernel is tried once, for which cards have it changed from version to version.
+    """
     device = torch.device("cuda", index)
     values = torch.ones(32, 32, device=device).to(FP8)
     scale = torch.full((32, 1), 0.5, device=device)
@@ -113,11 +153,37 @@ def _row_scales_work(index: int, fast_accumulate: bool) -> bool:
             values, values.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16,
             use_fast_accum=fast_accumulate,
         )  # fmt: skip
-        return bool((result == 8).all())
+        return "" if bool((result == 8).all()) else "their result is wrong"
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:
-        return False
+    except RuntimeError as error:
+        return str(error).strip().splitlines()[0][:200] or type(error).__name__
+
+
+def faster_row_scales(index: int, fast_accumulate: bool = True, dtype: torch.dtype = torch.bfloat16) -> RowScales:
+    """Measure which way of scaling by row is the faster one on a card (a tenth of a second).
+
+    On some cards the product that scales by row is slower than the plain one and a kernel behind it. The two round
+    differently, so whoever wants equal bits from run to run keeps the answer (`set_row_scales_`).
+    """
+    if row_scales_missing(index, fast_accumulate):
+        return "afterwards"
+    device = torch.device("cuda", index)
+    values, weight = (torch.ones(size, device=device, dtype=dtype).to(FP8) for size in MEASURED)
+    scale, weight_scale = (torch.ones(size[0], 1, device=device) for size in MEASURED)
+    ways: tuple[RowScales, RowScales] = ("product", "afterwards")
+    seconds = {}
+    for way in ways:
+        times = []
+        for _ in range(MEASUREMENTS):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            _tensor_core_matmul(values, scale, weight, weight_scale, dtype, fast_accumulate, way)
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+        seconds[way] = sorted(times)[MEASUREMENTS // 4]  # the first ones start the card's clocks and kernels
+    return "afterwards" if seconds["afterwards"] < WORTHWHILE * seconds["product"] else "product"
 
 
 # --- the layer -----------------------------------------------------------------------------------------------------
@@ -133,6 +199,7 @@ class Fp8Linear(QuantizedLinear):
     weight_e4m3: Tensor
     weight_scale: Tensor
     scheme: Fp8
+    row_scales: RowScales = "product"
 
     @classmethod
     def shapes(cls, in_features: int, out_features: int, scheme: Fp8) -> Shapes:
@@ -166,5 +233,12 @@ class Fp8Linear(QuantizedLinear):
         assert quantized.scale is not None
         return scaled_matmul(
             quantized.values, quantized.scale, self.weight_e4m3, self.weight_scale, dtype,
-            self.scheme.fast_accumulate, self.backend,
+            self.scheme.fast_accumulate, self.backend, self.row_scales,
         )  # fmt: skip
+
+
+def set_row_scales_(model: nn.Module, row_scales: RowScales) -> None:
+    """Who scales by row in every FP8 linear of a model."""
+    for layer in model.modules():
+        if isinstance(layer, Fp8Linear):
+            layer.row_scales = row_scales

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
 from functools import lru_cache
 from types import ModuleType
 
@@ -72,6 +73,32 @@ def _for_products(index: int, product: torch.dtype, result: torch.dtype) -> Modu
     if problem is not None:
         _log.warning("The Triton kernel that scales products is not used on cuda:%d: %s", index, problem)
     return kernels if problem is None else None
+
+
+@lru_cache
+def triton_problem(index: int) -> str:
+    """Why our Triton kernels cannot run on a card that could run them, and what mends it, as a sentence; else empty."""
+    if torch.version.hip or torch.cuda.get_device_capability(index) < (8, 0):
+        return ""
+    windows = sys.platform == "win32"
+    if importlib.util.find_spec("triton") is None:
+        package = "triton-windows" if windows else "triton"
+        return f"Triton is not installed, without which many steps are slower; install it: pip install {package}."
+    from quant import kernels
+
+    if kernels.triton is None:
+        return "Triton is installed and cannot be imported, without which many steps are slower; install it again."
+    problem = product_disagreement(torch.device("cuda", index), torch.float32, torch.float32)
+    if problem is None:
+        return ""
+    if "compiler" in problem.lower() and not windows:
+        return "Triton finds no C compiler, without which many steps are slower; install one: sudo apt install gcc."
+    if problem.startswith("CalledProcessError"):
+        return (
+            "Triton's C compiler fails, which most often wants Python's headers; without it many steps are slower; "
+            f"install them: sudo apt install python3.{sys.version_info.minor}-dev."
+        )
+    return f"Triton does not work on this card, without which many steps are slower: {problem.splitlines()[0][:200]}"
 
 
 def disagreement(

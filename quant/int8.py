@@ -14,9 +14,8 @@ from torch import Tensor
 
 from quant import activations
 from quant.fusion import Before
-from quant.kinds import slices
 from quant.linear import QuantizedInput, QuantizedLinear, Shapes, as_rows, trained
-from quant.products import scale_into
+from quant.products import product_slices, scale_into
 from quant.schemes import Int8
 
 EXACT_TERMS = 1024
@@ -112,7 +111,7 @@ class Int8Linear(QuantizedLinear):
         values, scale = quantized.values, quantized.scale
         assert scale is not None
         result = torch.empty(values.shape[0], self.out_features, dtype=dtype, device=values.device)
-        for rows in slices(result):
+        for rows in product_slices(result):
             product = integer_matmul(values[rows], self.weight_int8, self.backend)
             scale_into(result[rows], product, scale[rows], self.weight_scale)
         return result

@@ -60,6 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def no_measured_speeds(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans of tests promise what is computed, and runs of tests teach this machine's plans nothing."""
+    monkeypatch.setattr("magi_lite.machine.findings.FILE", tmp_path_factory.getbasetemp() / "none" / "findings.json")
     monkeypatch.setattr("magi_lite.planner.learned.FILE", tmp_path_factory.getbasetemp() / "none" / "speeds.json")
 
 

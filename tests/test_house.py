@@ -45,6 +45,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "quant.storage*",
     ),
     1: (
+        "magi_lite.attention_choice",
         "magi_lite.machine*",
         "magi_lite.planner*",
         "magi_lite.request.*",

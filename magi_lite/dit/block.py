@@ -14,8 +14,14 @@ from torch import Tensor, nn
 import quant
 from magi_lite.attention import Backend, masked_sdpa
 from magi_lite.dit.captions import CaptionContext, KeyValue
-from magi_lite.dit.layers import MLP, Float32Linear, Modulation, ZeroCentredLayerNorm, gated_residual
-from magi_lite.dit.rope import rotate
+from magi_lite.dit.layers import (
+    MLP,
+    Float32Linear,
+    Modulation,
+    ZeroCentredLayerNorm,
+    gated_residual,
+    normed_heads,
+)
 from magi_lite.dit.slicing import Piece, pieces
 from magi_lite.dit.store import KVStore
 from magi_lite.models import DiTConfig
@@ -44,12 +50,10 @@ class Pass:
 
 
 def by_pieces(x: Tensor, parts: list[Piece], work: Callable[[Piece], Tensor]) -> Tensor:
-    """`work` on each piece, put together; in x itself where autograd is off, for pieces do not read each other."""
-    if len(parts) == 1:
-        return work(parts[0])
+    """`work` on each piece, put together; where autograd is off it writes into x, for pieces do not read each other."""
     if not torch.is_grad_enabled():
         for part in parts:
-            x[part] = work(part)
+            work(part)
         return x
     rows: dict[int, list[Tensor]] = {}
     for part in parts:
@@ -106,7 +110,7 @@ class Attention(nn.Module):
             key, value = (torch.cat([pair[i].flatten(1, 2) for pair in some], dim=1) for i in (0, 1))
             del some  # the slices' memory, before the queries need it
         heads = (*x.shape[:3], self.groups, self.head_dim)
-        key = rotate(self.k_layernorm(key.view(heads)), step.table).to(x.dtype)
+        key = normed_heads(key.view(heads), self.k_layernorm, step.table)
         reach = self._reach(step, key, value.view(heads))
 
         def attend(part: Piece) -> Tensor:
@@ -153,8 +157,8 @@ class Attention(nn.Module):
     def _mix(self, part: Piece, step: Pass, reach: list[KeyValue], q: Tensor, qx: Tensor) -> Tensor:
         """Both attentions of a piece's tokens, interleaved by group for `linear_proj`: (N, C, T, 2 * size)."""
         heads = (-1, self.head_dim)
-        query = rotate(self.q_layernorm(q.unflatten(-1, heads)), step.table[part[1:]]).to(q.dtype)
-        cross_query = self.q_layernorm_xattn(qx.unflatten(-1, heads))
+        query = normed_heads(q.unflatten(-1, heads), self.q_layernorm, step.table[part[1:]])
+        cross_query = normed_heads(qx.unflatten(-1, heads), self.q_layernorm_xattn)
         chunks = range(part.chunks.start, part.chunks.stop)
         own = self._self_attention(query, [step.kv_ranges[c] for c in chunks], [reach[c] for c in chunks], step.backend)
         cross = self._cross_attention(cross_query, step, chunks)

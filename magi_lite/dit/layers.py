@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quant
+from magi_lite.dit import fused
+from magi_lite.dit.rope import rotate
 
 SLICE_ROWS = 4096
 """Rows whose float32 copies `Float32Linear` makes at a time, where it has to make any."""
@@ -223,12 +225,32 @@ def unpatchify(patches: Tensor, frames: int, height: int, width: int, t_patch: i
 
 
 def gated_residual(x: Tensor, branch: Tensor, gate: Tensor, norm: ZeroCentredLayerNorm) -> Tensor:
-    """x + norm(branch * gate), computed in float32, returned in x's type.
+    """x + norm(branch * gate), computed in float32, in x's type; in x itself where autograd is off.
 
     Args:
         x, branch: (N, chunks, tokens, D); gate: (N, chunks, 1, D) float32. `branch` is used up where autograd is off.
     """
-    branch = branch.float()
-    gated = branch * gate if torch.is_grad_enabled() else branch.mul_(gate)
-    normed = norm(gated)
-    return (normed + x if torch.is_grad_enabled() else normed.add_(x)).to(x.dtype)
+    if torch.is_grad_enabled():
+        return (norm(branch.float() * gate) + x).to(x.dtype)
+    kernels = fused.for_residual(x, branch, gate, norm.weight, norm.bias)
+    if kernels is not None:
+        done: Tensor = kernels.add_gated_(x, branch, gate, norm.weight, norm.bias, norm.eps)
+        return done
+    branch = branch.float()  # under the old name, so that a 16-bit one can go
+    return x.add_(norm(branch.mul_(gate)))
+
+
+def normed_heads(x: Tensor, norm: ZeroCentredLayerNorm, table: Tensor | None = None) -> Tensor:
+    """The norm of every head, rotated by the table where there is one, in x's type; x is used up where autograd is off.
+
+    Args:
+        x: (N, chunks, tokens, heads, head_dim); table: (chunks, tokens, 2 * r), see `rope.rotate`.
+    """
+    kernels = None if torch.is_grad_enabled() else fused.for_heads(x, norm.weight, norm.bias, table)
+    if kernels is not None and x.is_contiguous():
+        angles = None if table is None else table.flatten(0, -2)
+        rows = x.view(-1, *x.shape[-2:])
+        kernels.norm_heads_(rows, norm.weight, norm.bias, norm.eps, in_type=not norm.single, table=angles)
+        return x
+    normed = norm(x)
+    return (normed if table is None else rotate(normed, table)).to(x.dtype)

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -25,6 +26,8 @@ from magi_lite.machine.cards import GIB, Device, cpu_device, find_card, generic_
 from quant.storage.files import parse_json
 
 _log = logging.getLogger(__name__)
+LEFT_FREE = 256 << 20
+"""Of the card's free memory what is left to the driver, bytes: the window system takes some now and then."""
 SEGMENT_BYTES = 1 << 26
 """A tensor that the allocator has nothing at hand for, to try a new segment with."""
 
@@ -158,6 +161,20 @@ def capability(index: int | None = None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
+def identity(index: int = 0) -> str:
+    """A card, its driver and this PyTorch in one phrase: what a finding about a card hangs on."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()
+    with contextlib.suppress(OSError, AttributeError):
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+        match = re.search(r"\d+\.\d+(\.\d+)?", text)
+        driver = match.group() if match else driver
+    capability = f"{properties.major}.{properties.minor}"
+    return f"{properties.name}, {capability}, driver {driver}, torch {torch.__version__}"
+
+
 def cuda_available() -> bool:
     """Whether a CUDA card can be used here."""
     import torch
@@ -209,6 +226,29 @@ def free_memory() -> None:
             release_pinned()
 
 
+def windows_driver() -> bool:
+    """Whether cards are driven by Windows, directly or under WSL.
+
+    Its driver cannot grow segments, moves what does not fit the card into RAM instead of failing, at a hundredth of the
+    speed, and hands work to the card in batches.
+    """
+    return sys.platform == "win32" or "microsoft" in platform.release().lower()
+
+
+def stay_on_card() -> None:
+    """Let an allocation fail that the card has no room for, where the driver would rather move memory to RAM.
+
+    A run that runs out of memory goes on with a smaller plan; one in RAM would crawl, and nobody would know why.
+    """
+    if not cuda_available() or not windows_driver():
+        return
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    ours = torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.05, (free + ours - LEFT_FREE) / total)))
+
+
 def grow_segments() -> bool:
     """Let the card's allocator grow its segments in place; whether it does now.
 
@@ -216,7 +256,7 @@ def grow_segments() -> bool:
     a plan allows for. Not on Windows, whose driver cannot; elsewhere it is tried, and undone where it fails. What the
     user set for torch's allocator stays.
     """
-    if not cuda_available() or sys.platform != "linux" or "microsoft" in platform.release().lower():
+    if not cuda_available() or windows_driver():
         return False
     import torch
 
@@ -281,7 +321,15 @@ def record_event(stream: Any | None) -> Any | None:
 
     event = torch.cuda.Event()
     event.record(stream)
+    if windows_driver():
+        event.query()  # sends the batch, and the copy in it, on its way now
     return event
+
+
+def keep_for(tensor: Any, stream: Any | None) -> None:
+    """Let a tensor's memory, once it is freed, be used again only when `stream` is done with what it had to do then."""
+    if stream is not None:
+        tensor.record_stream(stream)
 
 
 def current_stream(device: Any) -> Any | None:

@@ -16,7 +16,7 @@ from magi_lite.attention import choose as choose_attention
 from magi_lite.dit.model import DiT
 from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors
-from magi_lite.machine import devices
+from magi_lite.machine import devices, findings
 from magi_lite.models import quantizable
 from magi_lite.pipeline.decoding import decode_chunk, decode_preview, encode_pixels
 from magi_lite.planner import Plan
@@ -70,6 +70,8 @@ class Engine:
     execution: Execution
     dit: DiT
     home: Residency
+    notices: tuple[str, ...] = ()
+    """What makes this run slower than it need be, and what mends it, one sentence each."""
 
     @property
     def device(self) -> torch.device:
@@ -120,17 +122,30 @@ def engine(files: ModelFiles, execution: Execution, cancelled: Callable[[], bool
     loaded: list[nn.Module] = []
     if execution.device == "cuda":
         devices.grow_segments()
+        devices.stay_on_card()
     try:
         with Residency(execution) as home:
             dit = home.place_dit(load_dit(files, execution, cancelled=cancelled))
             loaded.append(dit)
             dit.backend = choose_attention(execution.attention, execution.device, compute)
             loaded.append(home.place_vae(load_vae(files.vae, compute, cancelled=cancelled)))
-            yield Engine(files, execution, dit, home)
+            yield Engine(files, execution, dit, home, tune(dit, home.device, execution.scheme))
     finally:
         for model in loaded:
             drop_weights(model)
         devices.free_memory()
+
+
+def tune(dit: DiT, device: torch.device, scheme: str) -> tuple[str, ...]:
+    """Choose between ways of multiplying that only a measurement on the card can tell apart; `Engine.notices`."""
+    import quant
+
+    if device.type == "cuda" and scheme == "fp8" and devices.capability(device.index) >= (8, 9):
+        index = device.index or 0
+        name = f"FP8 row scales, {devices.identity(index)}"
+        found = findings.find(name, lambda: {"by": quant.faster_row_scales(index)})
+        quant.set_row_scales_(dit, "afterwards" if found == {"by": "afterwards"} else "product")
+    return tuple(sentence for sentence in (dit.backend.notice, *quant.slow_paths(dit, device)) if sentence)
 
 
 @contextmanager

@@ -169,8 +169,8 @@ class Run:
             self.encoder,
             self.learning(plan),
         ):
-            if networks.dit.backend.notice:
-                yield Notice(networks.dit.backend.notice, "warning")
+            for sentence in networks.notices:
+                yield Notice(sentence, "warning")
             while True:
                 yield from self.encode_prefix(start, networks)
                 if self.leaving:

@@ -21,6 +21,8 @@ QUANT_SLICE_BYTES = (1 << 22) * FLOAT32
 Of the plain path. Where kernels do it there are none; which of them will serve on a card that is planned for somewhere
 else nobody knows, and the slices are so small that it does not matter.
 """
+PRODUCT_BYTES = (1 << 25) * 4
+"""Most of an integer product that waits to be scaled (`quant.products.CARD_VALUES`)."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,35 @@ def _attention_moments(dit: DiTConfig, shape: PassShape, reads: WindowPass, exec
     moments.append(held + rotation_bytes(piece * queries))
     # query, cross query, both attentions' outputs, and the two interleaved.
     moments.append(held + 6 * piece * queries * size)
+    if execution.kernel == "sage":  # beside the queries and what the calls before it gave
+        seen = (past + shape.chunks) * shape.tokens * groups
+        moments.append(held + 3 * piece * queries * size + sage_bytes(min(piece, shape.tokens) * queries, seen))
     mixed = held + 2 * piece * queries * size
     quantized = execution.scheme in ("fp8", "published", "int8")
-    moments.append(mixed + residual_bytes(piece * hidden, size))
+    moments.append(mixed + residual_bytes(piece * hidden))
     if quantized:
         moments.append(mixed + 2 * piece * queries + min(QUANT_SLICE_BYTES, 8 * piece * queries))
+    # The first of the projections made last, beside what it is made of.
+    moments.append(x + projected + own + rows * hidden + product_bytes(rows * groups, execution))
+    moments.append(held + piece * hidden + product_bytes(piece * queries, execution))
+    moments.append(mixed + 2 * piece * queries + piece * hidden * size + product_bytes(piece * hidden, execution))
     return moments
+
+
+def product_bytes(numbers: int, execution: Execution) -> int:
+    """What an integer product of so many numbers takes before it is scaled; other kernels scale by themselves."""
+    return min(PRODUCT_BYTES, 4 * numbers) if execution.scheme == "int8" else 0
+
+
+def sage_bytes(queries: int, keys: int) -> int:
+    """What one call of SageAttention takes besides its arguments and result.
+
+    Queries and keys as 8-bit integers, values as 8-bit floats and, on the way there, transposed in 16 bits.
+
+    Args:
+        queries, keys: numbers of the queries, and of the keys (as many as of the values).
+    """
+    return queries + keys + 3 * keys
 
 
 def rotation_bytes(numbers: int) -> int:
@@ -95,24 +120,26 @@ def rotation_bytes(numbers: int) -> int:
     return int(2.75 * FLOAT32 * numbers)
 
 
-def residual_bytes(numbers: int, size: int) -> int:
-    """The gated sandwich norm: branch and normed branch in float32, the sum in the model's type."""
-    return numbers * (2 * FLOAT32 + size)
+def residual_bytes(numbers: int) -> int:
+    """The gated sandwich norm where no kernel does it: branch and normed branch in float32; the sum goes into x."""
+    return numbers * 2 * FLOAT32
 
 
 def _mlp_moments(dit: DiTConfig, shape: PassShape, execution: Execution) -> list[int]:
     size, rows, piece, hidden = item_size(execution), shape.rows, shape.mlp_rows, dit.hidden_size
     fc1 = dit.ffn_hidden_size * (2 if dit.gated_linear_unit else 1)
-    # Unsliced attention gives a new tensor while the layer's input is still held by the loop over layers.
-    x = rows * hidden * size * (1 if shape.attention_sliced else 2)
+    x = rows * hidden * size
     moments = [x + piece * (hidden + fc1) * size, x + piece * (dit.ffn_hidden_size + hidden) * size]
     if dit.gated_linear_unit:
         moments.append(x + piece * (fc1 * size + 3 * dit.ffn_hidden_size * FLOAT32))
     branch = piece * hidden * size if size < FLOAT32 else 0
-    moments.append(x + branch + residual_bytes(piece * hidden, size))
+    moments.append(x + branch + residual_bytes(piece * hidden))
     if execution.scheme in ("fp8", "published", "int8"):
         inner = piece * dit.ffn_hidden_size
-        moments.append(x + inner * size + inner + min(QUANT_SLICE_BYTES, FLOAT32 * inner) + piece * hidden * size)
+        quantizing = min(QUANT_SLICE_BYTES, FLOAT32 * inner)
+        product = product_bytes(piece * hidden, execution)
+        moments.append(x + inner * size + inner + max(quantizing, product) + piece * hidden * size)
+        moments.append(x + piece * (hidden + fc1 * size) + product_bytes(piece * fc1, execution))
     # The final norm and linear: float32 copies of a piece.
     moments.append(rows * hidden * size + piece * hidden * 2 * FLOAT32)
     # The patch embedding's result in float32 and in the model's type.

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any, Literal, cast
 
+from magi_lite import attention_choice
 from magi_lite.errors import InputError
 from magi_lite.machine.cards import Device
 from magi_lite.models import ModelSpec
@@ -53,6 +54,8 @@ On a card only where memory needs them: a sliced layer norms and quantizes its i
 def candidates(device: Device, model: ModelSpec, fixed: dict[str, Any]) -> Iterator[Execution]:
     """Every execution that the device can run and the fixed choices allow, the text encoder left for later."""
     on_card = fixed.get("device", device.kind) == "cuda"
+    attention = fixed.get("attention", "auto")
+    kernel = attention if attention != "auto" else attention_choice.fastest(attention_choice.known(device.name))
 
     def places(name: str) -> tuple[str, ...]:
         """Where things may be: on a card all that can be asked for, elsewhere the first, which is where it computes."""
@@ -78,7 +81,8 @@ def candidates(device: Device, model: ModelSpec, fixed: dict[str, Any]) -> Itera
                 device="cuda" if on_card else "cpu",
                 dtype=dtype,
                 scheme=scheme,
-                attention=fixed.get("attention", "auto"),
+                attention=attention,
+                kernel=kernel if on_card else attention_choice.OWN,
                 **dict(zip(axes, values, strict=True)),
             )
 

@@ -27,4 +27,6 @@ class Execution:
     t5: Literal["float32", "bf16", "int8", "nf4"] = "float32"
     t5_device: Literal["cuda", "cpu"] = "cpu"
     attention: str = "auto"
-    """Attention backend: auto, sdpa, flash, sage."""
+    """Attention backend: auto, sdpa, flash, sage, cudnn."""
+    kernel: str = "sdpa"
+    """The backend that "auto" is expected to be, as far as trials on such a card have shown; what is planned with."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from magi_lite.machine import devices
 from magi_lite.machine.cards import GIB, PINNED_SHARE, Device
 from magi_lite.models import ModelSpec
 from magi_lite.planner.execution import Execution
@@ -19,8 +20,8 @@ SPARE = 0.05
 """Share of a card's memory that a plan leaves free."""
 CONTEXT_BYTES = 400 << 20
 """Allowance for what the allocator's counter does not show: CUDA context, cuBLAS workspace, kernels."""
-FRAGMENTATION = 0.02
-"""Allowance for fragmentation, as a share of the peak."""
+FRAGMENTATION, FRAGMENTATION_OF_FIXED = 0.02, 0.06
+"""Allowance for fragmentation, as a share of the peak: of segments that grow in place, and of those that cannot."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class Plan:
         """Device bytes set aside for context, workspaces and fragmentation; 0 on a CPU."""
         if self.execution.device == "cpu":
             return 0
-        return CONTEXT_BYTES + int(FRAGMENTATION * self.peak_vram_bytes)
+        share = FRAGMENTATION_OF_FIXED if devices.windows_driver() else FRAGMENTATION
+        return CONTEXT_BYTES + int(share * self.peak_vram_bytes)
 
     @property
     def needed_vram_bytes(self) -> int:

@@ -20,12 +20,14 @@ from quant.schemes import SCHEMES
 
 LINEAR_EFFICIENCY = {"float32": 0.6, "bf16": 0.65, "fp8": 0.55, "published": 0.5, "int8": 0.35, "nf4": 0.45}
 """Share of the scheme's peak rate in the linears, quantizing the activations included."""
-ATTENTION_EFFICIENCY = {"sdpa": 0.8, "flash": 0.85, "sage": 2.2}
+ATTENTION_EFFICIENCY = {"sdpa": 0.8, "flash": 0.85, "cudnn": 0.85, "sage": 2.2}
 """Share of the bf16 rate; Sage multiplies 8-bit numbers and so exceeds it (431 of 165 TOP/s on an RTX 4090)."""
-ELEMENTWISE_PASSES = 84
+FUSED_PASSES, PLAIN_PASSES = 29, 84
 """Reads and writes of a token's hidden vector per layer outside matrix products: norms, rotation, gates, sums, casts.
 
-Counted by `benchmarks/roofline.py`."""
+With our Triton kernels and without them; counted by `benchmarks/roofline.py`."""
+FUSED_FROM = (8, 0)
+"""Compute capability from which the kernels serve, where Triton is installed."""
 COPY_EFFICIENCY = 0.85
 DISK_GBS = 1.5
 _CONVERSION_TRAFFIC = 3
@@ -133,10 +135,10 @@ def _compute_seconds(model: ModelSpec, tokens: int, keys: float, execution: Exec
     dit = model.dit
     _, attention = forward_flops(dit, tokens, keys)
     quantized, plain = linear_flops(model, tokens, execution.scheme)
-    backend = execution.attention if execution.attention in ATTENTION_EFFICIENCY else "sdpa"
-    attention_rate = device.bf16_tflops * 1e12 * ATTENTION_EFFICIENCY[backend]
+    attention_rate = device.bf16_tflops * 1e12 * ATTENTION_EFFICIENCY[execution.kernel]
     item = 2 if execution.dtype == "bfloat16" else 4
-    moved = tokens * dit.hidden_size * item * ELEMENTWISE_PASSES * dit.num_layers
+    passes = FUSED_PASSES if device.kind == "cuda" and device.capability >= FUSED_FROM else PLAIN_PASSES
+    moved = tokens * dit.hidden_size * item * passes * dit.num_layers
     weights = all_layers_bytes(model, execution.scheme, item)
     memory = (moved + weights) / (device.bandwidth_gbs * 1e9 * COPY_EFFICIENCY)
     linear = quantized / linear_rate(execution, device) + plain / plain_rate(execution, device)

@@ -87,7 +87,7 @@ class Overrides:
     vae: str | None = _fixed(("resident", "swapped", "decoder", "cpu"), "Autoencoder", "where the autoencoder is kept")
     t5: str | None = _fixed(("float32", "bf16", "int8", "nf4"), "Text encoder as", "precision of the text encoder")
     t5_device: str | None = _fixed(("cuda", "cpu"), "Text encoder on", "where prompts are encoded")
-    attention: str | None = _fixed((AUTO, "sdpa", "flash", "sage"), "Attention", "attention kernel")
+    attention: str | None = _fixed((AUTO, "sdpa", "flash", "sage", "cudnn"), "Attention", "attention kernel")
     mlp_slice: int | None = option(
         "whole", None, least=1, most=2**31, optional=True, planned=True, changes="resume", unit="tokens",
         refusal="mlp_slice cannot be {value}; give a number of tokens, such as 4096.",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import shutil
 import sys
 import tempfile
 from dataclasses import replace
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from magi_lite import planner
+from magi_lite import attention_choice, planner
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.library import plan_request
 from magi_lite.machine import cards, devices
@@ -43,19 +41,17 @@ class Machine:
         self.downloads = Downloads(models_folder)
         self.device = devices.detect()
 
-    @cached_property
+    @property
     def backend(self) -> str:
         """The device and the attention kernel in one phrase."""
-        return f"{self.device.name}, {self.attention}" if self.device.kind == "cuda" else "CPU"
+        return f"{self.device.name}, {self.attention.split(';')[0]}" if self.device.kind == "cuda" else "CPU"
 
-    @cached_property
+    @property
     def attention(self) -> str:
-        """The attention backend that is chosen here."""
+        """The attention kernel that serves here, as the trials in workers have found, and why better ones do not."""
         if self.device.kind == "cuda":
-            for module, name in (("sageattention", "SageAttention"), ("flash_attn", "flash-attn")):
-                if importlib.util.find_spec(module):
-                    return name
-        return "PyTorch attention"
+            return attention_choice.in_words(self.device.name)
+        return attention_choice.TITLES[attention_choice.OWN]
 
     @property
     def model(self) -> str:

@@ -1,15 +1,9 @@
-"""The Triton kernels in Triton's interpreter, which runs them on the CPU.
-
-Triton reads once, when it is imported, whether to interpret: so these tests are not collected with the others, but run
-in a process of their own, by `test_kernels.py` where Triton is installed.
-"""
+"""The Triton kernels in Triton's interpreter, which runs them on the CPU; started by `test_kernels.py`."""
 
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,24 +11,14 @@ from quant import activations, fusion, gate
 from quant.gate import disagreement
 from quant.kinds import FP8
 from tests.quant.test_kernels import KINDS, SHAPES, check, hard_rows
+from tests.triton_interpreter import round_as_torch
 
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The kernels; casts between floats are torch's: the interpreter's own truncate, and lose a carry in e4m3."""
-    from triton.runtime import interpreter
-
     from quant import kernels
 
-    def cast(numbers: Any, given: Any, wanted: Any, rounding: Any) -> Any:
-        sizes = {8: (torch.uint8, np.uint8), 16: (torch.int16, np.uint16), 32: (torch.int32, np.uint32)}
-        types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8e4nv": FP8}
-        source = torch.from_numpy(np.ascontiguousarray(numbers).view(sizes[given.primitive_bitwidth][1]))
-        values = source.view(types[str(given)]).to(types[str(wanted)])
-        bits, array = sizes[wanted.primitive_bitwidth]
-        return values.view(bits).numpy().view(array)
-
-    monkeypatch.setattr(interpreter, "_convert_float", cast)
+    round_as_torch(monkeypatch)
     return kernels
 
 
@@ -91,7 +75,7 @@ def test_what_is_not_a_number_stays_so(kind: torch.dtype, interpreted: ModuleTyp
 
 
 @pytest.mark.parametrize("result", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("product", [torch.int32, torch.float32])
+@pytest.mark.parametrize("product", [torch.int32, torch.float32, torch.bfloat16])
 def test_products_are_scaled_to_the_bits_of_plain_arithmetic(
     product: torch.dtype, result: torch.dtype, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

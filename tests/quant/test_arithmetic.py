@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from quant.convert import quantized_linear, quantized_tensors
 from quant.fp8 import Fp8Linear
 from quant.int8 import Int8Linear
 from quant.nf4 import NF4Linear, bitsandbytes
+from quant.products import CARD_VALUES, product_slices, scale_into
 from quant.published import PublishedPerTensorLinear, PublishedSmoothLinear
 from tests.quant.reference import outliers, relative, to_bf16, to_e4m3
 
@@ -170,6 +173,45 @@ def test_scaled_mm_equals_the_plain_path(granularity: str, dtype: torch.dtype, g
     assert fast.dtype == plain.dtype == dtype
     # float32: order of summation; bfloat16: at most one unit in the last place beside it
     assert relative(fast, plain) < (SUMMED if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(23, 160, 96), (1, 16, 16), (300, 48, 272)])
+def test_products_scaled_afterwards_equal_the_formula(
+    rows: int,
+    inputs: int,
+    outputs: int,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kinds, "SLICE_VALUES", 2000)  # several slices of some rows, and a last one of fewer
+    values, scale = activations.per_token(outliers(rows, inputs, generator=generator), kinds.FP8)
+    weight, weight_scale = fp8.quantize_weight(outliers(outputs, inputs, generator=generator), "row")
+    wanted = (values.double() * scale.double()) @ (weight.double() * weight_scale.double()).T
+    found = fp8.scaled_afterwards(values, scale, weight, weight_scale, dtype, fast_accumulate=False)
+    assert found.dtype == dtype
+    # bf16: the product is rounded, and its scaled result again: 2^-8 each
+    allowed = 2.0**-7 if dtype == torch.bfloat16 else 1e-5
+    assert ((found.double() - wanted).abs() <= allowed * wanted.abs() + 1e-5 * wanted.abs().max()).all()
+
+
+def test_a_product_may_be_scaled_in_its_place(generator: torch.Generator) -> None:
+    product = (100 * torch.randn(37, 24, generator=generator)).to(torch.bfloat16)
+    rows, columns = (0.01 + torch.rand(n, 1, generator=generator) for n in product.shape)
+    wanted = (product.float() * columns.view(-1) * rows).to(torch.bfloat16)
+    scale_into(product, product, rows, columns)
+    assert torch.equal(product, wanted)
+
+
+@pytest.mark.parametrize("columns", [16, 3072, 12288, 50000])
+def test_cards_make_products_in_whole_tiles(columns: int) -> None:
+    result = torch.empty(48611, columns, device="meta")
+    parts = list(product_slices(result))
+    assert parts[0].start == 0 and all(a.stop == b.start for a, b in pairwise(parts)) and parts[-1].stop >= 48611
+    assert all(part.start % 128 == 0 for part in parts)
+    assert max(part.stop - part.start for part in parts) * columns <= max(CARD_VALUES, 128 * columns)
+    assert len(parts) < 20 or columns == 50000
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (64, 48), (33, 130), (1, 1)])

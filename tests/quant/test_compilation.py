@@ -72,10 +72,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-def launched(monkeypatch: pytest.MonkeyPatch, name: str, work: Callable[[Any], object]) -> Launch:
+def launched(
+    monkeypatch: pytest.MonkeyPatch, name: str, work: Callable[[Any], object], kernels: Any = None
+) -> Launch:
     """What `work` launches the kernel of that name with."""
-    from quant import kernels
-
+    if kernels is None:
+        from quant import kernels
     launch = Launch(getattr(kernels, name))
     monkeypatch.setattr(kernels, name, launch)
     work(kernels)

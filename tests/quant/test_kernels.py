@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +16,7 @@ from quant.gate import disagreement
 from quant.kinds import FP8, steps_apart
 from tests.quant.reference import outliers
 from tests.quant.test_fusion import operations
+from tests.triton_interpreter import in_own_process
 
 KINDS = (torch.int8, FP8)
 SHAPES = [(1, 5), (7, 48), (5, 257), (3, 1024)]
@@ -54,11 +52,7 @@ def check(fast: ModuleType, name: str, kind: torch.dtype, dtype: torch.dtype, ge
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_the_triton_kernels_in_the_interpreter() -> None:
-    file = Path(__file__).with_name("interpreted.py")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(file)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    in_own_process(Path(__file__).with_name("interpreted.py"))
 
 
 def test_generated_code_stays_within_a_step(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

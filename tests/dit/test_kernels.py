@@ -1,0 +1,59 @@
+"""The kernels between products and attentions: interpreted against the formula, and compiled for real cards."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from magi_lite.dit import kernels
+from tests.triton_interpreter import in_own_process
+
+if find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from tests.quant.test_compilation import ADA, AMPERE, BLACKWELL, HOPPER, check, compiled, launched
+
+CARDS = (AMPERE, ADA, HOPPER, BLACKWELL)
+HALF, SINGLE = torch.bfloat16, torch.float32
+
+
+def test_the_kernels_in_the_interpreter() -> None:
+    in_own_process(Path(__file__).with_name("interpreted.py"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize("capability", CARDS)
+@pytest.mark.parametrize(("heads", "rotate"), [(24, True), (8, True), (24, False)])
+def test_norms_of_heads_compile(
+    heads: int, rotate: bool, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Queries, keys, and queries of cross attention, of the 4.5B model; the 24B's only have more heads."""
+    x, weights = torch.zeros(2, heads, 128, dtype=HALF), torch.zeros(128, dtype=SINGLE if rotate else HALF)
+    table = torch.zeros(2, 96) if rotate else None
+    launch = launched(
+        monkeypatch, "_heads_kernel",
+        lambda k: k.norm_heads_(x, weights, weights, 1e-6, in_type=not rotate, table=table), kernels,
+    )  # fmt: skip
+    check(compiled(launch, capability), tmp_path, capability)
+
+
+@pytest.mark.parametrize("capability", CARDS)
+@pytest.mark.parametrize(("features", "branch"), [(3072, HALF), (3072, SINGLE), (6144, HALF)])
+def test_gated_residuals_compile(
+    features: int, branch: torch.dtype, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if features == 6144 and capability != HOPPER:
+        pytest.skip("the 24B model needs more memory than these have")
+    x, added = torch.zeros(1, 4, 32, features, dtype=HALF), torch.zeros(1, 4, 32, features, dtype=branch)
+    gate, weights = torch.zeros(1, 4, 1, features), torch.zeros(features)
+    launch = launched(
+        monkeypatch, "_gated_kernel", lambda k: k.add_gated_(x, added, gate, weights, weights, 1e-6), kernels
+    )
+    check(compiled(launch, capability), tmp_path, capability)
