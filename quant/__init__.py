@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quant.advice import slow_paths
     from quant.calibrate import Recorder, Recording, calibrate_, read_recording
     from quant.convert import Report, Swap, assign_, check_, convert_, set_backend_
     from quant.errors import QuantError
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
         scheme_named,
     )
     from quant.select import Selection
-    from quant.slow_paths import slow_paths
 
 _HOMES = {
+    "quant.advice": ("slow_paths",),
     "quant.calibrate": ("Recorder", "Recording", "calibrate_", "read_recording"),
     "quant.convert": ("Report", "Swap", "assign_", "check_", "convert_", "set_backend_"),
     "quant.errors": ("QuantError",),
@@ -51,7 +52,6 @@ _HOMES = {
         "scheme_named",
     ),
     "quant.select": ("Selection",),
-    "quant.slow_paths": ("slow_paths",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [

@@ -183,3 +183,45 @@ def test_beside_a_card_without_code_the_processor_serves(built_for: list[str], m
     assert planner.plan(request(256, 256), device=found).device.kind == "cpu"
     with pytest.raises(PlanError, match="pip install --upgrade torch"):
         planner.plan(request(256, 256, overrides=Overrides(device="cuda")), device=found)
+
+
+@pytest.mark.parametrize(("system", "fraction"), [("linux", None), ("win32", 0.75)])
+def test_what_does_not_fit_fails_where_the_driver_would_move_it_to_ram(
+    system: str, fraction: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to: list[float] = []
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("platform.release", lambda: "10")
+    monkeypatch.setattr(devices, "cuda_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (16 * devices.LEFT_FREE, 24 * devices.LEFT_FREE))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3 * devices.LEFT_FREE)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", set_to.append)
+    devices.stay_on_card()
+    assert set_to == ([] if fraction is None else [fraction])
+
+
+@pytest.mark.parametrize("system", ["linux", "win32"])
+def test_events_send_the_batch_where_the_driver_collects_one(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Event:
+        def record(self, stream: object) -> None:
+            calls.append("record")
+
+        def query(self) -> bool:
+            calls.append("query")
+            return False
+
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("platform.release", lambda: "10")
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert devices.record_event(object()) is not None
+    assert calls == (["record"] if system == "linux" else ["record", "query"])
+    assert devices.record_event(None) is None
+
+
+def test_windows_is_allowed_more_for_fragments(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planner.plan(request(), "auto", cards.known_card("RTX 4090"))
+    there = plan.allowance_bytes
+    monkeypatch.setattr(devices, "windows_driver", lambda: True)
+    assert plan.allowance_bytes - there == pytest.approx(0.04 * plan.peak_vram_bytes, rel=1e-6)

@@ -1,0 +1,143 @@
+"""What is slower than it need be on a card is said with what mends it, and the faster way of scaling is taken."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import quant
+from quant import fp8, gate
+from quant.fp8 import Fp8Linear
+
+CARD = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A card of compute capability 8.9 whose kernels work, on which nothing computes."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: (8, 9))
+    monkeypatch.setattr(gate, "product_disagreement", lambda *_: None)
+    monkeypatch.setattr(fp8, "row_scales_missing", lambda index, fast: "")
+    monkeypatch.setattr("quant.advice.row_scales_missing", lambda index, fast: "")
+    gate.triton_problem.cache_clear()
+    yield
+    gate.triton_problem.cache_clear()
+
+
+def model(scheme: object) -> nn.Module:
+    made = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 16))
+    quant.convert_(made, scheme, lambda name: True)
+    return made
+
+
+def test_a_card_with_everything_says_nothing(card: None) -> None:
+    assert quant.slow_paths(model(quant.Fp8()), CARD) == []
+    assert quant.slow_paths(model(quant.Fp8()), torch.device("cpu")) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize(
+    ("system", "problem", "words"),
+    [
+        ("linux", "RuntimeError: Failed to find C compiler. Please specify via CC", "sudo apt install gcc"),
+        ("linux", "CalledProcessError: Command '['/usr/bin/gcc', '/tmp/x/main.c'...' returned", "-dev"),
+        ("win32", "ImportError: DLL load failed", "ImportError: DLL load failed"),
+        ("linux", "it gives other bits than plain arithmetic", "other bits"),
+    ],
+)
+def test_a_triton_that_cannot_compile_is_said(
+    system: str, problem: str, words: str, card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(gate, "product_disagreement", lambda *_: problem)
+    (sentence,) = quant.slow_paths(model(quant.Int8()), CARD)
+    assert words in sentence and "slower" in sentence
+
+
+@pytest.mark.parametrize(("system", "package"), [("linux", "install triton."), ("win32", "install triton-windows.")])
+def test_a_missing_triton_is_said_with_the_command(
+    system: str, package: str, card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (sentence,) = quant.slow_paths(nn.Linear(2, 2), CARD)
+    assert sentence.endswith(package)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (6, 1)])
+def test_cards_that_triton_does_not_support_miss_nothing(
+    capability: tuple[int, int], card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: capability)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert quant.slow_paths(nn.Linear(2, 2), CARD) == []
+
+
+def test_missing_row_scales_are_said_once_and_only_where_they_are_used(
+    card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quant.advice.row_scales_missing", lambda index, fast: "CUBLAS_STATUS_NOT_SUPPORTED")
+    (sentence,) = quant.slow_paths(model(quant.Fp8()), CARD)
+    assert "scale by row" in sentence and "CUBLAS_STATUS_NOT_SUPPORTED" in sentence
+    assert quant.slow_paths(model(quant.Fp8("tensor")), CARD) == []
+    assert quant.slow_paths(model(quant.Int8()), CARD) == []
+
+
+@pytest.mark.parametrize(
+    ("by_product", "afterwards", "missing", "faster"),
+    [
+        (1.0, 2.0, "", "product"),
+        (2.0, 1.0, "", "afterwards"),
+        (1.0, 0.99, "", "product"),  # no gain worth another rounding
+        (1.0, 2.0, "no kernel", "afterwards"),
+    ],
+)
+def test_the_faster_way_of_scaling_is_found(
+    by_product: float, afterwards: float, missing: str, faster: str, card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    costs = {"product": by_product, "afterwards": afterwards}
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = 0.0
+
+        def record(self) -> None:
+            self.at = clock.now
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, other: Event) -> float:
+            return other.at - self.at
+
+    def matmul(*given: object) -> None:
+        clock.now += costs[str(given[-1])]
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(fp8, "row_scales_missing", lambda index, fast: missing)
+    monkeypatch.setattr(fp8, "_tensor_core_matmul", matmul)
+    monkeypatch.setattr(torch, "ones", lambda *size, **_: torch.empty(1))
+    assert quant.faster_row_scales(0) == faster
+
+
+def test_every_fp8_layer_follows(card: None) -> None:
+    made = model(quant.Fp8())
+    quant.set_row_scales_(made, "afterwards")
+    layers = [layer for layer in made.modules() if isinstance(layer, Fp8Linear)]
+    assert [layer.row_scales for layer in layers] == ["afterwards"] * len(layers) and layers
+
+
+def test_which_way_serves_hangs_on_type_and_choice(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = SimpleNamespace(device=CARD)
+    by_row = fp8._scales_by_row
+    assert by_row(values, torch.bfloat16, True, "product")
+    assert not by_row(values, torch.bfloat16, True, "afterwards")
+    assert not by_row(values, torch.float32, True, "product")
+    monkeypatch.setattr(fp8, "row_scales_missing", lambda index, fast: "no kernel")
+    assert not by_row(values, torch.bfloat16, True, "product")
