@@ -78,6 +78,14 @@ class Engine:
         """Where latents live while they are denoised."""
         return self.home.device
 
+    @property
+    def writes_beside(self) -> bool:
+        """Whether finished seconds are encoded and written while the next steps compute: on a card, which would wait.
+
+        Without one the steps have the processor to themselves, and nothing would be gained.
+        """
+        return self.device.type == "cuda"
+
     def null_caption(self) -> Caption:
         """The caption of clean passes: the model's learned null caption."""
         return Caption(null_caption(self.dit.y_embedder.null_caption_embedding))

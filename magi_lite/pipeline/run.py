@@ -36,7 +36,7 @@ from magi_lite.events import (
     Stopped,
 )
 from magi_lite.models import CHUNK_LATENT_FRAMES, PIXELS_PER_LATENT
-from magi_lite.pipeline.background import Background
+from magi_lite.pipeline.background import Background, InOrder
 from magi_lite.pipeline.colours import ColourMap
 from magi_lite.pipeline.decoding import psnr
 from magi_lite.pipeline.delivery import Delivery
@@ -97,6 +97,8 @@ class Run:
         self.redirection: Timeline | None = None
         """A timeline to apply once its prompts are encoded."""
         self.encoder = Background()
+        self.writing = InOrder()
+        """Finished seconds and states on their way to the disk, in the order in which they were made."""
         self.gap_filled = False
         """Whether the second just made stands before finished ones: the sampler then skips them."""
         self.ended = False
@@ -167,6 +169,7 @@ class Run:
             engine(self.files, plan.execution, lambda: self.leaving) as networks,
             recorded(networks, self.record),
             self.encoder,
+            self.writing,
             self.learning(plan),
         ):
             for sentence in networks.notices:
@@ -344,6 +347,7 @@ class Run:
         while True:
             with torch.inference_mode():
                 result = next(steps, None)
+            yield from self.written()
             match result:
                 case None:
                     break
@@ -355,6 +359,7 @@ class Run:
                         last_preview = self.clock.elapsed
                     yield from self.redirect(result.stage + 1, shot, bank)
                     if self.control.stop_requested and result.step + 1 < result.steps_in_stage:  # else at its end
+                        yield from self.written(wait=True)
                         yield from self.leave()
                         return
                 case CleanChunk():
@@ -365,14 +370,15 @@ class Run:
                         return
                 case StageDone():
                     if not self.project.seconds.has_gap:  # else the states behind it belong to the kept seconds
-                        self.project.save_state(result.stage, sampler.state())
-                    if self.request.seconds is None:
-                        self.project.prune_states(ENDLESS_STATES)
+                        self.save_state(result.stage, sampler, networks)
+                    if self.leaving or self.other_end:
+                        yield from self.written(wait=True)
                     if self.leaving and not self.complete:
                         yield from self.leave()
                         return
                     if self.other_end:
                         return
+        yield from self.written(wait=True)
         if not self.complete:  # another shot follows
             return
         if self.redirection is not None:
@@ -380,16 +386,46 @@ class Run:
         yield self.finished()
 
     def finish_chunk(self, clean: CleanChunk, networks: Engine) -> Iterator[Event]:
-        """Decode a clean chunk and put it on disk, unless an earlier run did."""
+        """Decode a clean chunk and put it on disk, unless an earlier run did.
+
+        At most one second is being written while the next is made, so that frames do not pile up in memory.
+        """
+        yield from self.written(wait=True)
         if clean.index < self.project.chunks:
             return
         with self.during("decode"):
             frames = networks.decode(clean.latents)
-        self.project.write_chunk(clean.index, clean.latents, frames)
-        self.gap_filled = self.project.chunks > clean.index + 1
-        self.delivery.update()
+        latents, gap = clean.latents.cpu(), self.project.seconds.has_gap
+
+        def write() -> tuple[int, np.ndarray]:
+            self.project.write_chunk(clean.index, latents, frames)
+            self.delivery.update()
+            return clean.index, frames
+
+        self.writing.put(write, beside=networks.writes_beside and not gap)
         self.colours.learn(clean.latents, frames)
-        yield ChunkFinished(clean.index, frames, self.clock.lap())
+        if gap:
+            self.gap_filled = self.project.chunks > clean.index + 1
+        if gap or not networks.writes_beside:
+            yield from self.written()
+
+    def save_state(self, stage: int, sampler: Sampler, networks: Engine) -> None:
+        """Put the sampler's state on disk, behind the second that it let go."""
+        state = sampler.state()
+
+        def write() -> None:
+            self.project.save_state(stage, state)
+            if self.request.seconds is None:
+                self.project.prune_states(ENDLESS_STATES)
+
+        self.writing.put(write, beside=networks.writes_beside)
+
+    def written(self, *, wait: bool = False) -> Iterator[Event]:
+        """Tell of the seconds that have come to the disk since it was last asked; wait: of all that are to."""
+        for result in self.writing.results(wait=wait):
+            if result is not None:
+                index, frames = result
+                yield ChunkFinished(index, frames, self.clock.lap())
 
     def preview(self, step: StepDone, networks: Engine) -> Iterator[Event]:
         """What the unfinished seconds look like so far; until one is finished, a still of the oldest."""
@@ -457,6 +493,7 @@ class Run:
             yield PhaseStarted("text", f"Encoding {count(len(missing), 'prompt')} while the video goes on")
             self.encoder.start(lambda: bank.prepare(prompts))
             return
+        yield from self.written(wait=True)  # one thread at a time changes the run's folder
         self.project.edit_timeline(self.redirection, first)
         self.timeline, self.redirection = self.request.timeline, None
         self.other_end = self.timeline.shot_of(shot.start, self.request.seconds).end != shot.end

@@ -194,4 +194,6 @@ def _add_vae(add: Add, request: GenerationRequest, model: ModelSpec, execution: 
         place,
         decode_activation_bytes(model.vae, request.width, request.height, execution),
     )
-    add("frames", BUSY, "ram", 2 * frames_per_chunk(model) * request.width * request.height * 3)
+    # As decoded and as encoded; on a card a second is still being written while the next one is decoded.
+    copies = 3 if execution.device == "cuda" else 2
+    add("frames", BUSY, "ram", copies * frames_per_chunk(model) * request.width * request.height * 3)

@@ -71,7 +71,8 @@ def predict(
     vae = _decode_seconds(request, model, execution, device)
     loading = _text_seconds(request, model, execution, device) + _load_seconds(model, execution)
     to_first = loading + seconds(work_to_first_second(schedules[0][0])) + vae
-    return Seconds(seconds(work_of_shots(schedules)) + vae + WRITE_SECONDS, to_first + WRITE_SECONDS)
+    beside = execution.device == "cuda"  # a card goes on while a second is written
+    return Seconds(seconds(work_of_shots(schedules)) + vae + (0 if beside else WRITE_SECONDS), to_first + WRITE_SECONDS)
 
 
 def _forward_seconds(model: ModelSpec, tokens: int, work: Work, execution: Execution, device: Device) -> float:
