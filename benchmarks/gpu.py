@@ -1,11 +1,12 @@
 """All that only a GPU can show, in one command: `python benchmarks/gpu.py --out FILE`.
 
 Needs torch, triton, transformers, safetensors, numpy, einops, psutil and this repository (bitsandbytes for NF4); no
-network and no weights: the full-size 4.5B is built with random ones. Checks every fast path against the plain one
-(`gpu_checks.py`), times passes of the transformer at 720x720 in every scheme side by side, then at other sizes, each
-against the card's roofline and the plan's memory; measures how copies overlap computation, decodes, and generates three
-seconds. Ends in less than 8 minutes: what no longer fits is listed as skipped, and what hangs is cut off. The file is
-written after every section, so that whatever happens later, what was measured is there.
+network and no weights: the full-size 4.5B is built with random ones. First what a report needs (`gpu_first.py`):
+versions, every fast path as works or not and why, a reference on the processor, and the planned pass at 720x720 with
+its dearest kernels, against the plan and the priced operations. Then one generation with decoding, every fast path
+against the plain one (`gpu_checks.py`), streaming, and passes in every scheme and at other sizes. Ends in less than 8
+minutes: what no longer fits is listed as skipped, and what hangs is cut off. The file is written after every section,
+so that whatever happens later, what was measured is there.
 
 `--dry` runs every section with tiny models on the CPU, to keep this file honest where there is no card.
 """
@@ -28,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import gpu_checks
+from benchmarks import gpu_checks, gpu_first
 from benchmarks.gpu_models import RANGES, key_chunks, stage_inputs
 from benchmarks.gpu_setup import LAST_SECOND, TIME_LIMIT, Setup, setup
 from magi_lite.attention import available, choose
@@ -244,15 +245,19 @@ def _generation(s: Setup, dit: Any, vae: Any, scheme: str, size: tuple[int, int]
 
 
 SECTIONS: dict[str, Callable[[Setup], Any]] = {
+    "versions": gpu_first.versions,
+    "probes": gpu_first.probes,
+    "reference": gpu_first.reference,
+    "planned": gpu_first.planned,
+    "generation": generation,
     "machine": machine,
     "attention": gpu_checks.attention,
-    "quantization": gpu_checks.quantization,
-    "linears": gpu_checks.linears,
     "transformer": gpu_checks.transformer,
-    "passes": passes,
     "streaming": streaming,
-    "generation": generation,
+    "linears": gpu_checks.linears,
+    "quantization": gpu_checks.quantization,
     "decoding": decoding,
+    "passes": passes,
     "more_passes": more_passes,
 }
 """In the order of their worth: the clock stops the last ones first."""

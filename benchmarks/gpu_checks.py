@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.gpu_models import relative_error, stage_inputs
 from benchmarks.gpu_setup import Setup
 from magi_lite.attention import available, choose
+from magi_lite.dit import fused
 from magi_lite.errors import InputError
 from magi_lite.machine import devices
 from magi_lite.sampling.kv_store import KVRing
@@ -145,6 +146,10 @@ def transformer(s: Setup) -> dict[str, Any]:
     results["finite"] = bool(torch.isfinite(whole).all())
     with mock.patch.object(activations, "fast_kernels", lambda *_: None):
         results["kernels_against_plain_quantization"] = relative_error(whole, dit(**given))
+    with mock.patch.object(fused, "for_heads", lambda *_: None), mock.patch.object(
+        fused, "for_residual", lambda *_: None
+    ):
+        results["kernels_against_plain_layers"] = relative_error(whole, dit(**given))
     dit.mlp_slice = dit.attention_slice = 512 if not s.dry else 20
     sliced = dit(**given)
     results["sliced_against_whole"] = relative_error(sliced, whole)

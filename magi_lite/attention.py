@@ -194,7 +194,7 @@ def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.f
         raise InputError(f"Attention backend {name!r} cannot be used here ({device}, {kind}); use {works}.")
     if name == "auto":
         return _fastest(names, device, kind)
-    found = _trial(name, device, kind)
+    found = trial_of(name, device, kind)
     if found.fault:
         raise InputError(
             f"Attention backend {name!r} cannot be used here ({device}, {kind}), because {found.fault}; use {works}."
@@ -204,7 +204,7 @@ def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.f
 
 def _fastest(names: tuple[str, ...], device: str, kind: str) -> Backend:
     """Of the kernels that are right here the fastest; the first of them where none was measured."""
-    trials = {one: _trial(one, device, kind) for one in names}
+    trials = {one: trial_of(one, device, kind) for one in names}
     notices = []
     for one, found in trials.items():
         if found.fault and one in PACKAGED:  # nobody installed the others, so nobody misses them
@@ -225,7 +225,7 @@ def load(name: str) -> Kernel:
     return {"flash": _flash, "sage": _sage, "cudnn": _cudnn, "sdpa": lambda: sdpa}[name]()
 
 
-def _trial(name: str, device: str, kind: str) -> Trial:
+def trial_of(name: str, device: str, kind: str) -> Trial:
     """What the trial of a kernel found: torch's own is always right, or says so itself."""
     from magi_lite import attention_trial
 

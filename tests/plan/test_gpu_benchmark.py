@@ -38,6 +38,13 @@ def test_the_dry_mode_runs_every_section(tmp_path: Path) -> None:
     short = results["transformer"]
     assert short["streamed_equal_bits_float32"] is short["streamed_equal_bits_fp8"] is True
     assert short["again_equal_bits"] is True and short["finite"] is True
+    assert short["kernels_against_plain_layers"] == 0
+    assert results["versions"]["torch"] and results["probes"]["attention sdpa"] == {
+        "works": True, "reason": "", "speedup": None
+    }  # fmt: skip
+    assert results["reference"]["three_layers_error"] < 1e-5 and results["reference"]["tile_error"] < 1e-5
+    assert results["planned"]["seconds"] > 0 and len(results["planned"]["dearest_kernels"]) > 5
+    assert list(gpu.SECTIONS)[:4] == ["versions", "probes", "reference", "planned"]
     assert short["sliced_against_whole"] < 1e-5 and short["kernels_against_plain_quantization"] == 0
     assert results["attention"]["flash_serves_groups"] is True
     assert all(row["steps_from_plain"] <= 0.51 for row in results["quantization"])

@@ -1,0 +1,209 @@
+"""What `gpu.py` asks first: what is installed, which fast paths work, whether results are right, the planned pass."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from benchmarks import roofline
+from benchmarks.gpu_models import relative_error, stage_inputs
+from benchmarks.gpu_setup import Setup
+from magi_lite import attention, planner
+from magi_lite.dit import fused
+from magi_lite.machine import devices
+from magi_lite.planner.execution import Execution
+from magi_lite.vae.tiling import decode_tiled
+from quant import gate
+from quant.fp8 import faster_row_scales, row_scales_missing
+from quant.kinds import FP8
+
+PACKAGES = ("torch", "triton", "triton-windows", "bitsandbytes", "flash-attn", "sageattention", "transformers")
+ASKED = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "power.draw", "temperature.gpu")
+"""What the driver's own tool is asked."""
+KERNELS = 30
+"""Kernels in the table of the dearest."""
+
+
+def versions(s: Setup) -> dict[str, Any]:
+    """Packages, driver, clocks and power, free memory: what a report of this machine needs."""
+    found: dict[str, Any] = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    if not s.dry:
+        found["card"] = devices.identity(0)
+        found["free_bytes"] = (devices.memory_info() or (0, 0))[0]
+        found["segments_grow"] = devices.grow_segments()
+    found["driver"] = _asked_of_the_driver()
+    return found
+
+
+def _asked_of_the_driver() -> dict[str, str] | str:
+    if shutil.which("nvidia-smi") is None:
+        return "nvidia-smi is not here"
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(ASKED)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{type(error).__name__}: {error}"
+    return dict(zip(ASKED, (value.strip() for value in done.stdout.split(",")), strict=False))
+
+
+def probes(s: Setup) -> dict[str, Any]:
+    """Every fast path: whether it works here, and if not, why."""
+    results: dict[str, Any] = {}
+
+    def put(name: str, ask: Callable[[], str | None], **more: Any) -> None:
+        try:
+            problem = ask() or ""
+        except Exception as error:  # a probe's job is to report it
+            problem = f"{type(error).__name__}: {error}"
+        results[name] = {"works": not problem, "reason": problem, **more}
+
+    for name in attention.available(s.kind, s.dtype):
+        trial = attention.trial_of(name, s.kind, str(s.dtype).removeprefix("torch."))
+        put(f"attention {name}", lambda trial=trial: trial.fault, speedup=trial.speedup)
+    results["attention chosen"] = attention.choose("auto", s.kind, s.dtype).name
+    if s.dry:
+        return results
+    from magi_lite.dit import kernels as layer_kernels
+    from quant import kernels
+
+    card, width = torch.device(s.kind, 0), s.dit.hidden_size
+    put("triton", lambda: gate.triton_problem(0))
+    for kind in (torch.int8, *([FP8] if s.device.has_fp8 else [])):
+        for formula in (None, "layer_norm", "gelu"):
+            features = s.dit.ffn_hidden_size if formula == "gelu" else width
+            put(
+                f"quantization {kind} {formula}",
+                lambda k=kind, f=formula, n=features: gate.disagreement(kernels, card, n, k, s.dtype, f),
+            )
+    for product in (torch.int32, s.dtype):
+        put(f"scaling of products {product}", lambda p=product: gate.product_disagreement(card, p, s.dtype))
+    head, rotated = s.dit.head_dim, 6 * (s.dit.head_dim // 8)
+    for table, weights in ((rotated, torch.float32), (0, s.dtype)):
+        put(
+            f"norms of heads, rotated {bool(table)}",
+            lambda t=table, w=weights: fused.heads_disagreement(layer_kernels, card, s.dtype, w, head, t),
+        )
+    put("gated residuals", lambda: fused.residual_disagreement(layer_kernels, card, s.dtype, s.dtype, width))
+    if s.device.has_fp8:
+        put("FP8 row scales", lambda: row_scales_missing(0, True))
+        results["FP8 row scales chosen"] = faster_row_scales(0)
+    return results
+
+
+def reference(s: Setup) -> dict[str, Any]:
+    """Three layers and a tile of the autoencoder on this device against the processor in float32."""
+    dit = s.build("float32" if s.dry else "bf16", replace(s.dit, num_layers=3))
+    config, side = dit.config, 32 if not s.dry else 8
+    latents = torch.randn(1, config.latent_channels, 6, side, side)
+    captions = torch.randn(1, 12, config.caption_channels)
+
+    def velocity(model: Any, device: str, dtype: torch.dtype) -> torch.Tensor:
+        context = model.encode_captions(captions.to(device, dtype))
+        times = torch.full((1, 1), 0.4, device=device)
+        return model(latents.to(device), times, context, first_chunk=0, kv_ranges=((0, 1),), step_size=4.0).cpu()
+
+    found = velocity(dit, s.kind, s.dtype)
+    with torch.inference_mode(False):
+        exact = copy.deepcopy(dit).to("cpu").to_precision(torch.float32)
+    results = {"three_layers_error": relative_error(found, velocity(exact, "cpu", torch.float32))}
+    vae = s.build_vae()
+    tile = torch.randn(1, s.vae.z_chans, 3, side // 2, side // 2)
+    pixels = decode_tiled(vae, tile.to(s.kind)).float().cpu()
+    with torch.inference_mode(False):
+        exact_vae = copy.deepcopy(vae).to("cpu", torch.float32)
+    results["tile_error"] = relative_error(pixels, decode_tiled(exact_vae, tile).float())
+    return results
+
+
+def planned(s: Setup) -> dict[str, Any]:
+    """The pass that matters most, as the plan executes it: the largest size, window 4; where its time and memory go."""
+    size, window = s.sizes[-1], 4
+    execution = _chosen(s, size, window)
+    dit = s.build(execution.scheme)
+    dit.mlp_slice, dit.attention_slice = execution.mlp_slice, execution.attention_slice
+    dit.backend = attention.choose("auto", s.kind, s.dtype)
+    plan = s.plan(size, window, execution)
+    with devices.peak_memory() as peak:
+        given = stage_inputs(dit, size, window, s.kind, s.dtype)
+        dit(**given)
+    taken = s.timed(lambda: dit(**given), budget=10.0, most=6)
+    start = time.perf_counter()
+    dit(**given)
+    host = time.perf_counter() - start
+    devices.synchronize()
+    results = {
+        "size": list(size), "window": window, "scheme": execution.scheme, "attention": dit.backend.name,
+        "slices": [execution.mlp_slice, execution.attention_slice], **taken, "host_seconds": host,
+        "planned_pass_seconds": s.forward_seconds(plan), "peak_gb": peak["peak_bytes"] / 1e9,
+        "reserved_gb": peak["reserved_bytes"] / 1e9, "planned_gb": plan.peak_per_phase["denoise"] / 1e9,
+    }  # fmt: skip
+    if not s.dry:
+        kernel = "sage" if dit.backend.name == "sage" else "sdpa"
+        case = roofline.Case(
+            s.device, s.model(), *size, window, 8, execution.scheme, kernel, execution.mlp_slice
+        )
+        with torch.inference_mode(False):
+            bill = roofline.price(case)["window pass"]
+        results |= {"priced_seconds": bill.seconds, "floor_seconds": bill.floor, "ratio": taken["seconds"] / bill.floor}
+    results["dearest_kernels"] = _dearest(lambda: dit(**given), s)
+    results["waits_for_the_card"] = _waits(lambda: dit(**given), s)
+    return results
+
+
+def _chosen(s: Setup, size: tuple[int, int], window: int) -> Execution:
+    """What the plan would choose for this card; the transformer resident, as it is built here."""
+    if s.dry:
+        return s.execution(s.schemes[1])
+    request = s.plan(size, window, s.execution("bf16")).request
+    chosen = planner.plan(request, "auto", s.device, s.model(), free_window=True).execution
+    return replace(chosen, layers="resident", kv_place="device", kv_dtype="bf16")
+
+
+def _dearest(work: Callable[[], Any], s: Setup) -> list[dict[str, Any]] | str:
+    """The device kernels that take longest: name, calls, milliseconds on the card and on the host."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] if s.dry else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    try:
+        with profile(activities=activities) as seen:
+            work()
+            devices.synchronize()
+        rows = sorted(seen.key_averages(), key=lambda row: -getattr(row, "self_device_time_total", 0.0))
+        return [
+            {
+                "kernel": row.key[:160], "calls": row.count,
+                "ms": getattr(row, "self_device_time_total", 0.0) / 1e3, "host_ms": row.self_cpu_time_total / 1e3,
+            }
+            for row in rows[:KERNELS]
+        ]  # fmt: skip
+    except Exception as error:  # the profiler needs rights that not every machine gives
+        return f"{type(error).__name__}: {error}"
+
+
+def _waits(work: Callable[[], Any], s: Setup) -> str:
+    """The first operation of a pass that makes the processor wait for the card; empty: none does."""
+    if s.dry:
+        return ""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        work()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+        devices.synchronize()
+    return ""
