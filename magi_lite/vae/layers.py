@@ -17,6 +17,37 @@ HEAD_NORM_EPSILON = 1e-5
 """Added to the standard deviation itself, not to the variance."""
 
 
+class PatchConvolution(nn.Conv3d):
+    """A convolution whose stride is its kernel, as the matrix product that it is.
+
+    cuDNN's three-dimensional convolutions are avoided: of some versions (9.8 to 9.14) those in bfloat16 are refused by
+    torch, which then takes many times the memory and time, or give wrong results (pytorch issues 163539, 166643).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, D, T / kT, H / kH, W / kW)."""
+        t, h, w = self.kernel_size
+        patches = x.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))  # N, C, T, t, H, h, W, w
+        patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+
+
+class FrameConvolution(nn.Conv3d):
+    """A convolution over three frames, padded by one, as one over pictures that holds them as channels.
+
+    The same sum, rounded once; why not as cuDNN has it: see `PatchConvolution`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, D, T, H, W)."""
+        frames = x.shape[2]
+        padded = F.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, 0, 1, 1))  # N, T + 2, C, H, W
+        three = torch.cat([padded[:, i : i + frames] for i in range(3)], dim=2)
+        weight = self.weight.transpose(1, 2).flatten(1, 2)  # D, 3 * C, kH, kW
+        pictures = F.conv2d(three.flatten(0, 1), weight, self.bias, padding=1)
+        return pictures.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
 def normalize_heads(x: Tensor) -> Tensor:
     """(x - mean) / (std + 1e-5) over the last axis, std biased, no weights; in float32, returned as x's dtype."""
     wide = x.float()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from magi_lite.models import VAEConfig
-from magi_lite.vae.layers import NORM_EPSILON, Transformer
+from magi_lite.vae.layers import NORM_EPSILON, FrameConvolution, PatchConvolution, Transformer
 
 
 class PatchEmbed(nn.Module):
@@ -19,7 +19,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         patch = (config.patch_length, config.patch_size, config.patch_size)
-        self.proj = nn.Conv3d(config.in_chans, config.embed_dim, kernel_size=patch, stride=patch)
+        self.proj = PatchConvolution(config.in_chans, config.embed_dim, kernel_size=patch, stride=patch)
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.proj(frames)
@@ -54,7 +54,7 @@ class ViTDecoder(Transformer):
         width, final = self.channels * patch_volume, config.use_final_proj
         self.final_proj: nn.Module = nn.Linear(config.embed_dim, width) if final else nn.Identity()
         self.final_norm: nn.Module = nn.LayerNorm(width, eps=NORM_EPSILON) if final else nn.Identity()
-        self.last_layer = nn.Conv3d(self.channels, config.in_chans, kernel_size=3, padding=1)
+        self.last_layer = FrameConvolution(self.channels, config.in_chans, kernel_size=3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         grid = (latents.shape[2], latents.shape[3], latents.shape[4])

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from magi_lite.models import VAE_PUBLISHED, VAEConfig
-from magi_lite.vae.layers import resize_positions
+from magi_lite.vae.layers import FrameConvolution, PatchConvolution, resize_positions
 from magi_lite.vae.model import ViTVAE
 from magi_lite.vae.tiling import Tiling, decode_tiled, encode_tiled, to_signed, to_uint8
 from tests.parity import vae as parity
@@ -224,3 +225,18 @@ def test_weights_follow_their_dtype() -> None:
         full = vae.float().encode(frames)
     assert half.dtype == torch.bfloat16
     assert relative_error(half.float(), full.double()) < 0.03
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_convolutions_equal_torchs_in_float64(frames: int) -> None:
+    generator = torch.Generator().manual_seed(frames)
+    for made, sides in (
+        (FrameConvolution(4, 3, kernel_size=3, padding=1), (frames, 7, 9)),
+        (PatchConvolution(3, 10, kernel_size=(4, 2, 3), stride=(4, 2, 3)), (4 * frames, 6, 9)),
+    ):
+        x = torch.randn(2, made.in_channels, *sides, generator=generator, dtype=torch.float64)
+        made = made.double().requires_grad_(False)
+        wanted = F.conv3d(x, made.weight, made.bias, made.stride, made.padding)
+        found = made(x.transpose(3, 4).contiguous().transpose(3, 4))  # not contiguous
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() < 1e-12
