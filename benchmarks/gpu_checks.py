@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.gpu_models import relative_error, stage_inputs
 from benchmarks.gpu_setup import Setup
+from magi_lite import fused
 from magi_lite.attention import available, choose
-from magi_lite.dit import fused
 from magi_lite.errors import InputError
 from magi_lite.machine import devices
 from magi_lite.sampling.kv_store import KVRing

@@ -16,8 +16,7 @@ import torch
 from benchmarks import roofline
 from benchmarks.gpu_models import relative_error, stage_inputs
 from benchmarks.gpu_setup import Setup
-from magi_lite import attention, planner
-from magi_lite.dit import fused
+from magi_lite import attention, fused, planner
 from magi_lite.machine import devices
 from magi_lite.planner.execution import Execution
 from magi_lite.vae.tiling import decode_tiled
@@ -76,7 +75,7 @@ def probes(s: Setup) -> dict[str, Any]:
     results["attention chosen"] = attention.choose("auto", s.kind, s.dtype).name
     if s.dry:
         return results
-    from magi_lite.dit import kernels as layer_kernels
+    from magi_lite import kernels as layer_kernels
     from quant import kernels
 
     card, width = torch.device(s.kind, 0), s.dit.hidden_size
@@ -91,10 +90,14 @@ def probes(s: Setup) -> dict[str, Any]:
     for product in (torch.int32, s.dtype):
         put(f"scaling of products {product}", lambda p=product: gate.product_disagreement(card, p, s.dtype))
     head, rotated = s.dit.head_dim, 6 * (s.dit.head_dim // 8)
-    for table, weights in ((rotated, torch.float32), (0, s.dtype)):
+    heads = {"rotated": (head, rotated, torch.float32), "of cross attention": (head, 0, s.dtype)}
+    heads["of the autoencoder"] = (s.vae.embed_dim // s.vae.num_heads, 0, None)
+    for name, (width_of_head, table, weights) in heads.items():
         put(
-            f"norms of heads, rotated {bool(table)}",
-            lambda t=table, w=weights: fused.heads_disagreement(layer_kernels, card, s.dtype, w, head, t),
+            f"norms of heads {name}",
+            lambda n=width_of_head, t=table, w=weights: fused.heads_disagreement(
+                layer_kernels, card, s.dtype, w, n, t
+            ),
         )
     put("gated residuals", lambda: fused.residual_disagreement(layer_kernels, card, s.dtype, s.dtype, width))
     if s.device.has_fp8:

@@ -241,13 +241,13 @@ class FusedQuantization:
 
 
 class FusedLayers:
-    """Stands in for `dit.kernels`: heads and residual stream are read once and written once, tables and gates read."""
+    """Stands in for `magi_lite.kernels`: heads and residual stream are read and written once, tables and gates read."""
 
     def __init__(self, pricer: Pricer) -> None:
         self.pricer = pricer
 
     def norm_heads_(
-        self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, in_type: bool, table: Tensor | None = None
+        self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, table: Tensor | None = None, **_: bool
     ) -> Tensor:
         angles = 0 if table is None else bytes_of(table)
         self.pricer.charge("norms and rotations of heads", 0.0, 2 * bytes_of(x) + angles)
@@ -291,7 +291,7 @@ def priced(card: Device, attention: str = "sdpa") -> Iterator[Pricer]:
             stack.enter_context(mock.patch(place, lambda *_, **__: kernels))
         layers = FusedLayers(pricer)
         for place in ("for_heads", "for_residual"):
-            stack.enter_context(mock.patch(f"magi_lite.dit.fused.{place}", lambda *_: layers))
+            stack.enter_context(mock.patch(f"magi_lite.fused.{place}", lambda *_: layers))
         stack.enter_context(pricer)
         stack.enter_context(Attention(pricer, SAGE_RATE if attention == "sage" else 1.0))
         yield pricer

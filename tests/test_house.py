@@ -55,6 +55,8 @@ LEVELS: dict[int, tuple[str, ...]] = {
     ),
     2: (
         "magi_lite.attention*",
+        "magi_lite.fused",
+        "magi_lite.kernels",
         "magi_lite.text*",
         "magi_lite.dit*",
         "magi_lite.vae*",

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quant
-from magi_lite.dit import fused
+from magi_lite import fused
 from magi_lite.dit.rope import rotate
 
 SLICE_ROWS = 4096

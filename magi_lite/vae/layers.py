@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magi_lite.attention import fused
+from magi_lite import fused
+from magi_lite.attention import fused as fused_attention
 from magi_lite.models import VAEConfig
 
 NORM_EPSILON = 1e-5
@@ -49,7 +50,15 @@ class FrameConvolution(nn.Conv3d):
 
 
 def normalize_heads(x: Tensor) -> Tensor:
-    """(x - mean) / (std + 1e-5) over the last axis, std biased, no weights; in float32, returned as x's dtype."""
+    """(x - mean) / (std + 1e-5) over the last axis, std biased, no weights; in float32, returned as x's dtype.
+
+    Args:
+        x: (..., heads, head_dim); it may be used up where autograd is off.
+    """
+    kernels = None if torch.is_grad_enabled() else fused.for_plain_heads(x)
+    if kernels is not None and x.is_contiguous():
+        kernels.norm_heads_(x.view(-1, *x.shape[-2:]), None, None, HEAD_NORM_EPSILON, deviation=True)
+        return x
     wide = x.float()
     centred = wide - wide.mean(-1, keepdim=True)
     deviation = centred.square().mean(-1, keepdim=True).sqrt()
@@ -88,7 +97,7 @@ class Attention(nn.Module):
         if self.normalize:
             qkv = normalize_heads(qkv)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, S, head_dim)
-        return self.proj(fused(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(fused_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from magi_lite.dit import kernels
+from magi_lite import kernels
 from tests.triton_interpreter import in_own_process
 
 if find_spec("triton") is None:
@@ -41,6 +41,17 @@ def test_norms_of_heads_compile(
         monkeypatch, "_heads_kernel",
         lambda k: k.norm_heads_(x, weights, weights, 1e-6, in_type=not rotate, table=table), kernels,
     )  # fmt: skip
+    check(compiled(launch, capability), tmp_path, capability)
+
+
+@pytest.mark.parametrize("capability", CARDS)
+def test_norms_of_the_autoencoders_heads_compile(
+    capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    x = torch.zeros(2, 48, 64, dtype=HALF)
+    launch = launched(
+        monkeypatch, "_heads_kernel", lambda k: k.norm_heads_(x, None, None, 1e-5, deviation=True), kernels
+    )
     check(compiled(launch, capability), tmp_path, capability)
 
 

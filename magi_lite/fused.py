@@ -1,4 +1,4 @@
-"""The door to `dit.kernels`: whether a kernel serves for given tensors, and each one's trial against the plain formula.
+"""The door to `kernels`: whether one serves for given tensors, and each one's trial against the plain formula.
 
 A kernel is tried once for each card, type and width, and not taken where its result is unlike the formula's.
 """
@@ -28,6 +28,13 @@ def for_heads(x: Tensor, weight: Tensor, bias: Tensor, table: Tensor | None) -> 
     return _heads(x.device.index or 0, x.dtype, weight.dtype, x.shape[-1], rotated)
 
 
+def for_plain_heads(x: Tensor) -> ModuleType | None:
+    """The module whose `norm_heads_` serves for x (..., heads, head_dim) without weights, or None."""
+    if not _on_a_card(x) or not _packed(x):
+        return None
+    return _heads(x.device.index or 0, x.dtype, None, x.shape[-1], 0)
+
+
 def for_residual(x: Tensor, branch: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> ModuleType | None:
     """The module whose `add_gated_` serves for x (N, chunks, tokens, D), or None."""
     if not _on_a_card(x) or not _packed(x, branch, gate, weight, bias):
@@ -48,13 +55,15 @@ def _packed(*tensors: Tensor) -> bool:
 def _kernels(index: int) -> ModuleType | None:
     if torch.cuda.get_device_capability(index) < OLDEST or importlib.util.find_spec("triton") is None:
         return None
-    from magi_lite.dit import kernels
+    from magi_lite import kernels
 
     return kernels if kernels.triton is not None else None
 
 
 @lru_cache
-def _heads(index: int, dtype: torch.dtype, weights: torch.dtype, width: int, rotated: int) -> ModuleType | None:
+def _heads(
+    index: int, dtype: torch.dtype, weights: torch.dtype | None, width: int, rotated: int
+) -> ModuleType | None:
     kernels = _kernels(index)
     if kernels is None or width > kernels.WIDEST_HEAD:
         return None
@@ -76,26 +85,37 @@ def _residual(index: int, dtype: torch.dtype, branch: torch.dtype, width: int) -
 
 
 def heads_disagreement(
-    kernels: ModuleType, device: torch.device, dtype: torch.dtype, weights: torch.dtype, width: int, rotated: int
+    kernels: ModuleType, device: torch.device, dtype: torch.dtype, weights: torch.dtype | None, width: int, rotated: int
 ) -> str:
     """Run `norm_heads_` once against the formula; what is wrong with it, or an empty string.
+
+    Args:
+        weights: their type; None: the autoencoder's norm, which has none and adds its epsilon to the deviation.
+        rotated: numbers of a head that are rotated, or 0.
 
     Raises:
         torch.OutOfMemoryError: that says nothing about the kernel, and must not be remembered as if it did.
     """
     random = torch.Generator().manual_seed(0)
     x = torch.randn(10, 11, width, generator=random).to(device, dtype)
-    weight, bias = ((0.1 * torch.randn(width, generator=random)).to(device, weights) for _ in range(2))
     table = torch.randn(5, rotated, generator=random).to(device) if rotated else None
-    gain = weight + 1 if table is None else weight.float() + 1
-    wanted = F.layer_norm(x.float(), (width,), gain.float(), bias.float(), 1e-6)
+    weight = bias = None
+    if weights is None:
+        centred = x.float() - x.float().mean(-1, keepdim=True)
+        wanted = centred / (centred.square().mean(-1, keepdim=True).sqrt() + 1e-6)
+    else:
+        weight, bias = ((0.1 * torch.randn(width, generator=random)).to(device, weights) for _ in range(2))
+        gain = weight + 1 if table is None else weight.float() + 1
+        wanted = F.layer_norm(x.float(), (width,), gain.float(), bias.float(), 1e-6)
     if table is not None:
         sine, cosine = table.repeat(2, 1)[:, None].chunk(2, dim=-1)
         first, second = wanted[..., : rotated // 2], wanted[..., rotated // 2 : rotated]
         turned = (first * cosine - second * sine, second * cosine + first * sine, wanted[..., rotated:])
         wanted = torch.cat(turned, dim=-1)
     try:
-        found = kernels.norm_heads_(x, weight, bias, 1e-6, in_type=table is None, table=table)
+        found = kernels.norm_heads_(
+            x, weight, bias, 1e-6, in_type=table is None, deviation=weights is None, table=table
+        )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler raises, the plain path still works

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from magi_lite.dit import fused
-from magi_lite.dit.fused import heads_disagreement, residual_disagreement
+from magi_lite import fused
 from magi_lite.dit.model import DiT
+from magi_lite.fused import heads_disagreement, residual_disagreement
 from magi_lite.models import DiTConfig
+from magi_lite.vae.layers import normalize_heads
 from tests.dit.conftest import LARGE_SWITCHES, SMALL, make_inputs
 from tests.triton_interpreter import round_as_torch
 
@@ -25,7 +26,7 @@ STREAMS = [(1, 1, 1, 5), (2, 3, 5, 48), (1, 2, 9, 257), (2, 1, 6, 1024)]
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    from magi_lite.dit import kernels
+    from magi_lite import kernels
 
     round_as_torch(monkeypatch)
     return kernels
@@ -111,11 +112,30 @@ def test_gated_residuals_equal_the_formula(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 7, 3, 2, 64), (2, 3, 3, 5, 24)])
+def test_the_autoencoders_heads_equal_the_formula(
+    shape: tuple[int, ...], dtype: torch.dtype, kernels: ModuleType, generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    x = (3 * torch.randn(shape, generator=generator) + 1).to(dtype)
+    x[0, 0, 0, 0] = 2  # all alike: no deviation
+    wide = x.double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    wanted = centred / (centred.square().mean(-1, keepdim=True).sqrt() + 1e-5)
+    assert near(normalize_heads(x.clone()), wanted)
+    monkeypatch.setattr(fused, "for_plain_heads", lambda _: kernels)
+    with torch.no_grad():
+        found = normalize_heads(x)
+    assert found.shape == x.shape and found.data_ptr() == x.data_ptr() and near(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_are_accepted_only_if_they_agree(
     dtype: torch.dtype, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads, residual = kernels.norm_heads_, kernels.add_gated_
     cases = [(heads_disagreement, (CPU, dtype, dtype, 32, rotated)) for rotated in (0, 24)]
+    cases.append((heads_disagreement, (CPU, dtype, None, 16, 0)))
     cases.append((residual_disagreement, (CPU, dtype, torch.bfloat16, 80)))
     for check, given in cases:
         assert check(kernels, *given) == ""

@@ -4,7 +4,7 @@
 - `add_gated_`: gate, post-norm and residual sum, straight into the residual stream.
 
 Written out, the first is eight passes over memory and the second nine, most of them in float32. The arithmetic is
-float32 where the published program has it (`dit.layers`). `triton` is None where it is not installed.
+float32 where the published program has it (`dit.layers`, `vae.layers`). `triton` is None where it is not installed.
 """
 
 # No postponed annotations here: Triton reads `tl.constexpr` from them.
@@ -40,7 +40,8 @@ if triton is not None:
     @triton.jit
     def _heads_kernel(
         x, weight, bias, table, row_stride, head_stride, table_stride, table_rows, heads, eps,
-        ROTATE: tl.constexpr, IN_TYPE: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr,
+        AFFINE: tl.constexpr, DEVIATION: tl.constexpr, ROTATE: tl.constexpr, IN_TYPE: tl.constexpr,
+        HALF: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr,
         HALF_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr, HEADS: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
@@ -67,9 +68,16 @@ if triton is not None:
         if REST > 0:
             rest = tl.where(last_mask, rest - mean, 0.0)
             squares += tl.sum(rest * rest, axis=1)
-        scale = 1.0 / tl.sqrt(squares / WIDTH + eps)
-        first = _affine(first, scale, weight + column, bias + column, inside, IN_TYPE)
-        second = _affine(second, scale, weight + HALF + column, bias + HALF + column, inside, IN_TYPE)
+        if DEVIATION:  # noqa: SIM108 - a branch the compiler drops
+            scale = 1.0 / (tl.sqrt(squares / WIDTH) + eps)
+        else:
+            scale = 1.0 / tl.sqrt(squares / WIDTH + eps)
+        if AFFINE:
+            first = _affine(first, scale, weight + column, bias + column, inside, IN_TYPE)
+            second = _affine(second, scale, weight + HALF + column, bias + HALF + column, inside, IN_TYPE)
+        else:
+            first *= scale[:, None]
+            second *= scale[:, None]
         if ROTATE:
             angles = table + (row % table_rows) * table_stride + column
             sine = tl.load(angles, mask=inside, other=0.0)[None, :]
@@ -80,8 +88,11 @@ if triton is not None:
         tl.store(start, first.to(x.dtype.element_ty), mask=mask)
         tl.store(start + HALF, second.to(x.dtype.element_ty), mask=mask)
         if REST > 0:
-            place = 2 * HALF + last
-            rest = _affine(rest, scale, weight + place, bias + place, last_inside, IN_TYPE)
+            if AFFINE:
+                place = 2 * HALF + last
+                rest = _affine(rest, scale, weight + place, bias + place, last_inside, IN_TYPE)
+            else:
+                rest *= scale[:, None]
             tl.store(last_start, rest.to(x.dtype.element_ty), mask=last_mask)
 
     @triton.jit
@@ -110,28 +121,39 @@ if triton is not None:
 
 
 def norm_heads_(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, in_type: bool, table: Tensor | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    in_type: bool = False,
+    deviation: bool = False,
+    table: Tensor | None = None,
 ) -> Tensor:
     """Norm every head, rotate it where there is a table, and write it over x.
 
     Args:
         x: (rows, heads, head_dim), the last axis without gaps.
-        weight, bias: (head_dim,) without gaps; the weight is the effective one minus one. eps: added to the variance.
+        weight, bias: (head_dim,) without gaps, or None: 1 and 0; the weight is the effective one minus one.
+        eps: added to the variance; deviation: to its root.
         in_type: round weight + 1 to the weight's type, as a norm that works in it does.
         table: (tokens, 2 * r) float32 [sin | cos], the last axis without gaps; row i is rotated by i modulo tokens.
     """
     rows, heads, width = x.shape
     half = width // 2 if table is None else table.shape[1] // 2
     rest = width - 2 * half
+    assert half, "a head of one number has no norm"
     angles = x if table is None else table
     if not x.numel():
         return x
     with _on_device_of(x):
         _heads_kernel[(rows, triton.cdiv(heads, HEADS))](
-            x, weight, bias, angles, x.stride(0), x.stride(1), angles.stride(0), angles.shape[0], heads, eps,
-            ROTATE=table is not None, IN_TYPE=in_type, HALF=half, WIDTH=width, REST=rest,
+            x, x if weight is None else weight, x if bias is None else bias, angles,
+            x.stride(0), x.stride(1), angles.stride(0), angles.shape[0], heads, eps,
+            AFFINE=weight is not None, DEVIATION=deviation, ROTATE=table is not None, IN_TYPE=in_type,
+            HALF=half, WIDTH=width, REST=rest,
             HALF_BLOCK=triton.next_power_of_2(half), REST_BLOCK=triton.next_power_of_2(max(1, rest)), HEADS=HEADS,
-            num_warps=2 if width >= 64 else 1,  # eight numbers of a half for each thread: 16 bytes
+            num_warps=max(1, width // 64),  # eight numbers of a half for each thread: 16 bytes
         )  # fmt: skip
     return x
 
