@@ -1,7 +1,7 @@
 """From a request to a growing video: `generate` yields the whole run as a stream of events.
 
-Every finished second and the sampler's state at every stage boundary are on disk before the run goes on, so a run that
-dies at any moment continues to the same bits.
+Every finished second and the sampler's state at every stage boundary come to the disk in the order in which they are
+made, so a run that dies at any moment continues to the same bits.
 """
 
 from __future__ import annotations
@@ -85,6 +85,10 @@ def generate(
 
 def _with_smaller_plans(run: Run) -> Iterator[Event]:
     """Run; where memory runs out, free it and try the next smaller plan once, from the last stage boundary."""
+    from magi_lite.pipeline.engine import meets_a_new_card
+
+    if meets_a_new_card():
+        yield PhaseStarted("check", "Trying the attention kernels on this card, once")
     plan = run.make_plan()
     try:
         yield from run.execute(plan)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from magi_lite import planner
+from magi_lite import attention_choice, planner
 from magi_lite.attention import choose as choose_attention
 from magi_lite.dit.model import DiT
 from magi_lite.errors import InputError, OutputError
@@ -44,8 +44,17 @@ def plan_for(files: ModelFiles, request: GenerationRequest) -> Plan:
         PlanError, InputError, PresetError: it cannot be carried out here.
     """
     plan = planner.plan(request, request.preset, None, files.spec)
-    choose_attention(plan.execution.attention, plan.execution.device, DTYPES[plan.execution.dtype])
+    execution = plan.execution
+    backend = choose_attention(execution.attention, execution.device, DTYPES[execution.dtype])
+    if backend.name != execution.kernel:  # tried just now: memory and time are those of the kernel that serves
+        plan = planner.plan(request, request.preset, None, files.spec)
     return plan
+
+
+def meets_a_new_card() -> bool:
+    """Whether the next plan will try this card's attention kernels, which takes a while."""
+    device = devices.detect()
+    return device.kind == "cuda" and not attention_choice.known(device.name)
 
 
 def converts_text_encoder(files: ModelFiles, execution: Execution) -> bool:

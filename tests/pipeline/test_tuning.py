@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import quant
 from magi_lite.attention import SDPA, Backend
+from magi_lite.attention_choice import Trial
 from magi_lite.dit.model import DiT
 from magi_lite.machine import devices, findings
-from magi_lite.pipeline.engine import tune
+from magi_lite.machine.cards import known_card
+from magi_lite.pipeline.engine import meets_a_new_card, plan_for, tune
 from quant.fp8 import Fp8Linear
 from tests.dit.conftest import SMALL
 
@@ -27,6 +31,31 @@ def dit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DiT:
     made = DiT(SMALL).requires_grad_(False)
     quant.convert_(made, quant.Fp8(), lambda name: "mlp" in name)
     return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "known", "new"), [("cuda", {}, True), ("cuda", {"flash": Trial()}, False), ("cpu", {}, False)]
+)
+def test_a_card_is_met_once(kind: str, known: dict[str, Trial], new: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "detect", lambda: replace(known_card("RTX 4090"), kind=kind))
+    monkeypatch.setattr("magi_lite.attention_choice.known", lambda card: known)
+    assert meets_a_new_card() is new
+
+
+@pytest.mark.parametrize(("serves", "plans"), [("sdpa", 1), ("sage", 2)])
+def test_a_plan_is_of_the_kernel_that_serves(serves: str, plans: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial comes after the first plan, and what it found counts in the one that is followed."""
+    made: list[str] = []
+
+    def plan(*_: object) -> SimpleNamespace:
+        made.append("sdpa" if not made else "sage")
+        execution = SimpleNamespace(attention="auto", device="cuda", dtype="bfloat16", kernel=made[-1])
+        return SimpleNamespace(execution=execution)
+
+    monkeypatch.setattr("magi_lite.planner.plan", plan)
+    monkeypatch.setattr("magi_lite.pipeline.engine.choose_attention", lambda *_: Backend(serves, SDPA.kernel))
+    files, request = SimpleNamespace(spec=None), SimpleNamespace(preset="auto")
+    assert plan_for(files, request).execution.kernel == serves and len(made) == plans  # type: ignore[arg-type]
 
 
 def ways(dit: DiT) -> set[str]:
