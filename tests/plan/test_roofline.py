@@ -74,15 +74,18 @@ def test_quantization_is_one_read_and_one_write_with_the_operation_before_it(
     assert product.floor == pytest.approx(product.flops / rate)
 
 
-@pytest.mark.parametrize(("attention", "rate"), [("sdpa", 1.0), ("sage", SAGE_RATE)])
-def test_attention_reads_its_inputs_once_and_works_at_its_rate(attention: str, rate: float) -> None:
-    q, k, v = empty(1, 6, 200, 128), empty(1, 2, 333, 128), empty(1, 2, 333, 128)
+@pytest.mark.parametrize(
+    ("attention", "keys", "rate"), [("sdpa", 1333, 1.0), ("sage", 1333, SAGE_RATE), ("sage", 333, 1.0)]
+)
+def test_attention_reads_its_inputs_once_and_works_at_its_rate(attention: str, keys: int, rate: float) -> None:
+    """Short captions are PyTorch's own kernel's, whatever serves the rest."""
+    q, k, v = empty(1, 6, 200, 128), empty(1, 2, keys, 128), empty(1, 2, keys, 128)
     with priced(CARD, attention) as pricer:
         out = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
     (row,) = pricer.bill.rows.values()
     assert out.shape == q.shape
-    assert row.flops == 4 * 6 * 200 * 333 * 128
-    assert row.bytes == 2 * (2 * 6 * 200 + 2 * 2 * 333) * 128
+    assert row.flops == 4 * 6 * 200 * keys * 128
+    assert row.bytes == 2 * (2 * 6 * 200 + 2 * 2 * keys) * 128
     assert row.floor == pytest.approx(row.flops / (rate * 1e12))
 
 
