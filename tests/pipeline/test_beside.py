@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,10 +28,10 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "writes_beside", property(lambda self: True))
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Seconds, states and the video."""
+def files_of(folder: Path) -> dict[str, str]:
+    """Seconds, states and the video, by their checksums."""
     found = [*folder.glob("chunks/*"), *folder.glob("states/*"), folder / "video.mp4"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(found)}
 
 
 @pytest.mark.parametrize("window", [1, 4])
