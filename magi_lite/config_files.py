@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import CheckpointError
-from magi_lite.text_files import read_text
-from quant.storage.files import parse_json
+from magi_lite.sentences import shown
+from magi_lite.text_files import decode
+from quant.storage.files import parse_json, read_small
+
+_LARGEST = 1 << 24
+_MOST = {"num_layers": 1000, "depth": 1000, "chunk_width": 1000, "num_steps": 10_000, "window_size": 1000}
+"""Of whole numbers: what is counted one by one takes time and memory before it is compared with the weights."""
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -24,7 +29,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         CheckpointError: it cannot be read, or is no object: "PATH is not WHAT".
     """
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(decode(read_small(path)))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not {what}; download it again.") from error
     if not isinstance(content, dict):
@@ -55,9 +60,9 @@ class Part:
             raise CheckpointError(f"{self.place} lacks {', '.join(missing)}; use the configuration as published.")
 
     def whole(self, name: str, default: Any = MISSING, least: int = 1) -> int:
-        value = self._value(name, default)
-        right = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        return value if right else self._refuse(name, f"a whole number from {least}")
+        value, most = self._value(name, default), _MOST.get(name, _LARGEST)
+        right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        return value if right else self._refuse(name, f"a whole number from {least} to {most}")
 
     def number(self, name: str, default: Any = MISSING) -> float:
         value = self._value(name, default)
@@ -101,7 +106,7 @@ class Part:
 
     def _refuse(self, name: str, wanted: str) -> Any:
         raise CheckpointError(
-            f"{self.place} has {name} {self.content.get(name)!r}, which must be {wanted}; "
+            f"{self.place} has {name} {shown(self.content.get(name))}, which must be {wanted}; "
             "use the configuration as published."
         )
 

@@ -22,7 +22,7 @@ from quant.manifest import FORMAT, MANIFEST, Manifest, ShardRecord, read_manifes
 from quant.schemes import Published, Scheme, scheme_to_dict
 from quant.select import Selection
 from quant.source import choose_layers, group_tensors, in_order, open_source
-from quant.storage.files import parse_json, sha256, sync_file, sync_folder, write_atomic
+from quant.storage.files import parse_json, read_small, sha256, sync_file, sync_folder, write_atomic
 from quant.storage.headers import TensorInfo
 from quant.storage.shards import Checkpoint
 from quant.storage.tensors import write_tensors
@@ -164,7 +164,7 @@ def _kept(path: Path, record: Path) -> tuple[ShardRecord, float] | None:
     if not path.is_file():
         return None
     try:
-        data = parse_json(record.read_bytes())
+        data = parse_json(read_small(record))
         shard = ShardRecord(path.name, data["bytes"], data["sha256"], tuple(data["tensors"]))
         error = float(data["error"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from quant.errors import QuantError
 from quant.schemes import Scheme, scheme_from_dict, scheme_to_dict
-from quant.storage.files import parse_json
+from quant.storage.files import parse_json, read_small
 from quant.storage.shards import Checkpoint
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        data: dict[str, Any] = parse_json(path.read_bytes())
+        data: dict[str, Any] = parse_json(read_small(path))
         if data["format"] != FORMAT:
             raise QuantError(f"{path} has format {data['format']}, this version reads {FORMAT}; convert again.")
         shards = tuple(ShardRecord(**{**shard, "tensors": tuple(shard["tensors"])}) for shard in data["shards"])
         scheme, layers = scheme_from_dict(data["scheme"]), tuple(data["layers"])
         manifest = Manifest(scheme, layers, shards, data["source"], data["worst_error"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise QuantError(f"{path} is damaged ({error}); convert again.") from error
     for shard in manifest.shards:
         file = path.parent / shard.file

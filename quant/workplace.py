@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quant.errors import LockedError, QuantError
-from quant.storage.files import is_leftover, parse_json, write_atomic
+from quant.storage.files import is_leftover, parse_json, read_small, write_atomic
 from quant.storage.lock import FileLock
 
 _OURS = {"job.json", "job.json.unfinished", "lock", "records", "model", "unpacked"}
@@ -72,7 +72,7 @@ def start(partial: Path, job: dict[str, object]) -> None:
     """Continue this very job, or clear away another one's remains."""
     note = partial / "job.json"
     try:
-        same = parse_json(note.read_bytes()) == job
+        same = parse_json(read_small(note)) == job
     except (OSError, ValueError):
         same = False
     for folder in (partial / "model", partial / "records"):

@@ -18,7 +18,7 @@ from magi_lite.errors import MagiLiteError
 from magi_lite.files import write_atomic
 from magi_lite.planner.plan import Plan
 from magi_lite.planner.speed import tokens_per_chunk
-from quant.storage.files import parse_json
+from quant.storage.files import parse_json, read_small
 
 FILE: Path | None = None
 """Where it is kept; None: in the user's folder for this program's data."""
@@ -110,7 +110,7 @@ def _write(path: Path, known: dict[str, float]) -> None:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_small(path))
     except (OSError, ValueError):
         return {}
     entries = content.items() if isinstance(content, dict) else ()

@@ -15,7 +15,7 @@ from magi_lite.request.json import request_from_json, request_to_json
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment
 from magi_lite.timeline.edit import with_pictures
-from quant.storage.files import parse_json
+from quant.storage.files import parse_json, read_small
 
 VERSION = 1
 Status = Literal["running", "paused", "stopped", "finished", "failed", "interrupted"]
@@ -62,7 +62,7 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / "project.json"
     try:
-        data = parse_json(path.read_bytes())
+        data = parse_json(read_small(path))
         version = data["version"]
         if version != VERSION:
             raise InputError(f"it was made by another version of the program (format {version!r}).")

@@ -20,6 +20,7 @@ from magi_lite.files import write_atomic
 from magi_lite.project.folder import move_aside, share
 from magi_lite.project.states import States
 from magi_lite.project.tensors import Damaged, load_tensors, read_metadata, save_tensors
+from quant.storage.files import read_small
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +33,8 @@ _FRAGMENT_SUM = "fragment"
 """Entry of the latents' header: SHA-256 of the fragment beside them."""
 _PARAMETERS = "parameters"
 """Another: the fragment's parameter sets in hexadecimal, without which its pictures cannot be decoded."""
+_LARGEST_FRAGMENT = 1 << 30
+"""Bytes: no second of video is larger."""
 
 
 class Seconds:
@@ -255,7 +258,7 @@ def _read_fragment(path: Path) -> bytes:
     from magi_lite.video import fragments
 
     try:
-        data = path.read_bytes()
+        data = read_small(path, _LARGEST_FRAGMENT)
         kinds = [kind for kind, _, _ in fragments.boxes(data)]
         return data if kinds == [b"moof", b"mdat"] and fragments.frame_count(data) > 0 else b""
     except Exception:  # whatever a damaged file makes the reader stumble over, it is damaged

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magi_lite.errors import MagiLiteError
-from quant.storage.files import parse_json
+from quant.storage.files import open_plain, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         Damaged: see there.
     """
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             length = int(struct.unpack("<Q", file.read(8))[0])
             if length > _MAX_HEADER:
                 raise Damaged(path)

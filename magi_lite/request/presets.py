@@ -26,6 +26,8 @@ else:
     import tomli as tomllib
 
 FOLDER = presets_folder()
+_LARGEST = 1 << 20
+"""Bytes of a preset's file."""
 _LONGEST_NAME = 200
 DEFAULT_QUALITY = "balanced"
 SETTINGS = ("width", "height", "steps", "window")
@@ -113,7 +115,7 @@ def _read(path: Path, name: str) -> Preset:
     if not path.is_file():
         raise PresetError(f'No preset is called "{name}"; choose auto or one of {_known()}.')
     try:
-        table = tomllib.loads(read_text(path))
+        table = tomllib.loads(read_text(path, _LARGEST))
     except (OSError, ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
         raise PresetError(f"The preset file {path.name} is not valid TOML ({reason}); correct or remove it.") from error

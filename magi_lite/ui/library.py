@@ -32,7 +32,7 @@ from magi_lite.project.folder import place_in_time
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import with_pictures
-from quant.storage.files import parse_json
+from quant.storage.files import parse_json, read_small
 from quant.storage.lock import FileLock
 
 LABELS = "labels.json"
@@ -423,7 +423,7 @@ class Library:
 def read_labels(folder: Path) -> Labels:
     """A run's labels; what is damaged or of another version counts as none."""
     with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
-        data = parse_json((folder / LABELS).read_bytes())
+        data = parse_json(read_small(folder / LABELS))
         name = data.get("name")
         return Labels(
             name[:NAME_LENGTH] if isinstance(name, str) else "", data.get("starred") is True, data.get("main") is True

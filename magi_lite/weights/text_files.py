@@ -8,7 +8,7 @@ from pathlib import Path
 
 from magi_lite.errors import CheckpointError
 from magi_lite.files import storage_errors
-from quant.storage.files import parse_json
+from quant.storage.files import parse_json, read_small
 from quant.storage.headers import check_start
 from quant.storage.shards import Checkpoint, has_weights, missing_files
 
@@ -71,7 +71,7 @@ def pickled_names(folder: Path) -> list[Path]:
     if not index.is_file():
         return [folder / PICKLED[0]]
     try:
-        names = sorted({str(name) for name in parse_json(index.read_bytes())["weight_map"].values()})
+        names = sorted({str(name) for name in parse_json(read_small(index))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The index {index} cannot be read; download it again.") from error
     outside = [name for name in names if Path(name).name != name or "\\" in name]

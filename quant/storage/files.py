@@ -9,10 +9,11 @@ import json
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from quant.errors import DiskError
 
@@ -21,6 +22,7 @@ _CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES}
 """What network disks, and folders that may be written but not read, answer to syncing a folder."""
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _PIECE = 1 << 22
+_SMALL = 1 << 26
 
 
 def disk_sentence(error: OSError, path: Path) -> str:
@@ -138,6 +140,33 @@ def sha256(path: Path) -> str:
         while block := file.read(_PIECE):
             digest.update(block)
     return digest.hexdigest()
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """An ordinary file, for reading. A pipe would wait for a writer for ever, and a device may never end.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_small(path: Path, most: int = _SMALL) -> bytes:
+    """The bytes of an ordinary file of at most `most`: records, indexes and configurations.
+
+    Raises:
+        OSError: as `open_plain`.
+        ValueError: it is larger.
+    """
+    with open_plain(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path.name} has more than {most} bytes")
+    return data
 
 
 def parse_json(text: str | bytes) -> Any:

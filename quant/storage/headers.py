@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import WeightsError
-from quant.storage.files import parse_json
+from quant.storage.files import open_plain, parse_json
 
 KINDS = {
     "F64": ("float64", 8),
@@ -70,7 +70,7 @@ def read_header(path: Path) -> Header:
     """
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             start = file.read(LENGTH)
             start += file.read(header_length(start) or 256)
     except OSError as error:

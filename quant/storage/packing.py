@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from quant.errors import Cancelled, DiskError, WeightsError
-from quant.storage.files import disk_errors, take_place
+from quant.storage.files import disk_errors, open_plain, take_place
 from quant.storage.headers import LENGTH, Header, check_start, header_length, parse_header
 from quant.storage.lock import alone
 
@@ -122,7 +122,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             f"{path} is compressed: pip install zstandard, or unpack it first with: zstd -d {path}"
         ) from error
     try:
-        with path.open("rb") as packed:
+        with open_plain(path) as packed:
             yield zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
     except zstandard.ZstdError as error:
         raise WeightsError(f"{path} is damaged or not zstd-compressed; download it again.") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quant.errors import Cancelled, DiskError, WeightsError
-from quant.storage.files import is_denied, parse_json
+from quant.storage.files import is_denied, parse_json, read_small
 from quant.storage.headers import FLOATS, Header, TensorInfo, read_header
 from quant.storage.packing import SUFFIX, is_unpacked, packed_header, pieces, unpack
 
@@ -284,7 +284,7 @@ def read_index(path: Path) -> Index:
         WeightsError: it cannot be read, or names files of other folders.
     """
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_small(path))
         names = {str(name): str(file) for name, file in content["weight_map"].items()}
         total = content.get("metadata", {}).get("total_size")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

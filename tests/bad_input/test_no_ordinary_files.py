@@ -1,0 +1,119 @@
+"""Pipes, devices, endless and huge files where records, weights and seconds are looked for: none is waited for or read.
+
+A pipe without a writer keeps whoever opens it waiting for ever, and a link to a device never ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magi_lite.errors import CheckpointError, InputError, MagiLiteError
+from magi_lite.library import plan
+from magi_lite.project import Project
+from magi_lite.ui.library import Library
+from magi_lite.weights.contents import check_contents
+from magi_lite.weights.opening import open_model
+from tests.project.conftest import ask, finished  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def alarm() -> Iterator[None]:
+    """What hangs fails."""
+
+    def ring(*_: object) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def put(kind: str, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:
+        path.symlink_to(kind)
+
+
+KINDS = ("pipe", "folder", "huge", "loop", "/dev/null", "/dev/zero")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs(kind: str, tmp_path: Path, finished: Any) -> None:  # noqa: F811
+    """A gallery shows the runs beside it; a second without a piece is damaged and is made again."""
+    for name in ("bad", "good", "labelled"):
+        shutil.copytree(finished.folder, tmp_path / name)
+    put(kind, tmp_path / "bad" / "project.json")
+    put(kind, tmp_path / "labelled" / "labels.json")
+    assert [one.id for one in Library(tmp_path).entries()] == ["labelled", "good"]
+    with pytest.raises(InputError):
+        Project.open(tmp_path / "bad")
+    for number, suffix in enumerate(("safetensors", "m4s", "jpg")):
+        run = tmp_path / f"cut{number}"
+        shutil.copytree(finished.folder, run)
+        put(kind, run / "chunks" / f"00001.{suffix}")
+        with Project.open(run) as project:
+            project.lock()
+            assert project.chunks in (1, finished.chunks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("part", ["ckpt/magi", "ckpt/vae", "ckpt/t5"])
+def test_weights(kind: str, part: str, tmp_path: Path) -> None:
+    shutil.copytree(open_model("demo").vae.parents[1], tmp_path / "m")
+    (weights,) = (tmp_path / "m" / part).rglob("*.safetensors")
+    content = weights.read_bytes()
+    put(kind, weights)
+    with pytest.raises(MagiLiteError):
+        check_contents(open_model(tmp_path / "m"))
+    shutil.rmtree(weights) if weights.is_dir() and not weights.is_symlink() else weights.unlink()
+    weights.write_bytes(content)
+    (config,) = (tmp_path / "m" / part).rglob("config.json")
+    put(kind, config)
+    with pytest.raises(MagiLiteError):
+        check_contents(open_model(tmp_path / "m"))
+
+
+NUMBERS = [
+    ("ckpt/magi/demo", "model_config", "num_layers"),
+    ("ckpt/magi/demo", "model_config", "hidden_size"),
+    ("ckpt/magi/demo", "runtime_config", "num_steps"),
+    ("ckpt/magi/demo", "runtime_config", "window_size"),
+    ("ckpt/magi/demo", "runtime_config", "chunk_width"),
+    ("ckpt/vae", "ddconfig", "depth"),
+    ("ckpt/vae", "ddconfig", "video_size"),
+    ("ckpt/t5/demo", None, "num_layers"),
+    ("ckpt/t5/demo", None, "vocab_size"),
+]
+
+
+@pytest.mark.parametrize(("folder", "part", "name"), NUMBERS)
+@pytest.mark.parametrize("value", [10**9, 10**30])
+def test_numbers_that_nothing_has(folder: str, part: str | None, name: str, value: int, tmp_path: Path) -> None:
+    """A layer count of a milliard is not counted to."""
+    shutil.copytree(open_model("demo").vae.parents[1], tmp_path / "m")
+    path = tmp_path / "m" / folder / "config.json"
+    content = json.loads(path.read_text())
+    (content[part] if part else content)[name] = value
+    path.write_text(json.dumps(content))
+    for use in (lambda: check_contents(open_model(tmp_path / "m")), lambda: plan("a", model=str(tmp_path / "m"))):
+        with pytest.raises(CheckpointError, match=f"{name} .* which must be a whole number from 1 to"):
+            use()
