@@ -223,6 +223,10 @@ class TransformerLayer(nn.Module):
         """(B, L, D) -> keys and values (B, L, groups, head_dim) for this layer's cross attention."""
         return self.self_attention.caption_key_value(captions)
 
+    def caption_modules(self) -> tuple[nn.Module, ...]:
+        """All that `caption_key_value` computes with."""
+        return self.self_attention.linear_kv_xattn, self.self_attention.k_layernorm_xattn
+
     def forward(self, x: Tensor, step: Pass) -> Tensor:
         """x (N, K, T, D) -> the same."""
         attention_gate, mlp_gate = self.ada_modulate_layer(step.condition)

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from magi_lite.dit.block import TransformerLayer
 from magi_lite.dit.model import DiT
 from magi_lite.machine import cards, devices
 from magi_lite.planner.execution import Execution
@@ -76,7 +77,9 @@ class Residency:
             move_except(dit, [], self.device)
             return dit
         layers = list(dit.videodit_blocks.layers)
-        self._streamer = LayerStreamer(layers, self.device, self.memory, ("forward", "caption_key_value"))
+        self._streamer = LayerStreamer(
+            layers, self.device, self.memory, part_methods=("caption_key_value",), part=TransformerLayer.caption_modules
+        )
         move_except(dit, layers, self.device)
         return dit
 

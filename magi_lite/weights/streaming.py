@@ -127,21 +127,21 @@ class PackedWeights:
     Args:
         module: its parameters and buffers are copied into the host buffer and replaced by views of it.
         memory: where host buffers come from.
+        front: modules within it whose tensors lie in front, so that they can be copied without the others.
     """
 
-    def __init__(self, module: nn.Module, memory: PinnedMemory) -> None:
+    def __init__(self, module: nn.Module, memory: PinnedMemory, front: Sequence[nn.Module] = ()) -> None:
         self.module = module
         self._entries: list[_Entry] = []
-        self.size = 0
-        tensors = []
+        self.size = self.front_size = 0
+        tensors: list[Tensor] = []
+        first = [owner for part in front for owner in part.modules()]
+        for owner in first:
+            tensors += self._place(owner)
+        self.front_size = self.size
         for owner in module.modules():
-            for table, is_parameter in ((owner._parameters, True), (owner._buffers, False)):
-                for name, tensor in table.items():
-                    if tensor is not None:
-                        entry = _Entry(owner, name, is_parameter, self.size, tensor.shape, tensor.dtype)
-                        self._entries.append(entry)
-                        tensors.append(tensor)
-                        self.size += aligned(tensor.numel() * tensor.element_size())
+            if owner not in first:
+                tensors += self._place(owner)
         self.host = memory.take(self.size)
         self._views: dict[int, list[Tensor]] = {}
         with torch.no_grad():
@@ -149,6 +149,17 @@ class PackedWeights:
                 entry.view(self.host).copy_(tensor)
                 del tensor
         self.bind(self.host)
+
+    def _place(self, owner: nn.Module) -> list[Tensor]:
+        """Give a module's own tensors their places behind those placed so far."""
+        tensors = []
+        for table, is_parameter in ((owner._parameters, True), (owner._buffers, False)):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    self._entries.append(_Entry(owner, name, is_parameter, self.size, tensor.shape, tensor.dtype))
+                    tensors.append(tensor)
+                    self.size += aligned(tensor.numel() * tensor.element_size())
+        return tensors
 
     def bind(self, buffer: Tensor) -> None:
         """Make the module's tensors views of `buffer` (its first `size` bytes)."""
@@ -161,9 +172,10 @@ class PackedWeights:
             table = cast("dict[str, Tensor | None]", tables[0] if entry.is_parameter else tables[1])
             table[entry.name] = view
 
-    def copy_to(self, buffer: Tensor) -> None:
-        """Start copying the weights into a device buffer, in the current stream."""
-        buffer[: self.size].copy_(self.host, non_blocking=True)
+    def copy_to(self, buffer: Tensor, size: int | None = None) -> None:
+        """Start copying the weights, or their first `size` bytes, into a device buffer, in the current stream."""
+        size = self.size if size is None else size
+        buffer[:size].copy_(self.host[:size], non_blocking=True)
 
     def forget(self, buffer: Tensor) -> None:
         """Drop the views of a buffer, so that its memory can go; the host takes over."""
@@ -182,7 +194,9 @@ class LayerStreamer:
         layers: the stack.
         device: where it computes.
         memory: where host buffers come from.
-        methods: the layers' methods that compute with their weights.
+        methods: the layers' methods that compute with all their weights.
+        part_methods: those that compute with some only, for which nothing else is copied.
+        part: the modules of a layer that these compute with.
     """
 
     def __init__(
@@ -191,19 +205,22 @@ class LayerStreamer:
         device: torch.device | str,
         memory: PinnedMemory,
         methods: Sequence[str] = ("forward",),
+        part_methods: Sequence[str] = (),
+        part: Callable[[Any], Sequence[nn.Module]] = lambda layer: (),
     ) -> None:
         self.device = torch.device(device)
         memory.expect([packed_size(layer) for layer in layers])
-        self._packed = [PackedWeights(layer, memory) for layer in layers]
+        self._packed = [PackedWeights(layer, memory, part(layer)) for layer in layers]
         self._buffers: list[Tensor] = []
-        self._holds: list[int | None] = [None] * BUFFERS
+        self._holds: list[tuple[int, int] | None] = [None] * BUFFERS
+        """Of each buffer the layer in it, and how many of its bytes."""
         self._arrived: list[Any | None] = [None] * BUFFERS
         self._free: list[Any | None] = [None] * BUFFERS
         self._side = devices.new_stream(self.device)
-        self._wrapped = [(layer, name) for layer in layers for name in methods]
+        self._wrapped = [(layer, name) for layer in layers for name in (*methods, *part_methods)]
         for index, layer in enumerate(layers):
-            for name in methods:
-                setattr(layer, name, self._with_weights(index, getattr(layer, name)))
+            for name in (*methods, *part_methods):
+                setattr(layer, name, self._with_weights(index, getattr(layer, name), name in part_methods))
 
     @property
     def device_bytes(self) -> int:
@@ -215,12 +232,12 @@ class LayerStreamer:
         """Bytes of the host buffers."""
         return sum(packed.size for packed in self._packed)
 
-    def _with_weights(self, index: int, method: Callable[..., Any]) -> Callable[..., Any]:
-        """A layer's method that has the layer's weights on the device while it computes."""
+    def _with_weights(self, index: int, method: Callable[..., Any], some: bool) -> Callable[..., Any]:
+        """A layer's method that has the layer's weights, or some of them, on the device while it computes."""
 
         @functools.wraps(method)
         def computing(*args: Any, **kwargs: Any) -> Any:
-            self._before(index)
+            self._before(index, some)
             try:
                 return method(*args, **kwargs)
             finally:
@@ -228,7 +245,7 @@ class LayerStreamer:
 
         return computing
 
-    def _before(self, index: int) -> None:
+    def _before(self, index: int, some: bool) -> None:
         """The layer is about to compute: its weights must be there, and the next layer's may start."""
         if not self._buffers:
             largest = max(packed.size for packed in self._packed)
@@ -238,34 +255,39 @@ class LayerStreamer:
             # Their memory may have belonged to tensors that the computing stream has still to read.
             now = devices.record_event(devices.current_stream(self.device))
             self._free = [now] * BUFFERS
-        slot = self._send(index)
+        slot = self._send(index, some)
         computing, arrived = devices.current_stream(self.device), self._arrived[slot]
         if computing is not None and arrived is not None:
             computing.wait_event(arrived)
         self._packed[index].bind(self._buffers[slot])
         if len(self._buffers) > 1:
-            self._send((index + 1) % len(self._packed), avoid=slot)
+            self._send((index + 1) % len(self._packed), some, avoid=slot)
 
     def _after(self, index: int) -> None:
         """The layer has computed: its buffer is free once the device gets here."""
         for slot, held in enumerate(self._holds):
-            if held == index:
+            if held is not None and held[0] == index:
                 self._free[slot] = devices.record_event(devices.current_stream(self.device))
         self._packed[index].bind(self._packed[index].host)
 
-    def _send(self, index: int, avoid: int | None = None) -> int:
-        """Copy a layer into a buffer, unless one holds it already; returns which."""
-        if index in self._holds:
-            return self._holds.index(index)
+    def _send(self, index: int, some: bool, avoid: int | None = None) -> int:
+        """Copy a layer into a buffer, unless one holds as much of it already; returns which."""
+        packed = self._packed[index]
+        size = packed.front_size if some else packed.size
         slot = index % len(self._buffers)
         if slot == avoid:
             slot = (slot + 1) % len(self._buffers)
+        for place, held in enumerate(self._holds):
+            if held is not None and held[0] == index:
+                if held[1] >= size:
+                    return place
+                slot = place
         if self._side is not None and self._free[slot] is not None:
             self._side.wait_event(self._free[slot])  # what still reads the buffer comes first
         with devices.on_stream(self._side):
-            self._packed[index].copy_to(self._buffers[slot])
+            packed.copy_to(self._buffers[slot], size)
             self._arrived[slot] = devices.record_event(self._side)
-        self._holds[slot] = index
+        self._holds[slot] = (index, size)
         return slot
 
     def close(self) -> None:

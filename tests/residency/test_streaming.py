@@ -153,9 +153,9 @@ class Recorder:
         monkeypatch.setattr(devices, "on_stream", self.on)
         original = PackedWeights.copy_to
 
-        def copy_to(packed: PackedWeights, buffer: torch.Tensor) -> None:
+        def copy_to(packed: PackedWeights, buffer: torch.Tensor, size: int | None = None) -> None:
             self.log.append((f"copy on {self.where[-1]}", packed.module))
-            original(packed, buffer)
+            original(packed, buffer, size)
 
         monkeypatch.setattr(PackedWeights, "copy_to", copy_to)
 
@@ -213,6 +213,50 @@ def test_the_next_layer_is_copied_on_the_side_before_this_one_computes(monkeypat
         copy_at, compute_at = log.index(("copy on side", layer)), log.index(("compute", layer))
         arrived = next(which for what, which in log[copy_at:] if what == "side event")
         assert ("main waits for side", arrived) in log[copy_at:compute_at]
+
+
+def test_captions_copy_no_more_of_a_layer_than_they_need(dit: DiT, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents, words = fresh_inputs()
+    expected = two_passes(dit, latents, words)
+    copied: list[int] = []
+    original = PackedWeights.copy_to
+
+    def copy_to(packed: PackedWeights, buffer: torch.Tensor, size: int | None = None) -> None:
+        copied.append(packed.size if size is None else size)
+        buffer.fill_(255)  # what is not copied is not a number
+        original(packed, buffer, size)
+
+    monkeypatch.setattr(PackedWeights, "copy_to", copy_to)
+    with Residency(Execution(layers="streamed")) as residency, torch.inference_mode():
+        residency.place_dit(dit)
+        layer = dit.videodit_blocks.layers[0]
+        needed = sum(p.numel() * 4 for part in layer.caption_modules() for p in part.parameters())
+        dit.encode_captions(words)
+        assert len(copied) == len(dit.videodit_blocks.layers) + 1  # the last one sends for the first of the next round
+        assert all(needed <= size <= needed + 4 * ALIGNMENT for size in copied)
+        for got, want in zip(two_passes(dit, latents, words), expected, strict=True):
+            assert torch.equal(got, want)
+
+
+def test_a_layer_that_is_there_in_part_is_completed_where_it_is() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.large, self.small = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.small(self.large(x))
+
+        def little(self, x: torch.Tensor) -> torch.Tensor:
+            return self.small(x)
+
+    layers = [Two().requires_grad_(False) for _ in range(3)]
+    plain = [copy.deepcopy(layer) for layer in layers]
+    LayerStreamer(layers, "cpu", PinnedMemory(), part_methods=("little",), part=lambda layer: (layer.small,))
+    x = torch.randn(3, 8)
+    for index, whole in zip(torch.randint(3, (60,)).tolist(), torch.randint(2, (60,)).tolist(), strict=True):
+        name = "forward" if whole else "little"
+        assert torch.equal(getattr(layers[index], name)(x), getattr(plain[index], name)(x))
 
 
 @pytest.mark.parametrize("mode", ["resident", "decoder", "swapped", "cpu"])
