@@ -1,11 +1,12 @@
 """How far attention in 8 bits is from float64: `python -m benchmarks.attention_error [--out FILE]`.
 
-SageAttention 2's arithmetic is written out, which needs no card: so this says what the numbers allow, not what a build of the package does (its trial on a
-card does, `magi_lite/attention_trial.py`). Queries and keys are what the model's are: normed per head, times a learned
-gain; keys may share an offset, which SageAttention takes out. Queries and keys become 8-bit integers with a scale for
-each 32 queries and 64 keys, weights and values 8-bit floats, values with a scale per channel. Values are random with a
-mean of their own per channel: where it is nothing, averages are small and relative errors large. bf16 is what every
-other kernel computes with. Errors are |found - exact| / |exact|, the median over seeds.
+SageAttention 2's arithmetic is written out, which needs no card: so this says what the numbers allow, not what a build
+of the package does (its trial on a card does, `magi_lite/attention_trial.py`). Queries and keys are what the model's
+are: normed per head, times a learned gain; keys may share an offset, which SageAttention takes out. Queries and keys
+become 8-bit integers with a scale for each 32 queries and 64 keys, weights and values 8-bit floats, values with a scale
+per channel. Values are random with a mean of their own per channel: where it is nothing, averages are small and
+relative errors large. bf16 is what every other kernel computes with. Errors are |found - exact| / |exact|, the median
+over seeds.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from quant.storage.files import parse_json
 
 HEADS, GROUPS, HEAD_SIZE, QUERIES, KEYS = 6, 2, 128, 200, 1333
 LIMITS = {"sage": 0.08}
-"""Largest relative error by kernel. SageAttention multiplies in 8 bits: its arithmetic, written out, is 3.8 to 4.3 % off
-where values average to nothing, as the trial's do (`benchmarks/attention_error.py`)."""
+"""Largest relative error by kernel. SageAttention multiplies in 8 bits: its arithmetic, written out, is 3.8 to 4.3 %
+off where values average to nothing, as the trial's do (`benchmarks/attention_error.py`)."""
 LIMIT = 0.01
 MEASURED_HEADS, MEASURED_GROUPS, MEASURED_QUERIES, MEASURED_KEYS = 24, 8, 8192, 16384
 """1.6 TFLOP: 10 ms on an RTX 4090, 80 ms on an RTX 3060."""
