@@ -101,6 +101,8 @@ class Run:
         """Finished seconds and states on their way to the disk, in the order in which they were made."""
         self.gap_filled = False
         """Whether the second just made stands before finished ones: the sampler then skips them."""
+        self.gap = False
+        """Whether finished seconds lie behind one that is not; looked up while nothing is being written."""
         self.ended = False
         """Whether the run has come to its end, and not just to that of a shot."""
         self.source: PrefixSource | None = None
@@ -189,6 +191,7 @@ class Run:
     def make_shot(self, start: ResumePoint, networks: Engine, plan: Plan, bank: PromptBank) -> Iterator[Event]:
         """The rest of one shot; returns before its end where the sampler has to be made anew."""
         sampler = self.make_sampler(networks, plan, bank, start)
+        self.gap = self.project.seconds.has_gap
         if self.gap_filled or self.clock.seconds_per_step is None:
             self.clock = Clock(self.steps_before(start.shot) + sampler.steps_done)
         self.gap_filled = self.other_end = False
@@ -369,7 +372,7 @@ class Run:
                     if self.gap_filled:
                         return
                 case StageDone():
-                    if not self.project.seconds.has_gap:  # else the states behind it belong to the kept seconds
+                    if not self.gap:  # else the states behind it belong to the kept seconds
                         self.save_state(result.stage, sampler, networks)
                     if self.leaving or self.other_end:
                         yield from self.written(wait=True)
@@ -395,18 +398,18 @@ class Run:
             return
         with self.during("decode"):
             frames = networks.decode(clean.latents)
-        latents, gap = clean.latents.cpu(), self.project.seconds.has_gap
+        latents = clean.latents.cpu()
+        beside = networks.writes_beside and not self.gap
 
         def write() -> tuple[int, np.ndarray]:
             self.project.write_chunk(clean.index, latents, frames)
             self.delivery.update()
             return clean.index, frames
 
-        self.writing.put(write, beside=networks.writes_beside and not gap)
+        self.writing.put(write, beside=beside)
         self.colours.learn(clean.latents, frames)
-        if gap:
-            self.gap_filled = self.project.chunks > clean.index + 1
-        if gap or not networks.writes_beside:
+        if not beside:
+            self.gap, self.gap_filled = self.project.seconds.has_gap, self.project.chunks > clean.index + 1
             yield from self.written()
 
     def save_state(self, stage: int, sampler: Sampler, networks: Engine) -> None:
