@@ -31,6 +31,11 @@ LENGTH_JS = """(length, endless) => {
   return [{ __type__: "update", props: { seconds } }];
 }"""
 """The timeline's length follows the fields; blocks beyond it stay."""
+OF_DEMO = (
+    "It was trained on simple shapes on plain backgrounds and makes such shapes of other pictures. "
+    "The models of the System tab start from any picture."
+)
+"""What a picture leads to where only the demo model is there."""
 NOTE_JS = "async (...all) => { await magiReady; magi.form.note(all); return []; }"
 RESTORE_JS = "async (...all) => { await magiReady; return magi.form.restore(all); }"
 
@@ -188,6 +193,9 @@ class Handlers:
                 gr.Warning(in_toast(f"The settings in {source['name']} cannot be used: {sentence(error)}"))
         if source.get("settings_error"):
             gr.Warning(in_toast(str(source["settings_error"])))
+        model = values[form.FIELDS.index("model")]
+        if (self.machine.model if model in (form.AUTO, None) else model) == DEMO:
+            gr.Info(OF_DEMO, title="The demo model")
         updates["mode"] = form.IMAGE if source["kind"] == "image" else form.VIDEO
         if source["kind"] == "image":
             width, height = values[form.FIELDS.index("width")], values[form.FIELDS.index("height")]

@@ -15,7 +15,7 @@ from playwright.sync_api import Page
 
 from magi_lite.project import Project
 from magi_lite.request.request import SpecialTokens
-from tests.ui.conftest import ROOT, App, Watched, set_size, shoot, unfold
+from tests.ui.conftest import ROOT, App, Watched, generate, set_length, set_size, shoot, unfold, wait_for
 
 TABS = ("Create", "Queue", "Gallery", "System")
 
@@ -77,6 +77,36 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(watched: Watched, app: App)
         unfold(page, name)
     page.wait_for_selector("#mg-attention")
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1
+
+
+def test_the_stage_its_dialogs_and_menus_have_no_finding(page: Page, axe: str) -> None:
+    set_size(page, 32, 32)
+    set_length(page, 1)
+    page.fill("#mg-prompt textarea", "a large red ball moves right on a dark background")
+    page.click("[data-action=add]")
+    page.keyboard.press("Escape")
+    generate(page)
+    wait_for(page, "finished")
+    page.evaluate(axe)
+    opened = {
+        "stage": lambda: None,
+        "menu": lambda: page.locator(".tl-block").click(button="right"),
+        "text": lambda: page.click("[data-action=text]"),
+        **{name: lambda name=name: page.click(f".wa [data-action={name}]") for name in ("extend", "redo", "export")},
+        "keys": lambda: page.click("[data-action=help]"),
+    }
+    found = []
+    for name, show in opened.items():
+        show()
+        page.wait_for_timeout(400)
+        answer = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        found += [f"{name}: {v['id']} {v['nodes'][0]['html'][:160]}" for v in answer["violations"]]
+        page.keyboard.press("Escape")
+    assert not found, "\n".join(found)
+    page.click(".wa [data-action=redo]")
+    colours = "[getComputedStyle(node).color, getComputedStyle(node, '::placeholder').color]"
+    plain, placeholder = page.locator("dialog[open] textarea").evaluate(f"node => {colours}")
+    assert plain != placeholder
 
 
 @pytest.mark.parametrize("width", [390, 768])

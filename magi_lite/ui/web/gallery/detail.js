@@ -83,7 +83,8 @@ export async function openDetail(scope, item, acts) {
           "ul",
           { class: "ga-versions", "aria-label": "Versions of this video" },
           ...versions.map((one, i) => {
-            const label = (one.label || `Version ${i + 1}`) + (one.from === null ? "" : `, from second ${one.from}`),
+            const name = one.label || (i ? `Version ${i + 1}` : "First version"),
+              label = name + (one.from === null ? "" : `, from second ${one.from}`),
               mine = one.name === item.id;
             return el(
               "li",

@@ -200,7 +200,7 @@ export function mountShots({ view, state, server, upload, apply, select }) {
       else usable[(to + usable.length) % usable.length].focus();
       event.preventDefault();
     });
-    document.querySelector(".gradio-container").append(box);
+    view.root.append(box);
     const rect = node.getBoundingClientRect(),
       left = Math.max(8, Math.min(rect.left, window.innerWidth - box.offsetWidth - 8));
     box.style.left = left + "px";

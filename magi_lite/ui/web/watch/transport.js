@@ -39,6 +39,7 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
     speed = next;
     video.playbackRate = speed;
     speedButton.querySelector("span").textContent = `${speed}×`;
+    speedButton.setAttribute("aria-label", `Speed: ${speed}×`);
   }
   function shuttle(direction) {
     if (!ready()) return false;
@@ -132,6 +133,7 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
     action: "speed",
     title: "Speed",
   });
+  speedButton.setAttribute("aria-label", "Speed: 1×");
   const slider = el("input", { type: "range", min: "0", max: "1", step: "0.01", value: "0", class: "wa-slider" });
   slider.setAttribute("aria-label", "Position in the video");
   const clock = el("span", { class: "wa-clock" });
