@@ -300,6 +300,7 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
         if name not in ("seed", "source", "embed_settings", "crf", "timeline"):
             w[name].change(h.plan, fields, [system, w["plan"]], trigger_mode="always_last", **INNER)
     demo.load(h.plan, fields, [system, w["plan"]], **INNER)
+    w["form"].replan(h.plan, fields, [system, w["plan"]], trigger_mode="always_last", **INNER)
     fills(w["form"].follow, h.follow, [w["form"]], fields, [tabs])
     w["form"].several(h.several, [w["form"], *fields], None, trigger_mode="multiple", **INNER)
     w["form"].restore(None, fields, fields, js=RESTORE_JS, **INNER)

@@ -80,7 +80,8 @@ class FormPanel(Panel):
     """Nothing to see: keeps the form as a draft in the browser, and fills it with what a video was made with.
 
     Events: restore (a draft comes back), follow with the value {"job": id, "open": show the tab}, several with the
-    value {"pictures": [source, ...]} (a video from each).
+    value {"pictures": [source, ...]} (a video from each), replan (a run has ended: the
+    pace of this machine is known better, and a worker is there).
 
     Args:
         names: of all fields.
@@ -88,7 +89,7 @@ class FormPanel(Panel):
     """
 
     folder = "form"
-    triggers = ("restore", "follow", "several")
+    triggers = ("restore", "follow", "several", "replan")
 
     def __init__(self, actions: Actions, names: Sequence[str], ids: Sequence[int]) -> None:
         functions = offered(actions, "saved_names")

@@ -113,7 +113,8 @@ export function mount({ element, props, trigger, server }) {
   });
 
   // --- the stage
-  let was = null; // the job on the stage, as the last state reported it
+  let was = null, // the job on the stage, as the last state reported it
+    busy = false;
   on(element, "show", ({ job, open }) => {
     app.attached = job;
     emit("poll");
@@ -124,6 +125,8 @@ export function mount({ element, props, trigger, server }) {
       opened = true;
       if (app.attached) follow(app.attached, { sinceStart: true });
     }
+    if (busy && !state.running) trigger("replan");
+    busy = Boolean(state.running);
     const job = state.shown;
     if (!was || !job || was.id !== job.id) save();
     // Prompts that were changed while it ran stand in the video from their second on: so they shall in the form.

@@ -38,14 +38,12 @@ export const toast = (message, level = "info", action = null) => emit("toast", {
 
 export const NO_ANSWER = "The app does not answer. Nothing was changed; try again when it is back.";
 
+/** The answer of a server function; null where none comes. */
+export const answerOf = (promise) => Promise.resolve(promise).catch(() => null);
+
 /** The answer of a server function, shown as a message where it is {error}; no answer at all is an error, too. */
 export async function call(promise) {
-  let answer;
-  try {
-    answer = await promise;
-  } catch {
-    answer = null;
-  }
+  let answer = await answerOf(promise);
   if (!answer || typeof answer !== "object") {
     answer = { error: NO_ANSWER };
     emit("poll");

@@ -1,5 +1,5 @@
 // What was found, the plan as a picture, the models on disk and their downloads.
-import { NO_ANSWER, call, toast } from "../shared/bus.js";
+import { NO_ANSWER, answerOf, call, toast } from "../shared/bus.js";
 import { askFor, button, buttonRow, el, field, keepInside, openDialog, refill, saveAs, table } from "../shared/dom.js";
 import { bytes } from "../shared/format.js";
 
@@ -149,12 +149,8 @@ export function mount({ element, props, server, watch }) {
     model.disabled = ram.disabled = !card.value;
     if (card.value) {
       const mine = (planned += 1);
-      const answer = await server.plan_for({
-        card: card.value,
-        model: model.value,
-        ram_gb: Number(ram.value) || null,
-        seconds: asked.seconds,
-      });
+      const what = { card: card.value, model: model.value, ram_gb: Number(ram.value) || null, seconds: asked.seconds },
+        answer = await answerOf(server.plan_for(what));
       if (mine !== planned) return; // another one was asked for by now
       other = answer || { error: NO_ANSWER };
     }
@@ -172,7 +168,8 @@ export function mount({ element, props, server, watch }) {
       if (answer.text !== undefined) text.value = answer.text;
     }
     const copy = async () => {
-      await navigator.clipboard.writeText(text.value).then(
+      // there is no clipboard for a page that comes from another computer without encryption
+      await (navigator.clipboard ? navigator.clipboard.writeText(text.value) : Promise.reject()).then(
         () => toast("The report is copied."),
         () => text.select(),
       );

@@ -1,5 +1,5 @@
 // The text view: the server's own parser and printer, so that there is one grammar.
-import { NO_ANSWER, toast } from "../shared/bus.js";
+import { NO_ANSWER, answerOf, toast } from "../shared/bus.js";
 import { keepInside } from "../shared/dom.js";
 import { keep, recall } from "../shared/store.js";
 
@@ -24,7 +24,7 @@ export function mountText(root, server, { value, adopt }) {
   async function refresh() {
     const mine = () => document.activeElement === shorthand || unread;
     if (panel.hidden || mine()) return;
-    const answer = await server.print_timeline(value());
+    const answer = await answerOf(server.print_timeline(value()));
     if (mine() || !answer || answer.text === undefined) return;
     shorthand.value = lastRead = answer.text;
     problem.textContent = "";
@@ -34,7 +34,7 @@ export function mountText(root, server, { value, adopt }) {
     keep(KEY, typed, "sessionStorage");
   }
   async function read(typed, loudly) {
-    const answer = (await server.parse_timeline({ text: typed })) || { error: NO_ANSWER };
+    const answer = (await answerOf(server.parse_timeline({ text: typed }))) || { error: NO_ANSWER };
     const words = answer.error || answer.notice || "";
     problem.textContent = words;
     if (!loudly) setUnread(answer.error ? typed : null);

@@ -1,5 +1,5 @@
 // Versions of one video as tabs over the stage, and two of them compared in step: by a wipe, or side by side.
-import { app, call, emit, on } from "../shared/bus.js";
+import { answerOf, app, call, emit, on } from "../shared/bus.js";
 import { askFor, button, el, field, keepInside, refill } from "../shared/dom.js";
 import { provide } from "../shared/keys.js";
 
@@ -47,7 +47,7 @@ export function mountVersions({ element, tabs, stage, video, picture, versionsOf
     if (key === known) return;
     known = key;
     shown = job && job.project;
-    const answer = key ? await versionsOf(job.id) : { versions: [] };
+    const answer = key ? await answerOf(versionsOf(job.id)) : { versions: [] };
     if (known !== key || !answer || !answer.versions) return;
     family = answer.versions;
     const mine = family.find((version) => version.name === shown);
