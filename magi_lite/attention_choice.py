@@ -77,10 +77,10 @@ def known(card: str) -> dict[str, Trial]:
 
 
 def in_words(card: str) -> str:
-    """What is known of attention on a card of this name: the kernel that serves, and why others do not."""
+    """What is known of attention on a card of this name: the kernel that serves, and why others do not; or empty."""
     trials = known(card)
     if not trials:
-        return "tried with the first video"
+        return ""
     chosen = fastest(trials)
     speedup = trials[chosen].speedup if chosen in trials else None
     words = [TITLES[chosen] + (f", {speedup:.1f} times as fast as PyTorch's own" if speedup else "")]

@@ -44,13 +44,16 @@ class Machine:
     @property
     def backend(self) -> str:
         """The device and the attention kernel in one phrase."""
-        return f"{self.device.name}, {self.attention.split(';')[0]}" if self.device.kind == "cuda" else "CPU"
+        if self.device.kind != "cuda":
+            return "CPU"
+        kernel = attention_choice.in_words(self.device.name).partition(";")[0]
+        return f"{self.device.name}, {kernel}" if kernel else self.device.name
 
     @property
     def attention(self) -> str:
         """The attention kernel that serves here, as the trials in workers have found, and why better ones do not."""
         if self.device.kind == "cuda":
-            return attention_choice.in_words(self.device.name)
+            return attention_choice.in_words(self.device.name) or "Kernels are tried with the first video"
         return attention_choice.TITLES[attention_choice.OWN]
 
     @property

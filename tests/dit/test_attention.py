@@ -272,7 +272,7 @@ def test_a_trial_is_kept_until_the_driver_changes(card: Card) -> None:
     assert attention_choice.in_words("Some Card") == (
         "SageAttention, 2.5 times as fast as PyTorch's own; not flash-attn: it fails: no kernel image"
     )
-    assert attention_choice.in_words("Some Card Ti") == "tried with the first video"
+    assert attention_choice.in_words("Some Card Ti") == ""
     card.driver = "2"
     card.choose()
     assert len(card.tried) == 6

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
+from magi_lite.attention_choice import question
 from magi_lite.cli import app as app_command
 from magi_lite.errors import InputError
+from magi_lite.machine import findings
+from magi_lite.machine.cards import known_card
 from magi_lite.ui.guard import Hosts
+from magi_lite.ui.machine import Machine
 from tests.ui.conftest import App, Watched, set_length, unfold
 
 
@@ -118,3 +122,19 @@ def test_tools_are_offered_to_this_computer_alone(server: str, local: bool, monk
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="not installed" if local else "this computer only"):
         app_command._check_mcp(Hosts(server).loopback)
+
+
+def test_the_attention_kernel_is_shown_as_its_trial_found_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers try the kernels; the server, which has no torch, reads what they found."""
+    monkeypatch.setattr(findings, "FILE", tmp_path / "findings.json")
+    monkeypatch.setattr("magi_lite.ui.machine.devices.detect", lambda: known_card("RTX 4090"))
+    monkeypatch.setattr("magi_lite.ui.machine.devices.ram_bytes", lambda: 64 << 30)
+    machine = Machine(tmp_path)
+    assert machine.backend == "RTX 4090" and "first video" in dict(machine.report()["machine"])["Attention"]
+    card = "RTX 4090, 8.9, driver 570.86, torch 2.8.0"
+    for name, found in (("sage", {"speedup": 2.4}), ("flash", {"fault": "it does not load: undefined symbol"})):
+        findings.find(question(name, "2.2.0", "bfloat16", card), lambda found=found: found)
+    assert machine.backend == "RTX 4090, SageAttention, 2.4 times as fast as PyTorch's own"
+    assert dict(machine.report()["machine"])["Attention"] == (
+        "SageAttention, 2.4 times as fast as PyTorch's own; not flash-attn: it does not load: undefined symbol"
+    )
