@@ -19,7 +19,7 @@ from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import with_pictures
 from quant.errors import DiskError
-from quant.storage.files import replacing
+from quant.storage.files import remove_folder, replacing
 from quant.storage.lock import alone, is_locked
 
 _STAMP = "%Y%m%d-%H%M%S"
@@ -116,13 +116,13 @@ def move_aside(path: Path) -> None:
 def remove_leftovers(root: Path) -> None:
     """Delete what crashed processes left hidden under `root`: what nobody holds the lock of, however old it seems."""
     for folder in root.glob(".trash-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
     for name in {path.name.removesuffix(".lock") for path in root.glob(".new-*")}:
         lock = root / f"{name}.lock"
         if is_locked(lock):
             continue
         with contextlib.suppress(DiskError), alone(lock, name):
-            shutil.rmtree(root / name, ignore_errors=True)
+            remove_folder(root / name)
 
 
 def place_in_time(name: str, created: str) -> str:

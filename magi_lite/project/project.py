@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +45,7 @@ from magi_lite.request.json import request_to_json
 from magi_lite.request.request import OPTIONS, GenerationRequest
 from magi_lite.timeline import Shot, Timeline
 from magi_lite.timeline.edit import splice
+from quant.storage.files import open_own, remove_folder
 from quant.storage.lock import FileLock, is_locked
 
 if TYPE_CHECKING:
@@ -460,8 +460,8 @@ class Project:
     def log(self, text: str) -> None:
         """Add a line to log.txt."""
         path = self.folder / "log.txt"
-        with output_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(f"{now()} {' '.join(text.split())}\n")
+        with output_errors(path), os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+            file.write(f"{now()} {' '.join(text.split())}\n".encode("utf-8", "replace"))
 
     # --- another ending ----------------------------------------------------------------------------------------------
 
@@ -542,7 +542,7 @@ class Project:
                 self.folder.rename(trash)
         finally:
             self.close()
-        shutil.rmtree(trash, ignore_errors=True)
+        remove_folder(trash)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

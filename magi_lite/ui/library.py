@@ -392,7 +392,7 @@ class Library:
         for name in chosen:
             folder = _named(self._bin, name, "in the bin")
             with output_errors(folder):
-                shutil.rmtree(folder)
+                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
         self._changes += 1
         return len(chosen)
 

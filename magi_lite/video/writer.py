@@ -19,7 +19,7 @@ from magi_lite.models import FPS
 from magi_lite.request.settings import LIMIT_BYTES
 from magi_lite.video import fragments, labels
 from magi_lite.video.containers import open_media
-from quant.storage.files import parse_json, replacing, write_all
+from quant.storage.files import open_own, parse_json, replacing, write_all
 
 
 class VideoWriter:
@@ -53,10 +53,10 @@ class VideoWriter:
         self._init = fragments.encode_init(size, fps, crf, settings, parameters)
         self.chunks = self.frames = 0
         """Whole chunks and frames in the file."""
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        flags = os.O_RDWR | os.O_CREAT
         with output_errors(self.path):
-            known = self._scan() if resume and self.path.exists() else None
-            self._descriptor = os.open(self.path, flags if known else flags | os.O_TRUNC, 0o644)
+            known = self._scan() if resume and self.path.exists() and not self.path.is_symlink() else None
+            self._descriptor = open_own(self.path, flags if known else flags | os.O_TRUNC)
         if known:
             self._end, self.chunks, self.frames = known.end, len(known.fragments), known.frames
             self._cut()

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -153,6 +154,25 @@ def open_plain(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
     return os.fdopen(descriptor, "rb")
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of a file of ours that is written in place. A link found there goes: it would lead elsewhere.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if path.is_symlink():
+        path.unlink()
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o644)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all in it as far as the system allows; of a link to one only the link."""
+    if path.is_symlink():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def read_small(path: Path, most: int = _SMALL) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from quant.errors import Cancelled, LockedError
-from quant.storage.files import disk_errors
+from quant.storage.files import disk_errors, open_own
 
 _PATIENCE = 0.5
 """Seconds in which a lock is tried again: `is_locked` holds it for an instant, and that is no writer."""
@@ -31,7 +31,7 @@ class FileLock:
 
     def __init__(self, path: Path, what: str, patience: float = _PATIENCE) -> None:
         with disk_errors(path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
         try:
             _lock_soon(self._descriptor, patience)
         except OSError:

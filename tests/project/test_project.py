@@ -407,3 +407,32 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_run_goes_on_when_there_is_
         run(project)
     assert differences(seconds_of(project), seconds_of(finished)) == []
     assert project.video.read_bytes() == finished.video.read_bytes()
+
+
+@pytest.mark.parametrize("name", [".lock", "log.txt", "video.mp4", "chunks/00001.m4s", "chunks/00001.safetensors"])
+@pytest.mark.parametrize("same", [False, True])
+def test_links_in_a_run_lead_nowhere(tmp_path, finished, name, same):
+    """A run from somebody else may name any file of the user's; nothing is written to it, and the run goes on."""
+    dear, own = tmp_path / "dear", finished.folder / name
+    before = own.read_bytes() if same and own.exists() else b"dear to someone"
+    dear.write_bytes(before)
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.folder, copy)
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).symlink_to(dear)
+    with Project.open(copy) as project:
+        project.lock()
+        project.log("a line")
+        project.extend(1)
+        run(project)
+    assert dear.read_bytes() == before and project.chunks == finished.chunks + 1
+
+
+def test_of_a_linked_run_only_the_link_is_deleted(tmp_path, ask, finished):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "linked").symlink_to(finished.folder)
+    Project.open(tmp_path / "elsewhere" / "linked").delete()
+    assert list((tmp_path / "elsewhere").iterdir()) == [] and finished.folder.is_dir()
+    (tmp_path / "elsewhere" / ".trash-linked-1").symlink_to(finished.folder)
+    Project.create(tmp_path / "elsewhere", ask()).close()
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 1 and finished.video.is_file()
