@@ -13,7 +13,7 @@ from magi_lite.machine import cgroups
 from magi_lite.sentences import size
 
 _WINDOWS = {0xC0000005: "SIGSEGV", 0xC000001D: "SIGILL", 0xC0000409: "SIGABRT", 0xC00000FD: "SIGSEGV"}
-_CRASHES = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
+_CRASHES = ("SIGSEGV", "SIGILL", "SIGFPE")
 RESUME = "Press Resume to go on from the last finished step"
 
 
@@ -107,6 +107,11 @@ def describe(status: int | None, memory: Memory, *, for_memory: bool = False, li
         return (
             f"Another program or the system ended the worker with {name}{held}; if memory was short, choose a smaller "
             f"size or window. {RESUME}."
+        )
+    if name == "SIGBUS":  # weights are mapped from their files, which somebody may cut
+        return (
+            f"A file that the worker was reading was cut short, or its disk failed (SIGBUS){held}. {RESUME}; if it "
+            "happens again, download the model again."
         )
     if name in _CRASHES:
         return (

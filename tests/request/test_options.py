@@ -19,6 +19,7 @@ from magi_lite.errors import InputError
 from magi_lite.request.build import build, change
 from magi_lite.request.checks import check
 from magi_lite.request.request import OPTIONS, PARTS, GenerationRequest
+from magi_lite.sentences import size
 from magi_lite.ui import form
 
 ROOT = Path(__file__).parents[2]
@@ -224,3 +225,10 @@ def test_a_prompt_may_hold_what_cleaning_takes_out(prompt: str) -> None:
     check(build(timeline={"segments": [{"start": 0, "end": 1, "prompt": prompt}]}, seconds=1, model="demo"))
     with pytest.raises(InputError, match="no name has"):
         check(build(prompt="a", image="a\0b.png", seconds=1, model="demo"))
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(90_112, "90 kB"), (1_000_000, "1 MB"), (96 << 20, "101 MB"), (8 << 30, "8.6 GB")]
+)
+def test_bytes_are_read_as_people_write_them(number: int, shown: str) -> None:
+    assert size(number) == shown

@@ -352,7 +352,7 @@ MEMORY = deaths.Memory(8_100_000_000, 200_000_000)
         (-9, {}, "Another program or the system ended the worker with SIGKILL"),
         (-15, {}, "SIGTERM"),
         (-11, {}, "crashed (SIGSEGV)"),
-        (-7, {}, "crashed (SIGBUS)"),
+        (-7, {}, "A file that the worker was reading was cut short, or its disk failed (SIGBUS)"),
         (-6, {}, "A library in the worker gave up (SIGABRT"),
         (0xC0000005, {}, "crashed (SIGSEGV)"),
         (3, {}, "ended unexpectedly (exit code 3"),
