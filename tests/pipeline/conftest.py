@@ -69,6 +69,7 @@ def paused_everywhere(request: GenerationRequest, projects: Path) -> Path:
                 control.pause()
         assert isinstance(last, Finished) or (isinstance(last, Stopped) and last.reason == "paused"), last
         folder = last.project
+        assert folder is not None
         if isinstance(last, Finished):
             return folder
     raise AssertionError("it was paused more often than it has stages")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_what_is_not_whole_is_not_queued(actions: Actions, queue: JobQueue, mode
     whole = path.read_bytes()
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # off the file, which is cut below
     name = next(name for name in tensors if tensors[name].ndim == 2)
-    damages = [
+    damages: list[Any] = [
         whole[: len(whole) // 2],
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
         {other: tensors[other] for other in tensors if other != name},

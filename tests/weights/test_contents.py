@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_autoencoders_of_other_makes(changes: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("projection", ["gated-gelu", "relu"])
 def test_text_encoders(projection: str) -> None:
-    config = {"num_layers": 3, "d_model": 24, "num_heads": 2, "d_kv": 8, "d_ff": 40, "vocab_size": 50}
+    config: dict[str, Any] = {"num_layers": 3, "d_model": 24, "num_heads": 2, "d_kv": 8, "d_ff": 40, "vocab_size": 50}
     with torch.device("meta"):
         model = T5EncoderModel(T5Config(**config, feed_forward_proj=projection, relative_attention_num_buckets=16))
     wanted = shapes(model)
