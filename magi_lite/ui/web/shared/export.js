@@ -35,10 +35,9 @@ export async function askExport({ server, upload }, id, video) {
     audio = el("input", { type: "file", accept: "audio/*,video/*", class: "mg-input" }),
     clip = el("input", { type: "checkbox", class: "mg-check", "data-field": "clip" }),
     clipRow = el(
-      "label",
-      { class: "mg-row mg-small mg-choice", hidden: !video.continues },
-      clip,
-      `With ${video.continues} in front, and its sound`,
+      "div",
+      { hidden: !video.continues },
+      el("label", { class: "mg-row mg-small mg-choice" }, clip, `With ${video.continues} in front, and its sound`),
     ),
     credentials = el("input", {
       type: "checkbox",
