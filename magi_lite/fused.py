@@ -1,4 +1,4 @@
-"""The door to `kernels`: whether one serves for given tensors, and each one's trial against the plain formula.
+"""Which of `kernels` serves for given tensors, and each one's trial against the plain formula.
 
 A kernel is tried once for each card, type and width, and not taken where its result is unlike the formula's.
 """

@@ -1,4 +1,4 @@
-"""What a converted model will do slowly on its card, and what would mend it: said once, before it is run."""
+"""What a converted model will do slowly on its card, and what would mend it, for one notice before it is run."""
 
 from __future__ import annotations
 

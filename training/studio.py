@@ -24,7 +24,6 @@ from magi_lite.text.special_tokens import null_caption
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.loader import load_dit, load_special_tokens, load_text_encoder, load_vae
 from training.photographs import Album
-from training.world.draw import SIZE
 
 
 class Studio:
@@ -57,12 +56,13 @@ class Studio:
         steps: int = 8,
         window: int = 4,
         nearly_clean: bool = True,
-        size: int = SIZE,
+        size: int | None = None,
     ) -> Iterator[np.ndarray]:
         """The new seconds of a clip, each as soon as it is made.
 
         Args:
             captions: one per new second. prefix: (T, H, W, 3) uint8, an image (T = 1) or whole seconds to continue.
+            size: width and height in pixels; None: what the autoencoder was trained on.
         Yields:
             (24, H, W, 3) uint8.
         """
@@ -71,7 +71,7 @@ class Studio:
         sampler = Sampler(
             self.dit,
             settings,
-            latent_size=(size // PIXELS_PER_LATENT,) * 2,
+            latent_size=((size or self.vae.config.video_size) // PIXELS_PER_LATENT,) * 2,
             chunks=len(captions),
             caption=lambda chunk, remaining: self._caption(captions[chunk - sampler.offset], remaining),
             null_caption=Caption(null_caption(self.dit.y_embedder.null_caption_embedding)),

@@ -122,10 +122,10 @@ def test_no_permission(folder, as_ordinary_user, face):
         (folder / name).chmod(0)
     folder.chmod(0o555)
     try:
-        with pytest.raises((OutputError, MediaError, RuntimeError)) as caught:
+        with pytest.raises((OutputError, MediaError)) as caught:
             as_ordinary_user(work)
     finally:
         folder.chmod(0o755)
-    text = str(caught.value).removeprefix("OutputError: ").removeprefix("MediaError: ")
+    text = str(caught.value)
     wanted = "There is no permission to read" if face in ("image", "clip") else "There is no permission to write"
     assert text.startswith(wanted) and text.endswith(("choose another folder.", "use another copy."))

@@ -121,10 +121,10 @@ def test_a_folder_that_cannot_be_written_is_unpacked_in_memory(
 
     really = os.open
 
-    def refuse(path: Any, *rest: Any) -> int:
-        if str(path).startswith(str(weights)):
+    def refuse(path: Any, flags: int, *rest: Any) -> int:
+        if str(path).startswith(str(weights)) and flags & (os.O_WRONLY | os.O_RDWR):
             raise PermissionError(13, "Permission denied")
-        return really(path, *rest)
+        return really(path, flags, *rest)
 
     monkeypatch.setattr(os, "open", refuse)
     checkpoint = Checkpoint.open(weights)

@@ -363,10 +363,10 @@ def test_a_folder_that_cannot_be_written_is_read_as_it_is(folder: Path, monkeypa
     as_pickle(folder)
     really = os.open
 
-    def refuse(path: Any, *rest: Any) -> int:
-        if str(path).startswith(str(folder)):
+    def refuse(path: Any, flags: int, *rest: Any) -> int:
+        if str(path).startswith(str(folder)) and flags & (os.O_WRONLY | os.O_RDWR):
             raise PermissionError(13, "Permission denied")
-        return really(path, *rest)
+        return really(path, flags, *rest)
 
     monkeypatch.setattr(os, "open", refuse)
     assert torch.equal(embedding(folder, "bf16"), expected)
