@@ -262,7 +262,7 @@ LARGEST = 16 << 20
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_a_conversion_holds_one_tensor(tmp_path: Path) -> None:
-    """192 MiB in three shards of four tensors: the highest anonymous memory is that of one, and its 16-bit copy."""
+    """192 MiB in three shards of four tensors: at most one of them and the 16-bit copies on their way are in memory."""
     weight_map, sums = {}, {}
     for number in range(3):
         file = f"pytorch_model-{number + 1:05}-of-00003.bin"
@@ -277,7 +277,7 @@ def test_a_conversion_holds_one_tensor(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CONVERTING, str(tmp_path), str(tmp_path / "small")]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     peak, written, total = map(int, done.stdout.split())
-    assert peak < 2.5 * LARGEST, f"{peak / LARGEST:.1f} tensors"
+    assert peak < 2.5 * LARGEST + (1 << 20), f"{peak / LARGEST:.1f} tensors"
     assert written == total == 12 * LARGEST // 2
     assert conversion_bytes(tmp_path) == 0
     stored = Checkpoint.open(tmp_path / "converted-bfloat16")
