@@ -7,15 +7,11 @@ anew. No torch: the app's server shows what workers have found.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from magi_lite.errors import MagiLiteError
-from magi_lite.files import write_atomic
-from quant.storage.files import parse_json
+from magi_lite.kept import data_file, read_entries, write_entries
 
 FILE: Path | None = None
 """Where it is kept; None: in the user's folder for this program's data."""
@@ -26,25 +22,12 @@ Finding = dict[str, Any]
 
 def file() -> Path | None:
     """The file, or None where the user has no folder."""
-    if FILE is not None:
-        return FILE
-    try:
-        return Path.home() / ".local" / "share" / "magi_lite" / "findings.json"
-    except RuntimeError:
-        return None
+    return FILE or data_file("findings.json")
 
 
 def known() -> dict[str, Finding]:
     """Every finding by its name, the oldest first."""
-    path = file()
-    if path is None:
-        return {}
-    try:
-        content = parse_json(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    entries = content.items() if isinstance(content, dict) else ()
-    return {name: entry for name, entry in entries if isinstance(entry, dict)}
+    return {name: entry for name, entry in read_entries(file()).items() if isinstance(entry, dict)}
 
 
 def find(name: str, ask: Callable[[], Finding | None]) -> Finding | None:
@@ -57,10 +40,6 @@ def find(name: str, ask: Callable[[], Finding | None]) -> Finding | None:
     if kept is not None:
         return kept
     found, path = ask(), file()
-    if found is None or path is None:
-        return found
-    newest = dict(list({**known(), name: found}.items())[-MOST:])
-    with contextlib.suppress(MagiLiteError, OSError):  # it can be found out again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(newest, indent=1).encode())
+    if found is not None and path is not None:
+        write_entries(path, {**known(), name: found}, MOST)
     return found

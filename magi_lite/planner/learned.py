@@ -7,18 +7,14 @@ not there, and is written anew.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 from magi_lite.clock import Clock
-from magi_lite.errors import MagiLiteError
-from magi_lite.files import write_atomic
+from magi_lite.kept import data_file, read_entries, write_entries
 from magi_lite.planner.plan import Plan
 from magi_lite.planner.speed import tokens_per_chunk
-from quant.storage.files import parse_json, read_small
 
 FILE: Path | None = None
 """Where it is kept; None: in the user's folder for this program's data."""
@@ -35,12 +31,7 @@ USUAL_START = 3.0
 
 def file() -> Path | None:
     """The file, or None where the user has no folder."""
-    if FILE is not None:
-        return FILE
-    try:
-        return Path.home() / ".local" / "share" / "magi_lite" / "speeds.json"
-    except RuntimeError:
-        return None
+    return FILE or data_file("speeds.json")
 
 
 def learn(plan: Plan, clock: Clock) -> None:
@@ -57,30 +48,28 @@ def learn(plan: Plan, clock: Clock) -> None:
     path = file()
     if path is None or not 1 / SLOWEST < factor < SLOWEST:
         return
-    known, key = _read(path), _key(plan)
+    known, key = _known(), _key(plan)
     before = known.pop(key, factor)
     known[key] = math.sqrt(before * factor)  # neither one slow afternoon nor the first run decides alone
-    _write(path, known)
+    write_entries(path, known, MOST)
 
 
 def learn_start(seconds: float) -> None:
     """Remember how long a worker took from its start until it could take a job."""
     if (path := file()) is not None and 1 / SLOWEST < seconds < SLOWEST:
-        known = _read(path)
+        known = _known()
         known.pop(START, None)
-        _write(path, known | {START: seconds})
+        write_entries(path, known | {START: seconds}, MOST)
 
 
 def start() -> float:
     """Seconds that a worker will take to start: as long as the last one."""
-    path = file()
-    return USUAL_START if path is None else _read(path).get(START, USUAL_START)
+    return _known().get(START, USUAL_START)
 
 
 def applied(plan: Plan) -> Plan:
     """A plan for this machine with the times that it has shown, if it has made anything of the kind."""
-    path = file()
-    factor = None if path is None else _read(path).get(_key(plan))
+    factor = _known().get(_key(plan))
     if factor is None:
         return plan
     slower = plan.seconds_per_chunk * (factor - 1)
@@ -101,21 +90,9 @@ def _key(plan: Plan) -> str:
     return f"{plan.device.name}, {plan.model.name}, {execution.scheme} {execution.layers}, {size}, {plan.window}"
 
 
-def _write(path: Path, known: dict[str, float]) -> None:
-    newest = dict(list(known.items())[-MOST:])
-    with contextlib.suppress(MagiLiteError, OSError):  # an estimate is no reason to fail
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(newest, indent=1).encode())
-
-
-def _read(path: Path) -> dict[str, float]:
-    try:
-        content = parse_json(read_small(path))
-    except (OSError, ValueError):
-        return {}
-    entries = content.items() if isinstance(content, dict) else ()
+def _known() -> dict[str, float]:
     return {
         key: float(value)
-        for key, value in entries
+        for key, value in read_entries(file()).items()
         if isinstance(value, int | float) and not isinstance(value, bool) and 1 / SLOWEST < value < SLOWEST
     }

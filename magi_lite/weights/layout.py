@@ -25,6 +25,7 @@ from magi_lite.models import MODELS, DiTConfig, Guidance, ModelSpec, SamplerSett
 from magi_lite.resources import home_folder, presets_folder
 from magi_lite.weights.text_files import check_text_files, conversion_bytes
 from quant.schemes import detect, quantized_names
+from quant.storage.files import read_small
 from quant.storage.headers import check_start
 from quant.storage.shards import Checkpoint, has_weights
 
@@ -278,7 +279,7 @@ def model_root(folder: Path) -> Path:
         if cache.name != CACHE_FOLDER or not snapshots.is_dir():
             continue
         try:
-            newest = snapshots / (cache / "refs" / "main").read_text(encoding="utf-8").strip()
+            newest = snapshots / read_small(cache / "refs" / "main").decode().strip()
         except (OSError, ValueError):
             newest = snapshots
         if newest != snapshots and newest.is_dir():

@@ -18,14 +18,14 @@ from magi_lite.config_files import read_json
 from magi_lite.errors import CheckpointError, OutputError
 from magi_lite.files import storage_errors
 from magi_lite.text.encoder import PromptEncoder
-from magi_lite.text_files import read_text
+from magi_lite.text_files import decode
 from magi_lite.weights.assign import Conversion, assign
 from magi_lite.weights.layout import text_shape
 from magi_lite.weights.pickles import Pickles, Progress, converted
 from magi_lite.weights.text_files import EMBEDDING, TIED, TOKENIZERS, is_surplus
 from quant import scheme_named
 from quant.errors import DiskError
-from quant.storage.files import is_denied
+from quant.storage.files import is_denied, open_plain, read_small
 from quant.storage.shards import Checkpoint, has_weights
 from quant.storage.tensors import kind_of
 
@@ -105,16 +105,21 @@ def load_tokenizer(folder: Path) -> Any:  # transformers' tokenizers share no pu
         raise CheckpointError(f"The tokenizer in {folder} cannot be read ({error}); download it again.") from error
 
 
+def _first_byte(path: Path) -> bytes:
+    with open_plain(path) as file:
+        return file.read(1)
+
+
 @contextlib.contextmanager
 def _plain(folder: Path) -> Iterator[Path]:
     """The folder, or one with copies of its small files, where the library's own reader would stumble over a mark."""
     texts = [path for path in folder.glob("*.json") if not path.name.endswith(".index.json")]
-    if all(path.read_bytes().startswith(b"{") for path in texts):
+    if all(_first_byte(path) == b"{" for path in texts):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="magi-lite-") as name:
         for path in texts:
-            (Path(name) / path.name).write_text(read_text(path), encoding="utf-8")
+            (Path(name) / path.name).write_text(decode(read_small(path)), encoding="utf-8")
         for path in folder.glob("*.model"):
             shutil.copyfile(path, Path(name) / path.name)
         yield Path(name)

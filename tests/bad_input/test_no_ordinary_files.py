@@ -17,10 +17,14 @@ import pytest
 
 from magi_lite.errors import CheckpointError, InputError, MagiLiteError
 from magi_lite.library import plan
+from magi_lite.machine import findings
 from magi_lite.project import Project
 from magi_lite.ui.library import Library
+from magi_lite.weights import layout
 from magi_lite.weights.contents import check_contents
+from magi_lite.weights.layout import CACHE_FOLDER
 from magi_lite.weights.opening import open_model
+from magi_lite.weights.t5 import load_tokenizer
 from tests.project.conftest import ask, finished  # noqa: F401
 
 
@@ -90,6 +94,34 @@ def test_weights(kind: str, part: str, tmp_path: Path) -> None:
     put(kind, config)
     with pytest.raises(MagiLiteError):
         check_contents(open_model(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept_in_the_users_folder(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written anew; a folder or a device in its place stays."""
+    path = tmp_path / "kept.json"
+    monkeypatch.setattr(findings, "FILE", path)
+    put(kind, path)
+    assert findings.known() == {}
+    assert findings.find("a card", lambda: {"by": "product"}) == {"by": "product"}
+    assert findings.known() == ({} if kind == "folder" else {"a card": {"by": "product"}})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer(kind: str, tmp_path: Path) -> None:
+    shutil.copytree(open_model("demo").text_encoder, tmp_path / "t5")
+    put(kind, tmp_path / "t5" / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="download it again"):
+        load_tokenizer(tmp_path / "t5")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_which_snapshot_is_the_newest(kind: str, tmp_path: Path) -> None:
+    snapshot = tmp_path / CACHE_FOLDER / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (tmp_path / CACHE_FOLDER / "refs").mkdir()
+    put(kind, tmp_path / CACHE_FOLDER / "refs" / "main")
+    assert layout.model_root(tmp_path) == snapshot
 
 
 NUMBERS = [
