@@ -30,9 +30,10 @@ export const isNewTab = () => !isDraft(recall(KEY, "sessionStorage"));
 
 /** @param typed what of it was typed and not used yet, by name; null: nothing. @param base what it was before. */
 export function saveDraft(job, names, values, typed, base) {
-  const kept = Object.fromEntries(names.map((name, i) => [name, values[i]]));
-  for (const store of ["sessionStorage", "localStorage"])
-    keep(KEY, { version: VERSION, job, values: kept, base }, store);
+  const draft = { version: VERSION, job, values: Object.fromEntries(names.map((name, i) => [name, values[i]])), base };
+  // A tab in which nothing happened is not the newest of this browser, however often it saves.
+  if (!same(draft, recall(KEY, "sessionStorage"))) keep(KEY, draft);
+  keep(KEY, draft, "sessionStorage");
   const others = recall(OTHERS) || {};
   if (!typed && !others[tab]) return;
   delete others[tab];
