@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +18,8 @@ from magi_lite.video import labels
 
 SOUND_RATE = 48000
 """Samples per second of a sound track."""
+FADE = 0.05
+"""Seconds in which a sound that is cut off fades out: long enough for no click, too short to be heard as a fade."""
 _BLOCK = 1024
 
 
@@ -28,6 +31,8 @@ class Sound:
         path: an audio or video file; None: silence.
         start: the moment in it that comes first, on its own clock; None: its first sample.
         seconds: how long the stretch is, filled with silence where the file ends before; None: to the video's end.
+            Its sound fades out in the last `FADE` seconds where it is cut off, and always where `seconds` are given,
+            for something comes behind it.
     """
 
     path: Path | None
@@ -130,11 +135,40 @@ def _pieces(sound: Sequence[Sound], context: Any, samples: int) -> Iterator[Any]
     for stretch in sound:
         wanted = left if stretch.seconds is None else min(left, round(stretch.seconds * SOUND_RATE))
         left -= wanted
-        for piece in _heard(stretch.path, stretch.start, context, wanted) if stretch.path else ():
+        for piece in _fading(stretch, context, wanted) if stretch.path else ():
             wanted -= piece.samples
             yield piece
         yield from _silence(context, wanted)
     yield from _silence(context, left)
+
+
+def _fading(stretch: Sound, context: Any, samples: int) -> Iterator[Any]:
+    """What a stretch holds, at most `samples`, faded out at its end where it should be."""
+    assert stretch.path is not None
+    longest = round(FADE * SOUND_RATE)
+    held: deque[Any] = deque()
+    kept, cut = 0, False
+    for piece in _heard(stretch.path, stretch.start, context, samples + 1):  # one more shows that the sound goes on
+        cut = kept + piece.samples > samples
+        wanted = min(piece.samples, samples - kept)
+        if wanted:
+            held.append(_cut(piece, 0, wanted))
+            kept += wanted
+        while held and sum(one.samples for one in held) - held[0].samples >= longest:
+            yield held.popleft()
+    left = sum(one.samples for one in held)
+    fade = min(left, longest)
+    for piece in held:
+        loudness = np.minimum(1, np.arange(left, left - piece.samples, -1) / (fade + 1))
+        left -= piece.samples
+        yield _softened(piece, loudness) if cut or stretch.seconds is not None else piece
+
+
+def _softened(piece: Any, loudness: np.ndarray) -> Any:
+    """A piece of sound, each sample times its loudness (n,), 0 to 1."""
+    values = piece.to_ndarray()
+    scale = loudness if piece.format.is_planar else np.repeat(loudness, 2)
+    return _frame((values * scale).astype(values.dtype), piece.format.name)
 
 
 def _heard(path: Path, start: float | None, context: Any, samples: int) -> Iterator[Any]:
@@ -174,31 +208,30 @@ def _heard(path: Path, start: float | None, context: Any, samples: int) -> Itera
 
 
 def _silence(context: Any, samples: int) -> Iterator[Any]:
-    import av
-
     planes = 2 if context.format.is_planar else 1
     kind = np.dtype({"s16": "<i2", "s32": "<i4", "flt": "<f4"}[context.format.name.removesuffix("p")])
     while samples > 0:
         size = min(_BLOCK, samples)
-        nothing = np.zeros((planes, size if planes == 2 else 2 * size), kind)
-        silence = av.AudioFrame.from_ndarray(nothing, context.format.name, "stereo")
-        silence.rate = SOUND_RATE
-        yield silence
+        yield _frame(np.zeros((planes, size if planes == 2 else 2 * size), kind), context.format.name)
         samples -= size
 
 
 def _cut(block: Any, first: int, last: int) -> Any:
     """Samples of a block, from the first to the one before the last."""
-    import av
-
     if last - first < block.samples:
-        values = block.to_ndarray()
-        kept = values[:, first:last] if block.format.is_planar else values[:, first * 2 : last * 2]
-        shorter = av.AudioFrame.from_ndarray(np.ascontiguousarray(kept), block.format.name, "stereo")
-        shorter.rate = SOUND_RATE
-        block = shorter
+        step = 1 if block.format.is_planar else 2
+        block = _frame(block.to_ndarray()[:, first * step : last * step], block.format.name)
     block.pts = None
     return block
+
+
+def _frame(values: np.ndarray, kind: str) -> Any:
+    """Samples (2, n), or (1, 2 n) interleaved, as a piece of sound."""
+    import av
+
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(values), kind, "stereo")
+    frame.rate = SOUND_RATE
+    return frame
 
 
 def _placed(block: Any, start: int) -> Any:

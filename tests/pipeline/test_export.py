@@ -284,6 +284,13 @@ def test_the_clip_stands_in_front_with_its_sound(continued, clip, tmp_path):
         assert (pitch(at[1.6], rate) == pytest.approx(880, abs=15)) if after else np.abs(at[1.6]).max() < 0.02
 
 
+def test_the_clips_sound_fades_out_where_the_clip_ends(continued, tmp_path):
+    sound, rate = heard(export(continued, tmp_path / "a.mkv", clip=True))
+    loud = [np.abs(sound[round((1.5 - ago) * rate) :][: round(0.005 * rate)]).max() for ago in (0.1, 0.03, 0.005)]
+    assert loud[0] * 0.7 > loud[1] > 0 and loud[0] * 0.12 > loud[2] > 0
+    assert not sound[round(1.5 * rate) :].any()
+
+
 def test_a_clip_goes_into_pictures_too_and_what_cannot_be_is_said(continued, finished, tmp_path):
     assert len(list(export(continued, tmp_path / "frames", clip=True).iterdir())) == 60
     with pytest.raises(InputError, match="continues no clip; leave out --clip"):

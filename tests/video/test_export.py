@@ -12,7 +12,7 @@ from magi_lite.errors import InputError, MediaError, OutputError
 from magi_lite.video import labels
 from magi_lite.video.export import open_export, to_8_bit, to_16_bit
 from magi_lite.video.formats import FORMATS, choose_format, missing_encoder
-from magi_lite.video.sound import Sound
+from magi_lite.video.sound import FADE, Sound
 
 SIZE = (256, 64)
 SAID = labels.SOURCE_TYPE.encode()
@@ -209,12 +209,13 @@ def test_very_short_videos(tmp_path, name, count):
         assert len(decoded(target)[0]) == count
 
 
-def tone(path, seconds, pitch=440, rate=44100):
+def tone(path, seconds, pitch=440, rate=44100, layout="mono"):
     """A WAV file of one tone."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
-        wave = (8000 * np.sin(np.arange(int(seconds * rate)) * 2 * np.pi * pitch / rate)).astype(np.int16)[None]
-        frame = av.AudioFrame.from_ndarray(wave, "s16", "mono")
+        stream = container.add_stream("pcm_s16le", rate=rate, layout=layout)
+        wave = (8000 * np.sin(np.arange(int(seconds * rate)) * 2 * np.pi * pitch / rate)).astype(np.int16)
+        samples = np.repeat(wave, 2 if layout == "stereo" else 1)[None]
+        frame = av.AudioFrame.from_ndarray(samples, "s16", layout)
         frame.rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -245,6 +246,44 @@ def test_sound(tmp_path, name, seconds):
     for one, other in zip(ours, others, strict=True):
         assert bytes(one.planes[0]) == bytes(other.planes[0])
     assert SAID in target.read_bytes() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "seconds, stretches, faded",
+    [
+        (3, [(None, None)], [(0.95, 1)]),
+        (3, [(None, 0.4), (None, None)], [(0.35, 0.4), (0.95, 1)]),
+        (0.39, [(None, 0.4)], [(0.34, 0.39)]),
+        (3, [(0.5, 0.4)], [(0.35, 0.4)]),
+        (0.5, [(None, None)], []),
+        (1, [(None, None)], []),
+    ],
+    ids=["the video ends", "another sound", "ends before its stretch", "from its middle", "by itself", "as the video"],
+)
+@pytest.mark.parametrize("name", ["ffv1", "prores"])
+def test_a_sound_that_is_cut_off_fades_out(tmp_path, name, seconds, stretches, faded):
+    """All other samples are the file's own; in `FADE` seconds a straight line leads to silence."""
+    rate = 48000
+    tone(tmp_path / "a.wav", seconds, rate=rate, layout="stereo")
+    with av.open(str(tmp_path / "a.wav")) as container:
+        own = np.concatenate([f.to_ndarray()[0, ::2] for f in container.decode(audio=0)]) / 32768
+    target = tmp_path / f"a{FORMATS[name].suffix}"
+    write(name, target, count=24, sound=[Sound(tmp_path / "a.wav", *one) for one in stretches])
+    with av.open(str(target)) as container:
+        found = [f.to_ndarray() for f in container.decode(audio=0)]
+    made = np.concatenate([(f[0] if len(f) > 1 else f[0, ::2]) for f in found])
+    made = made / (1 if made.dtype == np.float32 else -float(np.iinfo(made.dtype).min))
+    expected, at = np.zeros(rate), 0
+    for start, length in stretches:
+        begin = round((start or 0) * rate)
+        piece = own[begin : begin + (rate - at if length is None else round(length * rate))]
+        expected[at : at + len(piece)] = piece
+        at += len(piece)
+    for begin, end in faded:
+        span = slice(round(begin * rate), round(end * rate))
+        assert span.stop - span.start == round(FADE * rate)
+        expected[span] *= np.linspace(1, 0, span.stop - span.start + 2)[1:-1]
+    assert np.abs(made - expected).max() < 2 / 32768
 
 
 def test_sound_that_cannot_be(tmp_path):
