@@ -255,10 +255,11 @@ def continued(tmp_path_factory, clip):
 
 
 def heard(path):
-    """The sound of a file, and how many samples a second has."""
+    """A channel of a file's sound, and how many samples a second has."""
     with av.open(str(path)) as container:
-        rate = container.streams.audio[0].rate
-        return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)]), rate
+        stream = container.streams.audio[0]
+        step = 1 if stream.format.is_planar else stream.channels
+        return np.concatenate([frame.to_ndarray()[0, ::step] for frame in container.decode(stream)]), stream.rate
 
 
 def pitch(sound, rate):
