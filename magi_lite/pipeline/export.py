@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.errors import InputError, MagiLiteError, OutputError
 from magi_lite.events import Event, Finished, PhaseStarted, Progress
 from magi_lite.files import output_errors
 from magi_lite.machine import devices
@@ -99,6 +99,8 @@ def exporting(
     with Project.open(_folder(Path(run))) as project:
         name, target = choose_format(to, format)
         target = target or project.folder / f"{project.name}-{name}{FORMATS[name].suffix}"
+        if project.owns(target):
+            raise OutputError(f"{target} is a part of the run itself; choose another name.")
         first, end = _frames(project, seconds, name)
         request = project.request
         settings = None

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from magi_lite.files import output_errors, storage_errors
-from magi_lite.project.record import Record, write_record
+from magi_lite.project.record import Record, name_of_copy, write_record
 from magi_lite.request.checks import content_hash
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
@@ -49,7 +49,7 @@ def _fill(hidden: Path, folder: Path, record: Record, fill: Callable[[Path], Non
                 (hidden / part).mkdir(parents=True)
             for path in (request.image, request.video):
                 if path and path.is_file():
-                    shutil.copyfile(path, hidden / "inputs" / path.name)
+                    shutil.copyfile(path, hidden / "inputs" / name_of_copy(path))
             own = adopt_pictures(request.timeline, hidden / "inputs", folder / "inputs")
             fill(hidden)
         write_record(hidden, replace(record, request=replace(request, timeline=own)))

@@ -37,7 +37,16 @@ from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors, storage_errors
 from magi_lite.models import FPS
 from magi_lite.project.folder import adopt_pictures, make_folder, move_aside, share
-from magi_lite.project.record import Record, Status, new_record, now, read_record, write_record
+from magi_lite.project.record import (
+    PICTURE_NAME,
+    PREFIX_NAME,
+    Record,
+    Status,
+    new_record,
+    now,
+    read_record,
+    write_record,
+)
 from magi_lite.project.seconds import FRAGMENT, THUMBNAILS, Seconds
 from magi_lite.project.states import SavedState, StateLike, States
 from magi_lite.project.tensors import Damaged
@@ -55,7 +64,7 @@ if TYPE_CHECKING:
     from magi_lite.video.writer import VideoWriter
 
 T = TypeVar("T")
-__all__ = ["FIXED", "PICTURE_NAME", "PREFIX_NAME", "Project"]
+__all__ = ["FIXED", "Project"]
 
 FIXED = tuple(
     option.field for option in OPTIONS.values() if option.changes == "never" and option.field and option.kind != "path"
@@ -65,11 +74,11 @@ _RESUMABLE = {option.part or option.field: None for option in OPTIONS.values() i
 CHANGEABLE = tuple(name for name in _RESUMABLE if name not in ("", "timeline", "seconds"))
 """Fields that a run may change where it goes on, without its length and prompts, which `extend` and `edit_timeline` do:
 finished seconds keep their bits."""
-PREFIX_NAME = "prefix.safetensors"
-"""In `inputs`: latents that the video starts from, kept by whoever encoded them; a branch takes them along."""
-PICTURE_NAME = "picture-{}.safetensors"
-"""The same of a block's picture, by the beginning of its checksum."""
 LOCK_NAME = ".lock"
+_OWN_FILES = {
+    "project.json", "inputs", "chunks", "states", "video.mp4", "log.txt", "labels.json", "damaged"
+}  # fmt: skip
+"""In a run's folder; `exports` and whatever else lies there is no part of the run."""
 _RECOMPUTED = 4
 """Finished seconds that are rather computed again than taken as a prefix: the same bits for a moment's work."""
 
@@ -525,6 +534,14 @@ class Project:
         if not self.chunks:
             raise InputError(f"{self.name} has no finished second yet; let it run until the first one is done.")
         return finalize(self.video, target)
+
+    def owns(self, path: Path) -> bool:
+        """Whether a file of that path would stand in the place of one that the run needs."""
+        path, folder = path.resolve(), self.folder.resolve()
+        if not path.is_relative_to(folder):
+            return folder.is_relative_to(path)
+        inner = path.relative_to(folder).parts
+        return not inner or inner[0].lower() in _OWN_FILES or inner[0].startswith(".")
 
     def delete(self) -> None:
         """Remove the folder and all in it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +19,12 @@ from magi_lite.timeline.edit import with_pictures
 from quant.storage.files import parse_json, read_small
 
 VERSION = 1
+PREFIX_NAME = "prefix.safetensors"
+"""In `inputs`: latents that the video starts from, kept by whoever encoded them; a branch takes them along."""
+PICTURE_NAME = "picture-{}.safetensors"
+"""The same of a block's picture, by the beginning of its checksum."""
+_OWN_NAMES = re.compile(r"\..*|prefix\.safetensors|picture-.*\.safetensors|[0-9a-f]{12}-.*", re.IGNORECASE | re.DOTALL)
+"""In `inputs`: hidden files, latents, and copies of blocks' pictures; some disks know no upper case."""
 Status = Literal["running", "paused", "stopped", "finished", "failed", "interrupted"]
 
 
@@ -106,13 +113,19 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def name_of_copy(path: Path) -> str:
+    """What a run calls its copy of the picture or clip that it starts from: its name, if that is not one of ours."""
+    return f"start-{path.name[-60:]}" if _OWN_NAMES.fullmatch(path.name) else path.name
+
+
 def _with_own_inputs(request: GenerationRequest, folder: Path) -> GenerationRequest:
     """The request with its picture or clip where the run keeps its copy, if it does."""
     own: dict[str, Any] = {}
     for name in ("image", "video"):
         path = getattr(request, name)
-        if path and (folder / "inputs" / path.name).is_file():
-            own[name] = folder / "inputs" / path.name
+        for called in (name_of_copy(path), path.name) if path else ():  # earlier versions took every name
+            if name not in own and (folder / "inputs" / called).is_file():
+                own[name] = folder / "inputs" / called
 
     def moved(segment: Segment) -> Segment:
         copy = folder / "inputs" / (segment.image or folder).name

@@ -481,7 +481,7 @@ def _changes(folder: Path, sent: _Known) -> tuple[Files, list[str]]:
             grown = before is not None and before[0] == mark[0] and before[1] < mark[1] and name.endswith(".mp4")
             with path.open("rb") as file:
                 file.seek(before[1] if grown and before else 0)
-                files[f"{name}@{before[1]}" if grown and before else name] = file.read()
+                files[f"{name}\0{before[1]}" if grown and before else name] = file.read()
             sent[name] = mark
     gone = [name for name in sent if name not in listing]
     for name in gone:
@@ -497,10 +497,10 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:
-    """One file, whole or not at all; `name@offset` continues one that is there."""
+    """One file, whole or not at all; with an offset behind a zero byte, which no name has, it is continued."""
     from magi_lite.files import write_atomic
 
-    name, _, offset = name.partition("@")
+    name, _, offset = name.partition("\0")
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{name} lies outside the run")

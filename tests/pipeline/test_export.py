@@ -209,6 +209,15 @@ def test_memory_does_not_grow_with_the_length(finished, tmp_path):
     assert len(frames_of(tmp_path / "long.mkv")) == 60 * 24
 
 
+@pytest.mark.parametrize("to", ["video.mp4", "VIDEO.mp4", "chunks", "inputs/a.png", "chunks/00000.mp4", "", ".."])
+def test_a_part_of_the_run_is_never_replaced(finished, to):
+    folder = finished[0]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError, match=r"is a part of the run itself; choose another name\.$"):
+        export(folder, folder / to, format=None if "." in to.strip(".") else "png", overwrite=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_events_end_with_the_file(finished, tmp_path):
     events = list(exporting(finished[0], tmp_path / "a.webp", (0, 2)))
     assert isinstance(events[-1], Finished) and events[-1].video == tmp_path / "a.webp" and events[-1].chunks == 2

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from magi_lite.errors import InputError, OutputError
-from magi_lite.project import Project
+from magi_lite.project import PICTURE_NAME, PREFIX_NAME, Project
+from magi_lite.request.checks import content_hash
 from magi_lite.request.json import request_from_json
 from magi_lite.timeline.text import parse
 from magi_lite.video.writer import read_settings
@@ -238,6 +239,37 @@ def test_inputs_are_kept_with_the_project(tmp_path, ask):
         assert branch.request.image.read_bytes() == content and branch.request.image.is_relative_to(branch.folder)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["prefix.safetensors", "PREFIX.safetensors", "picture-{sha}.safetensors", "{sha}-other.png", ".a.tmp.png", ".a.png",
+     "a@2x.png", "start-prefix.safetensors", "a\nb.png", "\u732b" * 80 + ".png", "{sha}-" + "\u732b" * 75 + ".png"],
+)  # fmt: skip
+def test_a_start_may_have_any_name(tmp_path, ask, name):
+    """Names that the run gives to files of its own, that are hidden, or as long as the disk takes."""
+    other = tmp_path / "other.png"
+    Image.new("RGB", (8, 8), "blue").save(other)
+    block = content_hash(other)
+    picture = tmp_path / name.format(sha=block[:12])
+    Image.new("RGB", (8, 8), "red").save(picture, format="png")
+    content = picture.read_bytes()
+    timeline = f'[0s-1s: a] [1s-4s image="{other}": b]'
+    with Project.create(tmp_path / "runs", ask(timeline, image=picture)) as project:
+        inputs = project.folder / "inputs"
+        for latents in (PREFIX_NAME, PICTURE_NAME.format(block[:12])):
+            assert not (inputs / latents).exists()
+            (inputs / latents).write_bytes(b"latents")
+        project.set_status("stopped")
+    for path in (picture, other):
+        path.unlink()
+    with Project.open(project.folder) as again:
+        again.lock()
+        for found in (again, again.branch(0)):
+            with found:
+                assert found.request.image.read_bytes() == content and found.request.image.parent.name == "inputs"
+                assert content_hash(found.request.timeline.segments[1].image) == block
+                assert (found.folder / "inputs" / PREFIX_NAME).read_bytes() == b"latents"
+
+
 def test_settings_stay_out_of_the_video_when_asked(tmp_path, ask):
     with Project.create(tmp_path, ask(embed_settings=False)) as project:
         run(project)
@@ -260,7 +292,8 @@ def test_export_is_an_ordinary_file_with_the_same_frames(finished, tmp_path):
 LOCKED = """
 import sys
 from magi_lite.errors import OutputError
-from magi_lite.project import Project
+from magi_lite.project import PICTURE_NAME, PREFIX_NAME, Project
+from magi_lite.request.checks import content_hash
 project = Project.open(sys.argv[1])
 print(project.status, project.chunks)
 try:

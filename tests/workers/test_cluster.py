@@ -81,6 +81,28 @@ def test_a_node_gets_the_pictures_of_blocks_as_files_of_its_own(tmp_path: Path) 
     assert first.is_relative_to(tmp_path / "node") and first.name == second.name == "start.png"
 
 
+def test_what_a_run_has_grown_by_is_sent_alone_and_names_may_hold_anything(tmp_path: Path) -> None:
+    here, there, sent = tmp_path / "here", tmp_path / "there", cluster._Known()
+    for name in ("inputs/cat@2x.png", "exports/a@1.mp4", "video.mp4"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(b"first")
+    sizes = []
+    for _ in range(3):
+        files, gone = cluster._changes(here, sent)
+        sizes.append(sum(map(len, files.values())))
+        for name, data in files.items():
+            cluster._write(there, name, data)
+        for name in ("exports/a@1.mp4", "video.mp4"):
+            with (here / name).open("ab") as file:
+                file.write(b" more")
+    cluster._write(there, "inputs/cat@2x.png", b"first")
+    files, gone = cluster._changes(here, sent)
+    for name, data in files.items():
+        cluster._write(there, name, data)
+    assert sizes == [15, 10, 10] and gone == []
+    assert cluster._contents(there) == cluster._contents(here)
+
+
 @pytest.mark.thorough
 def test_orders_reach_a_job_on_the_cluster_and_it_resumes(nodes: Any, tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, nodes.address)
