@@ -21,12 +21,15 @@ from magi_lite.cli.show import clock
 from magi_lite.cli.table import Row, Table
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.models import MODELS
+from magi_lite.request.build import choose_preset
 from magi_lite.request.checks import check, content_hash
 from magi_lite.request.options import Option
 from magi_lite.request.request import OPTIONS
 from magi_lite.request.settings import LIMIT_BYTES
 from magi_lite.sentences import count
 from magi_lite.text_files import read_text
+from magi_lite.workers.cluster import Cluster
 from quant.storage.files import parse_json
 
 if TYPE_CHECKING:
@@ -74,23 +77,24 @@ def run(arguments: argparse.Namespace) -> int:
     from magi_lite.jobs.batch import Batch
 
     check_paths(arguments)
-    wanted, errors = read(arguments)
-    if wanted:
-        fleet = workers(arguments, arguments.projects.resolve())
-        patience = WORKER_PATIENCE
-        try:
+    files, options = timelines(arguments), options_given(arguments)
+    fleet = workers(arguments, arguments.projects.resolve())
+    patience = WORKER_PATIENCE
+    try:
+        wanted, errors = read(files, options, node_of(fleet, options) if isinstance(fleet, Cluster) else None)
+        if wanted:
             batch = Batch(arguments.folder.absolute(), fleet.runners, wanted, overwrite=arguments.overwrite)
             if not arguments.ray:
                 models = {(one.request.model, one.request.models_folder): one.request for one in wanted.values()}
                 for request in models.values():
                     bring_special_tokens(request)
             work_off(batch)
-        except KeyboardInterrupt:
-            patience = 0.0  # a worker in the middle of a step ends after it by itself
-            raise
-        finally:
-            fleet.close(patience)
-        errors |= batch.errors
+            errors |= batch.errors
+    except KeyboardInterrupt:
+        patience = 0.0  # a worker in the middle of a step ends after it by itself
+        raise
+    finally:
+        fleet.close(patience)
     for name, error in errors.items():
         print(f"{name}: {error}", file=sys.stderr)
     if errors:
@@ -148,18 +152,45 @@ def row(name: str, job: Job, live: Live | None) -> Row:
 # --- what is wanted --------------------------------------------------------------------------------------------------
 
 
-def read(arguments: argparse.Namespace) -> tuple[dict[str, Wanted], dict[str, MagiLiteError]]:
-    """The videos that the timelines ask for, and why some cannot be made, by name.
+def timelines(arguments: argparse.Namespace) -> list[Path]:
+    """The files that are named, each once.
 
     Raises:
-        InputError: no timeline is given, two would have the same name, or an option cannot be read.
+        InputError: none is.
     """
     files = [Path(one) for one in dict.fromkeys(arguments.timelines)]
     if arguments.ray and (Path(arguments.ray).is_file() or Path(arguments.ray).suffix == ".json"):
         files, arguments.ray = [Path(arguments.ray), *files], "auto"  # --ray TIMELINE: the address was left out
     if not files:
         raise InputError("There is nothing to make; name one timeline or more.")
-    options = options_given(arguments)
+    return files
+
+
+def node_of(cluster: Cluster, options: dict[str, Any]) -> dict[str, Any]:
+    """The machine and the model of the cluster's nodes where options leave them open: this one's disk does not count.
+
+    Raises:
+        InputError: as `Cluster.look`.
+    """
+    if options.get("model") and options.get("preset"):
+        return {}
+    device, present = cluster.look(options.get("models_folder") and Path(options["models_folder"]).absolute())
+    preset = choose_preset(options.get("preset") or "auto", device, demo=False)
+    nearest = preset.model if preset.model not in MODELS or preset.model in present else (*present, "demo")[0]
+    return {"machine": device, "model": options.get("model") or nearest}
+
+
+def read(
+    files: list[Path], options: dict[str, Any], node: dict[str, Any] | None
+) -> tuple[dict[str, Wanted], dict[str, MagiLiteError]]:
+    """The videos that the timelines ask for, and why some cannot be made, by name.
+
+    Args:
+        node: of a cluster that makes them, as `node_of` finds it; None: they are made here.
+
+    Raises:
+        InputError: two would have the same name, or an option cannot be read.
+    """
     wanted: dict[str, Wanted] = {}
     errors: dict[str, MagiLiteError] = {}
     first: dict[str, Path] = {}
@@ -169,13 +200,13 @@ def read(arguments: argparse.Namespace) -> tuple[dict[str, Wanted], dict[str, Ma
             raise InputError(f"{first[name]} and {file} would both become {name}.mp4; rename one of them.")
         first[name] = file
         try:
-            wanted[name] = read_one(file, options)
+            wanted[name] = read_one(file, options, node)
         except MagiLiteError as error:
             errors[name] = error
     return wanted, errors
 
 
-def read_one(file: Path, options: dict[str, Any]) -> Wanted:
+def read_one(file: Path, options: dict[str, Any], node: dict[str, Any] | None) -> Wanted:
     """The video that a file and the options ask for.
 
     Raises:
@@ -188,11 +219,11 @@ def read_one(file: Path, options: dict[str, Any]) -> Wanted:
     if not file.is_file():
         raise InputError(f"There is no file {file}.")
     settings = _carries_settings(file)
-    given: dict[str, Any] = {"settings" if settings else "timeline": file, **options}
-    request = library.ask(**given)
+    given = {"settings": file} if settings else {"timeline": file, **(node or {})}
+    request = library.ask(**options | given)
     if request.seconds is None:
         raise InputError("It is endless; say how long it is to be with --seconds.")
-    check(request)
+    check(request, weights=node is None)
     source = request.image or request.video
     request = replace(
         request,

@@ -26,12 +26,13 @@ MAX_PROMPT = 10_000
 _WEIGHT = re.compile(r"\(([^()]{1,80}):\s*\d+(?:\.\d+)?\s*\)")
 
 
-def check(request: GenerationRequest, *, prompts: bool = True, files: bool = True) -> None:
+def check(request: GenerationRequest, *, prompts: bool = True, files: bool = True, weights: bool = True) -> None:
     """Refuse a request that contradicts itself or asks for what does not exist.
 
     Args:
         prompts: False: there may be none yet, as when memory and time are planned.
         files: False: image, clip and output are not looked at.
+        weights: False: the model may be any folder, which another machine has.
 
     Raises:
         InputError: sizes, steps, window, seed, length, names, image and clip together; one sentence.
@@ -54,7 +55,7 @@ def check(request: GenerationRequest, *, prompts: bool = True, files: bool = Tru
         check_prompts(request)
     elif isinstance(request.timeline, Timeline):
         request.timeline.check(request.seconds)
-    _check_names(request)
+    _check_names(request, weights)
     if files and request.out is not None:
         check_output(Path(request.out))
         _check_kept(Path(request.out), request.image or request.video)
@@ -199,15 +200,16 @@ def notices(timeline: Timeline) -> tuple[str, ...]:
     )
 
 
-def _check_names(request: GenerationRequest) -> None:
+def _check_names(request: GenerationRequest, weights: bool) -> None:
     for style in request.tokens.styles:
         if style not in STYLES:
             raise InputError(f"There is no style {shown(style)}{did_you_mean(style, STYLES)}; use {either(STYLES)}.")
     models = ("demo", *MODELS)
-    if request.model not in models and not is_folder(request.model):
+    elsewhere = not weights and Path(request.model).is_absolute()
+    if request.model not in models and not elsewhere and not is_folder(request.model):
         raise InputError(
             f"There is no model {shown(request.model)}{did_you_mean(request.model, models)}; "
-            f"use {either(models)}, or a folder."
+            f"use {either(models)}, or {'a folder' if weights else 'the full path of a folder of the nodes'}."
         )
     if request.preset != "auto":
         presets.load(request.preset)

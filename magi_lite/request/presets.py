@@ -26,6 +26,8 @@ else:
     import tomli as tomllib
 
 FOLDER = presets_folder()
+CPU = "cpu"
+"""The preset of machines without a card."""
 _LARGEST = 1 << 20
 """Bytes of a preset's file."""
 _LONGEST_NAME = 200
@@ -94,7 +96,7 @@ def load(name: str, folder: Path | None = None) -> Preset:
 def for_memory(vram_gb: float) -> Preset:
     """The preset for a card with `vram_gb` GiB: the largest one that is not larger (5 % tolerance); 0: the CPU's."""
     fitting = [p for p in map(load, names()) if 0 < p.vram_gb <= vram_gb * 1.05]
-    return max(fitting, key=lambda p: p.vram_gb) if fitting else load("cpu")
+    return max(fitting, key=lambda p: p.vram_gb) if fitting else load(CPU)
 
 
 def _plain(name: str) -> str:

@@ -58,6 +58,8 @@ class Handlers:
 
     def missing(self, request: GenerationRequest) -> dict[str, Any] | None:
         """What the stage asks where the request's model must be downloaded first; None: it is here."""
+        if self.machine.elsewhere:
+            return None
         place = self.machine.without_tokens(request.model)
         if place is not None:
             words = f"The special tokens of {request.model}, one small file, are not in {place}."

@@ -265,6 +265,11 @@ class Machine:
             pass
         return None
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether videos are made on a cluster, whose nodes have the weights."""
+        return isinstance(self._fleet, Cluster)
+
     def check_files(self, request: GenerationRequest) -> None:
         """Refuse a video whose model is not whole here; on a cluster the nodes have the files.
 
@@ -274,7 +279,7 @@ class Machine:
         from magi_lite.weights.contents import check_contents
         from magi_lite.weights.opening import open_model
 
-        if not isinstance(self._fleet, Cluster):
+        if not self.elsewhere:
             check_contents(open_model(request.model, request.models_folder))
 
     def free_memory(self) -> str:

@@ -25,7 +25,11 @@ from magi_lite import events
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, Interrupted, MagiLiteError
 from magi_lite.jobs.job import Job
+from magi_lite.machine.cards import Device
+from magi_lite.models import MODELS
+from magi_lite.request import presets
 from magi_lite.request.json import request_from_json, request_to_json
+from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import with_pictures
 from magi_lite.workers import wire
@@ -39,6 +43,8 @@ MOST = 64
 """Jobs that are handed to the cluster at a time."""
 ENCODING_PATIENCE = 600.0
 """Seconds to wait for an embedding that another task is making."""
+LOOK_PATIENCE = 120.0
+"""Seconds to wait for a node that says what it is."""
 ENDED = "the connection to the cluster has ended"
 Files = dict[str, bytes]
 
@@ -213,11 +219,16 @@ def make(desk: Any, job: str) -> wire.Message | None:
         except Exception as error:
             if folder and folder.is_dir():
                 ask("deliver", folder.name, *_changes(folder, sent), None)
-            if isinstance(error, MagiLiteError):
-                node = ray.util.get_node_ip_address()
-                return wire.pack_error(type(error)(f"{error} (on the node {node})"))
-            return wire.pack_error(error)
+            return wire.pack_error(error) | {"message": f"On the node {ray.util.get_node_ip_address()}: {error}"}
     return None
+
+
+def look_around(models_folder: Path | None) -> tuple[Device, tuple[str, ...]]:
+    """A task: this node's device, and the published models on its disk."""
+    from magi_lite.machine import devices
+    from magi_lite.request.build import models_on_disk
+
+    return devices.detect(), models_on_disk(models_folder)
 
 
 def _share_embeddings(ask: Callable[..., Any], request: Any, folder: Path) -> set[str]:
@@ -311,7 +322,7 @@ class Cluster:
         source = str(job.source) if job.source else None
         begun, ended, sent, task = False, False, set[str](), None
         try:
-            self._ask("open", job.id, request_to_json(job.request), source, job.from_chunk)
+            self._ask("open", job.id, request_to_json(self._for_nodes(job.request)), source, job.from_chunk)
             task = self._call(self._task.options(max_retries=RETRIES, **wanted).remote, self._desk, job.id)
             while True:
                 ended = bool(self._call(ray.wait, [task], timeout=TICK)[0])
@@ -347,6 +358,10 @@ class Cluster:
                     self._call(ray.cancel, task, force=True)
                 self._ask("close", job.id)
 
+    def _for_nodes(self, request: GenerationRequest) -> GenerationRequest:
+        """The request without this machine's profile where that keeps the work from the nodes' cards."""
+        return replace(request, preset="auto") if self._cards and request.preset == presets.CPU else request
+
     def _ask(self, method: str, *arguments: Any) -> Any:
         """Call the desk.
 
@@ -379,6 +394,29 @@ class Cluster:
         except Exception as error:
             raise RayError(str(error)) from None
 
+    def look(self, models_folder: Path | None = None) -> tuple[Device, tuple[str, ...]]:
+        """The device of a node, and the published models on its disk, which may not be on this one.
+
+        Raises:
+            InputError: no node is free to say so.
+        """
+        import ray
+        from ray.exceptions import RayError
+
+        wanted: dict[str, Any] = {"num_gpus": 1} if self._cards else {"num_cpus": 1}
+        try:
+            task = self._call(ray.remote(look_around).options(**wanted).remote, models_folder)
+            if self._call(ray.wait, [task], timeout=LOOK_PATIENCE)[0]:
+                found: tuple[Device, tuple[str, ...]] = self._call(ray.get, task)
+                return found
+            self._call(ray.cancel, task, force=True)
+        except RayError as error:
+            log.warning("A node could not be looked at: %s", error)
+        raise InputError(
+            "No node of the cluster is free to say which models and what card it has; name --model and --preset, or "
+            "look at `ray status`."
+        )
+
     def free(self) -> int:
         """Nothing is held here."""
         return 0
@@ -408,7 +446,7 @@ def _memory(job: Job) -> int:
     from magi_lite.weights.opening import open_model
 
     try:
-        spec = open_model(job.request.model, job.request.models_folder).spec
+        spec = MODELS.get(job.request.model) or open_model(job.request.model, job.request.models_folder).spec
         return int(planner.plan(job.request, job.request.preset, detect(), spec).peak_ram_bytes)
     except MagiLiteError:
         return 0

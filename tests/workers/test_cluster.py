@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from magi_lite.cli import render
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError
 from magi_lite.jobs import JobQueue
+from magi_lite.machine import cards
+from magi_lite.machine.cards import Device
 from magi_lite.project import Project
 from magi_lite.timeline import Timeline
 from magi_lite.workers import cluster
@@ -103,11 +107,67 @@ def test_what_a_run_has_grown_by_is_sent_alone_and_names_may_hold_anything(tmp_p
     assert cluster._contents(there) == cluster._contents(here)
 
 
+class Nodes(Cluster):
+    """A cluster whose nodes are only described."""
+
+    def __init__(self, device: Device, models: tuple[str, ...]) -> None:
+        self._cards, self.seen, self._found = int(device.kind == "cuda"), [], (device, models)
+
+    def look(self, models_folder: Path | None = None) -> tuple[Device, tuple[str, ...]]:
+        self.seen.append(models_folder)
+        return self._found
+
+
+CARD = cards.known_card("RTX 4090")
+
+
+@pytest.mark.parametrize(
+    "options, device, present, model, preset",
+    [
+        ({}, CARD, ("4.5B-distill", "4.5B-base"), "4.5B-distill", "24gb"),
+        ({}, CARD, ("4.5B-base",), "4.5B-base", "24gb"),
+        ({}, CARD, (), "demo", "demo"),
+        ({}, cards.cpu_device(), (), "demo", "demo"),
+        ({"preset": "12gb"}, CARD, ("4.5B-base",), "4.5B-base", "12gb"),
+        ({"model": "4.5B-base"}, CARD, (), "4.5B-base", "24gb"),
+        ({"model": "/of/the/nodes"}, CARD, (), "/of/the/nodes", "24gb"),
+        ({"model": "4.5B-distill", "preset": "8gb"}, CARD, (), "4.5B-distill", "8gb"),
+    ],
+)
+def test_the_nodes_disk_and_card_decide_not_this_machines(
+    options: dict[str, str], device: Device, present: tuple[str, ...], model: str, preset: str, tmp_path: Path
+) -> None:
+    """There are no weights and no card here."""
+    (tmp_path / "a.txt").write_text("a red ball")
+    nodes = Nodes(device, present)
+    here = {"models_folder": str(tmp_path / "none")}
+    wanted, errors = render.read([tmp_path / "a.txt"], options | here, render.node_of(nodes, options | here))
+    assert not errors and (wanted["a"].request.model, wanted["a"].request.preset) == (model, preset)
+    assert nodes.seen == ([] if len(options) == 2 else [tmp_path / "none"])
+
+
+def test_a_folder_of_the_nodes_is_named_in_full(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a red ball")
+    for model, node in (("weights", {}), ("/of/the/nodes", None), ("4.5B-distil", {})):
+        _, errors = render.read([tmp_path / "a.txt"], {"model": model, "preset": "24gb"}, node)
+        said = str(errors["a"])
+        assert said.startswith(f"There is no model '{model}'") and ("of the nodes" in said) == (node is not None)
+
+
+def test_a_profile_without_a_card_keeps_no_work_from_the_nodes_cards() -> None:
+    asked = request(preset="cpu")
+    assert Nodes(CARD, ())._for_nodes(asked).preset == "auto"
+    assert Nodes(cards.cpu_device(), ())._for_nodes(asked) == asked
+    assert Nodes(CARD, ())._for_nodes(request()) == request()
+
+
 @pytest.mark.thorough
 def test_orders_reach_a_job_on_the_cluster_and_it_resumes(nodes: Any, tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, nodes.address)
     nodes.add_node(num_cpus=1)
     nodes.wait_for_nodes()
+    device, present = cluster.look(tmp_path / "models")
+    assert (device.kind, present) == ("cpu", ())
     queue = JobQueue(tmp_path / ".queue", cluster.runners)
     queue.start()
     job = queue.add(request(seconds=20)).id
@@ -124,7 +184,8 @@ def test_orders_reach_a_job_on_the_cluster_and_it_resumes(nodes: Any, tmp_path: 
     eventually(lambda: queue.get(job).state == "stopped", PATIENCE)
     failing = queue.add(request(seconds=1, model="4.5B-distill")).id
     eventually(lambda: queue.get(failing).state == "failed", PATIENCE)
-    assert "no weights of 4.5B-distill" in queue.get(failing).error
+    error = queue.get(failing).error
+    assert re.match(r"On the node [\d.]+: There are no weights of 4.5B-distill", error) and error.endswith("."), error
     ray.kill(cluster._desk, no_restart=False)  # whatever ends it: it comes back, and the next job is made
     after = queue.add(request(seconds=1)).id
     eventually(lambda: queue.get(after).state in ("finished", "interrupted", "failed"), PATIENCE)
