@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def test_a_folder_of_the_nodes_is_named_in_full(tmp_path: Path) -> None:
 
 
 def test_a_profile_without_a_card_keeps_no_work_from_the_nodes_cards() -> None:
-    asked = request(preset="cpu")
+    asked = replace(request(), preset="cpu")
     assert Nodes(CARD, ())._for_nodes(asked).preset == "auto"
     assert Nodes(cards.cpu_device(), ())._for_nodes(asked) == asked
     assert Nodes(CARD, ())._for_nodes(request()) == request()
