@@ -13,7 +13,8 @@ from magi_lite.files import storage_errors
 from magi_lite.models import DiTConfig, T5Shape, VAEConfig, layer_linears, linear_name
 from magi_lite.planner.shapes import shell_linears
 from magi_lite.weights.layout import ModelFiles, text_shape
-from magi_lite.weights.text_files import CONVERTED, EMBEDDING, TIED, check_text_files, is_surplus
+from magi_lite.weights.pickle_tables import read_table
+from magi_lite.weights.text_files import CONVERTED, EMBEDDING, TIED, check_text_files, is_surplus, pickled_files
 from quant.schemes import quantized_names
 from quant.storage.shards import Checkpoint, Expected, has_weights
 
@@ -24,8 +25,8 @@ Shapes = dict[str, tuple[int, ...]]
 def check_contents(files: ModelFiles) -> None:
     """Refuse a model whose files lack a tensor, hold a foreign one or one of another shape; reads headers only.
 
-    Of quantized layers the loader knows what they consist of; here they are taken as they are. Pickled weights of a
-    text encoder have no header to read.
+    Of quantized layers the loader knows what they consist of; here they are taken as they are. Of pickled weights of
+    before torch 1.6 nothing is known without reading all.
 
     Raises:
         CheckpointError: names the tensor, the file and what is wrong.
@@ -48,17 +49,28 @@ def check_text_contents(folder: Path) -> None:
     """
     check_text_files(folder)
     place = next((place for place in (folder, *(folder / name for name in CONVERTED)) if has_weights(place)), None)
-    if place is None:
+    checkpoint = _pickled(folder) if place is None else Checkpoint.open(place)
+    if checkpoint is None:
         return
     part = Part(read_json(folder / "config.json", "a T5 configuration"), str(folder / "config.json"))
     gated = str(part.content.get("feed_forward_proj", "relu")).startswith("gated-")
     shapes = t5_shapes(text_shape(folder), part.whole("relative_attention_num_buckets", 32), gated)
-    checkpoint = Checkpoint.open(place)
     table = EMBEDDING if EMBEDDING in checkpoint.tensors else TIED  # one table with two names
     shapes[table] = shapes.pop(EMBEDDING)
     checkpoint.require(
         _expected(shapes), "the T5 encoder", lambda name: name in (TIED, EMBEDDING) or is_surplus(name)
     )
+
+
+def _pickled(folder: Path) -> Checkpoint | None:
+    """What pickled weights hold; None: they do not say."""
+    checkpoint = Checkpoint(folder)
+    for path in pickled_files(folder):
+        table = read_table(path)
+        if table is None:
+            return None
+        checkpoint.tensors |= table
+    return checkpoint
 
 
 def dit_shapes(dit: DiTConfig) -> Shapes:

@@ -24,6 +24,8 @@ from magi_lite.weights.opening import open_model
 from magi_lite.weights.text_files import TIED
 from quant import convert_folder, scheme_named
 
+from .test_folders import pickled
+
 
 def shapes(model: torch.nn.Module) -> contents.Shapes:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -78,7 +80,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def change(path: Path, how: str) -> None:
-    tensors = load_file(path)
+    tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
     name = next(name for name in tensors if name.endswith(("q.weight", "fc1.weight")))
     if how == "lacks one":
         del tensors[name]
@@ -86,19 +88,21 @@ def change(path: Path, how: str) -> None:
         tensors["extra.weight"] = torch.ones(2)
     else:
         tensors[name] = tensors[name][:-1].contiguous()
-    save_file(tensors, path)
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
 
 
 SAYS = {"lacks one": "is missing from", "has one more": "is unexpected", "has another shape": "has shape"}
 
 
-@pytest.mark.parametrize("part", ["transformer", "autoencoder", "text encoder"])
+@pytest.mark.parametrize("part", ["transformer", "autoencoder", "text encoder", "pickled text encoder"])
 @pytest.mark.parametrize("how", SAYS)
 def test_what_does_not_belong_is_named_before_anything_is_loaded(copy: Path, part: str, how: str) -> None:
     files = open_model(copy)
+    if part == "pickled text encoder":
+        pickled(files.text_encoder)
     contents.check_contents(files)
-    place = {"transformer": files.weights, "autoencoder": files.vae, "text encoder": files.text_encoder}[part]
-    change(next(place.glob("*.safetensors")), how)
+    place = {"transformer": files.weights, "autoencoder": files.vae}.get(part, files.text_encoder)
+    change(sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])[0], how)
     for check in (contents.check_contents, check_model):
         with pytest.raises(CheckpointError, match=SAYS[how]) as refused:
             check(open_model(copy))
@@ -111,7 +115,9 @@ def test_no_torch_is_needed(copy: Path) -> None:
         "from magi_lite.weights.opening import open_model\n"
         "check_contents(open_model(Path(sys.argv[1]))); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, str(copy)], check=True, cwd=Path(__file__).parents[2])
+    for prepare in (Path.exists, pickled):
+        prepare(open_model(copy).text_encoder)
+        subprocess.run([sys.executable, "-c", code, str(copy)], check=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize("scheme", ["int8", "nf4"])
