@@ -26,12 +26,13 @@ def heading(plan: Plan) -> list[str]:
     length = "endless" if request.seconds is None else f"{request.seconds} s"
     slices = f", MLP in slices of {execution.mlp_slice} tokens" if execution.mlp_slice else ""
     slices += f", attention in slices of {execution.attention_slice}" if execution.attention_slice else ""
+    beside = ", decoding beside the steps" if execution.decode_beside else ""
     return [
         f"{plan.model.name}, {request.width}x{request.height}, {length}, {request.steps} steps, window {plan.window}, "
         f"on {plan.device.name}" + (f" ({plan.device.vram_gb:g} GB)" if plan.device.kind == "cuda" else ""),
         f"weights {execution.scheme}, layers {execution.layers}, keys and values {execution.kv_dtype} "
         f"({'graphics memory' if execution.kv_place == 'device' and execution.device == 'cuda' else 'RAM'}), "
-        f"VAE {execution.vae}, text encoder {execution.t5} on {execution.t5_device}{slices}",
+        f"VAE {execution.vae}{beside}, text encoder {execution.t5} on {execution.t5_device}{slices}",
     ]
 
 

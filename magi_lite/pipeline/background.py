@@ -84,6 +84,11 @@ class InOrder:
             self._failed = True
             raise
 
+    @property
+    def idle(self) -> bool:
+        """Whether every task is done."""
+        return all(task.done() for task in self._tasks)
+
     def results(self, *, wait: bool = False) -> Iterator[Any]:
         """What the tasks that are done gave, in order and once; wait: all tasks.
 

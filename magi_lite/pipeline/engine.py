@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,6 +82,8 @@ class Engine:
     home: Residency
     notices: tuple[str, ...] = ()
     """What makes this run slower than it need be, and what mends it, one sentence each."""
+    side: Any | None = None
+    """The stream that decodes beside the steps; None: they share one, or there is no card."""
 
     @property
     def device(self) -> torch.device:
@@ -94,6 +97,11 @@ class Engine:
         Without one the steps have the processor to themselves, and nothing would be gained.
         """
         return self.device.type == "cuda"
+
+    @property
+    def decodes_beside(self) -> bool:
+        """Whether they are decoded there as well, which takes memory beside the steps: the plan decides."""
+        return self.execution.decode_beside
 
     def null_caption(self) -> Caption:
         """The caption of clean passes: the model's learned null caption."""
@@ -118,6 +126,19 @@ class Engine:
         """Scaled latents (1, 16, t, h, w) to frames (T, H, W, 3) uint8 in host memory."""
         with self.home.vae_at_work("decoder") as vae:
             return decode_chunk(vae, latents.to(self.home.vae_device), self.execution.vae_tile_batch)
+
+    def decoding(self, latents: Tensor) -> Callable[[], np.ndarray]:
+        """What decodes `latents` (see `decode`), for one thread beside this one: once they are computed, on `side`."""
+        computed = devices.record_event(devices.current_stream(self.device))
+        devices.keep_for(latents, self.side)
+
+        def decode() -> np.ndarray:
+            if self.side is not None and computed is not None:
+                self.side.wait_event(computed)
+            with devices.on_stream(self.side):
+                return self.decode(latents)
+
+        return decode
 
     @torch.inference_mode()
     def preview(self, latents: Tensor) -> np.ndarray | None:
@@ -146,7 +167,8 @@ def engine(files: ModelFiles, execution: Execution, cancelled: Callable[[], bool
             loaded.append(dit)
             dit.backend = choose_attention(execution.attention, execution.device, compute)
             loaded.append(home.place_vae(load_vae(files.vae, compute, cancelled=cancelled)))
-            yield Engine(files, execution, dit, home, tune(dit, home.device, execution.scheme))
+            side = devices.new_stream(home.device) if execution.decode_beside else None
+            yield Engine(files, execution, dit, home, tune(dit, home.device, execution.scheme), side)
     finally:
         for model in loaded:
             drop_weights(model)

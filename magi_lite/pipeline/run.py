@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -79,6 +79,15 @@ CONVERSION_STEP = 10
 """Per cent of converting the text encoder after which it is shown again."""
 PREVIEW_EVERY = 1.5
 """Seconds between previews: often enough to watch, rare enough to cost nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Second:
+    """A second that came to the disk: its latents (1, C, t, h, w) and frames (T, H, W, 3) uint8, in host memory."""
+
+    index: int
+    latents: Tensor
+    frames: np.ndarray
 
 
 class Run:
@@ -391,23 +400,25 @@ class Run:
     def finish_chunk(self, clean: CleanChunk, networks: Engine) -> Iterator[Event]:
         """Decode a clean chunk and put it on disk, unless an earlier run did.
 
-        At most one second is being written while the next is made, so that frames do not pile up in memory.
+        At most one second is decoded and written while the next is made, so that they do not pile up in memory.
         """
         yield from self.written(wait=True)
         if clean.index < self.project.chunks:
             return
-        with self.during("decode"):
-            frames = networks.decode(clean.latents)
         latents = clean.latents.cpu()
+        decode, decoded = networks.decoding(clean.latents), None
         beside = networks.writes_beside and not self.gap
+        if not (beside and networks.decodes_beside):
+            with self.during("decode"):
+                decoded = decode()
 
-        def write() -> tuple[int, np.ndarray]:
+        def write() -> Second:
+            frames = decode() if decoded is None else decoded
             self.project.write_chunk(clean.index, latents, frames)
             self.delivery.update()
-            return clean.index, frames
+            return Second(clean.index, latents, frames)
 
         self.writing.put(write, beside=beside)
-        self.colours.learn(clean.latents, frames)
         if not beside:
             self.gap, self.gap_filled = self.project.seconds.has_gap, self.project.chunks > clean.index + 1
             yield from self.written()
@@ -425,16 +436,18 @@ class Run:
 
     def written(self, *, wait: bool = False) -> Iterator[Event]:
         """Tell of the seconds that have come to the disk since it was last asked; wait: of all that are to."""
-        for result in self.writing.results(wait=wait):
-            if result is not None:
-                index, frames = result
-                yield ChunkFinished(index, frames, self.clock.lap())
+        for second in self.writing.results(wait=wait):
+            if second is not None:  # else it was a state
+                self.colours.learn(second.latents, second.frames)
+                yield ChunkFinished(second.index, second.frames, self.clock.lap())
 
     def preview(self, step: StepDone, networks: Engine) -> Iterator[Event]:
         """What the unfinished seconds look like so far; until one is finished, a still of the oldest."""
         if self.colours.ready:
             moving = [self.colours.pictures(step.forecast(place)) for place in range(len(step.remaining))]
             yield MovingPreview(step.oldest_chunk, np.stack(moving))
+            return
+        if not self.writing.idle:  # the decoder is at work, and there is memory for one of it
             return
         image = networks.preview(step.preview)
         if image is not None:

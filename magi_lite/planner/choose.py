@@ -201,4 +201,16 @@ def best(
     if not found:
         return None
     chosen = min(found, key=lambda e: weighted_seconds(request, window, model, e, device))
+    beside = replace(chosen, decode_beside=may_decode_beside(chosen))
+    chosen = beside if fits(beside, text=False) else chosen
     return build(request, window, model, chosen, device, preset)
+
+
+def may_decode_beside(execution: Execution) -> bool:
+    """Whether seconds can be decoded while the next steps compute, if memory allows it.
+
+    Without a card the steps have the processor to themselves (`benchmarks/overlap.py`). An autoencoder that is brought
+    to the card for each use was chosen so that it is not there beside the steps. It is asked last, of the execution
+    that is best without: a part of one decoding for every second outweighs no other choice.
+    """
+    return execution.device == "cuda" and execution.vae != "swapped"

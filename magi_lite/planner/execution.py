@@ -24,6 +24,8 @@ class Execution:
     """Query tokens per slice of self attention; None: all at once."""
     vae: Literal["resident", "swapped", "decoder", "cpu"] = "resident"
     vae_tile_batch: int = 1
+    decode_beside: bool = False
+    """Whether a finished second is decoded while the next steps compute, and not between them."""
     t5: Literal["float32", "bf16", "int8", "nf4"] = "float32"
     t5_device: Literal["cuda", "cpu"] = "cpu"
     attention: str = "auto"

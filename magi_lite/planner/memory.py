@@ -2,6 +2,7 @@
 
 Phases: `text` (only the text encoder is loaded), `encode` (the picture or clip that the video continues, if there is
 one; the DiT is loaded and idle), `denoise` and `decode` (which alternate for every chunk, the DiT staying where it is).
+Where a chunk is decoded beside the next one's steps, denoising takes what decoding takes as well.
 A clean chunk and the nearly clean copy are forwards of their own with one chunk, so the pass over the window sets the
 peak.
 """
@@ -190,7 +191,7 @@ def _add_vae(add: Add, request: GenerationRequest, model: ModelSpec, execution: 
         add("frames", ("encode",), "ram", 2 * frames * request.width * request.height * 3)
     add(
         "decoding",
-        ("decode",),
+        BUSY if execution.decode_beside else ("decode",),
         place,
         decode_activation_bytes(model.vae, request.width, request.height, execution),
     )

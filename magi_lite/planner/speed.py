@@ -30,10 +30,12 @@ FUSED_FROM = (8, 0)
 """Compute capability from which the kernels serve, where Triton is installed."""
 COPY_EFFICIENCY = 0.85
 DISK_GBS = 1.5
+"""Reading weights from a solid-state disk, GB/s."""
 _CONVERSION_TRAFFIC = 3
 """Bytes that cross the disk for each byte of a 16-bit copy: two are read, one is written."""
-"""Reading weights from a solid-state disk, GB/s."""
 VAE_EFFICIENCY = 0.45
+VAE_EFFICIENCY_BESIDE = LINEAR_EFFICIENCY["bf16"]
+"""The same beside the transformer, whose kernels fill what the autoencoder's small ones leave of the card."""
 HOST_VAE_TFLOPS = 0.3
 CPU_T5_TFLOPS = 0.15
 CALL_SECONDS = {"cuda": 0.5e-3, "cpu": 1.5e-3}
@@ -70,9 +72,19 @@ def predict(
 
     vae = _decode_seconds(request, model, execution, device)
     loading = _text_seconds(request, model, execution, device) + _load_seconds(model, execution)
-    to_first = loading + seconds(work_to_first_second(schedules[0][0])) + vae
-    beside = execution.device == "cuda"  # a card goes on while a second is written
-    return Seconds(seconds(work_of_shots(schedules)) + vae + (0 if beside else WRITE_SECONDS), to_first + WRITE_SECONDS)
+    to_first = loading + seconds(work_to_first_second(schedules[0][0])) + vae + WRITE_SECONDS
+    return Seconds(_with_decoding(seconds(work_of_shots(schedules)), vae, execution), to_first)
+
+
+def _with_decoding(steps: float, vae: float, execution: Execution) -> float:
+    """Seconds per chunk of which the steps take `steps`, and decoding by itself `vae`."""
+    if execution.device == "cpu":
+        return steps + vae + WRITE_SECONDS
+    if not execution.decode_beside:
+        return steps + vae  # a card goes on while a second is written
+    if execution.vae == "cpu":
+        return max(steps, vae + WRITE_SECONDS)
+    return steps + vae * VAE_EFFICIENCY / VAE_EFFICIENCY_BESIDE
 
 
 def _forward_seconds(model: ModelSpec, tokens: int, work: Work, execution: Execution, device: Device) -> float:

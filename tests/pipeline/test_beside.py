@@ -1,31 +1,55 @@
-"""Finished seconds are written while the next ones are made: the same files, in the same order, whatever goes wrong."""
+"""Finished seconds are decoded and written while the next ones are made: the same files, whatever goes wrong."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import random
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from magi_lite import planner
 from magi_lite.control import RunControl
-from magi_lite.errors import OutputError
-from magi_lite.events import ChunkFinished, Finished, Opened, Progress, Stopped
+from magi_lite.errors import MagiLiteError, OutputError
+from magi_lite.events import ChunkFinished, Finished, Notice, Opened, Preview, Progress, Stopped
+from magi_lite.machine import devices
 from magi_lite.pipeline import generate
 from magi_lite.pipeline.background import InOrder
-from magi_lite.pipeline.engine import Engine
+from magi_lite.pipeline.engine import Engine, engine
+from magi_lite.planner.execution import Execution
 from magi_lite.project import Project
 from magi_lite.project.states import States
+from magi_lite.weights.opening import open_model
+from tests.pipeline.conftest import latents_of, same_bits
 
 pytestmark = pytest.mark.usefixtures("run")  # keeps embeddings out of the home folder
 PATIENCE = 60.0
+ROOT = Path(__file__).parents[2]
+
+
+def as_on_a_card(patch: pytest.MonkeyPatch, decodes: bool) -> None:
+    """Seconds are written beside the steps, as on a card; where its memory allows it, they are decoded there too."""
+    patch.setattr(Engine, "writes_beside", property(lambda self: True))
+    patch.setattr(Engine, "decodes_beside", property(lambda self: decodes))
+
+
+@pytest.fixture(params=[False, True], ids=["written", "decoded"])
+def beside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_card(monkeypatch, request.param)
 
 
 @pytest.fixture
-def beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written as beside a card's steps."""
-    monkeypatch.setattr(Engine, "writes_beside", property(lambda self: True))
+def decoded_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_card(monkeypatch, True)
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -34,11 +58,14 @@ def files_of(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(found)}
 
 
+@pytest.mark.parametrize("decodes", [False, True])
 @pytest.mark.parametrize("window", [1, 4])
-def test_the_files_are_those_of_a_run_that_waits(window: int, request_for: Callable, run: Callable) -> None:
+def test_the_files_are_those_of_a_run_that_waits(
+    window: int, decodes: bool, request_for: Callable, run: Callable
+) -> None:
     waits = run(request_for(window=window))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "writes_beside", property(lambda self: True))
+        as_on_a_card(patch, decodes)
         goes_on = run(request_for(window=window))
     assert files_of(goes_on[-1].project) == files_of(waits[-1].project)
     for events in (waits, goes_on):
@@ -151,6 +178,195 @@ def test_a_reader_that_goes_away_waits_for_what_is_being_written(
     events.close()
     with Project.open(folder) as project:
         assert project.chunks == 1
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+def decode_with(patch: pytest.MonkeyPatch, before: Callable[[int], None]) -> None:
+    """Call `before` with the number of the decoding, from 0, in front of each."""
+    decode, count = Engine.decode, iter(range(99))
+
+    def decoding(self: Engine, latents: torch.Tensor) -> np.ndarray:
+        before(next(count))
+        return decode(self, latents)
+
+    patch.setattr(Engine, "decode", decoding)
+
+
+def test_one_second_is_decoded_while_the_next_is_made_and_none_waits(
+    decoded_beside: None, request_for: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[tuple[str, int]] = []
+    made = [threading.Event() for _ in range(4)]
+
+    def slow(number: int) -> None:
+        last = number == 3
+        assert last or made[number].wait(PATIENCE)  # until the next second has begun
+        time.sleep(0.05)
+        log.append(("decoded", number))
+
+    decode_with(monkeypatch, slow)
+    request = request_for("[0s-4s: a red ball]", seconds=4, window=1)
+    for event in generate(request, projects_folder=tmp_path / "projects"):
+        if isinstance(event, Progress):
+            log.append(("step", event.chunk))
+            if event.chunk > 0:
+                made[event.chunk - 1].set()
+    for number in range(3):
+        at = log.index(("decoded", number))
+        assert log.index(("step", number + 1)) < at
+        assert not {("step", later) for later in range(number + 2, 4)} & set(log[:at])
+    assert [entry for entry in log if entry[0] == "decoded"] == [("decoded", number) for number in range(4)]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_decoding_that_fails_ends_the_run_with_its_sentence(
+    number: int, decoded_beside: None, request_for: Callable, run: Callable, tmp_path: Path
+) -> None:
+    whole = run(request_for(window=1))[-1].project
+
+    def fails(at: int) -> None:
+        if at == number:
+            raise MagiLiteError("The decoder does not want to.")
+
+    events = generate(request_for(window=1), projects_folder=tmp_path / "projects")
+    folder = next(event.project for event in events if isinstance(event, Opened))
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        decode_with(patch, fails)
+        with pytest.raises(MagiLiteError, match="The decoder does not want to"):
+            told.extend(event.chunk for event in events if isinstance(event, ChunkFinished))
+    with Project.open(folder) as project:
+        assert (project.chunks, project.status, told) == (number, "failed", list(range(number)))
+        assert len(list(folder.glob("states/*"))) == number
+    assert isinstance(run(None, resume=folder)[-1], Finished)
+    assert files_of(folder) == files_of(whole)
+
+
+def test_memory_that_runs_out_there_makes_a_plan_with_smaller_steps(
+    decoded_beside: None, request_for: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps and the decoding beside them take memory together: that phase has to shrink."""
+    whole = run(request_for(window=1))[-1].project
+    asked, original = [], planner.next_smaller
+
+    def smaller(plan: planner.Plan, phase: planner.Phase | None, place: Any) -> planner.Plan | None:
+        asked.append((phase, place))
+        return original(plan, phase, place)
+
+    def runs_out(at: int) -> None:
+        if at == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(planner, "next_smaller", smaller)
+    decode_with(monkeypatch, runs_out)
+    events = run(request_for(window=1))
+    assert isinstance(events[-1], Finished) and asked == [("denoise", "vram")]
+    assert any(isinstance(event, Notice) and "Memory ran out" in event.message for event in events)
+    assert [event.chunk for event in events if isinstance(event, ChunkFinished)] == [0, 1, 2]
+    assert len(latents_of(events[-1].project)) == len(latents_of(whole))
+
+
+def test_no_preview_is_decoded_while_a_second_is(
+    decoded_beside: None, request_for: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magi_lite.pipeline.run.PREVIEW_EVERY", 0.0)
+    stepped, decoding = threading.Event(), threading.Event()
+
+    def slow(number: int) -> None:
+        if number == 0:
+            decoding.set()
+            assert stepped.wait(PATIENCE)
+            decoding.clear()
+
+    decode_with(monkeypatch, slow)
+    seen = []
+    for event in generate(request_for(window=1), projects_folder=tmp_path / "projects"):
+        if isinstance(event, Preview):
+            seen.append(decoding.is_set())
+        if isinstance(event, Progress) and event.chunk == 1 and event.step == 3:
+            stepped.set()
+    assert seen and not any(seen)
+
+
+class Stream:
+    """A stream that remembers what was asked of it."""
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    def wait_event(self, event: str) -> None:
+        self._log.append(f"waits for {event}")
+
+
+def test_a_stream_of_its_own_decodes_once_the_latents_are_computed(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+
+    @contextlib.contextmanager
+    def on_stream(stream: Stream | None) -> Iterator[None]:
+        log.append("enters" if stream else "enters none")
+        yield
+        log.append("leaves")
+
+    monkeypatch.setattr(devices, "new_stream", lambda device: Stream(log))
+    monkeypatch.setattr(devices, "current_stream", lambda device: "the steps")
+    monkeypatch.setattr(devices, "record_event", lambda stream: f"what {stream} did")
+    monkeypatch.setattr(devices, "keep_for", lambda tensor, stream: log.append("memory is kept"))
+    monkeypatch.setattr(devices, "on_stream", on_stream)
+    decode_with(monkeypatch, lambda number: log.append("decodes"))
+    files = open_model(tiny_model)
+    with engine(files, Execution(decode_beside=True)) as networks:
+        decode = networks.decoding(torch.randn(1, files.spec.dit.latent_channels, 6, 4, 4))
+        assert log == ["memory is kept"]
+        assert decode().shape == (24, 32, 32, 3)
+    assert log[1:] == ["waits for what the steps did", "enters", "decodes", "leaves"]
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from magi_lite.pipeline import decoding, engine, generate, prompts
+
+engine.Engine.writes_beside = engine.Engine.decodes_beside = property(lambda self: True)
+prompts.EMBEDDINGS_FOLDER = Path(sys.argv[2])
+decode = engine.decode_chunk
+engine.decode_chunk = lambda *given: (time.sleep(0.05), decode(*given))[1]
+for event in generate(None, resume=Path(sys.argv[1])):
+    print(type(event).__name__, flush=True)
+"""
+
+
+def test_killed_again_and_again_it_resumes_to_the_same_bits(
+    request_for: Callable, run: Callable, tmp_path: Path
+) -> None:
+    request = request_for("[0s-6s: a red ball]", seconds=6, window=2)
+    whole = run(request)[-1].project
+    events = generate(request, projects_folder=tmp_path / "projects")
+    folder = next(event.project for event in events if isinstance(event, Opened))
+    events.close()
+    kills = 0
+    for _ in range(12):
+        child = [sys.executable, "-c", CHILD, str(folder), str(tmp_path / "embeddings")]
+        process = subprocess.Popen(child, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        steps, wanted = 0, random.randint(1, 12) if kills < 4 else 999
+        for line in process.stdout:
+            steps += line.strip() == "Progress"
+            if steps == wanted:
+                time.sleep(random.uniform(0, 0.1))
+                process.kill()
+                kills += 1
+                break
+        process.wait()
+        process.stdout.close()
+        if process.returncode == 0:
+            break
+    with Project.open(folder) as project:
+        assert project.status == "finished" and kills
+    assert same_bits(latents_of(folder), latents_of(whole))
 
 
 # --- tasks in order ---------------------------------------------------------------------------------------------------

@@ -78,10 +78,13 @@ def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[
         peaks["denoise"] = counter.peak["card"]
         peaks["host"] = counter.live["host"] - plan.window * caption_bytes(plan)  # words are the program's
         counter.reset_peak()
+        before = counter.live["card"]
         if execution.vae != "cpu":
             with home.vae_at_work("decoder") as working:
                 to_uint8(decode_tiled(working, result.latents, tile_batch=execution.vae_tile_batch))
         peaks["decode"] = counter.peak["card"]
+        if execution.decode_beside:  # the worst moments of both may meet
+            peaks["denoise"] += peaks["decode"] - before
         steps.close()
     return peaks, counter
 

@@ -169,6 +169,65 @@ def test_a_small_model_plans_in_megabytes_on_the_cpu() -> None:
     assert found.phase_bytes("denoise", "ram") < 4 * GIB
 
 
+# --- decoding beside the steps ----------------------------------------------------------------------------------------
+
+
+def test_a_card_with_room_decodes_beside_the_steps_which_then_take_both() -> None:
+    found = plan("RTX 4090", 720, 720, 4)
+    assert found.execution.decode_beside
+    in_line = replace(found.execution, decode_beside=False)
+    other = planner.plan_execution(found.request, 4, SPEC, in_line, found.device)
+    (decoding,) = (i.bytes for i in other.items if i.component == "decoding")
+    assert found.peak_per_phase["denoise"] == other.peak_per_phase["denoise"] + decoding
+    assert found.peak_per_phase["decode"] == other.peak_per_phase["decode"]
+    assert found.seconds_per_chunk < other.seconds_per_chunk
+    assert found.time_to_first_chunk == other.time_to_first_chunk
+    assert "decoding beside the steps" in plan_table.text(found)
+    assert "decoding beside" not in plan_table.text(other)
+
+
+def test_where_only_one_of_both_fits_they_take_turns() -> None:
+    roomy = plan("RTX 4090", 720, 720, 4)
+    fixed = {name: getattr(roomy.execution, name) for name in ("scheme", "layers", "kv_dtype", "kv_place", "vae")}
+    in_line = replace(roomy.execution, decode_beside=False)
+    least = planner.plan_execution(roomy.request, 4, SPEC, in_line, roomy.device).needed_vram_bytes
+    tight = replace(roomy.device, free_bytes=(least + roomy.needed_vram_bytes) // 2)
+    asked = replace(roomy.request, overrides=Overrides(**fixed))
+    found = planner.plan(asked, "auto", tight)
+    assert found.execution == in_line and found.fits
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "beside"),
+    [("card", {}, True), ("card", {"vae": "decoder"}, True), ("card", {"vae": "cpu"}, True),
+     ("card", {"vae": "swapped"}, False), ("card", {"device": "cpu"}, False), ("cpu", {}, False)],
+)  # fmt: skip
+def test_where_a_second_can_be_decoded_beside_the_steps(
+    device: str, overrides: dict[str, str], beside: bool
+) -> None:
+    machine = cards.known_card("RTX 4090") if device == "card" else cards.cpu_device()
+    machine = replace(machine, ram_bytes=64 * GIB)
+    found = planner.plan(request(256, 256, 1, overrides=Overrides(**overrides)), "auto", machine)
+    assert found.execution.decode_beside is beside
+
+
+def test_the_processor_beside_a_card_decodes_in_the_time_of_the_steps() -> None:
+    found = plan("RTX 4060", 256, 256, 4, overrides=Overrides(vae="cpu"))
+    in_line = replace(found.execution, decode_beside=False)
+    other = planner.plan_execution(found.request, 4, SPEC, in_line, found.device)
+    assert found.execution.decode_beside
+    assert other.seconds_per_chunk / 2 <= found.seconds_per_chunk < other.seconds_per_chunk
+    decoding = [i.phase for i in found.items if i.component == "decoding" and i.place == "ram"]
+    assert sorted(decoding) == ["decode", "denoise"]
+
+
+def test_after_memory_ran_out_seconds_are_decoded_between_the_steps() -> None:
+    current = plan("RTX 4090", 720, 720, 4)
+    for phase in ("denoise", "decode", None):
+        smaller = planner.next_smaller(current, phase)
+        assert smaller is not None and not smaller.execution.decode_beside
+
+
 # --- choices --------------------------------------------------------------------------------------------------------
 
 

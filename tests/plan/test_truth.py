@@ -41,6 +41,8 @@ COMBINATIONS: list[tuple[str, tuple[int, int], int, dict[str, object]]] = [
     ("4.5B-distill", (256, 256), 1, {"layers": "streamed", "vae": "cpu", "mlp_slice": 2048}),
     ("4.5B-base", (480, 480), 4, {"layers": "streamed"}),
     ("24B-distill", (256, 256), 2, {"layers": "streamed", "vae": "swapped"}),
+    ("4.5B-distill", (720, 720), 4, {"decode_beside": True, "attention_slice": None, "mlp_slice": None}),
+    ("4.5B-distill", (256, 256), 1, {"layers": "streamed", "vae": "decoder", "decode_beside": True}),
 ]
 
 
