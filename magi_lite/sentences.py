@@ -40,7 +40,16 @@ def count(number: int, noun: str) -> str:
 
 
 def size(number: int) -> str:
-    """Bytes as people read them: "1.5 GB", "96 MB", "110 kB"."""
-    if number >= 1e9:
-        return f"{number / 1e9:.1f} GB"
-    return f"{number / 1e6:.0f} MB" if number >= 1e6 else f"{number / 1e3:.0f} kB"
+    """Bytes of a file or a disk as people read them, decimal as systems show them: "1.5 GB", "96 MB", "110 kB"."""
+    return _with_unit(number, 1000)
+
+
+def memory_size(number: int) -> str:
+    """Bytes of memory as people read them: a card of 24 GB has 24 GB, as everywhere in plans and on the page."""
+    return _with_unit(number, 1024)
+
+
+def _with_unit(number: int, step: int) -> str:
+    if number >= step**3:
+        return f"{number / step**3:.1f} GB"
+    return f"{number / step**2:.0f} MB" if number >= step**2 else f"{number / step:.0f} kB"

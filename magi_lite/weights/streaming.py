@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from magi_lite.machine import devices
 from magi_lite.planner.pinned import Blocks, aligned
+from magi_lite.sentences import memory_size
 
 _log = logging.getLogger(__name__)
 BUFFERS = 2
@@ -70,7 +71,7 @@ class PinnedMemory:
                     # Systems have limits of their own (Windows: about half of the RAM). Slower copies are no reason to
                     # stop, and what is left of the RAM is not to be pinned by trying again.
                     self.cap_bytes = self.pinned_bytes
-                    _log.warning("No more than %.1f GB could be pinned (%s).", self.pinned_bytes / 1e9, error)
+                    _log.warning("No more than %s could be pinned (%s).", memory_size(self.pinned_bytes), error)
                 else:
                     self._taken[id(buffer)] = size
                     return buffer

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from magi_lite.machine import cgroups
-from magi_lite.sentences import size
+from magi_lite.sentences import memory_size
 
 _WINDOWS = {0xC0000005: "SIGSEGV", 0xC000001D: "SIGILL", 0xC0000409: "SIGABRT", 0xC00000FD: "SIGSEGV"}
 _CRASHES = ("SIGSEGV", "SIGILL", "SIGFPE")
@@ -27,7 +27,7 @@ class Memory:
     @property
     def words(self) -> str:
         """As a phrase; empty where nobody looked."""
-        return f"it held {size(self.used)} and {size(self.free)} were free" if self.used else ""
+        return f"it held {memory_size(self.used)} and {memory_size(self.free)} were free" if self.used else ""
 
     @property
     def short(self) -> bool:
@@ -95,7 +95,7 @@ def describe(status: int | None, memory: Memory, *, for_memory: bool = False, li
     """
     name = _signal(status)
     if name == "SIGKILL" and for_memory:
-        figures = [f"{size(limit)} are allowed here"] if limit is not None else []
+        figures = [f"{memory_size(limit)} are allowed here"] if limit is not None else []
         figures += [memory.words] if memory.words and memory.short else []
         known = f" ({', '.join(figures)})" if figures else ""
         return (

@@ -19,7 +19,7 @@ from magi_lite.errors import InputError
 from magi_lite.request.build import build, change
 from magi_lite.request.checks import check
 from magi_lite.request.request import OPTIONS, PARTS, GenerationRequest
-from magi_lite.sentences import size
+from magi_lite.sentences import memory_size, size
 from magi_lite.ui import form
 
 ROOT = Path(__file__).parents[2]
@@ -232,3 +232,10 @@ def test_a_prompt_may_hold_what_cleaning_takes_out(prompt: str) -> None:
 )
 def test_bytes_are_read_as_people_write_them(number: int, shown: str) -> None:
     assert size(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(90 << 10, "90 kB"), (1 << 20, "1 MB"), (96 << 20, "96 MB"), (24 << 30, "24.0 GB")]
+)
+def test_memory_is_counted_as_cards_are_sold(number: int, shown: str) -> None:
+    assert memory_size(number) == shown

@@ -271,8 +271,8 @@ def test_the_out_of_memory_killer_is_named(studio: Callable[..., Studio], small_
     (group / "cgroup.procs").write_text(str(here.pid()))
     eventually(lambda: queue.get(job).state == "interrupted", PATIENCE)
     said = queue.get(job).error
-    assert re.search(r"Memory ran out and the system ended the worker \(101 MB are allowed here[,)]", said), said
-    assert all(int(free) < 101 for free in re.findall(r"(\d+) MB were free", said)) and "GB" not in said, said
+    assert re.search(r"Memory ran out and the system ended the worker \(96 MB are allowed here[,)]", said), said
+    assert all(int(free) < 96 for free in re.findall(r"(\d+) MB were free", said)) and "GB" not in said, said
     queue.resume(job)
     eventually(lambda: queue.get(job).state == "finished", PATIENCE)
 
@@ -338,7 +338,7 @@ def test_a_resume_waits_for_the_worker_of_an_app_that_died(studio: Callable[...,
     eventually(lambda: has_ended(pid), PATIENCE)
 
 
-MEMORY = deaths.Memory(8_100_000_000, 200_000_000)
+MEMORY = deaths.Memory(8_100 << 20, 200 << 20)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ MEMORY = deaths.Memory(8_100_000_000, 200_000_000)
         (
             -9,
             {"for_memory": True},
-            "Memory ran out and the system ended the worker (it held 8.1 GB and 200 MB were free)",
+            "Memory ran out and the system ended the worker (it held 7.9 GB and 200 MB were free)",
         ),
         (-9, {}, "Another program or the system ended the worker with SIGKILL"),
         (-15, {}, "SIGTERM"),
@@ -363,7 +363,7 @@ MEMORY = deaths.Memory(8_100_000_000, 200_000_000)
 def test_what_is_said_of_a_death(status: int | None, options: dict[str, bool], said: str) -> None:
     sentence = deaths.describe(status, MEMORY, **options)
     assert said in sentence and "Press Resume" in sentence and "\n" not in sentence
-    assert "8.1 GB" in sentence
+    assert "7.9 GB" in sentence
 
 
 @pytest.mark.parametrize(
@@ -371,8 +371,8 @@ def test_what_is_said_of_a_death(status: int | None, options: dict[str, bool], s
     [
         (deaths.Memory(), None, "the worker; close"),  # nobody has looked yet
         (deaths.Memory(30_000_000, 23_000_000_000), None, "the worker; close"),  # a look before it took memory
-        (deaths.Memory(30_000_000, 23_000_000_000), 96 << 20, "the worker (101 MB are allowed here); close"),
-        (MEMORY, 8 << 30, "the worker (8.6 GB are allowed here, it held 8.1 GB and 200 MB were free); close"),
+        (deaths.Memory(30_000_000, 23_000_000_000), 96 << 20, "the worker (96 MB are allowed here); close"),
+        (MEMORY, 8 << 30, "the worker (8.0 GB are allowed here, it held 7.9 GB and 200 MB were free); close"),
     ],
 )
 def test_figures_that_contradict_the_cause_are_left_out(memory: deaths.Memory, limit: int | None, said: str) -> None:
