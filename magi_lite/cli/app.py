@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SESSIONS = 64
 """Pages whose state Gradio keeps, about a quarter of a megabyte each; the one unused for longest is forgotten."""
 
+LAST_ANSWERS_SECONDS = 1.0
+"""For answers that are on their way when the app ends. Every open page holds a stream, which never ends by itself."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The app's options."""
@@ -129,7 +132,8 @@ def _wait(demo: Blocks) -> None:
             time.sleep(0.1)
     except KeyboardInterrupt:
         print("MAGI Lite is ending; the video in the making is saved.", flush=True)
-        demo.server.close()
+        demo.server.should_exit = True
+        demo.server.thread.join(LAST_ANSWERS_SECONDS)
         for tunnel in CURRENT_TUNNELS:
             tunnel.kill()
 
