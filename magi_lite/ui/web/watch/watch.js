@@ -46,7 +46,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     element,
     fps: props.fps,
     moved(time) {
-      picture.draw();
+      picture.moved();
       versions.follow();
       if (job) emit("time", { time, job: job.id });
     },
