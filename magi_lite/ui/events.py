@@ -118,11 +118,11 @@ class Handlers:
         except MagiLiteError as error:
             raise gr.Error(in_toast(sentence(error)), print_exception=False, title="Cannot start") from None
         self.say_what_is_left_out(values)
-        queued = self.actions.queue()["jobs"]
-        running = any(job["state"] == "running" and job["id"] != answer["job"] for job in queued)
-        if running:
-            gr.Info("Added to the queue; it starts when the running video is done.", title="Queued")
-        return (None if running else {"job": answer["job"]}), answer["seed"]
+        others = [job for job in self.actions.queue()["jobs"] if job["id"] != answer["job"]]
+        ahead = any(job["state"] in ("running", "waiting") for job in others)
+        if ahead:
+            gr.Info("Added to the queue; it starts when its turn comes.", title="Queued")
+        return (None if ahead else {"job": answer["job"]}), answer["seed"]
 
     def several(self, event: dict[str, Any] | None, *values: Any) -> None:
         """Put a video from each of several pictures into the queue, each in its own shape.
@@ -293,9 +293,10 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
     editing = gr.State("")
     used_seed = gr.State(-1)
 
+    # each click is answered, one after the other, so that videos are made in the order in which they were asked for
     w["generate"].click(
         h.generate, fields, [w["watch"], used_seed], api_name="generate_from_form", api_visibility="undocumented",
-        show_progress="hidden", concurrency_limit=None,
+        show_progress="hidden", concurrency_limit=1, trigger_mode="multiple",
     )  # fmt: skip
     w["save_edit"].click(h.save_edit, [editing, *fields], [w["save_edit"], editing, tabs], **INNER)
     for name in form.FIELDS:

@@ -238,3 +238,35 @@ def test_what_is_typed_before_the_draft_came_back_stays(watched: Watched, app: A
     page.wait_for_function("window.magi && magi.state")
     page.wait_for_function("document.querySelector('#mg-plan').innerText.includes('Needs')")
     assert page.input_value("#mg-prompt textarea") == "today's"
+
+
+def test_no_click_on_generate_is_lost_and_a_double_click_is_one(watched: Watched, app: App) -> None:
+    """The second comes while the first is being answered; a key that is held down is one press."""
+    page = watched.open(app.url, script=SLOW)
+    page.wait_for_function("document.querySelector('#mg-plan').innerText.includes('Needs')")
+    client = Client(app.url, verbose=False)
+    client.predict(True, api_name="/hold")
+    try:
+        mine = "magi.state.jobs.filter(job => job.title.startsWith('asked')).map(job => job.title)"
+        page.evaluate("slow = 1500")
+        for words in ("asked first", "asked second"):
+            page.fill("#mg-prompt textarea", words)
+            page.click("#mg-generate")
+        page.wait_for_function(f"{mine}.length === 2")
+        assert page.evaluate(mine) == ["asked first", "asked second"]
+        page.evaluate("slow = 0")
+        page.fill("#mg-prompt textarea", "asked third")
+        page.dblclick("#mg-generate")
+        page.fill("#mg-prompt textarea", "asked last")
+        page.keyboard.down("Control")
+        for _ in range(3):
+            page.keyboard.down("Enter")  # repeated, as a keyboard does
+        page.keyboard.up("Enter")
+        page.keyboard.up("Control")
+        page.wait_for_function(f"{mine}.length === 4")
+        assert page.evaluate(mine) == ["asked first", "asked second", "asked third", "asked last"]
+    finally:
+        for job in client.predict(api_name="/queue")["jobs"]:
+            if job["state"] == "waiting":
+                client.predict(job["id"], api_name="/remove")
+        client.predict(False, api_name="/hold")

@@ -197,6 +197,45 @@ def test_export_and_import(timeline: Page, tmp_path: Path) -> None:
     page.get_by_text("must end after it starts").first.wait_for()
 
 
+def length_is(page: Page, seconds: int) -> None:
+    page.wait_for_function("n => document.querySelector('#mg-seconds input').value === String(n)", arg=seconds)
+
+
+def prompt_is(page: Page, words: str) -> None:
+    page.wait_for_function("words => document.querySelector('#mg-prompt textarea').value === words", arg=words)
+
+
+def test_the_undo_of_an_import_takes_back_what_came_with_it(timeline: Page, tmp_path: Path) -> None:
+    """Length and prompt, unless somebody changed them since; a redo puts them there again. So with an example."""
+    page = timeline
+    page.fill("#mg-prompt textarea", "at night")
+    subtitles = tmp_path / "story.srt"
+    subtitles.write_text("1\n00:00:00,000 --> 00:01:10,000\na cat walks\n")
+    story = {"global_prompt": "in the rain", "segments": [{"start": 0, "end": 12, "prompt": "far away"}]}
+    (tmp_path / "story.json").write_text(json.dumps(story))
+    drop_file(page, subtitles)
+    length_is(page, 70)
+    drop_file(page, tmp_path / "story.json")
+    prompt_is(page, "in the rain")
+    page.click("[data-action=undo]")
+    prompt_is(page, "at night")
+    assert segments(page) == [(0, 70, "a cat walks")]
+    page.click("[data-action=undo]")
+    length_is(page, 8)
+    assert segments(page) == []
+    page.click("[data-action=redo]")
+    length_is(page, 70)
+    set_length(page, 75)
+    page.click("[data-action=undo]")
+    assert segments(page) == []
+    page.click("#mg-example input")
+    page.get_by_role("option", name="Landscape").click()
+    length_is(page, 8)
+    page.click("[data-action=undo]")
+    length_is(page, 75)  # what was typed stayed
+    prompt_is(page, "at night")
+
+
 def test_words_are_text_never_markup(timeline: Page) -> None:
     page = timeline
     words = "<img src=x onerror=alert(1)> & ${1+1} {{value}}"

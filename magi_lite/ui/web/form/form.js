@@ -97,6 +97,17 @@ export function mount({ element, props, trigger, server }) {
   }
   let opened = Boolean(draft);
 
+  // --- Generate: two clicks ask for two videos, a double click or a key that is held down for one
+  const isGenerate = (target) => Boolean(target.closest && target.closest("#mg-generate"));
+  const onlyOnce = (event) => {
+    const again =
+      event.type === "click" ? isGenerate(event.target) && event.detail > 1 : event.repeat && event.key === "Enter";
+    if (!again || !(isGenerate(event.target) || event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    event.stopPropagation();
+  };
+  for (const kind of ["click", "keydown"]) onDocument(element, kind, onlyOnce, true);
+
   // --- numbers that cannot be
   onDocument(element, "focusout", ({ target }) => {
     for (const [name, legal] of Object.entries(LEGAL)) {
@@ -167,4 +178,11 @@ export function mount({ element, props, trigger, server }) {
       run: () => restore(bring),
     });
   });
+  /** An undo takes back what came with a timeline, but for what was typed since. */
+  on(element, "refill", ({ values, unless }) =>
+    restore(
+      values,
+      names.map((name) => unless[name]),
+    ),
+  );
 }

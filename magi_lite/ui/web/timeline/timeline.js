@@ -34,6 +34,7 @@ const BY_KEY = [
   "ripple",
   "marker",
 ];
+const BESIDE = ["prompt", "seconds", "endless"]; // fields that a timeline which comes as a whole may fill
 const CLIPBOARD = "magi-blocks";
 const FRAMES = 24; // markers stand on frames
 const KINDS = {
@@ -49,9 +50,28 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     view = new View(root, state, () => props.seconds || 0),
     editor = new Editor(view, state, apply);
 
+  // What was filled in beside a timeline that came as a whole, by the step of the history: an undo takes it back, too.
+  const beside = new Map(); // {before, after}: values by name
+  let coming = null, // what is filled in beside blocks that are on their way here
+    unanswered = null; // the step of an import that the server has not answered yet
+  on(element, "filled", ({ names, before, after }) => {
+    const place = names.indexOf("timeline"),
+      others = (values) =>
+        Object.fromEntries(
+          BESIDE.filter((name) => names.includes(name)).map((name) => [name, values[names.indexOf(name)]]),
+        );
+    if (place < 0) return;
+    const both = { before: others(before), after: others(after) };
+    if (unanswered) beside.set(unanswered, both);
+    else if (!Model.same(before[place], after[place])) coming = both;
+    unanswered = null;
+  });
+
   function publish(globalPrompt) {
     props.value = app.timeline = state.value(globalPrompt);
     trigger(globalPrompt || text.reading ? "imported" : "commit");
+    unanswered = globalPrompt || text.reading ? state.committed : null;
+    coming = null;
     if (view.video.running) {
       const seconds = view.video.seconds === null ? Infinity : view.video.seconds;
       const segments = Model.within(app.timeline.segments, seconds);
@@ -64,7 +84,10 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     if (!state.apply(blocks)) view.paint();
   }
   function load(data) {
+    const old = state.committed;
     state.load(data);
+    if (coming && state.committed !== old) beside.set(state.committed, coming);
+    coming = null;
     app.timeline = state.value();
     view.paint();
     text.refresh();
@@ -210,10 +233,16 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       askMarker({ at: Math.round(at * 1000) / 1000, name: "" }, null);
     },
     undo() {
-      if (state.undo()) say("Undone");
+      const other = beside.get(state.committed);
+      if (!state.undo()) return;
+      if (other) emit("refill", { values: other.before, unless: other.after });
+      say("Undone");
     },
     redo() {
-      if (state.redo()) say("Redone");
+      if (!state.redo()) return;
+      const other = beside.get(state.committed);
+      if (other) emit("refill", { values: other.after, unless: other.before });
+      say("Redone");
     },
     zoomin: () => view.setZoom(view.scale * 1.5),
     zoomout: () => view.setZoom(view.scale / 1.5),
