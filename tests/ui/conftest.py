@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "docs" / "screenshots"
 PATIENCE = 180_000
 """Milliseconds for anything that computes; generous, since machines may be busy."""
+WAIT = 120_000
+"""Milliseconds for what a page does by itself; browser, app and worker may share one slow processor."""
+expect.set_options(timeout=WAIT)
 
 
 class App:
@@ -91,6 +94,12 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     server.stop()
 
 
+def patient(context: BrowserContext) -> BrowserContext:
+    """The context, all pages of which wait as long as a slow machine needs."""
+    context.set_default_timeout(WAIT)
+    return context
+
+
 class Watched:
     """Pages whose errors and outside requests are kept."""
 
@@ -103,12 +112,11 @@ class Watched:
 
     def open(self, url: str, *, size: tuple[int, int] = (1440, 900), script: str = "", **options: Any) -> Page:
         """A fresh visitor's page; with `script`, which runs before the page's own, one that is still on its way."""
-        context = self.browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
+        context = patient(self.browser.new_context(viewport={"width": size[0], "height": size[1]}, **options))
         self.contexts.append(context)
         context.add_init_script(script)
         context.route(lambda address: not address.startswith(url), self._block)
         page = context.new_page()
-        page.set_default_timeout(60_000)
         page.on("console", lambda message: self._note(_with_address(message)) if message.type == "error" else None)
         page.on("pageerror", lambda error: self._note(str(error)))
         page.goto(url, wait_until="commit")
