@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from magi_lite.errors import CheckpointError, LoadCancelled, MediaError, OutputError
 from quant.errors import Cancelled, DiskError, WeightsError
@@ -16,6 +17,9 @@ from quant.storage import files
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_PIECE = 1 << 20
 
 
 def output_error(error: OSError, path: Path) -> OutputError:
@@ -65,6 +69,57 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     from quant.storage import tensors as storage
 
     storage.write_tensors(path, tensors, metadata)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """As `quant.storage.files.replacing`, with errors that name `path` and not what is written beside it.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    with output_errors(path), files.replacing(path) as temporary:
+        try:
+            yield temporary
+        except OutputError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__
+            raise cause or error from None
+
+
+def copy_source(source: Path, target: Path, sha256: str | None) -> None:
+    """Copy a picture or clip, whole or not at all, that is still what it was when it was looked at.
+
+    Args:
+        sha256: what it was, in hexadecimal; None: whatever it is.
+
+    Raises:
+        MediaError: it cannot be read, or was changed meanwhile.
+        OutputError: the disk refuses.
+    """
+    digest = hashlib.sha256()
+    with _opened(source) as reader, replacing(target) as temporary:
+        with temporary.open("xb") as writer:
+            while block := _read(reader, source):
+                digest.update(block)
+                writer.write(block)
+        if sha256 not in (None, digest.hexdigest()):
+            raise MediaError(f"{source.name} was changed meanwhile; give it again.")
+
+
+def _opened(source: Path) -> BinaryIO:
+    try:
+        return files.open_plain(source)
+    except OSError as error:
+        raise MediaError(f"{source} cannot be read ({error.strerror or error}); use another copy.") from None
+
+
+def _read(reader: BinaryIO, source: Path) -> bytes:
+    try:
+        return reader.read(_PIECE)
+    except OSError as error:
+        raise MediaError(f"{source} cannot be read ({error.strerror or error}); use another copy.") from None
 
 
 def check_source(path: Path, kind: str) -> None:

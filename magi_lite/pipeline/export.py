@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from magi_lite.errors import InputError, MagiLiteError, OutputError
 from magi_lite.events import Event, Finished, PhaseStarted, Progress
-from magi_lite.files import output_errors
+from magi_lite.files import replacing
 from magi_lite.machine import devices
 from magi_lite.models import FPS, FRAMES_PER_LATENT
 from magi_lite.planner.execution import Execution
@@ -30,7 +30,6 @@ from magi_lite.video.sound import Sound, check_sound, has_sound, lay_sound
 from magi_lite.video.writer import VideoWriter, finalize
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.opening import open_model
-from quant.storage.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -228,7 +227,7 @@ def _copy(
 ) -> None:
     """The fragments of some seconds as an ordinary MP4, with sound under them where there is some."""
     request = project.request
-    with output_errors(target), replacing(target) as temporary:
+    with replacing(target) as temporary:
         size, parameters = (request.width, request.height), project.parameters()
         with VideoWriter(temporary, size, FPS, request.crf, settings, parameters=parameters) as writer:
             for index in seconds:

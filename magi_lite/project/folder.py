@@ -12,14 +12,14 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from magi_lite.files import output_errors, storage_errors
+from magi_lite.files import copy_source, output_errors, storage_errors
 from magi_lite.project.record import Record, name_of_copy, write_record
 from magi_lite.request.checks import content_hash
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import with_pictures
 from quant.errors import DiskError
-from quant.storage.files import remove_folder, replacing
+from quant.storage.files import remove_folder
 from quant.storage.lock import alone, is_locked
 
 _STAMP = "%Y%m%d-%H%M%S"
@@ -47,9 +47,10 @@ def _fill(hidden: Path, folder: Path, record: Record, fill: Callable[[Path], Non
         with output_errors(folder):
             for part in ("chunks", "states", "inputs"):
                 (hidden / part).mkdir(parents=True)
+            known = request.source_sha256 if record.parent is None else None  # a version takes what is there
             for path in (request.image, request.video):
                 if path and path.is_file():
-                    shutil.copyfile(path, hidden / "inputs" / name_of_copy(path))
+                    copy_source(path, hidden / "inputs" / name_of_copy(path), known)
             own = adopt_pictures(request.timeline, hidden / "inputs", folder / "inputs")
             fill(hidden)
         write_record(hidden, replace(record, request=replace(request, timeline=own)))
@@ -79,8 +80,7 @@ def adopt_pictures(timeline: Timeline, copies: Path, inputs: Path) -> Timeline:
         known = segment.image_sha256 or content_hash(segment.image)
         copy = f"{known[:12]}-{segment.image.name.removeprefix(known[:12] + '-')[-60:]}"
         if not (copies / copy).is_file():
-            with replacing(copies / copy) as temporary:
-                shutil.copyfile(segment.image, temporary)
+            copy_source(segment.image, copies / copy, known)
         return replace(segment, image=inputs / copy, image_sha256=known)
 
     return with_pictures(timeline, own)

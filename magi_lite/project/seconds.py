@@ -19,7 +19,7 @@ from magi_lite.errors import InputError
 from magi_lite.files import write_atomic
 from magi_lite.project.folder import move_aside, share
 from magi_lite.project.states import States
-from magi_lite.project.tensors import Damaged, load_tensors, read_metadata, save_tensors
+from magi_lite.project.tensors import Damaged, load_tensors, read_metadata, read_start, save_tensors
 from quant.storage.files import read_small
 
 if TYPE_CHECKING:
@@ -115,14 +115,11 @@ class Seconds:
         Raises:
             Damaged: they are missing or cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = self.path(index, LATENTS)
-        try:
-            with safe_open(path, "np") as file:
-                return tuple(file.get_slice("latents").get_shape())
-        except (SafetensorError, OSError) as error:
-            raise Damaged(path) from error
+        shape = read_start(path)[1].get("latents")
+        if shape is None:
+            raise Damaged(path)
+        return shape
 
     def read_fragment(self, index: int) -> bytes:
         """The frames of a second, encoded.
@@ -138,12 +135,9 @@ class Seconds:
 
     def parameters(self, index: int) -> bytes | None:
         """The parameter sets of a second's fragment; None where an earlier version of this program wrote it."""
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(self.path(index, LATENTS), "np") as file:
-                return bytes.fromhex((file.metadata() or {})[_PARAMETERS])
-        except (SafetensorError, OSError, KeyError, ValueError):
+            return bytes.fromhex(read_start(self.path(index, LATENTS))[0][_PARAMETERS])
+        except (Damaged, KeyError, ValueError, TypeError):
             return None
 
     def fragments(self) -> list[Path]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from magi_lite.errors import MagiLiteError
 from quant.storage.files import open_plain, parse_json
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 CHECKSUM = "checksum"
 """Entry of the header: see `_digest`. Files of earlier versions have none and are taken as they are."""
 _MAX_HEADER = 1 << 20
+_LARGEST = 4 << 30
+"""Bytes; a state of the largest video has 0.5 GB."""
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error, RecursionError, MemoryError)
+"""What a file that is cut or changed makes its readers stumble over."""
 
 
 class Damaged(MagiLiteError):
@@ -52,12 +56,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         Damaged: see there.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    metadata = read_metadata(path)
+    metadata, content = _read(path)
     try:
-        return load_file(path), metadata
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        return {name: tensor.clone() for name, tensor in load(content).items()}, metadata  # aligned as torch does it
+    except (SafetensorError, ValueError, KeyError) as error:
         raise Damaged(path) from error
 
 
@@ -67,26 +71,56 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         Damaged: see there.
     """
+    return _read(path)[0]
+
+
+def read_start(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Header entries and shapes, as the header has them; the numbers are not looked at. Needs no torch.
+
+    Raises:
+        Damaged: the header is missing or cannot be read.
+    """
     try:
         with open_plain(path) as file:
-            length = int(struct.unpack("<Q", file.read(8))[0])
-            if length > _MAX_HEADER:
-                raise Damaged(path)
-            header = parse_json(file.read(length))
-            metadata = dict(header.pop("__metadata__", {}))
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                sizes = {entry["data_offsets"][1] for entry in header.values()}
-                if len(content) != 8 + length + max(sizes, default=0):
-                    raise Damaged(path)
-                written = metadata.pop(CHECKSUM, None)
-                if written is not None and written != _digest(metadata, _parts(header, content, 8 + length)):
-                    raise Damaged(path)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error, RecursionError) as error:
+            header, metadata, _ = _read_header(file)
+            return metadata, {name: tuple(entry["shape"]) for name, entry in header.items()}
+    except _DAMAGE as error:
         raise Damaged(path) from error
-    return metadata
 
 
-def _parts(header: dict[str, Any], content: mmap.mmap, start: int) -> Iterable[tuple[str, list[int], bytes]]:
+def _read(path: Path) -> tuple[dict[str, str], bytes]:
+    """Header entries, and the whole file, whose numbers are those that were written.
+
+    It is not mapped: who cuts a mapped file ends the program that reads it.
+    """
+    try:
+        with open_plain(path) as file:
+            header, metadata, start = _read_header(file)
+            size = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            if size != os.fstat(file.fileno()).st_size or size > _LARGEST:
+                raise Damaged(path)
+            file.seek(0)
+            content = file.read()
+            written = metadata.pop(CHECKSUM, None)
+            if len(content) != size:
+                raise Damaged(path)
+            if written is not None and written != _digest(metadata, _parts(header, memoryview(content), start)):
+                raise Damaged(path)
+    except _DAMAGE as error:
+        raise Damaged(path) from error
+    return metadata, content
+
+
+def _read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, str], int]:
+    """Entries of the tensors, the header's other entries, and where the numbers begin."""
+    length = int(struct.unpack("<Q", file.read(8))[0])
+    if length > _MAX_HEADER:
+        raise ValueError("no header of ours")
+    header = parse_json(file.read(length))
+    return header, dict(header.pop("__metadata__", {})), 8 + length
+
+
+def _parts(header: dict[str, Any], content: memoryview, start: int) -> Iterable[tuple[str, list[int], memoryview]]:
     for name in sorted(header):
         begin, end = header[name]["data_offsets"]
         yield name, header[name]["shape"], content[start + begin : start + end]

@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from magi_lite.text.cleaning import CLEANING_VERSION
-from quant.storage.files import replacing
+from quant.storage.files import read_small, replacing
 
 
 class EmbeddingCache:
@@ -46,8 +46,8 @@ class EmbeddingCache:
         if not path.is_file():
             return None
         try:
-            embedding = load_file(path)["embedding"].clone()  # off the mapping: eviction may delete the file
-        except (OSError, SafetensorError, KeyError):
+            embedding = load(read_small(path))["embedding"].clone()
+        except (OSError, SafetensorError, KeyError, ValueError):
             with contextlib.suppress(OSError):
                 path.unlink()
             return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import MagiLiteError, MediaError
+from magi_lite.files import copy_source, output_errors
 from magi_lite.models import FPS
+from magi_lite.request.checks import content_hash
 from magi_lite.request.json import request_to_json
 from magi_lite.request.settings import settings_from_data
 from magi_lite.video.containers import DAMAGED, NO_PICTURE, kind_of
@@ -81,14 +81,13 @@ def received_folder() -> Path:
 
 def keep(path: Path, name: str, folder: Path) -> Path:
     """Copy a file into `folder` under a name made of its contents, so that a queued job finds it after a restart."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:20]
+    digest = content_hash(path)
     suffix = Path(name).suffix.lower()
-    kept = folder / (digest + (suffix if suffix in SUFFIXES else ".media"))  # never one that a browser would run
+    kept = folder / (digest[:20] + (suffix if suffix in SUFFIXES else ".media"))  # never one that a browser would run
     if not kept.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(kept.suffix + ".part")
-        shutil.copyfile(path, temporary)
-        temporary.replace(kept)
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        copy_source(path, kept, digest)
     return kept
 
 

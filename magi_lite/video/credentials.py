@@ -14,8 +14,7 @@ from typing import Any
 
 from magi_lite import __version__
 from magi_lite.errors import InputError, OutputError
-from magi_lite.files import output_errors
-from quant.storage.files import replacing
+from magi_lite.files import output_errors, replacing
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """The IPTC's term for what a trained model made."""
@@ -66,7 +65,7 @@ def sign(path: Path, title: str, certificate: Path | None = None, key: Path | No
         ],
     }
     algorithm = _algorithm(secret)
-    with output_errors(path), replacing(path) as signed:
+    with replacing(path) as signed:
         try:
             info = c2pa.C2paSignerInfo(algorithm, chain, secret, None)
             with c2pa.Signer.from_info(info) as signer, c2pa.Builder(json.dumps(manifest)) as builder:

@@ -25,13 +25,12 @@ import numpy as np
 from imageio.plugins.pyav import PyAVPlugin
 
 from magi_lite.errors import InputError, OutputError
-from magi_lite.files import check_writable, output_errors
+from magi_lite.files import check_writable, output_errors, replacing
 from magi_lite.models import FPS
 from magi_lite.video import labels
 from magi_lite.video.formats import CONTAINERS, FORMATS, Format, missing_encoder
 from magi_lite.video.sound import Sound, check_sound, lay_sound
 from magi_lite.video.thumbnails import to_png
-from quant.storage.files import replacing
 
 if TYPE_CHECKING:
     import av
@@ -112,7 +111,7 @@ def open_export(
             with _folder(target) as folder:
                 yield _Pictures(chosen, folder, labels.xmp(settings))
             return
-        with output_errors(target), replacing(target) as temporary:
+        with replacing(target) as temporary:
             if chosen.kind == "frame":
                 yield _Frame(temporary, settings)
                 return

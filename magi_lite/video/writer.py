@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from magi_lite.errors import MediaError, OutputError
-from magi_lite.files import check_source, output_error, output_errors
+from magi_lite.files import check_source, output_error, output_errors, replacing
 from magi_lite.models import FPS
 from magi_lite.request.settings import LIMIT_BYTES
 from magi_lite.video import fragments, labels
 from magi_lite.video.containers import open_media
-from quant.storage.files import open_own, parse_json, replacing, write_all
+from quant.storage.files import open_own, parse_json, write_all
 
 
 class VideoWriter:
@@ -162,7 +162,6 @@ def assemble(
     if known and known.init == init and [length for _, length, _ in known.fragments] == sizes:
         return
     with (
-        output_errors(path),
         replacing(path) as temporary,
         VideoWriter(temporary, size, fps, crf, settings, parameters=parameters) as writer,
     ):
@@ -212,7 +211,7 @@ def finalize(path: Path | str, target: Path | str | None = None) -> Path:
     path = Path(path)
     target = Path(target) if target else path
     try:
-        with output_errors(target), replacing(target) as temporary:
+        with replacing(target) as temporary:
             temporary.touch()  # so that a folder that refuses says so itself
             _remux(path, temporary)
             with temporary.open("r+b") as file:

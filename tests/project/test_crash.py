@@ -1,7 +1,9 @@
 """Processes that die at every single step of writing, and what is found afterwards."""
 
 import contextlib
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import time
 import av
 import pytest
 
-from magi_lite.errors import InputError
+from magi_lite.errors import InputError, OutputError
 from magi_lite.project import Project
 
 from .conftest import folders, run
@@ -100,6 +102,59 @@ def test_a_run_that_dies_at_any_step_goes_on_to_the_same_bits(tmp_path, ask, tor
         assert code == 9
         step += 6 if torn else 3
     assert step > 60, "the run has that many steps to die at"
+
+
+def full_from(step, patch, *, once):
+    """Let the disk refuse the `step`th change (from 0): that one, or all from then on; returns how many were asked."""
+    count = [0]
+
+    def wrap(name, real):
+        def wrapped(*arguments, **keywords):
+            reads = name == "open" and not arguments[1] & os.O_CREAT
+            number, count[0] = count[0], count[0] + (not reads)
+            if not reads and (number == step if once else number >= step):
+                if name == "write":
+                    real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*arguments, **keywords)
+
+        return wrapped
+
+    for name in ("open", "write", "fsync", "replace", "rename", "link", "mkdir"):
+        patch.setattr(os, name, wrap(name, getattr(os, name)))
+    return count
+
+
+@pytest.mark.parametrize("once", [True, False], ids=["once", "from then on"])
+def test_a_disk_that_is_full_at_any_step_is_one_sentence_and_loses_nothing(tmp_path, ask, once):
+    asked = ask("[0s-1s: a] [1s-2s: b]", seconds=2)
+    with Project.create(tmp_path / "whole", asked) as project:
+        run(project)
+    wanted, video = content(project), project.video.read_bytes()
+    step, refused = 0, 0
+    while True:
+        root, made = tmp_path / f"{step}", []
+        with pytest.MonkeyPatch.context() as patch:
+            count = full_from(step, patch, once=once)
+            try:
+                with Project.create(root, asked) as project:
+                    made.append(project)
+                    run(project)
+            except OutputError as error:
+                refused += 1
+                assert re.fullmatch(r"The disk is full or limited at [^;]*; free some space or .*\.", str(error)), error
+                assert ".tmp" not in str(error), "what a user never sees has no name"
+        for folder in folders(root) if root.exists() else []:
+            again = Project.open(folder)
+            assert content(again) == wanted[: 2 * again.chunks] and again.chunks >= (project.chunks if made else 0)
+            with again:
+                run(again)
+            assert content(again) == wanted and again.video.read_bytes() == video
+            assert not [path for path in again.folder.rglob("*") if ".tmp" in path.name]
+        if count[0] <= step:
+            break
+        step += 2
+    assert refused > 30 and step > 60, "the run has that many steps to be refused at"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ EXAMPLES = int(sys.argv[1]) if __name__ == "__main__" and len(sys.argv) > 1 else
 QUICK = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 BASE = request_to_json(build(prompt="a ball", preset="demo", seed=1))
 PUBLIC = [name for name, option in OPTIONS.items() if not option.local]
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e]")
 TEXTS = st.one_of(
     st.text(max_size=30),
     st.text(st.characters(categories=["Cs", "Cc", "Lo"]), max_size=8),
@@ -57,7 +59,7 @@ def one_sentence(work: Any) -> Any:
         return work()
     except MagiLiteError as error:
         text = str(error)
-        assert text.endswith(".") and "\n" not in text and len(text) < 700, text
+        assert text.endswith(".") and len(text) < 700 and not CONTROLS.search(text), repr(text)
         return None
 
 
@@ -77,6 +79,8 @@ def test_keywords(options: dict[str, Any]) -> None:
 
 @QUICK
 @given(st.lists(st.tuples(st.sampled_from(PUBLIC), TEXTS), max_size=4))
+@example([("image", "0\n")])
+@example([("video", "\x1b[2J\u202e4pm.a")])
 def test_the_command_line(flags: list[tuple[str, str]]) -> None:
     parser = argparse.ArgumentParser(exit_on_error=False)
     generate.add_arguments(parser)
