@@ -4,7 +4,8 @@
 shard, loads transformer, text encoder and autoencoder as a run does, and makes one denoising step for each precision
 that a processor has. Beside each plan stands what it took: the peak of anonymous memory (what cannot be dropped) and of
 resident memory (mapped files included). All is deleted in the end. It needs 40 GB of disk and 16 GB of RAM and says so;
-each precision runs in a process of its own. `--tiny` does the same with a small configuration, for the tests.
+each precision runs in a process of its own, which is ended after `--minutes`. `--tiny` does the same with a small
+configuration, for the tests.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="a small configuration: seconds instead of an hour")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where weights go meanwhile")
+    parser.add_argument("--minutes", type=float, default=60.0, help="most for each precision")
     parser.add_argument("--out", type=Path, default=RESULTS / "full_size.json", help="the results, as JSON")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
@@ -63,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
             "processor": {"cores": os.cpu_count()},
             "model_bytes": size,
             "write_seconds": round(time.monotonic() - began, 1),
-            "schemes": {scheme: in_child(root, scheme) for scheme in asked.schemes},
+            "schemes": {scheme: in_child(root, scheme, asked.minutes) for scheme in asked.schemes},
         }
     finally:
         shutil.rmtree(root, ignore_errors=True)
@@ -203,10 +205,13 @@ def write_shards(folder: Path, state: Mapping[str, Any], dtype: Callable[[str], 
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def in_child(root: Path, scheme: str) -> dict[str, Any]:
+def in_child(root: Path, scheme: str, minutes: float) -> dict[str, Any]:
     """`measure` in a process of its own, whose memory is nobody else's; what it says where it fails."""
     command = [sys.executable, str(Path(__file__).resolve()), "--measure", str(root), "--schemes", scheme]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60 * minutes)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {minutes:g} minutes; --minutes allows more"}
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     last = lines[-1] if lines else f"ended with {done.returncode}"
     found: dict[str, Any] = json.loads(last) if done.returncode == 0 else {"error": last}

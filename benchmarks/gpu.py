@@ -3,10 +3,10 @@
 Needs torch, triton, transformers, safetensors, numpy, einops, psutil and this repository (bitsandbytes for NF4); no
 network and no weights: the full-size 4.5B is built with random ones. First what a report needs (`gpu_first.py`):
 versions, every fast path as works or not and why, a reference on the processor, and the planned pass at 720x720 with
-its dearest kernels, against the plan and the priced operations. Then one generation with decoding, every fast path
-against the plain one (`gpu_checks.py`), streaming, and passes in every scheme and at other sizes. Ends in less than 8
-minutes: what no longer fits is listed as skipped, and what hangs is cut off. The file is written after every section,
-so that whatever happens later, what was measured is there.
+its dearest kernels, against the plan and the priced operations. Then one generation with decoding, between the steps
+and beside them, every fast path against the plain one (`gpu_checks.py`), streaming, and passes in every scheme and at
+other sizes. Ends in less than 8 minutes: what no longer fits is listed as skipped, and what hangs is cut off. The file
+is written after every section, so that whatever happens later, what was measured is there.
 
 `--dry` runs every section with tiny models on the CPU, to keep this file honest where there is no card.
 """
@@ -14,6 +14,7 @@ so that whatever happens later, what was measured is there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -22,9 +23,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -35,6 +38,9 @@ from benchmarks.gpu_setup import LAST_SECOND, TIME_LIMIT, Setup, setup
 from magi_lite.attention import available, choose
 from magi_lite.machine import devices
 from magi_lite.models import SamplerSettings
+from magi_lite.pipeline.background import InOrder
+from magi_lite.pipeline.engine import Engine
+from magi_lite.planner.execution import Execution
 from magi_lite.planner.speed import forward_flops, tokens_per_chunk
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption, CleanChunk
@@ -202,25 +208,38 @@ def decoding(s: Setup) -> list[dict[str, Any]]:
 
 
 def generation(s: Setup) -> list[dict[str, Any]]:
-    """Three seconds of (meaningless) video in each window, sampler and decoder together, against the plan's promise."""
+    """Three seconds of (meaningless) video, sampler and decoder together, against the plan's promise.
+
+    In window 4 with decoding between the steps and beside them, which must give the same frames; then in window 1.
+    """
     scheme = s.schemes[1]
     for size in reversed(s.sizes):  # the largest that a third of the time will do
         if 8 * s.plan(size, 4, s.execution(scheme)).seconds_per_chunk < TIME_LIMIT / 3:
             break
     dit, vae = s.build(scheme), s.build_vae()
-    rows = []
-    for window in (4, 1):
-        if s.left() < 20 + 4 * s.plan(size, window, s.execution(scheme)).seconds_per_chunk:
+    rows: list[dict[str, Any]] = []
+    for window, beside in ((4, False), (4, True), (1, False)):
+        execution = s.execution(scheme, decode_beside=beside)
+        if s.left() < 20 + 4 * s.plan(size, window, execution).seconds_per_chunk:
             rows.append({"size": list(size), "window": window, "skipped": "out of time"})
         else:
-            rows.append(_generation(s, dit, vae, scheme, size, window))
+            rows.append(_generation(s, dit, vae, execution, size, window))
         devices.free_memory()
+    sums = [row.pop("frames", None) for row in rows]
+    if sums[0] and sums[1]:
+        rows[1] |= {
+            "equal_frames": sums[0] == sums[1],
+            "against_between": rows[1]["seconds_per_chunk"] / rows[0]["seconds_per_chunk"],
+        }
     return rows
 
 
-def _generation(s: Setup, dit: Any, vae: Any, scheme: str, size: tuple[int, int], window: int) -> dict[str, Any]:
-    execution, steps = s.execution(scheme), 8 if not s.dry else 4
+def _generation(
+    s: Setup, dit: Any, vae: Any, execution: Execution, size: tuple[int, int], window: int
+) -> dict[str, Any]:
+    steps = 8 if not s.dry else 4
     plan = s.plan(size, window, execution)
+    torch.manual_seed(0)  # the same video whoever asks
     caption = torch.randn(12, s.dit.caption_channels, device=s.kind)
     sampler = Sampler(
         dit, SamplerSettings(steps=steps, window=window), latent_size=(size[1] // 8, size[0] // 8), chunks=3,
@@ -228,16 +247,26 @@ def _generation(s: Setup, dit: Any, vae: Any, scheme: str, size: tuple[int, int]
         dtype=s.dtype,
         store_factory=lambda slots: KVRing(slots, dtype=execution.kv_dtype, device=s.kind, streams=devices),
     )  # fmt: skip
-    start, at, finite = time.perf_counter(), [], True
-    with devices.peak_memory() as peak:
+    start, at, finite, sums = time.perf_counter(), [], True, []
+
+    def second(decode: Callable[[], np.ndarray]) -> None:
+        sums.append(hashlib.sha256(decode().tobytes()).hexdigest())
+        at.append(time.perf_counter() - start)
+
+    with devices.peak_memory() as peak, Residency(execution) as home, InOrder() as thread:
+        home.place_vae(vae)
+        side = devices.new_stream(s.kind) if execution.decode_beside else None
+        networks = Engine(None, execution, dit, home, side=side)  # type: ignore[arg-type]
         for event in sampler.run():
             if isinstance(event, CleanChunk):
-                frames = to_uint8(decode_tiled(vae, event.latents)).cpu()
-                finite = finite and bool(torch.isfinite(event.latents).all()) and frames.dtype == torch.uint8
-                at.append(time.perf_counter() - start)
+                list(thread.results(wait=True))
+                finite = finite and bool(torch.isfinite(event.latents).all())
+                thread.put(partial(second, networks.decoding(event.latents)), beside=execution.decode_beside)
+        list(thread.results(wait=True))
     planned = max(plan.peak_per_phase["denoise"], plan.peak_per_phase["decode"])
     return {
-        "size": list(size), "scheme": scheme, "steps": steps, "window": window, "chunks": len(at), "finite": finite,
+        "size": list(size), "scheme": execution.scheme, "steps": steps, "window": window, "chunks": len(at),
+        "decoding": "beside" if execution.decode_beside else "between", "finite": finite, "frames": sums,
         "seconds_at_each_chunk": at, "seconds_per_chunk": at[-1] / len(at), "peak_gb": peak["peak_bytes"] / 1e9,
         "reserved_gb": peak["reserved_bytes"] / 1e9, "planned_gb": planned / 1e9,
         "planned_seconds_per_chunk": plan.seconds_per_chunk,

@@ -209,8 +209,9 @@ def best(
 def may_decode_beside(execution: Execution) -> bool:
     """Whether seconds can be decoded while the next steps compute, if memory allows it.
 
-    Without a card the steps have the processor to themselves (`benchmarks/overlap.py`). An autoencoder that is brought
-    to the card for each use was chosen so that it is not there beside the steps. It is asked last, of the execution
-    that is best without: a part of one decoding for every second outweighs no other choice.
+    Without a card the steps may use every core already, and memory would be taken for little (`benchmarks/overlap.py`
+    shows how little on a machine). An autoencoder that is brought to the card for each use was chosen so that it is not
+    there beside the steps. It is asked last, of the execution that is best without: a part of one decoding for every
+    second outweighs no other choice.
     """
     return execution.device == "cuda" and execution.vae != "swapped"

@@ -17,9 +17,9 @@ def test_a_small_run_does_all_that_a_full_one_does(tmp_path: Path, monkeypatch: 
     shards = []
     real = full_size.in_child
 
-    def looking(root: Path, scheme: str) -> dict:
+    def looking(root: Path, scheme: str, minutes: float) -> dict:
         shards.extend(path.name for path in (root / full_size.FAMILY).glob("*.safetensors"))
-        return real(root, scheme)
+        return real(root, scheme, minutes)
 
     monkeypatch.setattr(full_size, "in_child", looking)
     out = tmp_path / "out.json"
@@ -32,6 +32,14 @@ def test_a_small_run_does_all_that_a_full_one_does(tmp_path: Path, monkeypatch: 
     assert 0 < measured["peak_anonymous_bytes"] <= measured["peak_resident_bytes"]
     assert measured["seconds_to_first_step"] > 0
     assert list(tmp_path.iterdir()) == [out], "weights and runs are deleted"
+
+
+def test_a_precision_that_takes_too_long_is_ended_and_said(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    arguments = ["--tiny", "--schemes", "bf16", "--minutes", "0.0001", "--folder", str(tmp_path), "--out", str(out)]
+    assert full_size.main(arguments) == 0
+    assert "not done after 0.0001 minutes" in json.loads(out.read_text())["schemes"]["bf16"]["error"]
+    assert list(tmp_path.iterdir()) == [out], "weights are deleted all the same"
 
 
 def test_too_little_room_is_said_before_anything_is_written(

@@ -51,7 +51,9 @@ def test_the_dry_mode_runs_every_section(tmp_path: Path) -> None:
     assert all(row["error"] < 0.2 and row.get("fast_against_plain", 0) < 0.02 for row in results["linears"])
     assert {(row["scheme"], row["window"]) for row in results["passes"]} >= {("fp8", 4), ("fp8", 1), ("int8", 4)}
     assert all(row["steps_seconds_per_chunk"] > 0 and row["share_of_roofline"] > 0 for row in results["passes"])
-    assert [row["chunks"] for row in results["generation"]] == [3, 3]
+    assert [row["chunks"] for row in results["generation"]] == [3, 3, 3]
+    assert [row["decoding"] for row in results["generation"]] == ["between", "beside", "between"]
+    assert results["generation"][1]["equal_frames"] is True
     assert all(row["finite"] for row in results["generation"])
 
 
