@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "docs" / "screenshots"
-PATIENCE = 180_000
+PATIENCE = 600_000
 """Milliseconds for anything that computes; generous, since machines may be busy."""
 WAIT = 120_000
 """Milliseconds for what a page does by itself; browser, app and worker may share one slow processor."""

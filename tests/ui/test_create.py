@@ -78,9 +78,11 @@ def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(
     slowly(page)
     set_seed(page, 1234)
     page.fill("#mg-prompt textarea", RIGHT)
-    page.evaluate("""() => { window.watched = {played: 0, status: new Set(), previews: 0, moving: 0, whole: 0, part: 0};
+    page.evaluate("""() => { window.watched = {played: 0, status: new Set(), previews: 0, moving: 0, whole: 0, part: 0,
+        bare: 0};
+      const video = document.querySelector('.wa-video');
+      video.addEventListener('emptied', () => { if (watched.played && !video.poster) watched.bare += 1; });
       setInterval(() => { const job = magi.state && magi.state.shown; if (!job || job.state !== 'running') return;
-        const video = document.querySelector('.wa-video');
         const [whole, part] = document.querySelectorAll('.wa-bars .mg-bar i');
         if (!video.hidden) watched.played = Math.max(watched.played, video.currentTime);
         watched.status.add(document.querySelector('.wa-status').textContent);
@@ -94,6 +96,7 @@ def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(
     seen = page.evaluate("({...watched, status: [...watched.status]})")
     assert seen["played"] > 0, "nothing played before the video was finished"
     assert seen["moving"] >= 2, "the seconds in the making did not move"
+    assert seen["bare"] == 0, "the stage was black while one source took the place of another"
     assert seen["previews"] and seen["whole"] > 30 and seen["part"] > 0
     assert any(re.search(r"Second \d+ of 12·step \d+ of \d+", text) for text in seen["status"]), seen["status"]
     page.wait_for_function("(v => !v.hidden && v.readyState >= 2 && !v.paused)(document.querySelector('.wa-video'))")

@@ -126,6 +126,44 @@ def test_a_stacked_page_is_full_and_shows_every_example(watched: Watched, app: A
         assert box and stage["y"] <= box["y"] and box["y"] + box["height"] <= stage["y"] + stage["height"]
 
 
+def box_of(page: Page, where: str) -> dict[str, float]:
+    box = page.locator(where).first.bounding_box()
+    assert box, where
+    return {"left": box["x"], "top": box["y"], "right": box["x"] + box["width"], "bottom": box["y"] + box["height"]}
+
+
+def test_a_low_timeline_shows_its_blocks_whole(watched: Watched, app: App) -> None:
+    """Words do not lie over a block's times, and the text view takes nothing away from the blocks."""
+    page = watched.open(app.url, size=(1280, 800))
+    page.evaluate("magi.attached = null; magi.emit('poll')")
+    page.click("[data-action=add]")
+    page.keyboard.type("a small green square that moves up on a yellow background " * 6)
+    page.keyboard.press("Enter")
+    page.click("[data-action=text]")
+    page.wait_for_function("document.querySelector('.tl-shorthand').value.includes('green')")
+    words, times, block = (box_of(page, where) for where in (".tl-label", ".tl-time", ".tl-block"))
+    assert words["bottom"] <= times["top"] + 1
+    room, text, example = (box_of(page, where) for where in (".tl-scroll", ".tl-shorthand", "#mg-example"))
+    assert block["bottom"] <= room["bottom"] <= text["top"] and text["bottom"] <= example["top"]
+
+
+def test_marks_and_edges_have_the_colours_that_they_were_given(watched: Watched, app: App) -> None:
+    """Gradio rewrites style sheets, and may lose some of them."""
+    page = watched.open(app.url, size=(390, 850))
+    page.evaluate("magi.toast('news')")
+    toast, generate_button = box_of(page, ".mg-toast"), box_of(page, "#mg-generate")
+    assert toast["bottom"] <= generate_button["top"]  # and neither lies over the other
+    edge = "getComputedStyle(document.querySelector('{}')).borderTopColor"
+    assert page.evaluate(edge.format(".mg-toast")) == page.evaluate(edge.format(".tl-scroll"))
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator(".ga .mg-check").first.check()
+    mark, ground, card = page.evaluate(
+        "(node => [getComputedStyle(node, '::after').borderBottomColor, getComputedStyle(node).backgroundColor,"
+        " getComputedStyle(document.querySelector('.mg-card')).backgroundColor])(document.querySelector('.mg-check'))"
+    )
+    assert mark == card != ground
+
+
 def test_light_and_dark_are_kept(watched: Watched, app: App) -> None:
     page = watched.open(app.url, color_scheme="light")
     assert not page.evaluate("document.body.classList.contains('dark')")

@@ -178,4 +178,4 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bits(watched: Watched, tmp_
 
 
 def wait_for_running_or_done(page: Page) -> None:
-    page.wait_for_function("['running', 'finished'].includes(magi.state.shown.state)", timeout=180_000)
+    page.wait_for_function("['running', 'finished'].includes(magi.state.shown.state)", timeout=PATIENCE)

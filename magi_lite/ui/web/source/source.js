@@ -43,8 +43,10 @@ export function mount({ element, props, trigger, server, watch, upload }) {
           "span",
           { class: "so-text" },
           el("b", { text: "Drop or paste an image or a clip" }),
-          el("br"),
-          "The first frame, a clip to continue, or several images: a video from each.",
+          el("span", {
+            class: "so-more",
+            text: "The first frame, a clip to continue, or several images: a video from each.",
+          }),
         ),
       );
     drop.replaceChildren(...kids);

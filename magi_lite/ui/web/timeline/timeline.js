@@ -413,7 +413,9 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     view.time = now && app.attached === now.job ? now.time : null;
     view.drawHead();
   });
-  new ResizeObserver(() => view.resized()).observe(view.scrollNode);
+  const sizes = new ResizeObserver(() => view.resized());
+  sizes.observe(view.scrollNode);
+  sizes.observe(view.laneNode);
   load(props.value);
   if (app.state) view.follow(app.state.shown);
 }

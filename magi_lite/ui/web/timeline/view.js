@@ -12,6 +12,7 @@ const WIDEST = 320;
 const NARROW = 34; // pixels under which a block shows no text
 const TINY = 14; // pixels under which it has no edges to take hold of, only itself
 
+const TWO_LINES = 60; // pixels of the lane under which a block has no room for two lines above its times
 const STRIP = 40; // pixels: how high the film strip's pictures are
 
 const setStyle = (node, name, value) => {
@@ -381,6 +382,7 @@ export class View {
 
   /** Everything was measured anew. */
   resized() {
+    this.laneNode.classList.toggle("low", this.laneNode.clientHeight < TWO_LINES);
     this.keys = { ruler: "", film: "", moving: "" };
     this.repaint();
   }

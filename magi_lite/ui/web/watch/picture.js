@@ -29,8 +29,8 @@ export function mountPicture(stage, video, backdrop) {
     draw();
   }
   function draw() {
-    backdrop.hidden = video.hidden || video.readyState < 2;
-    if (backdrop.hidden) return;
+    backdrop.hidden = video.hidden;
+    if (backdrop.hidden || video.readyState < 2) return; // the last copy stands while another source comes
     draft.drawImage(video, 0, 0, COARSE, COARSE);
     paper.drawImage(coarse, 0, 0, BACKDROP, BACKDROP);
   }

@@ -43,11 +43,22 @@ export class Player {
   }
 
   close() {
+    this.video.removeAttribute("poster");
     this.key = null;
     this.growing = false;
     this.reset();
     this.video.removeAttribute("src");
     this.video.load();
+  }
+
+  /** Let the frame that is shown stand until the first one of another source is there. */
+  freeze() {
+    const { videoWidth: width, videoHeight: height, readyState } = this.video;
+    if (readyState < 2) return;
+    const frame = Object.assign(document.createElement("canvas"), { width, height });
+    frame.getContext("2d").drawImage(this.video, 0, 0);
+    this.video.poster = frame.toDataURL("image/jpeg");
+    this.video.addEventListener("loadeddata", () => this.video.removeAttribute("poster"), { once: true });
   }
 
   plain(url, size) {
@@ -76,6 +87,7 @@ export class Player {
       const changed = (this.broken || !growing) && size !== this.size;
       if (fresh || this.growing || changed) {
         const broken = this.broken && growing;
+        if (!fresh && this.growing) this.freeze();
         this.plain(url, size);
         this.broken = broken;
       }
