@@ -6,10 +6,7 @@ anything that is not a `MagiLiteError` is our own mistake and keeps its tracebac
 
 from __future__ import annotations
 
-import re
-
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Control characters, line ends, and what turns the direction of the text around it."""
+from quant.errors import one_line
 
 
 class MagiLiteError(Exception):
@@ -21,7 +18,7 @@ class MagiLiteError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), super().__str__())
+        return one_line(super().__str__())
 
 
 class InputError(MagiLiteError):

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters, line ends, and what turns the direction of the text around it."""
+
+
+def one_line(text: str) -> str:
+    """A text with what names may hold written out: line ends, codes for a terminal, changes of direction."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 class QuantError(Exception):
     """Something asked for cannot be quantized or loaded."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class WeightsError(QuantError):

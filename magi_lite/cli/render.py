@@ -30,6 +30,7 @@ from magi_lite.request.settings import LIMIT_BYTES
 from magi_lite.sentences import count
 from magi_lite.text_files import read_text
 from magi_lite.workers.cluster import Cluster
+from quant.errors import one_line
 from quant.storage.files import parse_json
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         fleet.close(patience)
     for name, error in errors.items():
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{one_line(name)}: {error}", file=sys.stderr)
     if errors:
         number = len(wanted.keys() | errors.keys())
         print(f"{len(errors)} of {count(number, 'video')} could not be made.", file=sys.stderr)
@@ -123,7 +124,7 @@ def work_off(batch: Batch) -> None:
                 for name, _, live in found:
                     for notice in live.snapshot()["notices"][noted.get(name, 0) :] if live else ():
                         noted[name] = noted.get(name, 0) + 1
-                        table.say(f"{name}: {notice['message']}")
+                        table.say(one_line(f"{name}: {notice['message']}"))
                 table.show([row(*one) for one in found])
                 if control.stop_requested or all(job.state in ("finished", "failed") for _, job, _ in found):
                     break
@@ -139,14 +140,14 @@ def row(name: str, job: Job, live: Live | None) -> Row:
     done = f"{job.done} of {count(job.request.seconds or 0, 'second')}"
     if job.state != "running" or live is None:
         words = f"failed: {job.error.split(';')[0]}" if job.state == "failed" else f"{job.state}, {done}"
-        return Row(name, job.state, words, words)
+        return Row(one_line(name), job.state, words, words)
     shown = live.snapshot()
     progress, detail = shown["progress"], shown["detail"]
     if progress:
         left = "" if progress["eta"] is None else f", {clock(progress['eta'])} left"
         detail = f"second {progress['chunk'] + 1} of {progress['chunks']}, "
         detail += f"step {progress['step']} of {progress['steps']}{left}"
-    return Row(name, job.state, detail, f"{done} made" if job.done else "begun")
+    return Row(one_line(name), job.state, detail, f"{done} made" if job.done else "begun")
 
 
 # --- what is wanted --------------------------------------------------------------------------------------------------

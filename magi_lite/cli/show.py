@@ -10,6 +10,7 @@ from magi_lite.events import ChunkFinished, Event, Finished, Notice, PhaseStarte
 from magi_lite.machine.cards import GIB
 from magi_lite.planner import Plan
 from magi_lite.sentences import count
+from quant.errors import one_line
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -33,9 +34,9 @@ def show(events: Iterator[Event]) -> int:
                     endless = plan.request.seconds is None
                     print(_plan_sentence(plan), file=sys.stderr)
                 case PhaseStarted(detail=detail) if detail:
-                    print(detail, file=sys.stderr)
+                    print(one_line(detail), file=sys.stderr)
                 case Notice(message=message, level=level):
-                    print(f"{level}: {message}", file=sys.stderr)
+                    print(f"{level}: {one_line(message)}", file=sys.stderr)
                 case Progress():
                     if bar is None:  # a bar without a total is false
                         bar = tqdm(total=None, unit="step", file=sys.stderr, bar_format="{desc} {bar} {elapsed}")

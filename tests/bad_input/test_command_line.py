@@ -43,6 +43,11 @@ GENERATE = {
         2,
         "There is no file nowhere.mp4; give the path of a video.",
     ),
+    "codes for a terminal in a name": (
+        ["--prompt", "a", "--image", "a\x1b[2J\nb\u202egnp.exe"],
+        2,
+        "There is no file a\\x1b[2J\\nb\\u202egnp.exe; give the path of an image.",
+    ),
     "out": (["--prompt", "a", "--out", "nowhere/a.mp4"], 4, "The folder nowhere does not exist; create it or choose"),
     "preset": (["--prompt", "a", "--preset", "99tb"], 2, 'No preset is called "99tb"; choose auto or one of'),
     "style": (["--prompt", "a", "--style", "cubist"], 2, "There is no style 'cubist'; use static, dynamic, borders,"),

@@ -19,6 +19,7 @@ from magi_lite.cli.table import Row, lines
 from magi_lite.library import read_settings
 from magi_lite.project import Project
 from magi_lite.request.json import request_to_json
+from quant.__main__ import main as quant_main
 from tests.workers.conftest import request
 
 REPOSITORY = Path(__file__).parents[2]
@@ -177,6 +178,17 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, timelines: dict[str, Pat
     out, err = run.communicate(timeout=600)
     assert run.returncode == 0, err
     assert len(out.split()) == 2 and [project.chunks for project in runs(tmp_path)] == [SECONDS, 1]
+
+
+def test_names_of_files_are_shown_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a\nb\x1b[2J.txt").write_text("a ball", encoding="utf-8")
+    assert main([*arguments(tmp_path, tmp_path / "a\nb\x1b[2J.txt"), "--image", str(tmp_path / "no\n.png")]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"a\\nb\\x1b[2J: There is no file {tmp_path}/no\\n.png; give the path of an image.",
+        "1 of 1 video could not be made.",
+    ]
+    assert quant_main([str(tmp_path / "no\n"), str(tmp_path / "o"), "--scheme", "int8"]) == 1
+    assert capsys.readouterr().err.startswith(f"{tmp_path}/no\\n does not exist;")
 
 
 def test_without_ray_it_says_what_to_install(tmp_path: Path, timelines: dict[str, Path]) -> None:
