@@ -31,6 +31,7 @@ from magi_lite.video import labels
 from magi_lite.video.formats import CONTAINERS, FORMATS, Format, missing_encoder
 from magi_lite.video.sound import Sound, check_sound, lay_sound
 from magi_lite.video.thumbnails import to_png
+from quant.storage.files import write_all
 
 if TYPE_CHECKING:
     import av
@@ -109,21 +110,15 @@ def open_export(
     try:
         if chosen.kind == "pictures":
             with _folder(target) as folder:
-                yield _Pictures(chosen, folder, labels.xmp(settings))
+                yield _Pictures(chosen, folder, target, labels.xmp(settings))
             return
         with replacing(target) as temporary:
             if chosen.kind == "frame":
                 yield _Frame(temporary, settings)
                 return
-            temporary.touch()
-            with iio.imopen(temporary.absolute(), "w", plugin=_Video, **_muxer(chosen, target)) as opened:
-                writer = cast(_Video, opened)
-                try:
-                    writer.begin(chosen, size, settings)
-                    yield writer
-                except BaseException:
-                    writer.abandon()
-                    raise
+            with _Sink(temporary.absolute()) as sink, _video(sink, target, chosen) as writer:
+                writer.begin(chosen, size, settings)
+                yield writer
             if sound:
                 lay_sound(temporary, sound, chosen.sound, _muxer(chosen, target)["container"])
             _label(temporary, target.suffix.lower(), size, settings)
@@ -161,6 +156,66 @@ def to_ycbcr(frame: np.ndarray, bits: int) -> np.ndarray:
 # --- videos and animations -------------------------------------------------------------------------------------------
 
 
+class _Sink:
+    """A file that takes whatever a muxer gives it, and keeps the disk's first refusal until it is asked.
+
+    An error inside of a muxer's own call ends as pages of tracebacks on the terminal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)  # by which the muxer reads again what it moves behind the index
+        self._file = path.open("wb", buffering=0)
+        self._refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self._refusal is None:
+            try:
+                write_all(self._file.fileno(), data)
+            except OSError as error:
+                self._refusal = error
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def check(self) -> None:
+        """Raise OSError where the disk has refused something."""
+        if self._refusal is not None:
+            raise self._refusal
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def _video(sink: _Sink, target: Path, chosen: Format) -> Iterator[_Video]:
+    """The writer of a video or animation; raises OSError where the disk refuses."""
+    import av
+
+    extension = target.suffix or chosen.suffix
+    try:
+        with iio.imopen(sink, "w", plugin=_Video, extension=extension, **_muxer(chosen, target)) as opened:
+            writer = cast(_Video, opened)
+            try:
+                yield writer
+            except BaseException:
+                writer.abandon()
+                raise
+    except av.FFmpegError:
+        sink.check()
+        raise
+    sink.check()
+
+
 class _Video(PyAVPlugin):
     """imageio's PyAV plugin with what it has no arguments for: the encoder's options, colour tags and palettes."""
 
@@ -186,9 +241,23 @@ class _Video(PyAVPlugin):
             context.colorspace = _RGB if in_rgb else _BT709
             context.color_range = _FULL if in_rgb else _LIMITED
 
+    def close(self) -> None:
+        """As the plugin does it; what fails is not tried again when the object is let go of."""
+        try:
+            super().close()
+        except BaseException:
+            self.abandon()
+            raise
+
     def abandon(self) -> None:
         """Close without asking the encoder for what it still holds: after an error it may not answer."""
+        import av
+
         self._video_stream = None
+        container, self._container = self._container, None
+        if container is not None:
+            with contextlib.suppress(OSError, av.FFmpegError):
+                container.close()
 
     def write(self, frame: np.ndarray) -> None:  # type: ignore[override]
         """Encode one frame; ProRes takes the colour tags from the frames, the others from the encoder."""
@@ -213,6 +282,7 @@ class _Video(PyAVPlugin):
         self.frames_written += 1
         for packet in stream.encode(picture):
             container.mux(packet)
+        cast(_Sink, self.request.get_file()).check()
 
 
 def _from_planes(planes: np.ndarray, pixels: str) -> av.VideoFrame:
@@ -282,8 +352,8 @@ def _folder(target: Path) -> Iterator[Path]:
 class _Pictures:
     """A file per frame: frame_00000.png and so on."""
 
-    def __init__(self, chosen: Format, folder: Path, packet: bytes) -> None:
-        self._chosen, self._folder, self._packet, self._count = chosen, folder, packet, 0
+    def __init__(self, chosen: Format, folder: Path, target: Path, packet: bytes) -> None:
+        self._chosen, self._folder, self._target, self._packet, self._count = chosen, folder, target, packet, 0
 
     def write(self, frame: np.ndarray) -> None:
         suffix = ".tif" if self._chosen.codec == "tiff" else ".png"
@@ -295,7 +365,7 @@ class _Pictures:
         else:
             data = _encode_16_bit(to_16_bit(frame), self._chosen.codec)
             data = (labels.label_tiff if suffix == ".tif" else labels.label_png)(data, self._packet)
-        with output_errors(path):
+        with output_errors(self._target):
             path.write_bytes(data)
         self._count += 1
 
