@@ -253,8 +253,9 @@ class Timeline:
                 break
             end = starts[index + 1] if index + 1 < len(starts) else MAX_SECONDS
             end = end if seconds is None else min(end, seconds)
-            blended = index > 0 and self._mixes(starts[index], first, end)
-            found += [prompts[index - 1]] * blended + [prompts[index]]
+            seam, blended = starts[index], index > 0 and self._mixes(starts[index], first, end)
+            pair = [prompts[index - 1], prompts[index]] if blended else [prompts[index]]
+            found += pair if self._mixes(seam, first, first + 1) else reversed(pair)  # an edit may have begun a blend
         return tuple(dict.fromkeys(found))
 
     def compile(self, seconds: int) -> tuple[PromptMix, ...]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from magi_lite.errors import TimelineError
@@ -99,6 +99,9 @@ def test_blend_is_a_ramp_behind_each_seam(timeline, more):
 @settings(max_examples=60, deadline=None)
 @given(
     timelines(st.text("ab", min_size=1, max_size=3), edited=True), st.integers(0, 12), st.integers(1, 15), st.booleans()
+)
+@example(
+    Timeline((Segment(0, 4, "a"), Segment(6, 7, "aa")), blend=2, earlier_blends=((1, 0), (7, 0))), 6, 8, False
 )
 def test_prompts_that_come_are_those_of_every_second(timeline, first, seconds, endless):
     timeline = replace(timeline, gaps="hold")
