@@ -20,6 +20,7 @@ SLOW = tuple(
     for place in (
         "pipeline",
         "training",
+        "bad_input/test_home.py",
         "workers/test_cards.py",
         "workers/test_cluster.py",
         "workers/test_deaths.py",
