@@ -272,6 +272,8 @@ class SamplerSettings:
     """Chunks that a clean chunk sees, itself included. With empty `noise_to_clean_ranges` it holds for chunks of a
     prefix only, -1 meaning `PREFIX_RANGE`, and all others see everything before them."""
     clean_t: float = 0.9999
+    reuse: float = 0.0
+    """The relative change up to which a velocity serves at a second step (`sampling.reuse`); 0: all are computed."""
     chunk_width: int = CHUNK_LATENT_FRAMES
     """Latent frames of a chunk."""
 
@@ -286,6 +288,8 @@ class SamplerSettings:
         return not self.noise_to_clean_ranges
 
 
+REUSE = {"off": 0.0, "low": 0.05, "high": 0.15}
+"""`SamplerSettings.reuse` by the option's choices; what they cost and save: `benchmarks/results/reuse.json`."""
 BASE_STEPS = 64
 DISTILLED = SamplerSettings()
 BASE = SamplerSettings(steps=BASE_STEPS, distilled=False, guidance=Guidance(), nearly_clean=False)
@@ -403,6 +407,7 @@ class ModelSpec:
             window=window,
             shortcut=request.shortcut,
             nearly_clean=self.sampler.nearly_clean and request.nearly_clean,
+            reuse=REUSE[request.reuse],
         )
 
 

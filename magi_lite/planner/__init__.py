@@ -214,6 +214,8 @@ def _notes(plan: Plan, request: GenerationRequest) -> tuple[str, ...]:
             f"This model looks back at every second so far, so memory grows by {growth:.2f} GB a second; "
             f"planned for {seconds}."
         )
+    if request.reuse != "off":
+        notes.append("Reuse leaves out steps that would change little; the times are those of all steps.")
     if execution.layers == "streamed":
         notes.append("Layers are copied to the card as they are needed, while it computes.")
     if execution.t5_device == "cpu" and execution.device == "cuda":

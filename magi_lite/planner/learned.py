@@ -42,6 +42,8 @@ def learn(plan: Plan, clock: Clock) -> None:
         clock: of its denoising steps, which sees decoding and writing pass between them.
     """
     per_chunk = plan.request.steps // max(1, plan.window)
+    if plan.request.reuse != "off":  # steps that compute nothing say nothing of others
+        return
     if clock.steps_measured < per_chunk or clock.seconds_per_step is None:
         return
     factor = clock.seconds_per_step * per_chunk / (plan.seconds_per_chunk / plan.measured)

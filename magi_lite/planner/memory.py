@@ -75,6 +75,8 @@ def items_of(
     schedules = [schedule for schedule, _ in distinct_schedules(request, window, model)]
     chunk_shape = (dit.latent_channels, model.sampler.chunk_width)
     latents = latent_bytes(chunk_shape, request.width, request.height, window, max(map(kv_slots, schedules)))
+    if request.reuse != "off":  # the last velocities, and a copy
+        latents += latent_bytes(chunk_shape, request.width, request.height, 0, 2 * window)
     add("latents", BUSY, "vram", latents)
     add("rotary tables", BUSY, "vram", rotary_bytes(dit, tokens, window))
     passes = frozenset[WindowPass]().union(*map(window_passes, schedules))
@@ -158,7 +160,8 @@ def _add_captions_and_kv(
     tokens = tokens_per_chunk(model, request.width, request.height)
     # Captions of one length are attended in one batch, a second copy, where the pass is one piece.
     one_batch = window > 1 and not PassShape.of(tokens, window, execution).attention_sliced
-    held = caption_tokens(request, model) * window * (2 if one_batch else 1)
+    copies = 1 if not one_batch else 2 if request.reuse == "off" else 3  # the last one is of the oldest chunks alone
+    held = caption_tokens(request, model) * window * copies
     add("captions", busy, "vram", (held + min(NULL_CAPTION_TOKENS, dit.caption_max_length)) * per_token)
     store = _store_bytes(request, window, model, execution)
     if execution.kv_place == "device":

@@ -15,7 +15,15 @@ from magi_lite.errors import InputError, MediaError, OutputError
 from magi_lite.files import check_output, check_source
 from magi_lite.models import MODELS
 from magi_lite.request import presets
-from magi_lite.request.request import OPTIONS, PARTS, STYLES, GenerationRequest, windows_of
+from magi_lite.request.request import (
+    OPTIONS,
+    PARTS,
+    REUSE_STAGE,
+    REUSE_STEPS,
+    STYLES,
+    GenerationRequest,
+    windows_of,
+)
 from magi_lite.sentences import did_you_mean, either, shortened, shown
 from magi_lite.text.cleaning import check_prompt, clean_prompt
 from magi_lite.timeline import Timeline
@@ -77,6 +85,11 @@ def check_values(request: GenerationRequest) -> None:
     if request.window not in windows:
         raise InputError(
             f"A window of {shown(request.window)} does not divide {request.steps} steps; use {either(windows)}."
+        )
+    if request.reuse != "off" and (request.steps < REUSE_STEPS or request.steps // request.window < REUSE_STAGE):
+        raise InputError(
+            f"Reuse between steps needs {REUSE_STEPS} steps or more, and at least {REUSE_STAGE} for each second of the "
+            f"window; with {request.steps} steps in a window of {request.window} use reuse off."
         )
 
 

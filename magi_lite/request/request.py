@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from magi_lite.errors import PresetError
-from magi_lite.models import MODELS, SIZE_STEP
+from magi_lite.models import MODELS, REUSE, SIZE_STEP
 from magi_lite.request.options import AUTO, Option, option
 from magi_lite.timeline import MAX_BLEND, MAX_SECONDS, Timeline
 
@@ -37,6 +37,10 @@ STYLES: dict[str, str] = {
 }
 """Names allowed in `SpecialTokens.styles`, with what each stands for."""
 _DTYPES = ("float32", "bf16", "fp8", "int8", "nf4")
+
+
+REUSE_STEPS, REUSE_STAGE = 16, 4
+"""Steps of a schedule from which reuse between them makes sense, and of a stage, whose first two are computed."""
 
 
 def windows_of(steps: int) -> tuple[int, ...]:
@@ -151,6 +155,11 @@ class GenerationRequest:
     nearly_clean: bool = option(
         "switch", True, flag="--lean", inverse=True, label="Extra clean pass", info="Steadier motion, a little slower.",
         help="skip the extra pass over nearly clean seconds (faster)",
+    )  # fmt: skip
+    reuse: Literal["off", "low", "high"] = option(
+        "choice", "off", choices=tuple(REUSE), planned=True, label="Reuse between steps",
+        info="Faster at a loss, with 16 steps and more.",
+        help="use a step's result again where it would hardly change: low or high (default: off)",
     )  # fmt: skip
     seed: int = option(
         "whole", 0, least=0, most=MAX_SEED, group="what", changes="redo", label="Seed (-1: a new one each time)",

@@ -7,7 +7,7 @@ takes the memory of up to two more chunks.) Source: docs/architecture.md, sectio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +37,20 @@ class Window:
     context: CaptionContext
     clean: Tensor | None
     """Latents of chunk `stage.clean` where it is to be run before this step."""
+
+    def oldest(self, count: int, width: int) -> Window:
+        """The same of the oldest chunks only, which see none of the others."""
+        stage = self.stage
+        if count == stage.chunks:
+            return self
+        younger = stage.chunks - count
+        return replace(
+            self,
+            stage=replace(stage, last=stage.last - younger, newest=stage.newest + younger),
+            latents=self.latents[:, :, : count * width],
+            times=self.times[:, :count],
+            context=self.context.select(range(count)),
+        )
 
 
 class Passes:
@@ -90,12 +104,21 @@ class Passes:
         """Of the shape of the window's latents, guidance included."""
         return self._one_pass(window) if self.settings.guidance is None else self._three_passes(window)
 
+    def situation(self, window: Window) -> tuple[object, ...]:
+        """What velocities depend on by leaps: which chunks are seen, and which passes are made."""
+        stage, step, guidance = window.stage, window.step, self.settings.guidance
+        if guidance is None:
+            passes: tuple[object, ...] = (self._nearly_clean(stage, step),)
+        else:
+            passes = tuple(guidance_weights(guidance, t) for t in self._schedule.timesteps(stage, step))
+        return self._schedule.kv_ranges(stage, step), passes
+
     def _one_pass(self, window: Window) -> Tensor:
         """Distilled models: the window once, and the oldest chunk alone once it is nearly clean."""
         self._run_clean_first(window, dropped=False)
         velocity = self._whole(window, window.context)
         settings, stage, step = self.settings, window.stage, window.step
-        if settings.nearly_clean and self._schedule.timesteps(stage, step)[0] > settings.nearly_clean_threshold:
+        if self._nearly_clean(stage, step):
             oldest = slice(0, self._width)
             alone = self.dit(
                 window.latents[:, :, oldest],
@@ -107,6 +130,11 @@ class Passes:
             )
             velocity[:, :, oldest] = blend_nearly_clean(velocity[:, :, oldest], alone, settings.nearly_clean_scale)
         return velocity
+
+    def _nearly_clean(self, stage: Stage, step: int) -> bool:
+        """Whether the oldest chunk is seen alone as well."""
+        settings = self.settings
+        return settings.nearly_clean and self._schedule.timesteps(stage, step)[0] > settings.nearly_clean_threshold
 
     def _three_passes(self, window: Window) -> Tensor:
         """Base models: with caption and past, without caption, without either, weighted by each chunk's time.

@@ -27,6 +27,7 @@ from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.noise import chunk_noise
 from magi_lite.sampling.passes import Passes, Window
 from magi_lite.sampling.results import Caption, CleanChunk, SamplerState, StageDone, StepDone
+from magi_lite.sampling.reuse import Reuse
 from magi_lite.sampling.schedule import Schedule, Stage, chunk_steps, f32
 from magi_lite.sampling.state import Progress, pack, unpack
 
@@ -83,6 +84,7 @@ class Sampler:
         self.settings, self.seed, self.shot, self.device = settings, seed, shot, torch.device(device)
         self._passes = Passes(dit, settings, null_caption, self.device, dtype)
         self._width = settings.chunk_width
+        self._reuse = Reuse(settings.reuse, settings.chunk_width) if settings.reuse else None
         self._chunk_shape = (1, dit.config.latent_channels, self._width, *latent_size)
         self._chunks = chunks
         self._caption, self._emit_prefix = caption, emit_prefix
@@ -163,6 +165,8 @@ class Sampler:
         for stage in self.schedule.stages(self._progress.next_stage):
             latents, captions, context = self._enter(stage)
             self._passes.forget_stage()
+            if self._reuse is not None:
+                self._reuse.forget()
             self._recall(stage)
             for step in range(self.schedule.steps_per_stage):
                 velocity = self._step(stage, step, latents, context)
@@ -254,10 +258,20 @@ class Sampler:
         if stage.first == self.offset:
             self._paste_prefix(latents)
         clean = self._progress.clean[stage.clean] if step == 0 and stage.clean is not None else None
-        velocity = self._passes.velocity(Window(stage, step, latents, times, context, clean))
+        velocity = self._velocity(Window(stage, step, latents, times, context, clean))
         per_chunk = (*latents.shape[:2], stage.chunks, self._width, *latents.shape[3:])
         latents.view(per_chunk).addcmul_(velocity.reshape(per_chunk), lengths.view(1, 1, -1, 1, 1, 1))
         return velocity
+
+    def _velocity(self, window: Window) -> Tensor:
+        """Of the whole window, computed; or of its oldest chunks, while those of the others serve again."""
+        if self._reuse is None:
+            return self._passes.velocity(window)
+        times = self.schedule.timesteps(window.stage, window.step)
+        situation = self._passes.situation(window)
+        needed = self._reuse.needed(times, situation)
+        computed = self._passes.velocity(window.oldest(needed, self._width)) if needed else None
+        return self._reuse.complete(computed, times, situation)
 
     @torch.no_grad()
     def _recall(self, stage: Stage) -> None:

@@ -92,7 +92,8 @@ def unpack(
         began = position.get("shot", 0)
         raise InputError(f"The saved state is of the shot that begins at {began} s, not {shot} s; take another one.")
     if position["settings"] != _plain(settings):
-        changed = sorted(k for k, v in _plain(settings).items() if position["settings"].get(k) != v)
+        old, new = position["settings"], _plain(settings)
+        changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         raise InputError(f"The saved state was made with other settings ({', '.join(changed)}); continue with those.")
     in_flight, offset, next_stage = position["captions"], position["offset"], position["next_stage"]
     kept = position.get("kept", 0)
@@ -131,5 +132,8 @@ def unpack(
 
 
 def _plain(settings: SamplerSettings) -> dict[str, Any]:
-    """Settings as they come back from JSON."""
-    return parse_json(json.dumps(asdict(settings)))
+    """Settings as they come back from JSON; without reuse as they were before there was any."""
+    plain: dict[str, Any] = parse_json(json.dumps(asdict(settings)))
+    if not settings.reuse:
+        del plain["reuse"]
+    return plain

@@ -132,6 +132,9 @@ def _advanced(w: Widgets, start: dict[str, Any]) -> None:
             w["window"] = gr.Dropdown(
                 form.choices("window"), value=start["window"], elem_id="mg-window", **form.about("window"),
             )  # fmt: skip
+            w["reuse"] = gr.Dropdown(
+                form.choices("reuse"), value=start["reuse"], elem_id="mg-reuse", **form.about("reuse"),
+            )  # fmt: skip
         with gr.Row():
             w["fit"] = gr.Dropdown(
                 form.choices("fit"), value=start["fit"], elem_id="mg-fit", **form.about("fit")

@@ -35,8 +35,8 @@ SHAPES = {"Wide 16:9": 16 / 9, "Square": 1.0, "Tall 9:16": 9 / 16, "Match image"
 OVERRIDES = tuple(option.name for option in OPTIONS.values() if option.part == "overrides" and option.kind == "choice")
 FIELDS = (
     "mode", "source", "prompt", "timeline", "seconds", "endless", "quality", "width", "height", "seed", "model",
-    "preset", "steps", "window", "fit", "styles", "quality_token", "duration_token", "nearly_clean", "vram_gb", "crf",
-    "embed_settings", *OVERRIDES,
+    "preset", "steps", "window", "fit", "styles", "quality_token", "duration_token", "nearly_clean", "reuse", "vram_gb",
+    "crf", "embed_settings", *OVERRIDES,
 )  # fmt: skip
 """Every value that decides a video, in the order in which the widgets are given to handlers."""
 _LISTS = ("steps", "window", "model", *OVERRIDES)

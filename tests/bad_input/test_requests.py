@@ -47,6 +47,14 @@ REFUSED = {
     "steps": ({"steps": 10}, InputError, "There is no schedule of 10 steps; use 4, 8, 12, 16, 32 or 64."),
     "no steps": ({"steps": 0}, InputError, "There is no schedule of 0 steps; use 4, 8, 12, 16, 32 or 64."),
     "window": ({"window": 3}, InputError, "A window of 3 does not divide 8 steps; use 1, 2, 4 or 8."),
+    "reuse of few steps": (
+        {"reuse": "low", "steps": 12},
+        InputError,
+        "Reuse between steps needs 16 steps or more, and at least 4 for each second of the window; with 12 steps in a "
+        "window of 4 use reuse off.",
+    ),
+    "reuse in a wide window": ({"reuse": "high", "steps": 16, "window": 8}, InputError, "Reuse between steps needs 16"),
+    "unknown reuse": ({"reuse": "much"}, InputError, "reuse cannot be 'much'; use off, low or high."),
     "no window": ({"window": 0}, InputError, "A window of 0 does not divide 8 steps; use 1, 2, 4 or 8."),
     "wide window": ({"window": 16}, InputError, "A window of 16 does not divide 8 steps; use 1, 2, 4 or 8."),
     "shortcut": ({"shortcut": "16,8,16"}, InputError, "shortcut cannot be '16,8,16'; use 8,16,16 or 16,16,8."),

@@ -111,3 +111,10 @@ def test_a_processor_plans_with_the_ram_that_is_free(monkeypatch: pytest.MonkeyP
     assert smaller.peak_ram_bytes < needed and smaller.execution != made().execution, scheme
     with pytest.raises(PlanError, match=r"of RAM, of 64\.0 GB 1\.0 GB are free now"):
         planner.plan(REQUEST, "auto", replace(tight, free_bytes=GIB))
+
+
+def test_a_run_that_left_out_steps_teaches_no_pace() -> None:
+    ran(made(replace(REQUEST, steps=16, reuse="low")), 0.001, steps=40)
+    assert made(replace(REQUEST, steps=16)).measured == 1
+    ran(made(replace(REQUEST, steps=16)), 3.0, steps=40)
+    assert made(replace(REQUEST, steps=16)).measured != 1

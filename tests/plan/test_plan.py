@@ -228,6 +228,18 @@ def test_after_memory_ran_out_seconds_are_decoded_between_the_steps() -> None:
         assert smaller is not None and not smaller.execution.decode_beside
 
 
+# --- reuse between steps ----------------------------------------------------------------------------------------------
+
+
+def test_reuse_takes_memory_for_what_serves_again_and_says_that_times_are_of_all_steps() -> None:
+    without, reused = (plan("RTX 4090", 720, 720, 4, steps=64, reuse=level) for level in ("off", "low"))
+    taken = [i.bytes for p in (without, reused) for i in p.items if (i.component, i.phase) == ("latents", "denoise")]
+    chunk = 16 * 6 * 90 * 90 * 4
+    assert taken[1] - taken[0] == 2 * 4 * chunk
+    assert reused.seconds_per_chunk == without.seconds_per_chunk
+    assert any("Reuse" in note for note in reused.notes) and not any("Reuse" in note for note in without.notes)
+
+
 # --- choices --------------------------------------------------------------------------------------------------------
 
 

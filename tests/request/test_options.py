@@ -186,7 +186,7 @@ def test_the_form_shows_a_request_and_reads_it_back() -> None:
     asked = build(
         prompt="rain", timeline="[0s-2s: a cat] [2s-4s: a dog]", preset="24gb", steps=16, window=2, seed=3, fit="pad",
         styles=["anime"], quality="draft", scheme="nf4", vae="cpu", vram_gb=7.5, crf=30, embed_settings=False,
-        nearly_clean=False, model="demo", width=64, height=96,
+        nearly_clean=False, reuse="low", model="demo", width=64, height=96,
     )  # fmt: skip
     assert form.to_request(form.from_request(asked)) == asked
 
