@@ -26,6 +26,7 @@ from magi_lite.ui.exports import Exports
 from magi_lite.ui.library import Library, file_url
 from magi_lite.ui.machine import Machine
 from magi_lite.ui.report import Console, report
+from magi_lite.ui.status import state, summary
 from magi_lite.video.formats import FORMATS
 
 _FIRST = (
@@ -76,77 +77,15 @@ class Actions:
         `job` may be a video of the gallery that no job stands for any more. Give the preview version that you have, so
         that a picture is sent only once.
         """
-        queue = self._queue
-        running = queue.running
-        answer: dict[str, Any] = {
-            "version": queue.version,
-            "running": running.id if running else None,
-            "cards": {card: job.id for card, job in queue.running_jobs.items()},
-            "paused": queue.paused,
-            "trouble": queue.trouble,
-            "lanes": self._lanes(),
-            "gallery": self._library.version(),
-            "machine": self._machine.gauges(),
-            "model": running.request.model if running else self._machine.model,
-        }
-        if version != queue.version:
-            answer["jobs"] = [_summary(job) for job in queue.jobs()]
+        shown = None
         if job:
             with contextlib.suppress(MagiLiteError):  # it may have been deleted
-                answer["shown"] = self._shown(self._job(job), preview)
-        return answer
-
-    def _lanes(self) -> list[dict[str, Any]]:
-        """Each card's job and memory; none where there is but one card, which the rest of the state is about."""
-        cards, running = self._machine.cards(), self._queue.running_jobs
-        lanes = []
-        for one in cards if len(cards) > 1 else ():
-            job = running.get(one["card"])
-            live = self._queue.live(job.id) if job else None
-            now = live.snapshot(preview_after=live.preview_version) if live else None
-            progress = now["progress"] if now else None
-            lanes.append(
-                one
-                | {
-                    "job": job.id if job else None,
-                    "title": job.title if job else "",
-                    "done": job.done if job else 0,
-                    "fraction": progress["fraction"] if progress else None,
-                    "preview_version": now["preview_version"] if now else 0,
-                }
-            )
-        return lanes
-
-    def _shown(self, job: Job, preview: int) -> dict[str, Any]:
-        live = self._queue.live(job.id)
-        size = job.video.stat().st_size if job.video and job.video.exists() else 0
-        view: dict[str, Any] = {
-            "id": job.id,
-            "state": job.state,
-            "error": job.error,
-            "started": job.started,
-            "took": job.ended - job.started if job.ended and job.started else None,
-            "project": job.project.name if job.project else None,
-            "folder_url": file_url(job.project) if job.project else None,
-            "video_url": file_url(job.video) if job.video else None,
-            "video_size": size,
-            "file_name": f"{job.project.name}.mp4" if job.project else None,
-            "seconds": job.request.seconds,
-            "continues": job.request.video.name if job.request.video else None,
-            "timeline": job.request.timeline.to_json(),
-            "done": job.done,
-            "locked": 0,
-            "notices": [],
-            "progress": None,
-            "preview": None,
-            "moving": [],
-            "preview_version": 0,
-        }
-        return view | live.snapshot(preview) if live else view
+                shown = self._job(job)
+        return state(self._queue, self._machine, self._library.version(), shown, version, preview)
 
     def queue(self) -> dict[str, Any]:
         """All jobs in queue order."""
-        return {"jobs": [_summary(job) for job in self._queue.jobs()], "held": self._queue.paused}
+        return {"jobs": [summary(job) for job in self._queue.jobs()], "held": self._queue.paused}
 
     def gallery(
         self, search: str = "", show: str = "all", model: str = "", sort: str = "newest", grouped: bool = False,
@@ -574,26 +513,6 @@ class Actions:
         if source["kind"] != kind:
             raise InputError(f"{source['name']} is no {kind}; give it as {source['kind']}.")
         return source
-
-
-def _summary(job: Job) -> dict[str, Any]:
-    request = job.request
-    length = "endless" if request.seconds is None else f"{request.seconds} s"
-    words = [length, f"{request.width} × {request.height}", f"seed {request.seed}", request.model]
-    if job.from_chunk is not None:
-        words.insert(0, f"redo from second {job.from_chunk}")
-    if job.done and job.state != "finished":
-        words.insert(0, f"{job.done} s made")
-    return {
-        "id": job.id,
-        "state": job.state,
-        "title": job.title,
-        "summary": ", ".join(words),
-        "error": job.error,
-        "ended": job.ended or 0,
-        "project": job.project.name if job.project else None,
-        "card": job.card,
-    }
 
 
 def _texts(values: list[str]) -> list[str]:

@@ -1,14 +1,8 @@
-"""The videos on disk as the pages show them: found, searched, named, grouped by version, and put into a bin.
-
-A run's folder holds all that is known of it; what people add to it, a name, a star and whether it is the version to go
-on with, stands in its `labels.json`. The bin is the folder `.bin` beside the runs: putting a run there and taking it
-back only renames its folder.
-"""
+"""The videos on disk as the pages show them: found, searched, sorted, and grouped by version."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -18,27 +12,22 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from magi_lite.errors import InputError, MagiLiteError, OutputError
-from magi_lite.files import output_errors, storage_errors, write_atomic
+from magi_lite.files import output_errors
 from magi_lite.jobs.job import Job
 from magi_lite.jobs.recover import job_of
 from magi_lite.project import Project
-from magi_lite.project.folder import place_in_time
-from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import with_pictures
-from quant.storage.files import parse_json, read_small
-from quant.storage.lock import FileLock
+from magi_lite.ui.bin import Bin, run_named, runs_in
+from magi_lite.ui.entries import Entry, read_entry, settings_table, stamp_of, title
+from magi_lite.ui.labels import Labels, changed, read_labels, write_labels
 
-LABELS = "labels.json"
-LABELS_VERSION = 1
-NAME_LENGTH = 120
-"""Characters that a video's own name may have."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at the folder for what is new."""
 SHOW = ("all", "starred", "finished", "unfinished")
@@ -49,44 +38,6 @@ _UNFINISHED = ("paused", "stopped", "interrupted", "failed", "running")
 def file_url(path: Path) -> str:
     """Where the page finds a file of the projects folder."""
     return "/gradio_api/file=" + quote(str(path))
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What people add to a video."""
-
-    name: str = ""
-    starred: bool = False
-    main: bool = False
-    """Whether it stands for its versions, and is what "Continue last video" goes on from."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A run as lists show it."""
-
-    id: str
-    created: str
-    prompt: str
-    """The beginning of its first prompt."""
-    labels: Labels
-    words: str
-    """All that a search looks at, in lower case."""
-    request: GenerationRequest
-    status: str
-    done: int
-    bytes: int
-    parent: str | None
-    from_second: int | None
-
-    @property
-    def order(self) -> tuple[str, str]:
-        """By which lists are sorted, the oldest first."""
-        return place_in_time(self.id, self.created), self.id
-
-    @property
-    def title(self) -> str:
-        return self.labels.name or self.prompt or self.id
 
 
 class Library:
@@ -101,6 +52,7 @@ class Library:
         self._known: dict[str, tuple[tuple[int, ...], Entry]] = {}
         self._lock = threading.Lock()
         self._changes = 0
+        self._bin = Bin(folder)
         self._looked = (-math.inf, "")
         self._job: tuple[tuple[int, ...], Job | None] = ((), None)
 
@@ -112,7 +64,7 @@ class Library:
         Raises:
             InputError: there is none of that name.
         """
-        return _named(self.folder, name, "in the gallery; it may have been deleted")
+        return run_named(self.folder, name, "in the gallery; it may have been deleted")
 
     def holds(self, path: Path | str) -> bool:
         """Whether a path, links resolved, lies in the folder; whether it exists is not looked at."""
@@ -155,7 +107,7 @@ class Library:
         """
         known, old = self._job  # one is enough for what a stage shows, and asks for twice a second
         with output_errors(self.folder / name):
-            stamp = _stamp(self.path(name))
+            stamp = stamp_of(self.path(name))
         if old is None or old.id != name or known != stamp or old.state == "interrupted":
             old = job_of(self.open(name), name)
             self._job = (stamp, old)
@@ -202,7 +154,7 @@ class Library:
         looked, found = self._looked
         if time.monotonic() - looked > LOOK_EVERY:
             times = []
-            for name in _runs(self.folder):
+            for name in runs_in(self.folder):
                 with contextlib.suppress(OSError):
                     times.append((name, Path(self.folder, name, "project.json").stat().st_mtime_ns))
             # all of them and not the newest: what is written after a clock was put back is older than what was there
@@ -217,10 +169,10 @@ class Library:
     def _read_all(self, folder: Path, known: dict[str, tuple[tuple[int, ...], Entry]]) -> list[Entry]:
         found = {}
         with self._lock:
-            for name in _runs(folder):
+            for name in runs_in(folder):
                 path = folder / name
                 try:
-                    stamp = _stamp(path)
+                    stamp = stamp_of(path)
                     old = known.get(name)
                     if old and old[0] == stamp and old[1].status != "running":
                         found[name] = old
@@ -296,7 +248,7 @@ class Library:
             "total": len(fits),
             "all": len(entries),
             "models": sorted({one.request.model for one in entries}),
-            "binned": len(_runs(self._bin)),
+            "binned": len(self._bin.names()),
         }
 
     def _tile(self, one: Entry, family: list[Entry]) -> dict[str, Any]:
@@ -331,37 +283,28 @@ class Library:
             InputError: there is no such video; OutputError: the disk refuses.
         """
         old = read_labels(self.path(video))
-        if isinstance(changes.get("name"), str):
-            changes["name"] = " ".join(changes["name"].split())[:NAME_LENGTH]
-        new = Labels(**{**vars(old), **{key: value for key, value in changes.items() if value is not None}})
+        new = changed(old, changes)
         if new.main and not old.main:
             for other in self.versions(video):
                 if other["main"] and other["name"] != video:
-                    self._write_labels(other["name"], {**vars(read_labels(self.path(other["name"]))), "main": False})
-        self._write_labels(video, vars(new))
+                    folder = self.path(other["name"])
+                    write_labels(folder, replace(read_labels(folder), main=False))
+        write_labels(self.path(video), new)
+        self._changes += 1
         return new
 
-    def _write_labels(self, name: str, values: dict[str, Any]) -> None:
-        data = {"version": LABELS_VERSION, **values}
-        write_atomic(self.folder / name / LABELS, json.dumps(data, indent=1).encode())
-        self._changes += 1
-
     # --- the bin
-
-    @property
-    def _bin(self) -> Path:
-        return self.folder / ".bin"
 
     def binned(self) -> list[dict[str, Any]]:
         """The videos in the bin, the newest first."""
         found = []
-        for name in _runs(self._bin):
+        for name in self._bin.names():
             with contextlib.suppress(MagiLiteError, OSError):
-                found.append(read_entry(self._bin / name))
+                found.append(read_entry(self._bin.folder / name))
         found.sort(key=lambda entry: entry.order, reverse=True)
         tiles = [self._tile(one, [one]) for one in found]
         for tile, one in zip(tiles, found, strict=True):
-            folder = self._bin / one.id
+            folder = self._bin.folder / one.id
             tile["thumbnail"] = file_url(folder / "chunks" / "00000.jpg") if one.done else None
             tile["video_url"] = file_url(folder / "video.mp4") if one.done else None
         return tiles
@@ -372,7 +315,8 @@ class Library:
         Raises:
             OutputError: it is being written, or the disk refuses.
         """
-        self._move(self.path(name), self._bin / name)
+        self._bin.throw(self.path(name))
+        self._changes += 1
 
     def restore(self, name: str) -> None:
         """Take a video out of the bin.
@@ -380,7 +324,8 @@ class Library:
         Raises:
             InputError: it is not there; OutputError: another one has its name by now.
         """
-        self._move(_named(self._bin, name, "in the bin"), self.folder / name)
+        self._bin.restore(name)
+        self._changes += 1
 
     def empty(self, names: Iterable[str] | None = None) -> int:
         """Delete videos in the bin for good, all of them or those named; how many.
@@ -388,13 +333,8 @@ class Library:
         Raises:
             InputError: one is not there; OutputError: the disk refuses.
         """
-        chosen = list(_runs(self._bin) if names is None else names)
-        for name in chosen:
-            folder = _named(self._bin, name, "in the bin")
-            with output_errors(folder):
-                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
         self._changes += 1
-        return len(chosen)
+        return self._bin.empty(names)
 
     def delete(self, name: str) -> None:
         """Remove a project for good, past the bin.
@@ -403,108 +343,6 @@ class Library:
             OutputError: it is being written.
         """
         self.open(name).delete()
-
-    def _move(self, source: Path, target: Path) -> None:
-        with storage_errors():
-            lock = FileLock(source / ".lock", source.name)
-        try:
-            if os.name == "nt":  # which renames no folder with an open file
-                lock.release()
-            with output_errors(target):
-                target.parent.mkdir(exist_ok=True)
-                if target.exists():
-                    raise OutputError(f"There is another {target.name}; rename its folder first.")
-                source.rename(target)
-        finally:
-            lock.release()
-        self._changes += 1
-
-
-def read_labels(folder: Path) -> Labels:
-    """A run's labels; what is damaged or of another version counts as none."""
-    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
-        data = parse_json(read_small(folder / LABELS))
-        name = data.get("name")
-        return Labels(
-            name[:NAME_LENGTH] if isinstance(name, str) else "", data.get("starred") is True, data.get("main") is True
-        )
-    return Labels()
-
-
-def read_entry(folder: Path) -> Entry:
-    """A run's folder, read.
-
-    Raises:
-        InputError: it is none, or damaged.
-    """
-    project = Project.open(folder)
-    request, labels, parent = project.request, read_labels(folder), project.parent or {}
-    prompts = [request.timeline.global_prompt, *(segment.prompt for segment in request.timeline.segments)]
-    words = " ".join([labels.name, *prompts, str(request.seed), request.model, project.name]).lower()
-    size = 0
-    with contextlib.suppress(OSError):
-        size = project.video.stat().st_size
-    return Entry(
-        project.name, project.created, title(request), labels, words, request, project.status, project.chunks, size,
-        parent.get("project"), parent.get("from"),
-    )  # fmt: skip
-
-
-def title(request: GenerationRequest) -> str:
-    """A short name: the beginning of the first prompt."""
-    timeline = request.timeline
-    prompt = timeline.global_prompt or next((s.prompt for s in timeline.segments if s.prompt), "")
-    return " ".join(prompt.split())[:80]
-
-
-def _marked(segment: Segment) -> str:
-    """A block's prompt, behind what it begins with."""
-    marks = ["cut"] * segment.cut + ([f"picture {segment.image.name}"] if segment.image else [])
-    return f"({', '.join(marks)}) {segment.prompt}" if marks else segment.prompt
-
-
-def settings_table(request: GenerationRequest) -> list[tuple[str, str]]:
-    """A request as rows of a table for reading."""
-    rows = [("Prompt", request.timeline.global_prompt)]
-    rows += [(f"Seconds {s.start}–{s.end}", _marked(s)) for s in request.timeline.segments]
-    rows += [
-        ("Length", "endless" if request.seconds is None else f"{request.seconds} s"),
-        ("Size", f"{request.width} × {request.height}"),
-        ("Seed", str(request.seed)),
-        ("Model", request.model),
-        ("Steps, window", f"{request.steps}, {request.window}"),
-        ("Quality", request.quality or "balanced"),
-        ("Starts from", (request.image or request.video or Path("text only")).name),
-        ("Style tokens", ", ".join(request.tokens.styles)),
-    ]
-    fixed = {name: value for name, value in vars(request.overrides).items() if value is not None}
-    rows += [("Manual overrides", ", ".join(f"{name} {value}" for name, value in fixed.items()))]
-    return [(name, value) for name, value in rows if value]
-
-
-def _named(folder: Path, name: str, where: str) -> Path:
-    path = folder / Path(name).name
-    if not name or name != path.name or name.startswith(".") or not (path / "project.json").is_file():
-        raise InputError(f"There is no video {name!r} {where}.")
-    return path
-
-
-def _runs(folder: Path) -> list[str]:
-    """Names of the folders that may be runs; one that is being made or deleted has a hidden name."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    except OSError:
-        return []
-
-
-def _stamp(folder: Path) -> tuple[int, ...]:
-    """What changes whenever a run's entry does: a file that is replaced has another number. Raises: OSError."""
-    known = [(folder / name).stat() for name in ("project.json", "chunks")]
-    for name in (LABELS, "video.mp4"):
-        with contextlib.suppress(OSError):
-            known.append((folder / name).stat())
-    return tuple(number for one in known for number in (one.st_mtime_ns, one.st_ino, one.st_size))
 
 
 def _families(entries: list[Entry]) -> dict[str, list[Entry]]:

@@ -498,5 +498,5 @@ def test_sessions_are_bounded(app: App) -> None:
 
     visit(100)  # more than are kept
     before = process.memory_info().rss
-    visit(400)
+    visit(250)
     assert process.memory_info().rss - before < 40e6

@@ -14,7 +14,8 @@ from magi_lite.jobs.recover import unfinished
 from magi_lite.project.record import new_record, write_record
 from magi_lite.request.build import build
 from magi_lite.ui import library as library_module
-from magi_lite.ui.library import LABELS, Library, read_labels
+from magi_lite.ui.labels import LABELS, read_labels
+from magi_lite.ui.library import Library
 
 
 def make(root: Path, name: str, prompt: str, *, parent: str | None = None, seconds: int = 1, **options: object) -> Path:
