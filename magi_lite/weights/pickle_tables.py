@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from magi_lite.errors import CheckpointError
 from quant.storage.headers import TensorInfo
@@ -108,8 +108,8 @@ def _follow(code: bytes) -> Any:
     stack: list[Any] = []
     below: list[list[Any]] = []
     memo: dict[int, Any] = {}
-    for operation, argument, _ in pickletools.genops(code):
-        name = operation.name
+    for operation, held, _ in pickletools.genops(code):
+        name, argument = operation.name, cast(Any, held)
         if name in _PLAIN:
             stack.append(_CONSTANTS.get(name, argument))
         elif name == "PROTO":
