@@ -126,6 +126,20 @@ def test_a_stacked_page_is_full_and_shows_every_example(watched: Watched, app: A
         assert box and stage["y"] <= box["y"] and box["y"] + box["height"] <= stage["y"] + stage["height"]
 
 
+def test_the_stage_of_a_video_that_has_begun_offers_no_other(page: Page, app: App) -> None:
+    page.locator(".wa-card").first.wait_for()
+    client = Client(app.url, verbose=False)
+    client.predict(True, api_name="/hold")
+    try:
+        page.fill("#mg-prompt textarea", "a video that waits")
+        job = generate(page)
+        page.locator(".wa-card").first.wait_for(state="hidden")
+        page.get_by_text("Waiting for its turn").wait_for()
+        client.predict(job, api_name="/remove")
+    finally:
+        client.predict(False, api_name="/hold")
+
+
 def box_of(page: Page, where: str) -> dict[str, float]:
     box = page.locator(where).first.bounding_box()
     assert box, where

@@ -79,7 +79,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     if (job.state !== "running") {
       const made = job.done ? `${count(job.done, "second")} made` : null,
         took = job.state === "finished" && job.took ? `took ${duration(job.took)}` : null;
-      return [STATES[job.state], made, took];
+      return [job.state === "stopped" && !job.done ? "Stopped before its first second" : STATES[job.state], made, took];
     }
     if (!p) return [job.detail || job.phase, duration(job.elapsed)];
     const total = p.chunks === null ? "" : ` of ${p.chunks}`,
@@ -126,7 +126,9 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     preview.classList.toggle("alone", previewing && !hasVideo);
     drawMoments(running && hasVideo ? job.moving[0] : null);
     if (previewing && preview.src !== job.preview) preview.src = job.preview;
-    empty.hidden = hasVideo || previewing;
+    const coming = Boolean(job && ["waiting", "running"].includes(job.state)) && !hasVideo && !previewing;
+    empty.hidden = hasVideo || previewing || coming;
+    stage.classList.toggle("coming", coming);
     picture.draw();
     drawStatus();
     part("bars").hidden = !running;
