@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 import imageio.v3 as iio
 import numpy as np
@@ -201,9 +201,9 @@ def _video(sink: _Sink, target: Path, chosen: Format) -> Iterator[_Video]:
     """The writer of a video or animation; raises OSError where the disk refuses."""
     import av
 
-    extension = target.suffix or chosen.suffix
+    file, options = cast(BinaryIO, sink), {"extension": target.suffix or chosen.suffix, **_muxer(chosen, target)}
     try:
-        with iio.imopen(sink, "w", plugin=_Video, extension=extension, **_muxer(chosen, target)) as opened:
+        with iio.imopen(file, "w", plugin=_Video, **options) as opened:
             writer = cast(_Video, opened)
             try:
                 yield writer
