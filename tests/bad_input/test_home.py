@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-HOMES = {"read only": "/sys/kernel", "not there": "/nowhere/at/all", "a file": "/dev/null", "no folder": ""}
+HOMES = {"read only": "/sys/kernel", "not there": "/proc/nowhere/at", "a file": "/dev/null", "no folder": ""}
 """Of these the system itself lets nobody make a file in, the superuser included."""
 
 
