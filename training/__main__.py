@@ -3,7 +3,7 @@
 The recipe, each stage resumable (call the same again; checkpoints and the log `training.jsonl` lie in DIR):
 
     vae       autoencoder on half seconds of the world and of photographs, until its gates are passed, then `fold`
-    fold      latents to unit variance, inside the autoencoder's own linears (once)
+    fold      latents to zero mean and the sizes that suit, inside the autoencoder's own linears (once)
     decoder   the decoder alone goes on with a discriminator of patches, latents frozen
     pool      film and encode clips of five seconds
     dit       transformer, text encoder and special tokens: single chunks, then windows, then full windows

@@ -29,6 +29,8 @@ QUALITY_ROW, DURATION_ROW = 1, 7
 """Rows of the special-token table; duration counts from one remaining chunk."""
 STEP_NUMBERS = (32.0, 16.0, 8.0, 4.0)
 """Step-size numbers of 64, 32, 16 and 8 steps."""
+FIRST = 0.75
+"""Share of the windows without clean chunks that are the first seconds of a clip, as the sampler has them."""
 SINGLE = (((ANY,), 1.0),)
 WINDOWS = (
     ((ANY,), 0.2),
@@ -161,6 +163,8 @@ def draw_example(
     n, k, width = batch, len(pattern), CHUNK_LATENT_FRAMES
     picks = torch.randint(len(pool), (n,), generator=generator)
     begins = torch.randint(pool.seconds - k + 1, (n,), generator=generator)
+    if pattern[0] != CLEAN:  # nothing is before them: mostly a video's first seconds
+        begins = torch.where(torch.rand(n, generator=generator) < FIRST, 0, begins)
     frames = (begins[:, None] * width + torch.arange(k * width))[:, None]
     clean = torch.stack([pool.latents[p][:, f[0]] for p, f in zip(picks.tolist(), frames, strict=True)]).float()
     body = torch.stack([pool.body[p][f[0]] for p, f in zip(picks.tolist(), frames, strict=True)])[:, None]

@@ -161,7 +161,7 @@ def distill(
         CheckpointError: there is no trained model in `work`.
     """
     torch.manual_seed(seed)
-    pool = pool or load_pools(work)
+    pool = pool or load_pools(work, "full")
     taught, _ = checkpoint.load(work / "dit.safetensors")
     models = [make_model(config) for _ in range(3)]
     for model in models:

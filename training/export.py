@@ -1,6 +1,6 @@
 """From a training run to a model folder in the published layout, which the ordinary loader reads.
 
-The transformer is trained on latents of zero mean and unit variance. What makes them so is folded into the
+The transformer is trained on latents of zero mean and chosen size. What makes them so is folded into the
 autoencoder's own linears here, so that encode(frames) * 0.18215 is what the transformer knows, and neither loader nor
 sampler needs to hear of it. Matrices are stored as bfloat16, what the published program keeps in float32 stays so.
 """

@@ -1,7 +1,7 @@
 """Clips of the world and of photographs as latents: made once, trained on many times.
 
-A pool holds P clips of S seconds: latents of unit variance, the latents of each second's first frame as an image, a
-weight for every latent (more where a body is), caption ids per second, and which clips only make sense as the
+A pool holds P clips of S seconds: latents as the transformer knows them, those of each second's first frame as an
+image, a weight for every latent (more where a body is), caption ids per second, and which clips only make sense as the
 continuation of a picture: photographs, and scenes whose light or weather changes from the first frame on.
 """
 
@@ -26,13 +26,13 @@ from training.reel import TILE, to_signed
 from training.world import FRAMES, film_touched, make_scene
 
 CAPTION_TOKENS = 28
-BODY_WEIGHT = 3.0
+BODY_WEIGHT = 8.0
 """How much more a latent counts that a body touches: the background is most of the picture and easy."""
 SECONDS = 5
 """Of a pool's clips: a full window of four chunks and a clean one in front."""
 CLIPS, POOLS = 500, 4
-"""Clips of a pool, and pools."""
-PHOTOGRAPHS = 0.3
+"""Clips of a pool, and pools; as many of single seconds, with as many seconds in all."""
+PHOTOGRAPHS = 0.2
 """Share of a pool's clips that are photographs."""
 
 
@@ -124,12 +124,17 @@ def make_pool(
 
 
 def make_pools(work: Path, vae: ViTVAE, pictures: tuple[np.ndarray, ...], share: float = 1.0) -> None:
-    """Fill `work` with pools, `pool-SEED.safetensors`; those that are there are kept."""
+    """Fill `work` with pools of seconds, `second-SEED.safetensors`, and of clips, `pool-SEED.safetensors`.
+
+    Those that are there are kept.
+    """
     from training.text_model import make_tokenizer
 
     tile = torch.zeros(2, 3, TILE, vae.config.video_size, vae.config.video_size)
     with half_products(vae) if half_is_faster(vae, lambda: vae.encode(tile))[0] else nothing():
-        for seed in range(1, POOLS + 1):
-            path = work / f"pool-{seed}.safetensors"
-            if not path.is_file():
-                make_pool(vae, make_tokenizer(), max(1, round(CLIPS * share)), SECONDS, seed, pictures).save(path)
+        for kind, seconds, first in (("second", 1, 101), ("pool", SECONDS, 1)):
+            for seed in range(first, first + POOLS):
+                path, clips = work / f"{kind}-{seed}.safetensors", CLIPS * SECONDS // seconds
+                if not path.is_file():
+                    pool = make_pool(vae, make_tokenizer(), max(1, round(clips * share)), seconds, seed, pictures)
+                    pool.save(path)

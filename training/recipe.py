@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from magi_lite.errors import InputError
+from magi_lite.models import SCALE_FACTOR
 from magi_lite.vae.model import ViTVAE
 from training import checkpoint
 from training.checkpoint import Budget
@@ -15,7 +16,9 @@ from training.photographs import Album, album
 from training.reel import Reel
 from training.train_vae import (
     Gates,
+    coarse_to_fine,
     fold_normalization,
+    fold_sizes,
     held_out_clips,
     make_vae,
     measure_vae,
@@ -25,11 +28,13 @@ from training.train_vae import (
 )
 
 STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "export")
-STEPS = {"vae": 700, "decoder": 300, "single": 3000, "windows": 3000, "full": 2000, "distill": 1200}
+STEPS = {"vae": 700, "decoder": 300, "single": 4000, "windows": 4000, "full": 2500, "distill": 1500}
 """Steps of every stage; the autoencoder's decoder alone makes the last quarter of its own."""
 FOLDED, FINAL = "vae_folded.safetensors", "vae_final.safetensors"
 FOLD_CLIPS = 96
 """Clips of each kind that the latents' mean and deviation are taken from."""
+SIZED_CLIPS = 24
+"""Half seconds on which it is measured what every channel shows."""
 GATE_CLIPS = 32
 """Clips of each kind that the gates are measured on."""
 
@@ -89,7 +94,7 @@ def train_autoencoder(recipe: Recipe) -> None:
 
 
 def fold(recipe: Recipe) -> None:
-    """Write the autoencoder with unit-variance latents."""
+    """Write the autoencoder whose latents' channels have unit variance or, where they show more, a larger one."""
     if (recipe.work / FOLDED).is_file():
         return
     groups, facts = checkpoint.load(recipe.work / "vae.safetensors")
@@ -100,11 +105,16 @@ def fold(recipe: Recipe) -> None:
     with torch.no_grad():
         latents = torch.cat([vae.encode(reel.batch(8, False, generator)) for _ in range(FOLD_CLIPS // 4)])
     fold_normalization(vae, latents)
+    with torch.no_grad():
+        few = vae.encode(reel.batch(SIZED_CLIPS, False, generator)) * SCALE_FACTOR
+    sizes = coarse_to_fine(vae, few)
+    fold_sizes(vae, sizes)
+    recipe.log("sizes of the latents' channels", sizes=[round(size, 2) for size in sizes.tolist()])
     checkpoint.save(recipe.work / FOLDED, {"model": vae.state_dict()}, {"step": facts["step"]})
 
 
 def load_folded(work: Path, name: str = FOLDED) -> ViTVAE:
-    """The autoencoder whose latents have unit variance."""
+    """The autoencoder whose latents the transformer is trained on."""
     vae = make_vae()
     vae.load_state_dict(checkpoint.load(work / name)[0]["model"])
     return vae.eval()

@@ -65,13 +65,13 @@ def make_model(config: DiTConfig = DEMO_DIT) -> DemoModel:
     return DemoModel(dit, make_encoder())
 
 
-def load_pools(work: Path) -> Pool:
-    """All pools in the work folder.
+def load_pools(work: Path, phase: str) -> Pool:
+    """The pools in the work folder that a phase draws from: of single seconds, or of clips.
 
     Raises:
         CheckpointError: there are none.
     """
-    paths = sorted(work.glob("pool-*.safetensors"))
+    paths = sorted(work.glob("second-*.safetensors" if phase == "single" else "pool-*.safetensors"))
     if not paths:
         raise CheckpointError(f"There are no clips in {work}; run the stage 'pool' of the training first.")
     return Pool.cat([Pool.load(path) for path in paths])
@@ -105,7 +105,7 @@ def train_dit(
     """
     torch.manual_seed(seed)
     model = make_model(config)
-    pool = pool or load_pools(work)
+    pool = pool or load_pools(work, phase)
     path, log = work / "dit.safetensors", work / "training.jsonl"
     generator = checkpoint.generators(seed + 17)
     parameters = dict(model.named_parameters())

@@ -7,8 +7,9 @@ images (four frames alike). The loss counts errors, more where something moves; 
 time, weighted strongly, for an error that stays the same is seen far less than one that flickers, and without it the
 four frames of a latent come out alike and the picture jumps six times a second; and those of the first differences in
 space, for edges. A KL term only keeps the latents from drifting. `fold_normalization` moves the latents' mean and
-deviation into the encoder's last and the decoder's first linear, so that encode * 0.18215 has unit variance. Last, the
-decoder alone goes on with a small discriminator of patches in space and time, the latents frozen.
+deviation into the encoder's last and the decoder's first linear, so that encode * 0.18215 has unit variance, and
+`fold_sizes` makes channels that show more larger. Last, the decoder alone goes on with a small discriminator of patches
+in space and time, the latents frozen.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ MOVING = 0.03
 """Change of a pixel from frame to frame, of a range of 2, from which it moves."""
 PATCH_RATE = 3e-4
 PATCH_WEIGHT = 0.02
+COARSENESS = 0.4
+"""Power of what a channel shows, by which it is larger than the finest one: 0 gives all the same size."""
+MOVED = 0.3
+"""Deviation of the noise that tells what a channel shows."""
 _EDGES = (3, 7, 11, 15, 19)
 """The frames of a second after which the next latent frame begins."""
 
@@ -169,8 +174,16 @@ def fold_normalization(vae: ViTVAE, latents: Tensor) -> None:
     Args:
         latents: (N, C, T, H, W), unscaled, of many clips.
     """
-    mean = latents.mean((0, 2, 3, 4))
-    deviation = latents.std((0, 2, 3, 4)) * SCALE_FACTOR
+    _fold(vae, latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4)) * SCALE_FACTOR)
+
+
+@torch.no_grad()
+def fold_sizes(vae: ViTVAE, sizes: Tensor) -> None:
+    """Make channel c of the latents `sizes[c]` times as large, undone where the decoder begins."""
+    _fold(vae, torch.zeros_like(sizes), 1 / sizes)
+
+
+def _fold(vae: ViTVAE, mean: Tensor, deviation: Tensor) -> None:
     last, first, channels = vae.encoder.last_layer, vae.decoder.proj_in, len(mean)
     last.bias[:channels] -= mean
     last.bias[:channels] /= deviation
@@ -178,6 +191,28 @@ def fold_normalization(vae: ViTVAE, latents: Tensor) -> None:
     last.bias[channels:] -= 2 * deviation.log()
     first.bias += first.weight @ mean
     first.weight *= deviation
+
+
+@torch.no_grad()
+def coarse_to_fine(vae: ViTVAE, latents: Tensor, seed: int = 0) -> Tensor:
+    """How large every channel of latents of unit variance should be, (C,), the finest 1.
+
+    Of unit variance all, a channel that only sharpens an edge weighs as much in the transformer's loss as one that says
+    where a thing is and which colour it has, and is settled at the same noise. What shows more in the decoded picture
+    is made larger: it stands out of the noise earlier, and fine things follow where coarse ones are.
+
+    Args:
+        latents: (N, C, T, H, W) of a few clips, of unit variance.
+    """
+    generator = checkpoint.generators(seed)
+    plain = vae.decode(latents / SCALE_FACTOR)
+    shown = []
+    for channel in range(latents.shape[1]):
+        moved = latents.clone()
+        moved[:, channel] += MOVED * torch.randn(moved[:, channel].shape, generator=generator)
+        shown.append((vae.decode(moved / SCALE_FACTOR) - plain).square().mean().sqrt())
+    table = torch.stack(shown)
+    return (table / table.min()) ** COARSENESS
 
 
 # --- training --------------------------------------------------------------------------------------------------------

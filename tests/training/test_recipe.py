@@ -24,6 +24,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "STEPS", dict.fromkeys(recipe.STEPS, 1))
     monkeypatch.setattr(recipe, "GATE_CLIPS", 2)
     monkeypatch.setattr(recipe, "FOLD_CLIPS", 4)
+    monkeypatch.setattr(recipe, "SIZED_CLIPS", 2)
     monkeypatch.setattr(recipe, "Reel", lambda pictures, first=2, seed=0: Reel(pictures, first=2, seed=seed))
     monkeypatch.setattr(latents, "CLIPS", 2)
     monkeypatch.setattr(latents, "POOLS", 1)

@@ -113,6 +113,19 @@ def test_folding_gives_unit_variance_and_the_same_pictures(reel):
     assert torch.allclose(folded.std((0, 2, 3, 4)), torch.ones(16), atol=1e-3)
     assert folded.mean((0, 2, 3, 4)).abs().max() < 1e-3
 
+    sizes = train_vae.coarse_to_fine(vae, folded)
+    assert sizes.min() == 1
+    shown = []  # by leaving each channel out instead of moving it
+    for channel in range(16):
+        without = folded.clone()
+        without[:, channel] = 0
+        shown.append((vae.decode(without / SCALE_FACTOR) - pictures).square().mean())
+    order = np.argsort(shown)
+    assert sizes[order[-4:]].min() > sizes[order[:4]].max()
+    train_vae.fold_sizes(vae, sizes)
+    assert torch.allclose(vae.decode(vae.encode(x)), pictures, atol=2e-4)
+    assert torch.allclose((vae.encode(x) * SCALE_FACTOR).std((0, 2, 3, 4)), sizes, rtol=1e-3)
+
 
 def test_an_error_between_frames_costs_more_than_one_that_stays():
     """A picture that is wrong by as much, but flickers or jumps at latent borders, has the larger loss."""

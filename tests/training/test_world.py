@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from magi_lite.errors import InputError
+from training.latents import SECONDS
 from training.world import FRAMES, GRAVITY, RESTITUTION, SPEED, UNITS, film, film_many, make_scene, scene, stage
 from training.world.draw import SIZE, TOUCHED, film_touched, ground_place
 from training.world.words import CAMERAS, COLOURS, LIGHTS, PLACES, SIZES, THINGS, WEATHERS, motions_of
@@ -123,9 +124,10 @@ def test_walls_stop_things_and_keep_them_whole(seed: int) -> None:
 
 
 def test_walls_are_met_often() -> None:
+    """In clips as the transformer is trained on."""
     met = total = 0
     for number in range(120):
-        made = make_scene(number, 2, kind="thing")
+        made = make_scene(number, SECONDS, kind="thing")
         for second, motion in enumerate(made.motions):
             if motion in ("moves left", "moves right"):
                 total += 1
@@ -235,3 +237,14 @@ def test_every_word_of_the_tables_is_drawn_somewhere() -> None:
     said = " ".join(caption for made in scenes for caption in made.captions)
     phrases = [*COLOURS, *SIZES, *THINGS, *PLACES, *LIGHTS, *WEATHERS, *CAMERAS, *motions_of("ball"), "hits", "tree"]
     assert [phrase for phrase in phrases if phrase not in said] == []
+
+
+def test_most_scenes_begin_with_room_for_what_is_asked_and_others_anywhere() -> None:
+    starts = {
+        motion: np.array([make_scene(seed, motions=(motion,), thing="car").bodies[0].x[0] for seed in range(200)])
+        for motion in ("moves right", "moves left", "jumps")
+    }
+    assert [round(float(np.median(x))) for x in starts.values()] == [20, 44, 32]
+    for x in starts.values():
+        assert 0.6 < (np.abs(x - np.median(x)) < 2.5).mean() < 0.95
+        assert np.ptp(x) > 25

@@ -56,6 +56,8 @@ FADE = 12
 """Frames in which light and weather change at the start of a second."""
 SECOND_BALL = (7.0, 8.0, 9.0)
 """Radii of the ball that is hit."""
+STAGED = 0.75
+"""Share of the scenes that begin as one would stage them: see `_Staged`."""
 HALF_WIDTHS = {"ball": 1.0, "box": 0.95, "car": 1.5, "cat": 1.35}
 """Distance from a thing's middle to its side, in radii: where a wall stops it."""
 
@@ -209,6 +211,31 @@ def shares(names: tuple[str, ...], table: tuple[str, ...], before: str) -> np.nd
     return np.concatenate(made)
 
 
+@dataclass(frozen=True)
+class _Staged:
+    """Where things begin in a scene that is staged for what will happen in it: with room ahead, else in the middle.
+
+    That a sentence says where a thing begins leaves a model little to guess before the first step. Pictures, and the
+    seconds that go on from others, begin anywhere.
+    """
+
+    right: float = 20.0
+    left: float = 44.0
+    middle: float = 32.0
+    near: float = 1.5
+    """How far from there at most."""
+    height: float = 22.0
+    angle: float = 0.6
+    scenery: tuple[float, float] = (-16.0, 16.0)
+    """Of a tree and of a house, from the middle."""
+
+    def x(self, motion: str, rng: np.random.Generator) -> float:
+        place = {"moves right": self.right, "moves left": self.left}.get(motion, self.middle)
+        return place + float(rng.uniform(-self.near, self.near))
+
+
+_STAGE = _Staged()
+
 # --- scenes ----------------------------------------------------------------------------------------------------------
 
 
@@ -284,11 +311,16 @@ def make_scene(
     if scenery is None:
         number = int(rng.choice(3, p=(0.55, 0.3, 0.15))) if kind != "scenery" else int(rng.integers(1, 3))
         scenery = tuple(str(n) for n in rng.permutation(SCENERY)[:number])
+    staged = bool(rng.random() < STAGED) and start is None
     spots = rng.permutation((-16.0, 0.0, 16.0))[: len(scenery)] + rng.uniform(-4, 4, len(scenery))
     scales = np.sort(rng.uniform(0.62, 0.82, len(scenery)))
+    if staged:
+        near = rng.uniform(-_STAGE.near, _STAGE.near, len(scenery))
+        spots = np.array([_STAGE.scenery[SCENERY.index(name)] for name in scenery]) + near
+        scales = np.sort(rng.uniform(0.7, 0.76, len(scenery)))
     moving = bool(rng.random() < 0.45) and cameras is None
-    camera_x = float(rng.uniform(-8, 8)) if moving and rng.random() < 0.5 else 0.0
-    zoom = float(rng.uniform(0.85, 1.3)) if moving and rng.random() < 0.5 else 1.0
+    camera_x = float(rng.uniform(-8, 8)) if moving and not staged and rng.random() < 0.5 else 0.0
+    zoom = float(rng.uniform(0.85, 1.3)) if moving and not staged and rng.random() < 0.5 else 1.0
     begins_otherwise = bool(rng.random() < 0.15) and lights is None and weathers is None
     if lights is None:
         lights = _per_second(seconds, LIGHTS, 0.5, rng)
@@ -297,9 +329,9 @@ def make_scene(
     before = ("day", "clear") if begins_otherwise else (lights[0], weathers[0])
     begins_otherwise = before != (lights[0], weathers[0])
     if kind == "collision":
-        bodies, motions = _collision(seconds, colour, size, rng)
+        bodies, motions = _collision(seconds, colour, size, staged, rng)
     elif kind == "thing":
-        bodies, motions = _one_thing(seconds, thing, colour, size, motions, (start, height, facing), rng)
+        bodies, motions = _one_thing(seconds, thing, colour, size, motions, (start, height, facing), staged, rng)
     else:
         bodies, motions = (), ("",) * seconds
     asked = cameras
@@ -382,9 +414,10 @@ def _one_thing(
     size: str,
     motions: tuple[str, ...] | None,
     given: tuple[float | None, float | None, int | None],
+    staged: bool,
     rng: np.random.Generator,
 ) -> tuple[tuple[Body, ...], tuple[str, ...]]:
-    """A thing that moves alone; a third of the walks begin so near to a wall that they end there."""
+    """A thing that moves alone; of walks that are not staged a third begin so near to a wall that they end there."""
     start, height, facing = given
     body = _Mover(thing, SIZES[size], 32.0, facing=1 if rng.random() < 0.5 else -1)
     body.facing = facing or body.facing
@@ -405,6 +438,9 @@ def _one_thing(
         body.x = float(min(max(place, low), high))
     if motions[0] == "falls":
         body.height = float(rng.uniform(16, 34 - body.radius))
+    if staged:
+        body.x, body.facing, body.angle = _STAGE.x(motions[0], rng), facing or 1, _STAGE.angle
+        body.height = _STAGE.height if motions[0] == "falls" else 0.0
     body.height = body.height if height is None else height
     states = []
     for motion in motions:
@@ -416,7 +452,7 @@ def _one_thing(
 
 
 def _collision(
-    seconds: int, colour: str, size: str, rng: np.random.Generator
+    seconds: int, colour: str, size: str, staged: bool, rng: np.random.Generator
 ) -> tuple[tuple[Body, ...], tuple[str, ...]]:
     """A rolling ball that hits a standing one of another colour and perhaps another size."""
     radius, other_radius = min(SIZES[size], 8.0), float(rng.choice(SECOND_BALL))
@@ -426,10 +462,14 @@ def _collision(
     way = HIT_SPEED * min(frames, (UNITS - radius - other_radius - gap - 2) / HIT_SPEED)
     start = radius + rng.uniform(0, max(UNITS - radius - other_radius - gap - way, 0.1))
     side = 1 if rng.random() < 0.5 else -1
+    angles = tuple(float(rng.uniform(0, 6)) for _ in range(2))
+    if staged:
+        start, way, side, angles = 12.0, 12.0 * HIT_SPEED, 1, (_STAGE.angle, _STAGE.angle)
+        start += float(rng.uniform(-_STAGE.near, _STAGE.near))
     places = (start, start + way + gap)
     one, two = (
-        _Mover("ball", r, x if side > 0 else UNITS - x, vx=v, angle=float(rng.uniform(0, 6)), facing=side)
-        for x, r, v in zip(places, (radius, other_radius), (HIT_SPEED * side, 0.0), strict=True)
+        _Mover("ball", r, x if side > 0 else UNITS - x, vx=v, angle=angle, facing=side)
+        for x, r, v, angle in zip(places, (radius, other_radius), (HIT_SPEED * side, 0.0), angles, strict=True)
     )
     states: tuple[list, list] = ([], [])
     for _ in range(seconds * FRAMES):
