@@ -108,18 +108,22 @@ def copy_source(source: Path, target: Path, sha256: str | None) -> None:
             raise MediaError(f"{source.name} was changed meanwhile; give it again.")
 
 
-def _opened(source: Path) -> BinaryIO:
+@contextlib.contextmanager
+def _source_errors(source: Path) -> Iterator[None]:
     try:
-        return files.open_plain(source)
+        yield
     except OSError as error:
         raise MediaError(f"{source} cannot be read ({error.strerror or error}); use another copy.") from None
+
+
+def _opened(source: Path) -> BinaryIO:
+    with _source_errors(source):
+        return files.open_plain(source)
 
 
 def _read(reader: BinaryIO, source: Path) -> bytes:
-    try:
+    with _source_errors(source):
         return reader.read(_PIECE)
-    except OSError as error:
-        raise MediaError(f"{source} cannot be read ({error.strerror or error}); use another copy.") from None
 
 
 def check_source(path: Path, kind: str) -> None:

@@ -83,6 +83,7 @@ def settings_table(request: GenerationRequest) -> list[tuple[str, str]]:
         ("Seed", str(request.seed)),
         ("Model", request.model),
         ("Steps, window", f"{request.steps}, {request.window}"),
+        ("Reuse between steps", "" if request.reuse == "off" else request.reuse),
         ("Quality", request.quality or "balanced"),
         ("Starts from", (request.image or request.video or Path("text only")).name),
         ("Style tokens", ", ".join(request.tokens.styles)),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,29 +24,27 @@ from magi_lite.request.checks import content_hash
 from magi_lite.video import images
 from quant.storage import tensors as weights
 from quant.storage.shards import Checkpoint
-from tests.project.conftest import ask, finished, run  # noqa: F401
+from tests.project.conftest import ask, finished, in_child, run  # noqa: F401
 
 CUTS = (0, 10, 200, 5000)
 """Bytes that are left."""
 ENDINGS = {0: "read", 1: "refused", 2: "program error"}
 
 
-def in_child(work: Callable[[], object]) -> str:
+def ending(work: Callable[[], object]) -> str:
     """How some work ends in a process of its own."""
-    child = os.fork()
-    if child == 0:
-        code = 2
+
+    def ended() -> int:
         try:
             work()
-            code = 0
+            return 0
         except (MagiLiteError, Damaged) as error:
-            code = 1 if str(error).endswith(".") and "\n" not in str(error) else 2
+            return 1 if str(error).endswith(".") and "\n" not in str(error) else 2
         except BaseException:
             traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            return 2
+
+    code = in_child(ended)
     return ENDINGS.get(code, f"signal {-code}")
 
 
@@ -73,7 +70,7 @@ def test_a_picture_that_is_cut_behind_its_header(name: str, left: int, tmp_path:
         images.load_image(path, (64, 64))
 
     whole_in_memory = name in ("a.webp", "a.ico")
-    assert in_child(work) == ("read" if whole_in_memory else "refused")
+    assert ending(work) == ("read" if whole_in_memory else "refused")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -97,7 +94,7 @@ def test_a_runs_numbers_that_are_cut_while_they_are_read(
         tensors._read_header = cut_then
         tensors.load_tensors(path)
 
-    assert in_child(work) == "refused"
+    assert ending(work) == "refused"
     with Project.open(tmp_path / "run") as project:
         project.lock()
         run(project)
@@ -115,7 +112,7 @@ def test_numbers_stay_what_they_were_when_their_file_is_cut_later(tmp_path: Path
         os.truncate(path, 0)
         assert found.keys() == before.keys() and all(bool((found[n] == before[n]).all()) for n in before)
 
-    assert in_child(work) == "read"
+    assert ending(work) == "read"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -134,7 +131,7 @@ def test_a_shard_that_is_cut_behind_its_header(left: int, own: bool, tmp_path: P
             for name in ("a", "b"):
                 assert bool((checkpoint.read(name, own=own) == 1).all())
 
-    assert in_child(work) == "refused"
+    assert ending(work) == "refused"
 
 
 def changed(path: Path) -> None:

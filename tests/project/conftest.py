@@ -1,5 +1,7 @@
 """A small run that behaves as the sampler does: what a second becomes depends on the state before it, bit for bit."""
 
+import os
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +84,19 @@ def _difference(name, found, wanted):
         f"first at byte {at}{part}: "
         f"{found[max(0, at - 8) : at + 24].hex(' ')} instead of {wanted[max(0, at - 8) : at + 24].hex(' ')}"
     )
+
+
+def in_child(work):
+    """Run `work` in a forked process; returns its exit code: what it gives, 0 for nothing, or 1 if it raises."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = work() or 0
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def folders(root):

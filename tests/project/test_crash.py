@@ -16,7 +16,7 @@ import pytest
 from magi_lite.errors import InputError, OutputError
 from magi_lite.project import Project
 
-from .conftest import folders, run
+from .conftest import folders, in_child, run
 
 STEPS = ("open", "write", "fsync", "replace", "rename", "unlink", "link", "mkdir", "ftruncate", "lseek", "close")
 
@@ -39,19 +39,6 @@ def die_at(step, torn):
 
     for name in STEPS:
         setattr(os, name, wrap(name, getattr(os, name)))
-
-
-def in_child(work):
-    """Run `work` in a forked process; returns its exit code (9: it died on purpose)."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def frames_in(path):

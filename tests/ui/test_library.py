@@ -14,6 +14,7 @@ from magi_lite.jobs.recover import unfinished
 from magi_lite.project.record import new_record, write_record
 from magi_lite.request.build import build
 from magi_lite.ui import library as library_module
+from magi_lite.ui.entries import settings_table
 from magi_lite.ui.labels import LABELS, read_labels
 from magi_lite.ui.library import Library
 
@@ -184,3 +185,8 @@ def test_a_change_is_seen_after_the_clock_was_put_back(library: Library) -> None
     an_hour_ago = path.stat().st_mtime_ns - 3600 * 10**9
     os.utime(path, ns=(an_hour_ago, an_hour_ago))
     assert library.version() != before
+
+
+def test_the_table_of_settings_says_when_velocities_were_reused() -> None:
+    tables = [dict(settings_table(build(prompt="a cat", preset="demo", steps=32, reuse=how))) for how in ("low", "off")]
+    assert [table.get("Reuse between steps") for table in tables] == ["low", None]

@@ -22,8 +22,12 @@ if (channel)
     else heard(data.here);
   };
 
-/** The draft of this tab, else the newest of this browser: {job, values: {name: value}, base}, or null. */
-export const loadDraft = () => isDraft(recall(KEY, "sessionStorage")) || isDraft(recall(KEY));
+/** The draft of this tab, else the newest of this browser, then this tab's too: {job, values: {name: value}, base}. */
+export function loadDraft() {
+  const draft = isDraft(recall(KEY, "sessionStorage")) || isDraft(recall(KEY));
+  if (draft) keep(KEY, draft, "sessionStorage");
+  return draft;
+}
 
 /** Whether this tab had a draft of its own. */
 export const isNewTab = () => !isDraft(recall(KEY, "sessionStorage"));
