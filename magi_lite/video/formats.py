@@ -33,7 +33,7 @@ class Format:
 FORMATS: dict[str, Format] = {
     "h264": Format(
         "H.264, which plays everywhere", ".mp4", "video", "libx264", 8, "mp4", "yuv420p",
-        {"crf": "14", "preset": "slow"}, "aac",
+        {"crf": "14", "preset": "slow", "x264-params": "cpu-independent=1"}, "aac",
     ),
     "hevc": Format(
         "HEVC (H.265), 10-bit", ".mp4", "video", "libx265", 10, "mp4", "yuv420p10le",

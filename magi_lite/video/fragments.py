@@ -31,9 +31,11 @@ INIT_STEP = 4096
 _BT709 = 1
 _LIMITED_RANGE = 1
 _THREADS = 1
-"""One, for equal frames must give equal bytes: with four, on a starved machine, x264 coded the last block of a picture
-otherwise in 2 of 423 tiny clips. A second of 720 x 720 takes 0.6 s either way."""
-X264_PARAMETERS = "stitchable=1:sliced-threads=0"
+"""More gain nothing: a second of 720 x 720 takes 0.6 s either way."""
+X264_PARAMETERS = "stitchable=1:sliced-threads=0:cpu-independent=1"
+"""`cpu-independent`, for equal frames must give equal bytes: without it, and on a processor with AVX-512, x264's
+macroblock tree reads memory that nobody wrote, and codes the same frames in other and more bytes after whatever ran
+before."""
 
 
 @dataclass(frozen=True)

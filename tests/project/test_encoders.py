@@ -23,13 +23,15 @@ from tests.pipeline.conftest import run as generated  # noqa: F401
 
 from .conftest import run
 
+OURS = fragments.X264_PARAMETERS
+
 
 @pytest.fixture
 def other(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Make the encoder another version's, or ours again: fewer reference frames, so other parameter sets."""
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr(fragments, "X264_PARAMETERS", "stitchable=1:sliced-threads=0" + ":ref=1" * on)
+        monkeypatch.setattr(fragments, "X264_PARAMETERS", OURS + ":ref=1" * on)
 
     return switch
 

@@ -72,6 +72,18 @@ def test_a_chunk_costs_the_same_bytes_wherever_it_stands(tmp_path, frames):
     assert fragments.frame_count(behind) == 7
 
 
+def test_what_lies_in_freed_memory_does_not_change_the_bytes():
+    random = np.random.default_rng()
+    for _ in range(5):
+        clip = random.normal(128, 3, (24, 32, 32, 3)).clip(0, 255).astype(np.uint8)
+        made = set()
+        for value in (0, 255, 127):
+            litter = [np.full(size, value, np.uint8) for size in range(1040, 20_000, 16) for _ in range(7)]
+            del litter
+            made.add(fragments.encode_chunk(clip, 24, 18))
+        assert len(made) == 1
+
+
 @pytest.mark.parametrize("torn", [0, 5, 300])
 def test_resume_drops_a_torn_tail_and_goes_on(tmp_path, frames, torn):
     whole, again = tmp_path / "whole.mp4", tmp_path / "again.mp4"
