@@ -29,7 +29,7 @@ QUALITY_ROW, DURATION_ROW = 1, 7
 """Rows of the special-token table; duration counts from one remaining chunk."""
 STEP_NUMBERS = (32.0, 16.0, 8.0, 4.0)
 """Step-size numbers of 64, 32, 16 and 8 steps."""
-FIRST = 0.75
+FIRST = 0.85
 """Share of the windows without clean chunks that are the first seconds of a clip, as the sampler has them."""
 SINGLE = (((ANY,), 1.0),)
 WINDOWS = (
@@ -207,12 +207,13 @@ def _put_prefixes(
 ) -> None:
     """Give a seventh of the windows an image to start from, and a ninth the first frames of a clip; in place.
 
-    Clips that only make sense as the continuation of a picture get one wherever they are seen from their start.
+    Windows that their words do not tell get one in any case: clips that only make sense as the continuation of a
+    picture, and those that are not seen from their start.
     """
     kinds = torch.rand(len(picks), generator=generator)
     lengths = torch.randint(1, CHUNK_LATENT_FRAMES, (len(picks),), generator=generator)
     for row, kind in enumerate(kinds.tolist()):
-        kind = 0.0 if pool.pictured[picks[row]] and begins[row] == 0 else kind
+        kind = 0.25 * kind if pool.pictured[picks[row]] or begins[row] > 0 else kind
         if kind < 0.14:
             clean[row, :, 0] = pool.images[picks[row], begins[row]].float()
         if kind < 0.25:

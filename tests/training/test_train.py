@@ -189,7 +189,7 @@ def test_examples_are_the_windows_of_the_sampler(tiny_pool, pattern):
 
 
 def test_prefixes_are_clean_and_do_not_count(tiny_pool):
-    example = draw_example(tiny_pool, (4,), 200, torch.Generator().manual_seed(0))
+    example = draw_example(tiny_pool, (4,), 2000, torch.Generator().manual_seed(0))
     lengths = example.fixed[:, 0, :, 0, 0].sum(1)
     assert 0.1 < (lengths == 1).float().mean() < 0.25 and 0.04 < (lengths > 1).float().mean() < 0.2
     inside = example.fixed.expand_as(example.noisy)

@@ -56,7 +56,7 @@ FADE = 12
 """Frames in which light and weather change at the start of a second."""
 SECOND_BALL = (7.0, 8.0, 9.0)
 """Radii of the ball that is hit."""
-STAGED = 0.75
+STAGED = 0.85
 """Share of the scenes that begin as one would stage them: see `_Staged`."""
 HALF_WIDTHS = {"ball": 1.0, "box": 0.95, "car": 1.5, "cat": 1.35}
 """Distance from a thing's middle to its side, in radii: where a wall stops it."""
@@ -85,7 +85,8 @@ class Scene:
     `bodies`: none, one, or the two balls of a collision, the hitting one first. `scenery`: (name, x, scale) from far to
     near. `captions`, `motions`, `lights`, `weathers`, `cameras`: one for each second. `camera_x`, `zoom` (F,).
     `light` (F, 3) and `weather` (F, 4): shares of the entries of `LIGHTS` and `WEATHERS`, which sum to one.
-    `begins_otherwise`: the first frame shows another light or weather than the first second asks for, as a picture may.
+    `begins_otherwise`: the first frame shows what the first sentence does not tell, as a picture may: another light or
+    weather, or things that stand elsewhere than where they are staged.
     """
 
     place: str
@@ -215,23 +216,24 @@ def shares(names: tuple[str, ...], table: tuple[str, ...], before: str) -> np.nd
 class _Staged:
     """Where things begin in a scene that is staged for what will happen in it: with room ahead, else in the middle.
 
-    That a sentence says where a thing begins leaves a model little to guess before the first step. Pictures, and the
-    seconds that go on from others, begin anywhere.
+    A small model cannot co-ordinate a guess over its tokens: things that may begin in two places are drawn in both.
+    So a video's first sentence tells where everything begins, and what it leaves out (a size, a place) is all that the
+    seed decides. Pictures, and the seconds that go on from others, begin anywhere.
     """
 
     right: float = 20.0
     left: float = 44.0
     middle: float = 32.0
-    near: float = 1.5
-    """How far from there at most."""
     height: float = 22.0
     angle: float = 0.6
     scenery: tuple[float, float] = (-16.0, 16.0)
     """Of a tree and of a house, from the middle."""
+    scale: float = 0.73
+    hit: tuple[float, float, float] = (12.0, 27.0, 8.0)
+    """A collision: where the ball starts, where it hits, and the other one's radius."""
 
-    def x(self, motion: str, rng: np.random.Generator) -> float:
-        place = {"moves right": self.right, "moves left": self.left}.get(motion, self.middle)
-        return place + float(rng.uniform(-self.near, self.near))
+    def x(self, motion: str) -> float:
+        return {"moves right": self.right, "moves left": self.left}.get(motion, self.middle)
 
 
 _STAGE = _Staged()
@@ -315,9 +317,8 @@ def make_scene(
     spots = rng.permutation((-16.0, 0.0, 16.0))[: len(scenery)] + rng.uniform(-4, 4, len(scenery))
     scales = np.sort(rng.uniform(0.62, 0.82, len(scenery)))
     if staged:
-        near = rng.uniform(-_STAGE.near, _STAGE.near, len(scenery))
-        spots = np.array([_STAGE.scenery[SCENERY.index(name)] for name in scenery]) + near
-        scales = np.sort(rng.uniform(0.7, 0.76, len(scenery)))
+        spots = np.array([_STAGE.scenery[SCENERY.index(name)] for name in scenery])
+        scales = np.full(len(scenery), _STAGE.scale)
     moving = bool(rng.random() < 0.45) and cameras is None
     camera_x = float(rng.uniform(-8, 8)) if moving and not staged and rng.random() < 0.5 else 0.0
     zoom = float(rng.uniform(0.85, 1.3)) if moving and not staged and rng.random() < 0.5 else 1.0
@@ -327,7 +328,7 @@ def make_scene(
     if weathers is None:
         weathers = _per_second(seconds, WEATHERS, 0.5, rng)
     before = ("day", "clear") if begins_otherwise else (lights[0], weathers[0])
-    begins_otherwise = before != (lights[0], weathers[0])
+    begins_otherwise = not staged or before != (lights[0], weathers[0])
     if kind == "collision":
         bodies, motions = _collision(seconds, colour, size, staged, rng)
     elif kind == "thing":
@@ -439,7 +440,7 @@ def _one_thing(
     if motions[0] == "falls":
         body.height = float(rng.uniform(16, 34 - body.radius))
     if staged:
-        body.x, body.facing, body.angle = _STAGE.x(motions[0], rng), facing or 1, _STAGE.angle
+        body.x, body.facing, body.angle = _STAGE.x(motions[0]), facing or 1, _STAGE.angle
         body.height = _STAGE.height if motions[0] == "falls" else 0.0
     body.height = body.height if height is None else height
     states = []
@@ -464,8 +465,8 @@ def _collision(
     side = 1 if rng.random() < 0.5 else -1
     angles = tuple(float(rng.uniform(0, 6)) for _ in range(2))
     if staged:
-        start, way, side, angles = 12.0, 12.0 * HIT_SPEED, 1, (_STAGE.angle, _STAGE.angle)
-        start += float(rng.uniform(-_STAGE.near, _STAGE.near))
+        start, end, other_radius = _STAGE.hit
+        way, side, angles = end - start, 1, (_STAGE.angle, _STAGE.angle)
     places = (start, start + way + gap)
     one, two = (
         _Mover("ball", r, x if side > 0 else UNITS - x, vx=v, angle=angle, facing=side)
