@@ -156,7 +156,8 @@ def _prompts(given: dict[str, Any], old: Timeline) -> Timeline:
     times = _SHORTHAND.search(prompt)
     if times:
         raise InputError(
-            f"The prompt holds times as a timeline has, {shortened(times[0])}; give them as the timeline (--timeline)."
+            f"The prompt holds times as a timeline has, {shortened(times[0])}; write them in the timeline instead "
+            "(--timeline on the command line)."
         )
     if timeline is not None:
         timeline = replace(timeline, global_prompt=prompt or timeline.global_prompt or old.global_prompt)

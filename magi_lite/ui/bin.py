@@ -11,6 +11,9 @@ from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors, storage_errors
 from quant.storage.lock import FileLock
 
+ENDING = 3.0
+"""Seconds that a run which has just ended is waited for: its worker says so before it lets go of the folder."""
+
 
 def runs_in(folder: Path) -> list[str]:
     """Names of the folders that may be runs; one that is being made or deleted has a hidden name."""
@@ -79,7 +82,7 @@ class Bin:
 
 def _move(source: Path, target: Path) -> None:
     with storage_errors():
-        lock = FileLock(source / ".lock", source.name)
+        lock = FileLock(source / ".lock", source.name, patience=ENDING)
     try:
         if os.name == "nt":  # which renames no folder with an open file
             lock.release()

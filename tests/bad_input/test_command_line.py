@@ -54,7 +54,8 @@ GENERATE = {
     "timeline in the prompt": (
         ["--prompt", "rain [0s-1s: a cat] [1s-2s: a dog]"],
         2,
-        'The prompt holds times as a timeline has, "[0s-1s: a cat]"; give them as the timeline (--timeline).',
+        'The prompt holds times as a timeline has, "[0s-1s: a cat]"; write them in the timeline instead '
+        "(--timeline on the command line).",
     ),
     "endless memory": (["--prompt", "a", "--vram-gb", "inf"], 2, "A card with inf GB of memory cannot be planned;"),
     "memory in words": (["--prompt", "a", "--vram-gb", "much"], 2, "vram_gb must be a number, not 'much'."),

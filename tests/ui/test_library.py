@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,16 @@ def test_the_bin_gives_back_what_it_holds_until_it_is_emptied(library: Library) 
     for name in ("", "..", ".bin", "../v01", "v09"):
         with pytest.raises(InputError, match="no video"):
             library.throw(name)
+
+
+def test_a_run_whose_writer_is_just_ending_is_thrown_all_the_same(library: Library) -> None:
+    with library.open("v02") as project:
+        project._acquire()
+        ending = threading.Timer(1.0, project.close)
+        ending.start()
+        library.throw("v02")
+        ending.join()
+    assert "v02" not in ids(library)
 
 
 def test_a_run_that_is_being_written_stays(library: Library) -> None:
