@@ -57,7 +57,8 @@ FADE = 12
 SECOND_BALL = (7.0, 8.0, 9.0)
 """Radii of the ball that is hit."""
 STAGED = 0.85
-"""Share of the scenes that begin as one would stage them: see `_Staged`."""
+"""Share of the scenes that begin as one would stage them: see `_Staged`. Of collisions half, so that many happen later
+than in a first second."""
 HALF_WIDTHS = {"ball": 1.0, "box": 0.95, "car": 1.5, "cat": 1.35}
 """Distance from a thing's middle to its side, in radii: where a wall stops it."""
 
@@ -313,7 +314,7 @@ def make_scene(
     if scenery is None:
         number = int(rng.choice(3, p=(0.55, 0.3, 0.15))) if kind != "scenery" else int(rng.integers(1, 3))
         scenery = tuple(str(n) for n in rng.permutation(SCENERY)[:number])
-    staged = bool(rng.random() < STAGED) and start is None
+    staged = bool(rng.random() < (0.5 if kind == "collision" else STAGED)) and start is None
     spots = rng.permutation((-16.0, 0.0, 16.0))[: len(scenery)] + rng.uniform(-4, 4, len(scenery))
     scales = np.sort(rng.uniform(0.62, 0.82, len(scenery)))
     if staged:
