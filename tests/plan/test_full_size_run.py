@@ -30,7 +30,8 @@ def test_a_small_run_does_all_that_a_full_one_does(tmp_path: Path, monkeypatch: 
     measured = found["schemes"]["nf4"]
     assert measured["plan"]["execution"]["scheme"] == "nf4" and measured["plan"]["ram_bytes"] > 0
     assert 0 < measured["peak_anonymous_bytes"] <= measured["peak_resident_bytes"]
-    assert measured["seconds_to_first_step"] > 0
+    assert 0 < measured["load_seconds"] < measured["seconds_to_first_step"] < measured["seconds_to_first_second"]
+    assert measured["plan"]["seconds_to_first_second"] > 0 and measured["text_seconds"] > 0
     assert list(tmp_path.iterdir()) == [out], "weights and runs are deleted"
 
 
