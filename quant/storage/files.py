@@ -21,7 +21,7 @@ from quant.errors import DiskError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES}
 """What network disks, and folders that may be written but not read, answer to syncing a folder."""
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_DENIED = {errno.EACCES, errno.EPERM}
 _PIECE = 1 << 22
 _SMALL = 1 << 26
 
@@ -32,6 +32,8 @@ def disk_sentence(error: OSError, path: Path) -> str:
         return f"The disk is full or limited at {path}; free some space or choose another folder."
     if error.errno in _DENIED:
         return f"There is no permission to write {path}; choose another folder."
+    if error.errno == errno.EROFS:
+        return f"The disk of {path} can only be read; choose another folder, or look whether it failed."
     if error.errno == errno.ENOENT:
         return f"The folder {path.parent} does not exist; create it or choose another."
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
@@ -202,4 +204,4 @@ def parse_json(text: str | bytes) -> Any:
 
 def is_denied(error: BaseException) -> bool:
     """Whether an error, or its cause, is that something may not be written."""
-    return any(isinstance(e, OSError) and e.errno in _DENIED for e in (error, error.__cause__))
+    return any(isinstance(e, OSError) and e.errno in {*_DENIED, errno.EROFS} for e in (error, error.__cause__))

@@ -91,7 +91,7 @@ def test_a_run_that_dies_at_any_step_goes_on_to_the_same_bits(tmp_path, ask, tor
     assert step > 60, "the run has that many steps to die at"
 
 
-def full_from(step, patch, *, once):
+def refused_from(step, patch, why, *, once):
     """Let the disk refuse the `step`th change (from 0): that one, or all from then on; returns how many were asked."""
     count = [0]
 
@@ -100,9 +100,9 @@ def full_from(step, patch, *, once):
             reads = name == "open" and not arguments[1] & os.O_CREAT
             number, count[0] = count[0], count[0] + (not reads)
             if not reads and (number == step if once else number >= step):
-                if name == "write":
+                if name == "write" and why != errno.EROFS:
                     real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(why, os.strerror(why))
             return real(*arguments, **keywords)
 
         return wrapped
@@ -112,8 +112,17 @@ def full_from(step, patch, *, once):
     return count
 
 
-@pytest.mark.parametrize("once", [True, False], ids=["once", "from then on"])
-def test_a_disk_that_is_full_at_any_step_is_one_sentence_and_loses_nothing(tmp_path, ask, once):
+@pytest.mark.parametrize(
+    ("why", "once", "sentence"),
+    [
+        (errno.ENOSPC, True, r"The disk is full or limited at [^;]*; free some space or .*\."),
+        (errno.ENOSPC, False, r"The disk is full or limited at [^;]*; free some space or .*\."),
+        (errno.EROFS, False, r"The disk of [^;]* can only be read; choose another folder, or look whether it failed\."),
+        (errno.EIO, True, r"[^;]* cannot be written \([^;]*\); choose another folder\."),
+    ],
+    ids=["full once", "full from then on", "read-only from then on", "broken once"],
+)
+def test_a_disk_that_refuses_at_any_step_is_one_sentence_and_loses_nothing(tmp_path, ask, why, once, sentence):
     asked = ask("[0s-1s: a] [1s-2s: b]", seconds=2)
     with Project.create(tmp_path / "whole", asked) as project:
         run(project)
@@ -122,14 +131,14 @@ def test_a_disk_that_is_full_at_any_step_is_one_sentence_and_loses_nothing(tmp_p
     while True:
         root, made = tmp_path / f"{step}", []
         with pytest.MonkeyPatch.context() as patch:
-            count = full_from(step, patch, once=once)
+            count = refused_from(step, patch, why, once=once)
             try:
                 with Project.create(root, asked) as project:
                     made.append(project)
                     run(project)
             except OutputError as error:
                 refused += 1
-                assert re.fullmatch(r"The disk is full or limited at [^;]*; free some space or .*\.", str(error)), error
+                assert re.fullmatch(sentence, str(error)), error
                 assert ".tmp" not in str(error), "what a user never sees has no name"
         for folder in folders(root) if root.exists() else []:
             again = Project.open(folder)
