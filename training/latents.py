@@ -2,7 +2,7 @@
 
 A pool holds P clips of S seconds: latents as the transformer knows them, those of each second's first frame as an
 image, a weight for every latent (more where a body is), caption ids per second, and which clips only make sense as the
-continuation of a picture: photographs, and scenes whose light or weather changes from the first frame on.
+continuation of a picture: photographs, and scenes that begin otherwise than their first sentence tells.
 """
 
 from __future__ import annotations
