@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -40,6 +39,8 @@ FAMILY = Path("ckpt/magi/4.5B_distill/inference_weight.distill")
 
 def main(arguments: list[str] | None = None) -> int:
     """Write, measure, delete; the results as JSON."""
+    from magi_lite.machine import devices
+
     parser = argparse.ArgumentParser(description="Load and step a model of the published size, with random weights.")
     parser.add_argument("--tiny", action="store_true", help="a small configuration: seconds instead of an hour")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
         found: dict[str, Any] = {
             "tiny": asked.tiny,
-            "processor": {"cores": len(os.sched_getaffinity(0))},
+            "processor": {"cores": devices.usable_cores()},
             "model_bytes": size,
             "write_seconds": round(time.monotonic() - began, 1),
             "schemes": {scheme: in_child(root, scheme, asked.minutes) for scheme in asked.schemes},

@@ -6,6 +6,7 @@ Rates are dense TFLOP/s with float32 accumulation from the makers' data sheets, 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,8 +15,10 @@ from magi_lite.errors import InputError
 GIB = 1 << 30
 PINNED_SHARE = 0.6
 """Most of a machine's RAM that may be pinned: pinned memory cannot be swapped, and a machine without any freezes."""
-CORE_TFLOPS = 0.04
-"""Matrix products in float32 on one core, TFLOP/s."""
+CORE_TFLOPS, AVX2_TFLOPS, AVX512_TFLOPS = 0.04, 0.065, 0.1
+"""Matrix products in float32 on one core, TFLOP/s: of any, with AVX2, with AVX-512 (measured: 0.06 to 0.07, 0.095)."""
+HALF_RATE, BYTE_RATE = 2.0, 5.0
+"""Products in bfloat16 and in INT8 against float32's, on cores with units for them."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Device:
     capability: tuple[int, int]
     """CUDA compute capability; (0, 0) for a CPU."""
     bf16_tflops: float
+    """Of a CPU: products in float32."""
     fp8_tflops: float
     """0 where the card cannot multiply FP8."""
     int8_tops: float
@@ -39,6 +43,8 @@ class Device:
     """RAM of the machine; None: not known, so not a limit."""
     free_bytes: int | None = None
     """Device memory free right now (of a CPU: RAM); None: not measured."""
+    half_tflops: float = 0.0
+    """Of a CPU: products in bfloat16; 0: it has no units for them and widens every number first."""
     missing: str = ""
     """Why this PyTorch cannot use this card, or the one beside this CPU, and what mends it; empty: it can."""
 
@@ -157,19 +163,29 @@ def with_memory(device: Device, vram_gb: float) -> Device:
     return replace(device, vram_bytes=int(vram_gb * GIB), free_bytes=None)
 
 
-def cpu_device(ram_bytes: int | None = None, cores: int = 8) -> Device:
-    """A processor; its rates are those that common desktop cores reach in float32."""
+def cpu_device(ram_bytes: int | None = None, cores: int = 8, features: Collection[str] = ()) -> Device:
+    """A processor, with the rates that cores of its kind reach.
+
+    Args:
+        features: what its cores can do, by Linux's names such as "avx2"; none: what any desktop core can.
+    """
+    tflops = cores * (
+        AVX512_TFLOPS if "avx512f" in features else AVX2_TFLOPS if "avx2" in features else CORE_TFLOPS
+    )
+    halves = not {"avx512_bf16", "amx_bf16"}.isdisjoint(features)
+    bytes_too = not {"avx512_vnni", "avx_vnni"}.isdisjoint(features)
     return Device(
         name="CPU",
         kind="cpu",
         vram_bytes=0,
         capability=(0, 0),
-        bf16_tflops=CORE_TFLOPS * cores,
+        bf16_tflops=tflops,
         fp8_tflops=0,
-        int8_tops=CORE_TFLOPS * cores,
+        int8_tops=tflops * (BYTE_RATE if bytes_too else 1),
         bandwidth_gbs=40,
         pcie_gbs=10,
         ram_bytes=ram_bytes,
+        half_tflops=tflops * HALF_RATE if halves else 0.0,
     )
 
 

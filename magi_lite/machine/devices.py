@@ -41,7 +41,7 @@ def detect() -> Device:
     card = _card(0) if "torch" in sys.modules and cuda_available() else next(iter(cards()), None)
     if card is not None and not card.missing:
         return card
-    cpu = replace(cpu_device(ram_bytes(), os.cpu_count() or 1), free_bytes=free_ram_bytes())
+    cpu = replace(cpu_device(ram_bytes(), usable_cores(), core_features()), free_bytes=free_ram_bytes())
     if card is None:
         return cpu
     _warn_once(f"{card.missing}. Until then the processor computes.")
@@ -180,6 +180,20 @@ def cuda_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def core_features(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What this processor's cores can do, by Linux's names; empty where that is not known."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())
 
 
 def ram_bytes() -> int:

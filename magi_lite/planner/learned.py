@@ -89,7 +89,8 @@ def _key(plan: Plan) -> str:
     tokens = tokens_per_chunk(plan.model, plan.request.width, plan.request.height)
     size = round(2 * math.log2(max(1, tokens)))
     execution = plan.execution
-    return f"{plan.device.name}, {plan.model.name}, {execution.scheme} {execution.layers}, {size}, {plan.window}"
+    made = f"{plan.device.name}, {plan.model.name}, {execution.scheme} {execution.layers}, {size}, {plan.window}"
+    return f"{made}, {plan.device.bf16_tflops:.3g} TFLOP/s"  # a factor is against what was promised at that rate
 
 
 def _known() -> dict[str, float]:

@@ -43,7 +43,7 @@ CALL_SECONDS = {"cuda": 0.5e-3, "cpu": 1.5e-3}
 WRITE_SECONDS = 0.05
 """Encoding a second of video and putting it on the disk."""
 CPU_BF16 = 0.2
-"""Rate of bf16 products on common CPUs against float32: most widen every number first (4 to 10 times slower)."""
+"""Rate of bf16 products against float32 on a CPU without units for them: it widens every number first."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def linear_rate(execution: Execution, device: Device) -> float:
     scheme = execution.scheme
     peak = device.bf16_tflops
     if device.kind == "cpu" and execution.dtype == "bfloat16":
-        peak *= CPU_BF16
+        peak = device.half_tflops or peak * CPU_BF16
     if scheme in ("fp8", "published") and device.has_fp8:
         peak = device.fp8_tflops
     elif scheme == "int8":

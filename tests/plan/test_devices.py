@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -225,3 +227,18 @@ def test_windows_is_allowed_more_for_fragments(monkeypatch: pytest.MonkeyPatch) 
     there = plan.allowance_bytes
     monkeypatch.setattr(devices, "windows_driver", lambda: True)
     assert plan.allowance_bytes - there == pytest.approx(0.04 * plan.peak_vram_bytes, rel=1e-6)
+
+
+def test_a_processor_is_planned_with_what_its_cores_can_do(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    flags = "flags\t\t: fpu avx2 avx512f avx512_vnni avx512_bf16"
+    file.write_text(f"processor\t: 0\n{flags}\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    features = devices.core_features(file)
+    assert features == {"fpu", "avx2", "avx512f", "avx512_vnni", "avx512_bf16"}
+    assert devices.core_features(tmp_path / "none") == frozenset()
+    plain, wide, best = (cards.cpu_device(64 << 30, 2, having) for having in ((), {"avx2"}, features))
+    assert plain.bf16_tflops < wide.bf16_tflops < best.bf16_tflops
+    assert plain.half_tflops == wide.half_tflops == 0 < best.half_tflops
+    assert best.int8_tops > best.bf16_tflops and wide.int8_tops == wide.bf16_tflops
+    assert cards.cpu_device(64 << 30, 4, features).bf16_tflops == pytest.approx(2 * best.bf16_tflops)
+    assert 1 <= devices.usable_cores() <= (os.cpu_count() or 1)
