@@ -17,7 +17,7 @@ PINNED_SHARE = 0.6
 """Most of a machine's RAM that may be pinned: pinned memory cannot be swapped, and a machine without any freezes."""
 CORE_TFLOPS, AVX2_TFLOPS, AVX512_TFLOPS = 0.04, 0.065, 0.1
 """Matrix products in float32 on one core, TFLOP/s: of any, with AVX2, with AVX-512 (measured: 0.06 to 0.07, 0.095)."""
-HALF_RATE, BYTE_RATE = 2.0, 5.0
+BF16_RATE, INT8_RATE = 2.0, 5.0
 """Products in bfloat16 and in INT8 against float32's, on cores with units for them."""
 
 
@@ -43,7 +43,7 @@ class Device:
     """RAM of the machine; None: not known, so not a limit."""
     free_bytes: int | None = None
     """Device memory free right now (of a CPU: RAM); None: not measured."""
-    half_tflops: float = 0.0
+    cpu_bf16_tflops: float = 0.0
     """Of a CPU: products in bfloat16; 0: it has no units for them and widens every number first."""
     missing: str = ""
     """Why this PyTorch cannot use this card, or the one beside this CPU, and what mends it; empty: it can."""
@@ -172,8 +172,8 @@ def cpu_device(ram_bytes: int | None = None, cores: int = 8, features: Collectio
     tflops = cores * (
         AVX512_TFLOPS if "avx512f" in features else AVX2_TFLOPS if "avx2" in features else CORE_TFLOPS
     )
-    halves = not {"avx512_bf16", "amx_bf16"}.isdisjoint(features)
-    bytes_too = not {"avx512_vnni", "avx_vnni"}.isdisjoint(features)
+    has_bf16 = not {"avx512_bf16", "amx_bf16"}.isdisjoint(features)
+    has_int8 = not {"avx512_vnni", "avx_vnni"}.isdisjoint(features)
     return Device(
         name="CPU",
         kind="cpu",
@@ -181,11 +181,11 @@ def cpu_device(ram_bytes: int | None = None, cores: int = 8, features: Collectio
         capability=(0, 0),
         bf16_tflops=tflops,
         fp8_tflops=0,
-        int8_tops=tflops * (BYTE_RATE if bytes_too else 1),
+        int8_tops=tflops * (INT8_RATE if has_int8 else 1),
         bandwidth_gbs=40,
         pcie_gbs=10,
         ram_bytes=ram_bytes,
-        half_tflops=tflops * HALF_RATE if halves else 0.0,
+        cpu_bf16_tflops=tflops * BF16_RATE if has_bf16 else 0.0,
     )
 
 

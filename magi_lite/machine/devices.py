@@ -41,11 +41,15 @@ def detect() -> Device:
     card = _card(0) if "torch" in sys.modules and cuda_available() else next(iter(cards()), None)
     if card is not None and not card.missing:
         return card
-    cpu = replace(cpu_device(ram_bytes(), usable_cores(), core_features()), free_bytes=free_ram_bytes())
     if card is None:
-        return cpu
+        return processor()
     _warn_once(f"{card.missing}. Until then the processor computes.")
-    return replace(cpu, missing=card.missing)
+    return replace(processor(), missing=card.missing)
+
+
+def processor() -> Device:
+    """The CPU that runs here, with its RAM, what of it is free, and the rates of its cores."""
+    return replace(cpu_device(ram_bytes(), usable_cores(), core_features()), free_bytes=free_ram_bytes())
 
 
 @lru_cache

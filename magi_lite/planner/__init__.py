@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from magi_lite.errors import PlanError
+from magi_lite.machine import devices
 from magi_lite.machine.cards import GIB, Device, cpu_device, with_memory
 from magi_lite.models import ModelSpec, T5Shape, published_model
 from magi_lite.planner import choose, learned, passes, refusal
@@ -59,9 +60,7 @@ def plan(
         PresetError: no preset of that name.
     """
     if device is None:
-        from magi_lite.machine.devices import detect
-
-        device, here = detect(), True
+        device, here = devices.detect(), True
     spec = published_model(request.model) if model is None else model
     chosen = presets.load(preset) if isinstance(preset, str) and preset != "auto" else preset
     name = chosen.name if isinstance(chosen, presets.Preset) else "auto"
@@ -71,7 +70,7 @@ def plan(
     fixed = choose.fixed_choices(*layers)
     vram_gb = fixed.pop("vram_gb", None)
     if fixed.get("device") == "cpu" and device.kind == "cuda":  # the processor beside the card, at its own pace
-        device = cpu_device(device.ram_bytes)
+        device = devices.processor() if here else cpu_device(device.ram_bytes)
     if device.missing and (device.kind == "cuda" or fixed.get("device") == "cuda"):
         raise PlanError(f"{device.missing} (or choose the processor: device cpu).", ())
     if vram_gb is not None and device.kind == "cuda":

@@ -101,7 +101,7 @@ def linear_rate(execution: Execution, device: Device) -> float:
     scheme = execution.scheme
     peak = device.bf16_tflops
     if device.kind == "cpu" and execution.dtype == "bfloat16":
-        peak = device.half_tflops or peak * CPU_BF16
+        peak = device.cpu_bf16_tflops or peak * CPU_BF16
     if scheme in ("fp8", "published") and device.has_fp8:
         peak = device.fp8_tflops
     elif scheme == "int8":

@@ -238,7 +238,18 @@ def test_a_processor_is_planned_with_what_its_cores_can_do(tmp_path: Path) -> No
     assert devices.core_features(tmp_path / "none") == frozenset()
     plain, wide, best = (cards.cpu_device(64 << 30, 2, having) for having in ((), {"avx2"}, features))
     assert plain.bf16_tflops < wide.bf16_tflops < best.bf16_tflops
-    assert plain.half_tflops == wide.half_tflops == 0 < best.half_tflops
+    assert plain.cpu_bf16_tflops == wide.cpu_bf16_tflops == 0 < best.cpu_bf16_tflops
     assert best.int8_tops > best.bf16_tflops and wide.int8_tops == wide.bf16_tflops
     assert cards.cpu_device(64 << 30, 4, features).bf16_tflops == pytest.approx(2 * best.bf16_tflops)
     assert 1 <= devices.usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_the_processor_beside_the_card_is_planned_as_the_one_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own rates and free RAM; beside a card that is only planned for, any processor's."""
+    free = 20 << 30
+    mine = replace(cards.cpu_device(64 << 30, 2, {"avx512f"}), free_bytes=free)
+    monkeypatch.setattr(devices, "processor", lambda: mine)
+    card, asked = replace(cards.known_card("RTX 4090"), ram_bytes=64 << 30), request(128, 128)
+    asked = replace(asked, overrides=Overrides(device="cpu"))
+    assert planner.plan(asked, "auto", card, here=True).device == mine
+    assert planner.plan(asked, "auto", card).device == cards.cpu_device(64 << 30)
