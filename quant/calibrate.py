@@ -68,7 +68,7 @@ def read_recording(path: Path) -> Recording:
     """
     try:
         stored = Checkpoint.open(path)
-        tensors = {name: stored.read(name) for name in stored.tensors}
+        tensors = {name: stored.read(name, own=True) for name in stored.tensors}
     except WeightsError as error:
         raise QuantError(f"{path} cannot be read ({error}); record a calibration with quant.Recorder.") from error
     absmax = {name.removeprefix("absmax."): t for name, t in tensors.items() if name.startswith("absmax.")}

@@ -201,7 +201,7 @@ def _verify(path: Path, made: dict[str, Tensor]) -> None:
     try:
         written = Checkpoint.open(path)
         same = written.tensors.keys() == made.keys() and all(
-            _same_bits(written.read(name), tensor) for name, tensor in made.items()
+            _same_bits(written.read(name, own=True), tensor) for name, tensor in made.items()
         )
     except WeightsError:
         same = False

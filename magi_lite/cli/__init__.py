@@ -53,15 +53,20 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(command)
         command.add_argument("--debug", action="store_true", help="show where an error came from")
-        command.set_defaults(run=module.run, kept=KEPT.get(name, "nothing was changed"))
+        command.set_defaults(run=module.run, kept=KEPT.get(name, "nothing was changed"), ours=False)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 2 bad input, 3 weights, 4 output, 5 memory, 130 interrupted)."""
+    """Run one command; returns the exit code (0 done, 2 bad input, 3 weights, 4 output, 5 memory, 130 interrupted).
+
+    Args:
+        arguments: None: the program's own, whose process is ours alone; commands that map weights then mind `faults`.
+    """
     try:
         with streams():
             parsed = build_parser().parse_args(arguments)
+            parsed.ours = arguments is None
             return _run(parsed)
     except OutputError as error:  # of stdout itself, at the end
         print(f"error: {error}", file=sys.stderr)

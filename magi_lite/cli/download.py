@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from magi_lite.cli import faults
+
 SPECIAL_TOKENS = "special-tokens"
 
 
@@ -37,7 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.model == SPECIAL_TOKENS and not arguments.offline:
         print(download_special_tokens(arguments.models))
         return 0
-    with tqdm(total=0, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr) as bar:
+    with (
+        faults.sentence(arguments.kept, ours=arguments.ours),  # pickled weights are mapped while they are converted
+        tqdm(total=0, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr) as bar,
+    ):
 
         def progress(done: int, total: int, file: str) -> None:
             bar.total, bar.n = total, done

@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from magi_lite.cli import faults
 from magi_lite.errors import InputError
 
 
@@ -37,18 +38,19 @@ def run(arguments: argparse.Namespace) -> int:
     from magi_lite.cli.show import show
     from magi_lite.pipeline.export import exporting
 
-    return show(
-        exporting(
-            arguments.project,
-            arguments.to,
-            parse_seconds(arguments.seconds),
-            format=arguments.format,
-            audio=arguments.audio,
-            clip=arguments.clip,
-            overwrite=arguments.overwrite,
-            metadata=False if arguments.no_metadata else None,
+    with faults.sentence(arguments.kept, ours=arguments.ours):
+        return show(
+            exporting(
+                arguments.project,
+                arguments.to,
+                parse_seconds(arguments.seconds),
+                format=arguments.format,
+                audio=arguments.audio,
+                clip=arguments.clip,
+                overwrite=arguments.overwrite,
+                metadata=False if arguments.no_metadata else None,
+            )
         )
-    )
 
 
 def parse_seconds(text: str | None) -> tuple[float, float] | float | None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from magi_lite import library
+from magi_lite.cli import faults
 from magi_lite.cli.reading import add_options, check_paths, options_given
 from magi_lite.cli.show import show
 from magi_lite.control import RunControl
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     bring_special_tokens(request)
     control = RunControl()
-    with stop_on_interrupt(control):
+    with stop_on_interrupt(control), faults.sentence(arguments.kept, ours=arguments.ours):
         events = generate(
             request,
             control=control,

@@ -69,6 +69,7 @@ from magi_lite.sentences import count
 from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.timeline import Shot, Timeline
 from magi_lite.timeline.edit import splice
+from magi_lite.weights.assign import unchanged
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.loader import check_model
 from magi_lite.weights.opening import open_model
@@ -357,7 +358,7 @@ class Run:
         shot = self.timeline.shot_of(sampler.shot, self.request.seconds)
         steps = sampler.run()
         while True:
-            with torch.inference_mode():
+            with torch.inference_mode(), unchanged(networks.dit):
                 result = next(steps, None)
             yield from self.written()
             match result:

@@ -6,18 +6,24 @@ and of weights that are quantized on the way, only the result is kept: beside th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from magi_lite.errors import CheckpointError, LoadCancelled
+from magi_lite.files import storage_errors
 from quant import QuantError, Scheme, convert_
 from quant.convert import finite_tensors
 from quant.storage.headers import FLOATS, TensorInfo
 from quant.storage.shards import Checkpoint, Expected
-from quant.storage.tensors import kind_of, torch_type
+from quant.storage.tensors import MappedFile, kind_of, torch_type
+
+_MAPPED: WeakKeyDictionary[nn.Module, tuple[MappedFile, ...]] = WeakKeyDictionary()
+"""The files that a model's tensors are mapped from."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,26 @@ def assign(
         reason = str(error).strip().splitlines()[-1].strip()
         raise CheckpointError(f"The weights in {checkpoint.place} cannot be used: {reason}") from error
     model.requires_grad_(False).eval()
+    _MAPPED[model] = tuple(checkpoint.mapped.values())
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Refuse to compute with mapped weights whose files are written to before the block or inside it.
+
+    Whoever cuts a mapped file ends the program that reads behind its end, and whoever writes to it changes what is
+    computed. So it is asked before each use, and again before anything is made of the result.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    with storage_errors():
+        for file in _MAPPED.get(model, ()):
+            file.check()
+    yield
+    with storage_errors():
+        for file in _MAPPED.get(model, ()):
+            file.check()
 
 
 def expected_of(wanted: Mapping[str, Tensor], fixed: frozenset[str] = frozenset()) -> dict[str, Expected]:

@@ -8,7 +8,7 @@ weights travel, and why not by accelerate's hooks: `streaming`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from magi_lite.dit.block import TransformerLayer
 from magi_lite.dit.model import DiT
 from magi_lite.machine import cards, devices
 from magi_lite.planner.execution import Execution
+from magi_lite.weights.assign import unchanged
 from magi_lite.weights.streaming import LayerStreamer, PinnedMemory, SwappedModule, packed_size
 
 Loaded = TypeVar("Loaded")
@@ -60,10 +61,11 @@ class Residency:
             load: makes the encoder; where it has a `model`, that module's weights are dropped at the end.
         """
         encoder = load()
+        model = getattr(encoder, "model", encoder)
         try:
-            yield encoder
+            with unchanged(model) if isinstance(model, nn.Module) else nullcontext():
+                yield encoder
         finally:
-            model = getattr(encoder, "model", encoder)
             if isinstance(model, nn.Module):
                 drop_weights(model)
             del encoder, model
@@ -117,7 +119,8 @@ class Residency:
             with self._swapped[part].at_work():
                 yield self._vae
         else:
-            yield self._vae
+            with unchanged(self._vae):
+                yield self._vae
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 

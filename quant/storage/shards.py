@@ -20,6 +20,8 @@ from quant.storage.packing import SUFFIX, is_unpacked, packed_header, pieces, un
 if TYPE_CHECKING:
     import torch
 
+    from quant.storage.tensors import MappedFile
+
 _PREFERRED = ("model", "diffusion_pytorch_model")
 _PATTERNS = ("*.safetensors", "*.safetensors.zst", "*.safetensors.index.json")
 NO_WEIGHTS = ("special_tokens.safetensors",)
@@ -50,6 +52,7 @@ class Checkpoint:
         place: the folder or file it was opened from.
         tensors: name -> shape, type and place of every tensor.
         metadata: the text entries of the headers, merged.
+        mapped: the files of which something is mapped.
     """
 
     def __init__(self, place: Path, unpack_to: Path | None = None) -> None:
@@ -60,6 +63,7 @@ class Checkpoint:
         """Unpacked file -> the compressed one that it is to be made of, and its size."""
         self._memory: dict[Path, bytes] = {}
         self._maps: dict[Path, torch.UntypedStorage] = {}
+        self.mapped: dict[Path, MappedFile] = {}
 
     @classmethod
     def open(cls, place: Path, unpack_to: Path | None = None) -> Checkpoint:
@@ -182,6 +186,7 @@ class Checkpoint:
             if own or info.start % tensors.ALIGNMENT or not info.bytes:
                 return tensors.read(info)
             if info.file not in self._maps:
+                self.mapped[info.file] = tensors.MappedFile.of(info.file)
                 self._maps[info.file] = tensors.map_file(info.file)
             return tensors.mapped(self._maps[info.file], info)
         except (OSError, RuntimeError) as error:

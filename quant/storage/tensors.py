@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quant.errors import WeightsError
 from quant.storage.files import disk_errors, replacing
 from quant.storage.headers import KINDS, LENGTH, TensorInfo
 
@@ -51,6 +52,39 @@ def read(info: TensorInfo) -> Tensor:
                     raise OSError("the file ends too early")
                 view = view[count:]
     return tensor
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A file that was mapped, and what the system said of it then: its number, size in bytes and time of change."""
+
+    path: Path
+    number: tuple[int, int]
+    bytes: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> MappedFile:
+        """The file as it is now; raises OSError."""
+        found = path.stat()
+        return cls(path, (found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)
+
+    def check(self) -> None:
+        """Refuse a file that was written to since. One that was deleted or replaced by another stays mapped, whole.
+
+        Raises:
+            WeightsError: its numbers may be others than when it was checked, and what is behind its end is fatal.
+        """
+        try:
+            now = MappedFile.of(self.path)
+        except OSError:
+            return
+        if now != self and now.number == self.number:
+            how = "cut short" if now.bytes < self.bytes else "changed"
+            raise WeightsError(
+                f"{self.path} was {how} while it was in use; download the model again, then go on from what is "
+                "finished."
+            )
 
 
 def map_file(path: Path) -> torch.UntypedStorage:
