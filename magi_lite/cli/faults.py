@@ -34,14 +34,14 @@ def sentence(kept: str, *, ours: bool) -> Iterator[None]:
     if not ours or not hasattr(signal, "SIGBUS"):
         yield
         return
-    said = (
+    text = (
         "\nerror: A file of the model was cut short while it was in use, or its disk failed (SIGBUS); "
         f"{kept}. Download the model again.\n"
     ).encode()
 
     def handle(_: int) -> NoReturn:
         with contextlib.suppress(OSError):
-            os.write(2, said)  # whatever print does may be in the middle of something
+            os.write(2, text)  # whatever print does may be in the middle of something
         os._exit(CheckpointError.exit_code)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)

@@ -56,7 +56,7 @@ def read(info: TensorInfo) -> Tensor:
 
 @dataclass(frozen=True)
 class MappedFile:
-    """A file that was mapped, and what the system said of it then: its number, size in bytes and time of change."""
+    """A file that was mapped, and what the system knew of it then: its number, size in bytes and time of change."""
 
     path: Path
     number: tuple[int, int]
