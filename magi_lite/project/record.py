@@ -82,6 +82,7 @@ def read_record(folder: Path) -> Record:
         }
         if not all(isinstance(data[key], kind) for key, kind in kinds.items()):
             raise ValueError("a value of the wrong kind")
+        _check_history(data["history"], data["parent"])
         values = {key: data[key] for key in kinds} | {"history": tuple(data["history"])}
         record = Record(request=_with_own_inputs(request_from_json(data["request"]), folder), **values)
     except OSError as error:
@@ -95,6 +96,17 @@ def read_record(folder: Path) -> Record:
     if not (folder / "chunks").is_dir() or not (folder / "states").is_dir():
         raise InputError(f"{folder.name} cannot be opened: its chunks or states folder is missing.")
     return record
+
+
+def _check_history(history: list[Any], parent: dict[str, Any] | None) -> None:
+    """Raises ValueError, KeyError or TypeError where what is read of them later is missing or of the wrong kind."""
+    whole = [entry["from"] for entry in history] + ([parent["from"]] if parent else [])
+    texts = [entry["what"] for entry in history] + ([parent["project"]] if parent else [])
+    for entry in history:
+        if entry["what"] == "extended" and "started" in entry:
+            whole += [entry["started"]] + ([] if entry["seconds"] is None else [entry["seconds"]])
+    if not all(type(second) is int for second in whole) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("a value of the wrong kind")
 
 
 def write_record(folder: Path, record: Record) -> None:

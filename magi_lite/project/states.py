@@ -46,8 +46,11 @@ class SavedState:
     @property
     def end(self) -> int | None:
         """The second at which the shot ended that it was made for; None: endless."""
-        total = self.position["total"]
-        return None if total is None else self.shot + total - self.position["offset"] + self.position.get("kept", 0)
+        total = self.position.get("total")
+        if total is None:
+            return None
+        whole: int = self.shot + total - self.position.get("offset", 0) + self.position.get("kept", 0)
+        return whole
 
     def latents(self, second: int) -> Tensor | None:
         """The clean latents (1, C, t, H, W) of a second that the sampler still held, or None."""
@@ -89,7 +92,7 @@ class States:
             position = parse_json(metadata["position"])
         except (Damaged, KeyError, ValueError, RecursionError):
             return None
-        return SavedState(stage, position, tensors) if isinstance(position, dict) else None
+        return SavedState(stage, position, tensors) if _is_position(position) else None
 
     def prune(self, keep: int) -> None:
         """Drop all but the newest `keep`."""
@@ -107,3 +110,12 @@ class States:
             if stage < before:
                 with contextlib.suppress(FileNotFoundError):  # a running endless video has just let it go
                     share(self.path(stage), target / self.path(stage).name)
+
+
+def _is_position(position: Any) -> bool:
+    """Whether what places a state in time is of its kind; the sampler checks the rest."""
+    if not isinstance(position, dict):
+        return False
+    numbers = [position[name] for name in ("next_stage", "offset", "kept", "shot") if name in position]
+    numbers += [] if position.get("total") is None else [position["total"]]
+    return all(type(number) is int and number >= 0 for number in numbers)

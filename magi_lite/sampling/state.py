@@ -88,6 +88,8 @@ def unpack(
     position = state.position
     if position.get("format") != FORMAT:
         raise InputError("The saved state is of another version of this program; start the run again.")
+    if not _is_whole(position):
+        raise InputError("The saved state is damaged; take an earlier one.")
     if position.get("shot", 0) != shot:
         began = position.get("shot", 0)
         raise InputError(f"The saved state is of the shot that begins at {began} s, not {shot} s; take another one.")
@@ -128,6 +130,17 @@ def unpack(
         prefix_part=placed("prefix_part") if position["prefix_part"] else None,
         clean={chunk: placed(f"clean.{chunk}") for chunk in position["clean"]},
         captions={chunk: Caption(placed(f"caption.{chunk}")) for chunk in in_flight},
+    )
+
+
+def _is_whole(position: dict[str, Any]) -> bool:
+    """Whether a position has all that `pack` gives it, each of its kind."""
+    kinds = {"settings": dict, "next_stage": int, "offset": int, "clean": list, "captions": list, "prefix_part": bool}
+    return (
+        all(isinstance(position.get(name), kind) for name, kind in kinds.items())
+        and all(type(chunk) is int for chunk in (*position["clean"], *position["captions"]))
+        and isinstance(position.get("total", "absent"), int | None)
+        and isinstance(position.get("kept", 0), int)
     )
 
 

@@ -16,7 +16,7 @@ from magi_lite.errors import MediaError
 from magi_lite.models import FPS
 from magi_lite.video.clips import ClipFacts
 from magi_lite.video.containers import MAX_FRAME_PIXELS, too_large
-from magi_lite.video.images import Fit, fit_pixels, open_picture, to_rgb
+from magi_lite.video.images import Fit, fit_pixels, open_picture, pictures_in, to_rgb
 
 MOST_PICTURES = 20_000
 """Pictures of the longest animation that is read."""
@@ -34,7 +34,7 @@ def animation_tail(path: Path, size: tuple[int, int], fit: Fit, frames: int) -> 
     end = 0.0
     with open_picture(path) as picture:
         image: Any = picture.image
-        count = image.n_frames
+        count = pictures_in(image)
         if image.width * image.height > MAX_FRAME_PIXELS:
             raise MediaError(f"{path.name} {too_large()}")
         if count > MOST_PICTURES:

@@ -40,6 +40,8 @@ _SEEK_MARGIN = 2.0
 """Seconds before the wanted ones that are read, for durations that are a little wrong."""
 _LONGEST_ANIMATION = 600
 """Seconds of an animated picture that are read as a whole: all of it is in memory."""
+_LONGEST_CLIP = 12 * 3600
+"""Seconds of a clip that are read as a whole: the moment of each frame is held."""
 _LONGEST_FRAME = 1.0
 """Seconds that the last frame of a clip is taken to be shown at most."""
 
@@ -182,6 +184,8 @@ class _Clip:
                 raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
             first, last, length = times[0], times[-1], 1 / rate
         end = last + min(max(length, 1 / FPS), _LONGEST_FRAME)
+        if end - first > _LONGEST_CLIP:  # a single frame may say so
+            raise MediaError(f"{self.path.name} lasts {(end - first) / 3600:.0f} hours by its own times; cut it first.")
         wanted = _wanted(first, end, sys.maxsize)
         return Whole(wanted[0], len(wanted), self._all(wanted, size, fit))
 

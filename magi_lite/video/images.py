@@ -6,6 +6,7 @@ transparent parts over a plain background; then scale and crop in one resampling
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import threading
@@ -79,7 +80,24 @@ def is_animated(path: Path) -> bool:
     """
     with open_picture(path) as picture:
         image = picture.image
-        return image.format in ("GIF", "WEBP", "AVIF", "PNG") and getattr(image, "n_frames", 1) > 1
+        return image.format in ("GIF", "WEBP", "AVIF", "PNG") and pictures_in(image) > 1
+
+
+def pictures_in(image: Image.Image) -> int:
+    """How many pictures a file holds; of one that is cut, those before the damage, of which the last may be broken."""
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # decoders of foreign files raise anything
+        pass
+    count = 1
+    with contextlib.suppress(Exception):
+        image.seek(0)
+        while True:
+            image.seek(count)
+            count += 1
+    with contextlib.suppress(Exception):
+        image.seek(0)
+    return count
 
 
 def shown_size(path: Path) -> tuple[int, int]:

@@ -349,6 +349,50 @@ def test_broken_folders_are_refused_with_their_reason(finished):
     )
 
 
+ENTRY = {"at": "2026-01-02T03:04:05+00:00", "what": "redone", "from": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"history": [0.5]}, {"history": [[]]}, {"history": ["a"]}, {"history": [None]}, {"history": [{}]},
+        {"history": [{**ENTRY, "what": 1}]}, {"history": [{**ENTRY, "from": "1"}]},
+        {"history": [{**ENTRY, "from": 1.5}]}, {"history": [{**ENTRY, "from": True}]},
+        {"history": [{"at": "", "from": 1}]},
+        {"history": [{**ENTRY, "what": "extended", "started": "2", "seconds": 3}]},
+        {"history": [{**ENTRY, "what": "extended", "started": 2, "seconds": []}]},
+        {"history": [{**ENTRY, "what": "extended", "started": 2}]},
+        {"parent": {"project": 3, "from": 1}}, {"parent": {"project": "a", "from": None}}, {"parent": {"project": "a"}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_history_or_parent_of_another_kind_is_a_damaged_record(finished, changes):
+    path = finished.folder / "project.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert reason(finished.folder) == f"{finished.name} cannot be opened: its project.json is damaged."
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"next_stage": "4"},
+        {"next_stage": -1},
+        {"shot": None},
+        {"offset": 0.5},
+        {"kept": [1]},
+        {"total": "4"},
+        {"total": -2},
+    ],
+    ids=str,
+)
+def test_a_state_whose_place_makes_no_sense_is_passed_over(finished, place):
+    stage = finished.states.stages()[-1]
+    state = finished.states.read(stage)
+    finished.states.save(stage, replace(state, position=state.position | place))
+    assert finished.states.read(stage) is None
+    assert finished.latest_state().stage == stage - 1
+
+
 def test_damaged_latents_are_one_sentence(finished):
     finished.seconds.path(1, "safetensors").write_bytes(b"not a tensor")
     sentence = f"The latents of second 1 in {finished.name} are damaged; resume the run to restore them"

@@ -265,6 +265,10 @@ def test_any_second_is_made_again_alone(make: Make) -> None:
     [
         (lambda s: s.position.update(format=99), "another version"),
         (lambda s: s.position["settings"].update(steps=16), "other settings .steps."),
+        (lambda s: s.position.pop("total"), "is damaged; take an earlier one"),
+        (lambda s: s.position.update(settings=[1]), "is damaged; take an earlier one"),
+        (lambda s: s.position.update(clean=["0"]), "is damaged; take an earlier one"),
+        (lambda s: s.position.update(next_stage=None), "is damaged; take an earlier one"),
         (lambda s: s.tensors.pop("window"), "lacks the tensor window"),
         (lambda s: s.tensors.update({"clean.0": torch.zeros(1, 4, 6, 2, 2)}), "clean.0 of shape"),
         (lambda s: s.tensors.pop("caption.1"), "lacks captions"),

@@ -14,7 +14,7 @@ from PIL import Image
 from magi_lite.errors import MediaError
 from magi_lite.ui import uploads
 from magi_lite.video import colour
-from magi_lite.video.clips import load_tail
+from magi_lite.video.clips import load_tail, read_whole
 from magi_lite.video.images import load_image
 from magi_lite.video.look import look_at
 from magi_lite.video.writer import VideoWriter, read_settings
@@ -152,6 +152,38 @@ def test_animated_pictures_are_clips(tmp_path, ending, options, named):
     seen = uploads.look_at(path, path.name)
     assert (seen["kind"], seen["width"], seen["height"]) == ("video", 64, 48) and "1.0 s" in seen["info"]
     assert near(load_image(path, (32, 32))[16, 16], (40,) * 3, 4), "as a picture it is its first one"
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.5, 0.7, 0.9, 0.98])
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "avif"])
+def test_animated_pictures_that_are_cut_are_a_sentence_or_what_comes_before(tmp_path, ending, kept):
+    """Pillow finds out how many pictures there are by reading all, and stumbles over a cut in ways of its own."""
+    path = tmp_path / f"a.{ending}"
+    animation(path)
+    data = path.read_bytes()
+    for left in {int(len(data) * kept) + more for more in range(-3, 4)}:
+        path.write_bytes(data[:left])
+        for read in (lambda: load_tail(path, (32, 32), frames=24), lambda: look_at(path)):
+            try:
+                read()
+            except MediaError as error:
+                assert str(error).startswith(path.name) and str(error).endswith(".")
+
+
+def test_a_clip_that_claims_to_last_for_days_is_not_read_as_a_whole(tmp_path):
+    """One late frame makes moments of 24 million pictures; its end can be gone on with all the same."""
+    path = tmp_path / "gap.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for number in range(6):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 40 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number * 40 + (10**9 if number > 3 else 0), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(MediaError, match=r"^gap\.mkv lasts 278 hours by its own times; cut it first\.$"):
+        read_whole(path, (32, 32), "crop")
+    assert near(load_tail(path, (32, 32), frames=2)[-1][16, 16], (200,) * 3, 6)
 
 
 def test_the_cases_in_the_app():
