@@ -10,7 +10,7 @@ const VIDEO = "The video",
 /** [group, keys, what it does, action, argument]. Keys of SELECTED count only where a block has the focus. */
 const TABLE = [
   [VIDEO, ["Space"], "play or pause", "play"],
-  [VIDEO, ["J"], "play backwards", "shuttle", -1],
+  [VIDEO, ["J"], "play backwards; again: faster", "shuttle", -1],
   [VIDEO, ["K"], "stop", "shuttle", 0],
   [VIDEO, ["L"], "play; again: faster", "shuttle", 1],
   [VIDEO, ["ArrowLeft"], "one frame back", "frames", -1],
@@ -23,10 +23,11 @@ const TABLE = [
   [VIDEO, ["End"], "to the end", "ends", 1],
   [VIDEO, ["I"], "loop from here", "range", "from"],
   [VIDEO, ["O"], "loop to here", "range", "to"],
+  [VIDEO, ["Alt+X"], "loop over all of it", "range", null],
   [VIDEO, ["F"], "full screen", "fullscreen"],
   [VIDEO, ["C"], "compare with another version", "compare"],
   [BLOCKS, ["N"], "new block", "add"],
-  [BLOCKS, ["B", "S"], "split at the playhead", "split"],
+  [BLOCKS, ["B", "S"], "split at the playhead; a selected block elsewhere: in its middle", "split"],
   [BLOCKS, ["M"], "merge with the next", "merge"],
   [BLOCKS, ["D"], "duplicate", "duplicate"],
   [BLOCKS, ["Delete", "Backspace"], "delete", "delete"],
@@ -59,15 +60,29 @@ const TABLE = [
   [PAGE, ["Ctrl+Enter"], "generate; while a video is made: apply the prompt", "generate"],
   [PAGE, ["?"], "this list", "keys"],
 ];
-const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Delete: "Del", Escape: "Esc" };
+const NAMES = {
+  ArrowLeft: "←",
+  ArrowRight: "→",
+  ArrowUp: "↑",
+  ArrowDown: "↓",
+  Delete: "Del",
+  Escape: "Esc",
+  ContextMenu: "Menu",
+};
 const actions = {};
 
 /** Let keys reach these actions; each gets the argument of its row. */
 export const provide = (more) => Object.assign(actions, more);
 
+/** The letter of a pressed key; on a keyboard of another script the one that stands there on a Latin one. */
+function letter({ key, code }) {
+  const place = /^Key([A-Z])$/.exec(code || "");
+  return place && key > "\u02ff" ? place[1] : key.toUpperCase();
+}
+
 /** A pressed key as the table writes it. */
 export function combination(event) {
-  const key = event.key === " " ? "Space" : event.key.length === 1 ? event.key.toUpperCase() : event.key,
+  const key = event.key === " " ? "Space" : event.key.length === 1 ? letter(event) : event.key,
     isSign = key.length === 1 && key.toLowerCase() === key.toUpperCase(); // "?" needs Shift on most keyboards
   const held = [
     event.ctrlKey || event.metaKey ? "Ctrl" : null,
@@ -87,10 +102,10 @@ export function rowFor(keys, onBlock) {
 const isText = (node) =>
   node.isContentEditable ||
   node.tagName === "TEXTAREA" ||
-  (node.tagName === "INPUT" && !["checkbox", "radio", "button", "file"].includes(node.type));
+  (node.tagName === "INPUT" && !["checkbox", "radio", "button", "file", "range"].includes(node.type));
 /** Keys that a control with the focus needs for itself. */
 function ownKey(node, key) {
-  if (node.closest(".tl-block")) return false;
+  if (node.closest(".tl-block, .wa-slider")) return false; // a position in the video is what the keys move
   if (node.closest("button, a[href], [role=button], summary")) return ["Space", "Enter"].includes(key);
   if (node.closest("[role=tab], [role=listbox], [role=option], input, select, video"))
     return key.length > 1 && !key.startsWith("Ctrl");

@@ -1,6 +1,7 @@
 // Text in place: a field over the block, so that no interactive element lies inside another.
 import { emit, toast } from "../shared/bus.js";
 import { el, keepInside } from "../shared/dom.js";
+import { combination } from "../shared/keys.js";
 import * as Model from "./model.js";
 
 const LEAST_WIDTH = 190;
@@ -38,6 +39,11 @@ export class Editor {
     box.value = block.prompt;
     this.open = { id, field: box };
     box.addEventListener("keydown", (event) => {
+      const generates = combination(event) === "Ctrl+Enter" && !view.video.running; // what is written is made then
+      if (generates) {
+        this.close(true);
+        return;
+      }
       event.stopPropagation();
       const keep = event.key === "Enter" && !event.shiftKey;
       if (!keep && event.key !== "Escape") return;

@@ -1,10 +1,11 @@
 // Mouse and touch: blocks and their edges are dragged, the ruler and the film strip are scrubbed.
-import { emit, onEscape } from "../shared/bus.js";
+import { emit, onDocument, onEscape } from "../shared/bus.js";
 import * as Model from "./model.js";
 import { between, push, ripple, slide, trim } from "./several.js";
 
 const CLICK = 4; // pixels that a click may move
 const SCROLL_ZONE = 20; // pixels from the border at which a drag scrolls
+const SCROLL_STEP = 8; // pixels a frame
 
 export function listen(view, state, editor, edits) {
   const { laneNode: lane, scrollNode: scroller } = view;
@@ -13,7 +14,7 @@ export function listen(view, state, editor, edits) {
 
   lane.addEventListener("pointerdown", (event) => {
     const node = event.target.closest(".tl-block");
-    if (event.button) return;
+    if (event.button || drag) return; // a second finger drags nothing
     if (!node) {
       edits.select(null);
       return;
@@ -40,6 +41,9 @@ export function listen(view, state, editor, edits) {
       id,
       edge,
       x: event.clientX,
+      now: event.clientX,
+      grabbed: view.secondAt(event.clientX),
+      scrolls: false,
       original: state.blocks,
       block,
       moved: false,
@@ -52,34 +56,52 @@ export function listen(view, state, editor, edits) {
 
   lane.addEventListener("pointermove", (event) => {
     if (!drag || event.pointerId !== drag.pointer) return;
-    const { edge } = drag,
-      by = Math.round((event.clientX - drag.x) / view.scale),
-      bounds = [drag.reach || (drag.reach = view.reach), view.video.locked];
-    if (Math.abs(event.clientX - drag.x) > CLICK) drag.moved = true;
-    const next = edge ? resized(event, by, bounds) : moved(event, by, bounds);
-    if (!Model.same(next, state.blocks)) {
-      state.blocks = next;
-      view.repaint();
-    }
-    const rect = scroller.getBoundingClientRect();
-    if (event.clientX > rect.right - SCROLL_ZONE) scroller.scrollLeft += 8;
-    else if (event.clientX < rect.left + SCROLL_ZONE) scroller.scrollLeft -= 8;
+    drag.now = event.clientX;
+    drag.alt = event.altKey;
+    if (Math.abs(drag.now - drag.x) > CLICK) drag.moved = true;
+    if (!drag.moved) return; // where seconds are narrow, a click's own tremble would be one
+    carry();
+    if (!drag.scrolls) scroll();
   });
 
+  /** Bring the blocks to where the pointer is, however far the timeline has scrolled under it. */
+  function carry() {
+    const by = Math.round(view.secondAt(drag.now) - drag.grabbed),
+      bounds = [drag.reach || (drag.reach = view.reach), view.video.locked],
+      next = drag.edge ? resized(by, bounds) : moved(by, bounds);
+    if (Model.same(next, state.blocks)) return;
+    state.blocks = next;
+    view.repaint();
+  }
+
+  /** Scroll for as long as the pointer is held at a border that it was dragged to. */
+  function scroll() {
+    if (!drag) return;
+    const { left, right } = scroller.getBoundingClientRect(),
+      ahead = drag.now > Math.max(drag.x, right - SCROLL_ZONE),
+      back = drag.now < Math.min(drag.x, left + SCROLL_ZONE);
+    drag.scrolls = ahead || back;
+    if (!drag.scrolls) return;
+    const before = scroller.scrollLeft;
+    scroller.scrollLeft += ahead ? SCROLL_STEP : -SCROLL_STEP;
+    if (scroller.scrollLeft !== before) carry();
+    requestAnimationFrame(scroll);
+  }
+
   /** With Alt the others stay where they are; else those that are in the way make way. */
-  function moved(event, by, bounds) {
+  function moved(by, bounds) {
     const { id, original, block, several } = drag,
       ids = several ? state.chosen : new Set([id]);
-    if (event.altKey) return slide(original, ids, by, ...bounds);
+    if (drag.alt) return slide(original, ids, by, ...bounds);
     if (several) return push(original, ids, by, ...bounds);
     return Model.move(original, id, block.start + by, ...bounds);
   }
   /** Rippling moves all behind; with Alt the neighbours stay; else the neighbour gives room. */
-  function resized(event, by, bounds) {
+  function resized(by, bounds) {
     const { id, edge, original, block } = drag,
       target = block[edge] + by;
     if (state.ripple) return ripple(original, id, edge, target, bounds[1]);
-    if (event.altKey) return trim(original, id, edge, target, ...bounds);
+    if (drag.alt) return trim(original, id, edge, target, ...bounds);
     return Model.resize(original, id, edge, target, ...bounds);
   }
 
@@ -101,9 +123,10 @@ export function listen(view, state, editor, edits) {
     if (several && !wasMoved) edits.select(id, true);
     if (!end(true) && pressed === id && !event.target.dataset.edge) editor.edit(id);
   });
-  lane.addEventListener("pointercancel", (event) => {
-    if (drag && event.pointerId === drag.pointer) end(false);
-  });
+  for (const name of ["pointercancel", "lostpointercapture"])
+    onDocument(lane, name, (event) => {
+      if (drag && event.pointerId === drag.pointer) end(false);
+    });
   onEscape(
     lane,
     () => drag !== null,
@@ -112,6 +135,13 @@ export function listen(view, state, editor, edits) {
       view.say("The drag is cancelled");
     },
   );
+  // An edit by key in the midst of a drag would be undone by its next move.
+  const wait = (event) => {
+    if (!drag) return;
+    event.preventDefault();
+    event.stopPropagation();
+  };
+  onDocument(lane, "keydown", wait, true);
 
   lane.addEventListener("dblclick", (event) => {
     const node = event.target.closest(".tl-block");

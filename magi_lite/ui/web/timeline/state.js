@@ -54,7 +54,7 @@ export class State {
     this.committed = now;
   }
 
-  /** Replace everything by an imported or typed timeline; text has no markers, so they stay. */
+  /** Replace everything by an imported or typed timeline; text has no markers, so they stay. True if it changed. */
   adopt(data) {
     this.blocks = Model.sort(data.segments.map((s) => ({ id: Model.newId(), ...s })));
     this.blend = data.blend;
@@ -62,7 +62,7 @@ export class State {
     this.earlier = data.earlier_blends || [];
     this.markers = data.markers || this.markers;
     this.select(null);
-    this.commit(data.global_prompt);
+    return this.commit(data.global_prompt);
   }
 
   /** Blocks as an edit leaves them; true if anything changed. */

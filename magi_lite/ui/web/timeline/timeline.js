@@ -157,10 +157,10 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       edits.addAt(state.selected ? state.find().end : 0);
     },
     split() {
-      if (!state.selected) return;
-      const at = view.time === null ? null : Math.round(view.time);
-      apply(Model.split(state.blocks, state.selected, at, locked()));
-      view.focusBlock(state.selected);
+      const cut = view.cut();
+      if (!cut) return;
+      apply(Model.split(state.blocks, cut.id, cut.at, locked()));
+      if (state.selected) view.focusBlock(state.selected);
       say("Split");
     },
     merge() {
@@ -386,10 +386,12 @@ export function mount({ element, props, trigger, server, watch, upload }) {
   // --- text and files
   const text = mountText(root, server, {
     value: () => state.value(),
+    running: () => view.video.running,
     adopt(data) {
       view.forget();
-      state.adopt(data);
+      const changed = state.adopt(data);
       view.paint();
+      return changed;
     },
   });
   tools.text.setAttribute("aria-expanded", String(text.isOpen()));
@@ -408,6 +410,10 @@ export function mount({ element, props, trigger, server, watch, upload }) {
   on(element, "branch", (now) => {
     view.branch = now ? now.second : null;
     view.drawBranch();
+  });
+  on(element, "range", (range) => {
+    view.range = range;
+    view.drawRange();
   });
   on(element, "time", (now) => {
     view.time = now && app.attached === now.job ? now.time : null;

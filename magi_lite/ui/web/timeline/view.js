@@ -44,6 +44,7 @@ export class View {
       "locked",
       "beyond",
       "branch",
+      "range",
       "marks",
       "playhead",
       "hint",
@@ -53,6 +54,7 @@ export class View {
     // The video on the stage: seconds that can no longer change, whether it runs, its length, what is made, the time.
     this.video = { locked: 0, running: false, seconds: null, done: 0, folder: null, moving: [] };
     this.time = null;
+    this.range = null; // { from, to }: the part of the video that plays in a loop
     this.branch = null; // the first second of its own, where the video on the stage is a version of another
     this.zoom = null; // pixels per second; null: all of it
     this.dragging = false;
@@ -316,7 +318,26 @@ export class View {
     if (this.branchNode.title !== title) this.branchNode.title = title;
   }
 
+  drawRange() {
+    this.rangeNode.hidden = !this.range;
+    if (!this.range) return;
+    setStyle(this.rangeNode, "left", this.range.from * this.scale + "px");
+    setStyle(this.rangeNode, "width", (this.range.to - this.range.from) * this.scale + "px");
+  }
+
+  /** What a split would cut, as {id, at}: the selected block, else the one under the playhead. Null: nothing. */
+  cut() {
+    const { state } = this,
+      at = this.time === null ? null : Math.round(this.time),
+      inside = (block) => at !== null && block.start < at && at < block.end,
+      block = state.selected ? state.find() : state.blocks.find(inside);
+    if (!block || state.chosen.size > 1 || block.end - Math.max(block.start, this.video.locked - 1) < 2) return null;
+    return { id: block.id, at: inside(block) ? at : null };
+  }
+
   drawHead() {
+    const canCut = this.cut() !== null;
+    if (this.tools.split && this.tools.split.disabled === canCut) this.tools.split.disabled = !canCut;
     this.playheadNode.hidden = this.time === null;
     if (this.time !== null) setStyle(this.playheadNode, "transform", `translateX(${this.time * this.scale}px)`);
   }
@@ -325,9 +346,7 @@ export class View {
     const { state, tools, video } = this,
       many = state.chosen.size > 1,
       block = state.find(),
-      open = block && block.end > video.locked,
       whole = block && block.start >= video.locked;
-    tools.split.disabled = many || !(open && block.end - Math.max(block.start, video.locked - 1) >= 2);
     tools.merge.disabled = many || !(whole && state.blocks.length > 1);
     tools.duplicate.disabled = many || !block;
     tools.delete.disabled = !whole && !many;
@@ -366,6 +385,7 @@ export class View {
     this.drawShades();
     this.drawBranch();
     this.drawMarkers();
+    this.drawRange();
     this.drawHead();
     this.drawTools();
     for (const draw of this.onPaint) draw();

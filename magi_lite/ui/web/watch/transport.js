@@ -6,12 +6,14 @@ import { icon } from "../shared/icons.js";
 import { provide } from "../shared/keys.js";
 
 const SPEEDS = [0.25, 0.5, 1, 2, 4];
+const FASTEST = 4;
 
 /** @param stage goes full screen. @param fps frames a second. @param moved called when the time is another one. */
 export function mountTransport({ row, stage, video, player, fps, element, moved }) {
-  let speed = 1,
+  let speed = 1, // as chosen by the button; J and L play faster until they stop
+    rate = 1,
     range = null, // { from, to } in seconds
-    backwards = null;
+    backwards = null; // { timer, rate }
   const ready = () => !video.hidden && player.length > 0 && stage.offsetParent !== null;
   const last = () => Math.max(0, player.length - 1 / fps);
   const seek = (time) => {
@@ -20,9 +22,10 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
 
   // --- actions
   function pause() {
-    clearInterval(backwards);
+    if (backwards) clearInterval(backwards.timer);
     backwards = null;
     video.pause();
+    setRate(speed);
   }
   function play() {
     if (!ready()) return false;
@@ -30,29 +33,36 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
       pause();
       return true;
     }
-    setSpeed(SPEEDS.includes(speed) ? speed : 1);
+    setRate(speed);
     if (range && (video.currentTime < range.from || video.currentTime >= range.to)) seek(range.from);
     player.play();
     return true;
   }
-  function setSpeed(next) {
-    speed = next;
-    video.playbackRate = speed;
-    speedButton.querySelector("span").textContent = `${speed}×`;
-    speedButton.setAttribute("aria-label", `Speed: ${speed}×`);
+  function setRate(next) {
+    rate = next;
+    video.defaultPlaybackRate = video.playbackRate = rate; // another source begins with the default
+    speedButton.querySelector("span").textContent = `${rate}×`;
+    speedButton.setAttribute("aria-label", `Speed: ${rate}×`);
+  }
+  function nextSpeed() {
+    speed = SPEEDS[(SPEEDS.indexOf(rate) + 1) % SPEEDS.length];
+    setRate(speed);
   }
   function shuttle(direction) {
     if (!ready()) return false;
-    const wasForward = !video.paused && !backwards;
+    const doubled = Math.min(FASTEST, Math.max(1, backwards ? backwards.rate : rate) * 2),
+      goesOn = direction < 0 ? Boolean(backwards) : !video.paused && !backwards;
     pause();
     if (direction > 0) {
-      if (wasForward) setSpeed(Math.min(4, Math.max(1, speed) * 2));
+      if (goesOn) setRate(doubled);
       player.play();
     } else if (direction < 0) {
-      backwards = setInterval(() => {
-        if (!element.isConnected || video.currentTime <= 0) pause();
-        else seek(video.currentTime - 2 / fps);
-      }, 2000 / fps);
+      const back = goesOn ? doubled : 1,
+        timer = setInterval(() => {
+          if (!element.isConnected || video.currentTime <= 0) pause();
+          else seek(video.currentTime - (2 * back) / fps);
+        }, 2000 / fps);
+      backwards = { timer, rate: back };
     }
     return true;
   }
@@ -76,6 +86,10 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
   }
   function setRange(which) {
     if (!ready()) return false;
+    if (!which) {
+      loopAll();
+      return true;
+    }
     const now = video.currentTime,
       from = which === "from" ? now : range ? range.from : 0,
       to = which === "to" ? now : range ? range.to : player.length;
@@ -93,17 +107,19 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
     return true;
   }
   function loopTitle() {
-    const note = range ? ` from ${range.from.toFixed(1)} to ${range.to.toFixed(1)} s (click: all of it)` : "";
+    const note = range ? ` from ${range.from.toFixed(1)} to ${range.to.toFixed(1)} s (click or Alt+X: all of it)` : "";
     loopButton.title = "Loop" + note;
     loopButton.classList.toggle("ranged", Boolean(range));
   }
-  function toggleLoop() {
-    if (range) {
-      range = null;
-      emit("range", null);
-    } else player.looping = !player.looping;
-    loopButton.setAttribute("aria-pressed", String(player.looping));
+  function loopAll() {
+    range = null;
+    emit("range", null);
     loopTitle();
+  }
+  function toggleLoop() {
+    if (range) loopAll();
+    else player.looping = !player.looping;
+    loopButton.setAttribute("aria-pressed", String(player.looping));
   }
 
   // --- the frame that is shown
@@ -128,7 +144,7 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
   const small = (label, name, run, extra) => button(label, name, run, { iconOnly: true, ...extra });
   const playButton = small("Play or pause (Space)", "play", play, { action: "play", class: "wa-play" });
   const loopButton = small("Loop", "loop", toggleLoop, { action: "loop" });
-  const speedButton = button("Speed", null, () => setSpeed(SPEEDS[(SPEEDS.indexOf(speed) + 1) % SPEEDS.length] || 1), {
+  const speedButton = button("Speed", null, nextSpeed, {
     text: "1×",
     action: "speed",
     title: "Speed",
@@ -199,11 +215,10 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
   return {
     /** Another video is on the stage. */
     forget() {
-      range = null;
-      clearInterval(backwards);
+      if (backwards) clearInterval(backwards.timer);
       backwards = null;
-      loopTitle();
-      emit("range", null);
+      setRate(speed);
+      loopAll();
     },
     time: () => video.currentTime,
   };
