@@ -142,7 +142,8 @@ def check_source(path: Path, kind: str) -> None:
     except PermissionError:
         raise MediaError(f"There is no permission to read {path}; use another copy.") from None
     except (OSError, ValueError) as error:
-        raise MediaError(f"{str(path)[:80]} cannot be read ({error}); give the path of {kind}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"{str(path)[:80]} cannot be read ({reason}); give the path of {kind}.") from None
     if stat.S_ISDIR(found.st_mode):
         raise MediaError(f"{path} is a folder; give the path of {kind}.")
     if not stat.S_ISREG(found.st_mode):

@@ -280,7 +280,7 @@ def read_timeline(path: Path) -> Timeline:
         text = read_text(path, foreign.LIMIT_BYTES)
     except (OSError, ValueError) as error:
         reason = "save it as UTF-8 text" if isinstance(error, UnicodeDecodeError | OSError) else str(error)
-        raise InputError(f"The timeline file {path} cannot be read; {reason}.") from None
+        raise InputError(f"The timeline file {str(path)[:200]} cannot be read; {reason}.") from None
 
     def found(segment: Segment) -> Segment:
         beside = path.parent / (segment.image or "")
@@ -297,20 +297,20 @@ def read_settings(path: Path) -> GenerationRequest:
     """
     from magi_lite.video.writer import read_settings as settings_inside
 
+    unreadable = f"{str(path)[:200]} cannot be read as settings"
+    cure = f"write it with `info VIDEO > {path.name[:80]}`."
     if path.suffix.lower() == ".json" or _begins_as_json(path):
         try:
             text = read_text(path, foreign.LIMIT_BYTES)
         except (OSError, ValueError) as error:
             reason = f" ({error})" if not isinstance(error, OSError | UnicodeDecodeError) else ""
-            raise InputError(
-                f"{path} cannot be read as settings{reason}; write it with `info VIDEO > {path.name}`."
-            ) from None
+            raise InputError(f"{unreadable}{reason}; {cure}") from None
         try:
             return foreign.settings_from_text(text)
         except InputError as error:
             if "not JSON" not in str(error):
                 raise
-            raise InputError(f"{path} cannot be read as settings; write it with `info VIDEO > {path.name}`.") from None
+            raise InputError(f"{unreadable}; {cure}") from None
     held = settings_inside(path)
     if held is None:
         raise InputError(f"{path} carries no settings; only videos made by magi_lite with metadata on do.")

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Control characters, line ends, and what turns the direction of the text around it."""
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line ends, what turns the direction of the text around it, and halves of characters."""
 
 
 def one_line(text: str) -> str:
     """A text with what names may hold written out: line ends, codes for a terminal, changes of direction."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def brief(error: BaseException, length: int = 200) -> str:
+    """What a library says of an error, in one line, cut where it is long."""
+    text = one_line(str(error))
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 class QuantError(Exception):

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quant.errors import QuantError
+from quant.errors import QuantError, brief
 from quant.schemes import Scheme, scheme_from_dict, scheme_to_dict
 from quant.storage.files import parse_json, read_small
-from quant.storage.shards import Checkpoint
+from quant.storage.shards import Checkpoint, is_file_name
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +70,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         scheme, layers = scheme_from_dict(data["scheme"]), tuple(data["layers"])
         manifest = Manifest(scheme, layers, shards, data["source"], data["worst_error"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise QuantError(f"{path} is damaged ({error}); convert again.") from error
+        raise QuantError(f"{path} is damaged ({brief(error)}); convert again.") from error
     for shard in manifest.shards:
+        if not isinstance(shard.file, str) or not is_file_name(shard.file):
+            raise QuantError(f"{path} names {str(shard.file)[:80]}, which is no file of its folder; convert again.")
         file = path.parent / shard.file
         if not file.is_file() or file.stat().st_size != shard.bytes:
             raise QuantError(f"{file} is missing or not complete; convert again.")

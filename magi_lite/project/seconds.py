@@ -20,7 +20,7 @@ from magi_lite.files import write_atomic
 from magi_lite.project.folder import move_aside, share
 from magi_lite.project.states import States
 from magi_lite.project.tensors import Damaged, load_tensors, read_metadata, read_start, save_tensors
-from quant.storage.files import read_small
+from quant.storage.files import open_plain, read_small
 
 if TYPE_CHECKING:
     import numpy as np
@@ -281,7 +281,7 @@ class _VideoPieces:
         if index >= len(self.places):
             return b""
         offset, size, _ = self.places[index]
-        with self.video.open("rb") as file:
+        with open_plain(self.video) as file:
             file.seek(offset)
             return file.read(size)
 

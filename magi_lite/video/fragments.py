@@ -23,11 +23,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from magi_lite.video import labels
+from quant.storage.files import open_plain
 
 TICKS_PER_FRAME = 1000
 """Units of the track's clock per frame."""
 INIT_STEP = 4096
 """Init segments are padded to a multiple of this, so that other settings rarely move the fragments behind them."""
+_LARGEST_HEADER = 64 << 20
+"""Bytes of a box that describes pictures; one that claims more describes none."""
 _BT709 = 1
 _LIMITED_RANGE = 1
 _THREADS = 1
@@ -163,8 +166,10 @@ def scan(path: Path) -> Scan:
     """
     init, end, frames, moof_start = b"", 0, 0, 0
     fragments: list[tuple[int, int, int]] = []
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         for kind, start, size in _headers(file):
+            if kind != b"mdat" and size > _LARGEST_HEADER:
+                break
             if kind in (b"ftyp", b"moov", b"uuid", b"free") and not fragments:
                 init += _read(file, start, size)
                 end = start + size

@@ -41,7 +41,7 @@ from magi_lite.weights.transfer import (
 )
 from quant.errors import WeightsError
 from quant.storage.files import sha256
-from quant.storage.headers import check_start
+from quant.storage.headers import check_start_of
 from quant.storage.shards import Checkpoint, has_weights
 from quant.storage.shards import missing_files as missing_weights
 
@@ -273,8 +273,7 @@ def _damaged(place: Path) -> list[str]:
         elif place.is_dir():
             Checkpoint.open(place)
         else:
-            with place.open("rb") as opened:
-                check_start(opened.read(256), place)
+            check_start_of(place)
     except (CheckpointError, WeightsError) as error:
         return [str(error).rstrip(".")]
     return []

@@ -26,7 +26,7 @@ from magi_lite.resources import home_folder, presets_folder
 from magi_lite.weights.text_files import check_text_files, conversion_bytes
 from quant.schemes import detect, quantized_names
 from quant.storage.files import read_small
-from quant.storage.headers import check_start
+from quant.storage.headers import check_start_of
 from quant.storage.shards import Checkpoint, has_weights
 
 DEFAULT_MODELS_FOLDER = home_folder() / "models"
@@ -120,8 +120,8 @@ def _complete(weights: Path, root: Path, family: ModelSpec | None) -> ModelFiles
     check_text_files(text_encoder)
     spec = replace(spec, text_conversion=conversion_bytes(text_encoder))
     tokens = special_tokens_file(root)  # last: where only they are missing, they are fetched
-    with storage_errors(), tokens.open("rb") as opened:
-        check_start(opened.read(256), tokens)
+    with storage_errors():
+        check_start_of(tokens)
     return ModelFiles(spec, weights, vae, text_encoder, tokens)
 
 

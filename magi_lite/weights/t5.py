@@ -24,7 +24,7 @@ from magi_lite.weights.layout import text_shape
 from magi_lite.weights.pickles import Pickles, Progress, converted
 from magi_lite.weights.text_files import EMBEDDING, TIED, TOKENIZERS, is_surplus
 from quant import scheme_named
-from quant.errors import DiskError
+from quant.errors import DiskError, brief
 from quant.storage.files import is_denied, open_plain, read_small
 from quant.storage.shards import Checkpoint, has_weights
 from quant.storage.tensors import kind_of
@@ -102,7 +102,8 @@ def load_tokenizer(folder: Path) -> Any:  # transformers' tokenizers share no pu
         with _plain(folder) as place:
             return AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged vocabulary raises inside the libraries below
-        raise CheckpointError(f"The tokenizer in {folder} cannot be read ({error}); download it again.") from error
+        reason = brief(error)
+        raise CheckpointError(f"The tokenizer in {folder} cannot be read ({reason}); download it again.") from error
 
 
 def _first_byte(path: Path) -> bytes:
@@ -155,12 +156,24 @@ def fingerprint(folder: Path, scheme: str) -> str:
 
     Large weight files are sampled at their start, middle and end: reading 19 GB for a cache key would cost more than
     the encoding it saves.
+
+    Raises:
+        CheckpointError: a file cannot be read.
     """
+    try:
+        return _fingerprint(Path(folder), scheme)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or folder} cannot be read: {error.strerror or error}; make it readable, or remove it."
+        ) from error
+
+
+def _fingerprint(folder: Path, scheme: str) -> str:
     digest = hashlib.sha256(scheme.encode())
-    for path in sorted(path for path in Path(folder).iterdir() if path.is_file() and not path.name.startswith(".")):
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         size = path.stat().st_size
         digest.update(json.dumps([path.name, size]).encode())
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             if size <= _WHOLE:
                 digest.update(file.read())
                 continue

@@ -9,8 +9,8 @@ from pathlib import Path
 from magi_lite.errors import CheckpointError
 from magi_lite.files import storage_errors
 from quant.storage.files import parse_json, read_small
-from quant.storage.headers import check_start
-from quant.storage.shards import Checkpoint, has_weights, missing_files
+from quant.storage.headers import check_start_of
+from quant.storage.shards import Checkpoint, has_weights, is_file_name, missing_files
 
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -74,9 +74,9 @@ def pickled_names(folder: Path) -> list[Path]:
         names = sorted({str(name) for name in parse_json(read_small(index))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The index {index} cannot be read; download it again.") from error
-    outside = [name for name in names if Path(name).name != name or "\\" in name]
+    outside = [name for name in names if not is_file_name(name)]
     if outside or not names:
-        what = f"names {outside[0]}, which is not a file of its own folder" if outside else "names no file"
+        what = f"names {outside[0][:80]}, which is not a file of its own folder" if outside else "names no file"
         raise CheckpointError(f"The index {index} {what}; it is not trusted.")
     return [folder / name for name in names]
 
@@ -101,9 +101,7 @@ def pickled_files(folder: Path) -> list[Path]:
         )
     for file in files:
         try:
-            with file.open("rb") as opened:
-                start = opened.read(256)
-            check_start(start, file)
+            start = check_start_of(file)
             if start.startswith(b"PK") and not zipfile.is_zipfile(file):  # its table of contents stands at the end
                 raise CheckpointError(f"{file} is damaged or cut short; download it again.")
         except OSError as error:

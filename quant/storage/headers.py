@@ -98,6 +98,21 @@ def check_start(start: bytes, path: Path) -> None:
         raise WeightsError(f"{path} is a git-lfs pointer and not the weights; fetch the file itself (git lfs pull).")
 
 
+def check_start_of(path: Path) -> bytes:
+    """The first bytes of a file, refused as `check_start` does.
+
+    Raises:
+        WeightsError: also where it cannot be read.
+    """
+    try:
+        with open_plain(path) as file:
+            start = file.read(256)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}; download it again.") from error
+    check_start(start, path)
+    return start
+
+
 def parse_header(start: bytes, path: Path, size: int) -> Header:
     """As `read_header`, from the first bytes of a file; whether `size` bytes are right is left to the caller."""
     check_start(start, path)

@@ -26,6 +26,8 @@ _PREFERRED = ("model", "diffusion_pytorch_model")
 _PATTERNS = ("*.safetensors", "*.safetensors.zst", "*.safetensors.index.json")
 NO_WEIGHTS = ("special_tokens.safetensors",)
 """Safetensors that may lie beside weights and are none."""
+LONGEST_NAME = 255 - len(SUFFIX)
+"""Bytes of a file's name that nearly all systems allow, compressed or not."""
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors$")
 
 
@@ -282,6 +284,11 @@ def is_there(file: Path) -> bool:
     return file.is_file() or file.with_name(file.name + SUFFIX).is_file()
 
 
+def is_file_name(text: str) -> bool:
+    """Whether a text can name a file of a folder, and nothing elsewhere."""
+    return Path(text).name == text and "\\" not in text and len(text.encode("utf-8", "surrogatepass")) <= LONGEST_NAME
+
+
 def read_index(path: Path) -> Index:
     """The index of a sharded checkpoint; file names without `.zst`.
 
@@ -296,10 +303,10 @@ def read_index(path: Path) -> Index:
         raise WeightsError(
             f"The index {path} cannot be read (no JSON with a weight_map); download it again."
         ) from error
-    outside = [file for file in names.values() if Path(file).name != file or "\\" in file]
+    outside = [file for file in names.values() if not is_file_name(file)]
     if outside:
         raise WeightsError(
-            f"The index {path} names {outside[0]}, which is not a file of its own folder; it is not trusted."
+            f"The index {path} names {outside[0][:80]}, which is not a file of its own folder; it is not trusted."
         )
     weight_map = {name: file.removesuffix(SUFFIX) for name, file in names.items()}
     return Index(weight_map, total if type(total) is int and total > 0 else None)

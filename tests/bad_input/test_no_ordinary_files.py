@@ -23,6 +23,7 @@ from magi_lite.ui.library import Library
 from magi_lite.weights import layout
 from magi_lite.weights.contents import check_contents
 from magi_lite.weights.layout import CACHE_FOLDER
+from magi_lite.weights.loader import load_special_tokens
 from magi_lite.weights.opening import open_model
 from magi_lite.weights.t5 import load_tokenizer
 from tests.project.conftest import ask, finished  # noqa: F401
@@ -70,6 +71,13 @@ def test_runs(kind: str, tmp_path: Path, finished: Any) -> None:  # noqa: F811
     assert [one.id for one in Library(tmp_path).entries()] == ["labelled", "good"]
     with pytest.raises(InputError):
         Project.open(tmp_path / "bad")
+    shutil.copytree(finished.folder, tmp_path / "video")
+    put(kind, tmp_path / "video" / "video.mp4")
+    with Project.open(tmp_path / "video") as project:
+        project.lock()
+        assert project.chunks == finished.chunks
+        project.set_status("finished")
+    assert (tmp_path / "video" / "video.mp4").read_bytes() == (finished.folder / "video.mp4").read_bytes()
     for number, suffix in enumerate(("safetensors", "m4s", "jpg")):
         run = tmp_path / f"cut{number}"
         shutil.copytree(finished.folder, run)
@@ -90,6 +98,13 @@ def test_weights(kind: str, part: str, tmp_path: Path) -> None:
         check_contents(open_model(tmp_path / "m"))
     shutil.rmtree(weights) if weights.is_dir() and not weights.is_symlink() else weights.unlink()
     weights.write_bytes(content)
+    tokens = tmp_path / "m" / "special_tokens.safetensors"
+    content = tokens.read_bytes()
+    put(kind, tokens)
+    with pytest.raises(MagiLiteError):
+        load_special_tokens(open_model(tmp_path / "m"))
+    shutil.rmtree(tokens) if tokens.is_dir() and not tokens.is_symlink() else tokens.unlink()
+    tokens.write_bytes(content)
     (config,) = (tmp_path / "m" / part).rglob("config.json")
     put(kind, config)
     with pytest.raises(MagiLiteError):

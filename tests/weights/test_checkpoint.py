@@ -277,6 +277,18 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (shards(f), edit_index(f, lambda m: m.update({FC1: "../../secret.safetensors"}))),
         r"names \.\./\.\./secret\.safetensors, which is not a file of its own folder",
     ),
+    "index of names that no file has": (
+        lambda f: (shards(f), edit_index(f, lambda m: m.update({FC1: "x" * 5000}))),
+        r"names x{80}, which is not a file of its own folder; it is not trusted\.$",
+    ),
+    "index of a name too long with .zst": (
+        lambda f: (shards(f), edit_index(f, lambda m: m.update({FC1: "ü" * 126}))),
+        r"which is not a file of its own folder; it is not trusted\.$",
+    ),
+    "index names half a character": (
+        lambda f: (shards(f), edit_index(f, lambda m: m.update({FC1: "\ud800.safetensors"}))),
+        r"The shard \\ud800\.safetensors .* is missing",
+    ),
     "index names a tensor that is not there": (
         lambda f: (shards(f), edit_index(f, lambda m: m.update(ghost="model-00001-of-00003.safetensors"))),
         r"Tensor ghost is not in .*model-00001-of-00003\.safetensors although the index",

@@ -180,6 +180,23 @@ def test_fingerprints_tell_encoders_apart(folder: Path) -> None:
     assert fingerprint(folder, "bf16") != first
 
 
+def edit_tokenizer(folder: Path, number: str) -> None:
+    """Give a piece of the vocabulary a text for its number."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["</s>"] = number
+    path.write_text(json.dumps(content))
+
+
+def test_a_file_that_cannot_be_read_has_no_fingerprint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("magi_lite.weights.t5.open_plain", denied)
+    with pytest.raises(CheckpointError, match=r"\.json cannot be read: Permission denied; make it readable, or"):
+        fingerprint(folder, "bf16")
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (
         lambda f: (f / "model.safetensors").unlink(),
@@ -211,6 +228,17 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle of a list": (
         lambda f: ((f / "model.safetensors").unlink(), torch.save([torch.ones(1)], f / "pytorch_model.bin")),
         r"does not hold a table of tensors",
+    ),
+    "vocabulary of the wrong kind": (
+        lambda f: edit_tokenizer(f, "9" * 9000),
+        r"^The tokenizer in .* cannot be read \(.{100,200}…\); download it again\.$",
+    ),
+    "pickled shard of a name that no file has": (
+        lambda f: (
+            as_pickle(f, shards=2),
+            (f / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "x" * 999}})),
+        ),
+        r"names x{80}, which is not a file of its own folder; it is not trusted\.$",
     ),
     "pickled shard missing": (
         lambda f: (as_pickle(f, shards=2), (f / "pytorch_model-00002-of-00002.bin").unlink()),
