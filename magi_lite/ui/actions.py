@@ -360,6 +360,10 @@ class Actions:
         project = self._project(video)
         if to_second is not None:
             seconds: Any = [from_second or 0.0, to_second]
+            if not seconds[0] < to_second:
+                raise InputError(
+                    f"The part to export begins at second {seconds[0]:g} and ends at {to_second:g}; let it end later."
+                )
         else:
             seconds = from_second
         if isinstance(audio, dict):

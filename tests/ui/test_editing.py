@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page
 
 from magi_lite.project import Project
-from tests.ui.conftest import App, generate, segments, set_length, set_size, wait_for, wait_for_another
+from tests.ui.conftest import App, Watched, generate, segments, set_length, set_size, wait_for, wait_for_another
 from tests.ui.test_timeline import block, second, three_blocks
 
 PLAYED = "(v => ({time: v.currentTime, paused: v.paused, rate: v.playbackRate}))(document.querySelector('.wa-video'))"
@@ -149,6 +149,12 @@ def test_the_range_of_the_loop_stands_on_the_ruler(finished: Page) -> None:
     page.wait_for_function(shows)
     page.click("[data-action=zoomin]")
     page.wait_for_function(shows)
+    page.click(".wa [data-action=export]")  # which begins with that part
+    dialog = page.get_by_role("dialog", name="Export")
+    assert [round(float(dialog.get_by_label(f"{end} second").input_value())) for end in ("From", "To")] == [1, 3]
+    dialog.locator("[data-field=format]").select_option("frame")  # and a frame is the one that is shown
+    assert round(float(dialog.get_by_label("Moment in seconds").input_value())) == 3
+    dialog.get_by_role("button", name="Close").click()
     page.focus(".tl-splitter")
     page.keyboard.press("Alt+x")
     band.wait_for(state="hidden")
@@ -230,3 +236,15 @@ def test_generate_makes_what_was_typed_last(timeline: Page, app: App) -> None:
     page.focus(".tl-shorthand")
     page.keyboard.press("Escape")
     assert page.evaluate("magi.state.jobs.length") == before
+
+
+def test_the_sheet_of_keys_can_be_read_on_a_phone_and_at_a_glance(watched: Watched, app: App) -> None:
+    for size, columns in (((390, 844), 1), ((1440, 900), 3)):
+        page = watched.open(app.url, size=size)
+        page.focus(".tl-splitter")
+        page.keyboard.press("?")
+        page.wait_for_selector(".mg-keys[open]")
+        lefts = page.evaluate("[...document.querySelectorAll('.mg-keys h4')].map(h => h.getBoundingClientRect().left)")
+        assert len(set(lefts)) == columns
+        widths = page.evaluate("[...document.querySelectorAll('.mg-keys dd')].map(d => d.clientWidth)")
+        assert min(widths) > 130, widths

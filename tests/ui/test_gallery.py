@@ -217,9 +217,15 @@ def test_an_export_shows_how_far_it_is_and_can_be_saved(gallery: Page, many: App
     page.wait_for_selector("[data-export=gif][data-state=finished]", timeout=PATIENCE)
     dialog.get_by_label("From second").fill("1")  # behind the end
     page.click("[data-action=export-start]")
-    failed = page.locator("[data-export=gif][data-state=failed]")
+    page.get_by_text("begins at second 1 and ends at 0.5; let it end later.").wait_for()
+    dialog.locator("[data-field=format]").select_option("frame")
+    dialog.get_by_label("Moment in seconds").fill("2")  # behind the last frame
+    page.click("[data-action=export-start]")
+    failed = page.locator("[data-export=frame][data-state=failed]")
     failed.wait_for(timeout=PATIENCE)
     assert "ask for a range inside 0-2" in failed.inner_text()
+    name, why = (failed.locator(part).bounding_box() for part in ("b", ".qu-error"))
+    assert name and why and name["x"] == why["x"] and name["y"] < why["y"]  # one under the other
     made = next(path for path in many.projects.glob("*/exports/*.gif"))
     from PIL import Image
 

@@ -8,7 +8,8 @@ const KINDS = { video: "Videos", animation: "Animations", pictures: "A picture f
 
 /**
  * @param server the panel's functions. @param upload sends a file to the app.
- * @param id the video's name in the gallery. @param video {done, width, height, continues}.
+ * @param id the video's name in the gallery. @param video {done, width, height, continues}, and of one on the stage
+ * {range, time}: the part that plays in a loop, or null, and the moment that is shown.
  */
 export async function askExport({ server, upload }, id, video) {
   const answer = await call(server.exports({}));
@@ -29,8 +30,10 @@ export async function askExport({ server, upload }, id, video) {
   const format = el("select", { class: "mg-input", "data-field": "format" }, ...groups),
     number = (value) =>
       el("input", { type: "number", class: "mg-input", min: "0", max: String(video.done), step: "any", value }),
+    { range = null, time = 0 } = video,
+    short = (seconds) => String(Math.round(seconds * 1000) / 1000),
     from = number("0"),
-    to = number(String(video.done)),
+    to = number(short(range ? range.to : video.done)),
     settings = el("input", { type: "checkbox", class: "mg-check", checked: true }),
     audio = el("input", { type: "file", accept: "audio/*,video/*", class: "mg-input" }),
     clip = el("input", { type: "checkbox", class: "mg-check", "data-field": "clip" }),
@@ -62,12 +65,15 @@ export async function askExport({ server, upload }, id, video) {
   }
   for (const node of [credentials, certificate]) node.addEventListener("input", sayWhatItSays);
   sayWhatItSays();
+  let isTyped = false; // a beginning that somebody typed stays
+  from.addEventListener("input", () => (isTyped = true));
   const chosen = () => answer.formats.find((one) => one.name === format.value);
   function fitFields() {
     const { kind, sound } = chosen();
     toField.hidden = kind === "frame";
     audioField.hidden = !sound;
     clipRow.hidden = !video.continues || kind === "frame";
+    if (!isTyped) from.value = short(kind === "frame" ? time : range ? range.from : 0);
     from.parentElement.firstElementChild.textContent = kind === "frame" ? "Moment in seconds" : "From second";
   }
   const box = el("dialog", { class: "mg-dialog ex", "aria-label": "Export" });
@@ -94,6 +100,7 @@ export async function askExport({ server, upload }, id, video) {
     ),
     list,
   );
+  const end = () => (to.value === "" ? video.done : Number(to.value));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const one = chosen();
@@ -101,8 +108,8 @@ export async function askExport({ server, upload }, id, video) {
     if (credentials.checked)
       Object.assign(order, { credentials: true, certificate: certificate.value, key: key.value });
     if (one.kind === "frame") order.from_second = Number(from.value);
-    else if (Number(from.value) > 0 || Number(to.value) < video.done)
-      Object.assign(order, { from_second: Number(from.value), to_second: Number(to.value) });
+    else if (Number(from.value) > 0 || end() < video.done)
+      Object.assign(order, { from_second: Number(from.value), to_second: end() });
     if (clip.checked && !clipRow.hidden) order.clip = true;
     if (one.sound && audio.files[0]) {
       try {
@@ -135,7 +142,7 @@ export async function askExport({ server, upload }, id, video) {
     return el(
       "div",
       { class: "ex-one " + one.state, "data-export": one.format, "data-state": one.state },
-      el("b", { text: one.file || one.format }),
+      el("b", { text: one.file || answer.formats.find((format) => format.name === one.format).summary }),
       el("span", {
         class: one.state === "failed" ? "qu-error" : "mg-muted",
         role: "status",

@@ -221,5 +221,6 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
       loopAll();
     },
     time: () => video.currentTime,
+    marked: () => ({ range, time: video.currentTime }),
   };
 }

@@ -224,7 +224,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
         button(
           "Export …",
           "upload",
-          () => askExport({ server, upload }, current.project, { ...current, ...sizeOf() }),
+          () => askExport({ server, upload }, current.project, { ...current, ...sizeOf(), ...transport.marked() }),
           {
             ...soft,
             action: "export",
