@@ -65,19 +65,31 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         data: dict[str, Any] = parse_json(read_small(path))
         if data["format"] != FORMAT:
-            raise QuantError(f"{path} has format {data['format']}, this version reads {FORMAT}; convert again.")
+            found = str(data["format"])[:20]
+            raise QuantError(f"{path} has format {found}, this version reads {FORMAT}; convert again.")
         shards = tuple(ShardRecord(**{**shard, "tensors": tuple(shard["tensors"])}) for shard in data["shards"])
         scheme, layers = scheme_from_dict(data["scheme"]), tuple(data["layers"])
         manifest = Manifest(scheme, layers, shards, data["source"], data["worst_error"])
+        _check_kinds(manifest)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise QuantError(f"{path} is damaged ({brief(error)}); convert again.") from error
     for shard in manifest.shards:
-        if not isinstance(shard.file, str) or not is_file_name(shard.file):
-            raise QuantError(f"{path} names {str(shard.file)[:80]}, which is no file of its folder; convert again.")
+        if not is_file_name(shard.file):
+            raise QuantError(f"{path} names {shard.file[:80]}, which is no file of its folder; convert again.")
         file = path.parent / shard.file
         if not file.is_file() or file.stat().st_size != shard.bytes:
             raise QuantError(f"{file} is missing or not complete; convert again.")
     return manifest
+
+
+def _check_kinds(manifest: Manifest) -> None:
+    """Raises ValueError where something is not of the kind that its field says."""
+    shards = manifest.shards
+    texts = [manifest.source, *manifest.layers, *(text for s in shards for text in (s.file, s.sha256, *s.tensors))]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a text is none")
+    if not all(type(shard.bytes) is int for shard in shards) or not isinstance(manifest.worst_error, int | float):
+        raise ValueError("a number is none")
 
 
 def load_converted_(module: nn.Module, folder: Path, device: torch.device | str = "cpu") -> Report:
@@ -99,7 +111,7 @@ def load_converted_(module: nn.Module, folder: Path, device: torch.device | str 
     there = {name for name, part in module.named_modules(remove_duplicate=False) if isinstance(part, nn.Linear)}
     missing = set(manifest.layers) - there
     if missing:
-        raise QuantError(f"The model has no linear {min(missing)}; {folder} is of another model.")
+        raise QuantError(f"The model has no linear {min(missing)[:80]}; {folder} is of another model.")
     empty_(module, device)
     report = convert_(module, manifest.scheme, frozenset(manifest.layers).__contains__)
     for shard in manifest.shards:

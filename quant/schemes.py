@@ -108,7 +108,7 @@ def scheme_named(name: str) -> Scheme:
         QuantError: there is none.
     """
     if name not in SCHEMES:
-        raise QuantError(f"There is no quantization scheme {name!r}; choose one of {', '.join(SCHEMES)}.")
+        raise QuantError(f"There is no quantization scheme {str(name)[:40]!r}; choose one of {', '.join(SCHEMES)}.")
     return SCHEMES[name]
 
 

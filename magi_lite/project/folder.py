@@ -22,6 +22,7 @@ from quant.errors import DiskError
 from quant.storage.files import remove_folder
 from quant.storage.lock import alone, is_locked
 
+_NUMBER = re.compile("[0-9]{5,9}")
 _STAMP = "%Y%m%d-%H%M%S"
 """Of the time at which a run was made, in front of its name."""
 
@@ -86,6 +87,12 @@ def adopt_pictures(timeline: Timeline, copies: Path, inputs: Path) -> Timeline:
     return with_pictures(timeline, own)
 
 
+def numbers_in(folder: Path, suffix: str) -> list[int]:
+    """The numbers of files called as ours are, in order; names that only look like numbers are somebody else's."""
+    stems = [path.stem for path in folder.glob(f"*.{suffix}") if _NUMBER.fullmatch(path.stem)]
+    return sorted(int(stem) for stem in stems if f"{int(stem):05}" == stem)
+
+
 def share(source: Path, target: Path) -> None:
     """Link a file that is never changed in place, or copy it where the disk has no links."""
     try:
@@ -109,7 +116,8 @@ def move_aside(path: Path) -> None:
     with output_errors(path):
         folder = run / "damaged"
         folder.mkdir(exist_ok=True)
-        numbers = [int(known.name[:3]) for known in folder.iterdir() if known.name[:3].isdigit()]
+        known = (re.match("[0-9]{1,9}(?=-)", file.name) for file in folder.iterdir())
+        numbers = [int(found[0]) for found in known if found]
         path.rename(folder / f"{max(numbers, default=-1) + 1:03}-{path.name}")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from magi_lite.errors import InputError
 from magi_lite.files import write_atomic
-from magi_lite.project.folder import move_aside, share
+from magi_lite.project.folder import move_aside, numbers_in, share
 from magi_lite.project.states import States
 from magi_lite.project.tensors import Damaged, load_tensors, read_metadata, read_start, save_tensors
 from quant.storage.files import open_plain, read_small
@@ -33,6 +33,8 @@ _FRAGMENT_SUM = "fragment"
 """Entry of the latents' header: SHA-256 of the fragment beside them."""
 _PARAMETERS = "parameters"
 """Another: the fragment's parameter sets in hexadecimal, without which its pictures cannot be decoded."""
+_LARGEST_GAP = 1000
+"""Seconds that may be missing between others. What lies behind more is no second of this run, and each is looked at."""
 _LARGEST_FRAGMENT = 1 << 30
 """Bytes: no second of video is larger."""
 
@@ -242,9 +244,13 @@ class Seconds:
             return None
 
     def _end(self) -> int:
-        """One more than the last second of which anything is there."""
-        stems = [path.stem for kind in (LATENTS, FRAGMENT) for path in self.folder.glob(f"[0-9]*.{kind}")]
-        return max((int(stem) + 1 for stem in stems if stem.isdigit()), default=0)
+        """One more than the last second of which anything is there, but for what lies far behind all others."""
+        end = 0
+        for index in sorted({*numbers_in(self.folder, LATENTS), *numbers_in(self.folder, FRAGMENT)}):
+            if index > end + _LARGEST_GAP:
+                break
+            end = index + 1
+        return end
 
 
 def _read_fragment(path: Path) -> bytes:

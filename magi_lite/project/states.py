@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from magi_lite.project.folder import move_aside, share
+from magi_lite.project.folder import move_aside, numbers_in, share
 from magi_lite.project.tensors import Damaged, load_tensors, save_tensors
 from quant.storage.files import parse_json
 
@@ -73,7 +73,7 @@ class States:
 
     def stages(self) -> list[int]:
         """Stages with a file, in order."""
-        return sorted(int(path.stem) for path in self.folder.glob("*.safetensors") if path.stem.isdigit())
+        return numbers_in(self.folder, "safetensors")
 
     def save(self, stage: int, state: StateLike) -> None:
         """Store a state.

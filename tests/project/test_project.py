@@ -393,6 +393,36 @@ def test_a_state_whose_place_makes_no_sense_is_passed_over(finished, place):
     assert finished.latest_state().stage == stage - 1
 
 
+@pytest.mark.parametrize("name", ["²²²²²", "0²345", "٠٠٠٠٩", "-0001", "1e004", "7", "000000008", "9" * 200, "99999"])
+def test_files_that_are_no_seconds_of_this_run_are_left_alone(finished, name):
+    """Names that only look like numbers, and a number far behind all others, up to which each would be looked at."""
+    finished.close()
+    before = seconds_of(finished), finished.states.stages()
+    strange = [finished.folder / "chunks" / f"{name}.{kind}" for kind in ("m4s", "safetensors")]
+    for path in strange:
+        path.write_bytes(b"x")
+    if name != "99999":
+        strange.append(finished.folder / "states" / f"{name}.safetensors")
+        strange[-1].write_bytes(b"x")
+    with Project.open(finished.folder) as project:
+        project.lock()
+        assert (project.chunks, project.notices, project.seconds.damage()) == (4, [], [])
+        assert (seconds_of(project), project.states.stages()) == before
+    assert all(path.read_bytes() == b"x" for path in strange)
+
+
+def test_nothing_that_was_moved_aside_is_overwritten(finished):
+    aside = finished.folder / "damaged"
+    aside.mkdir()
+    for number in (7, 999, 1000):
+        (aside / f"{number:03}-00001.m4s").write_bytes(b"earlier")
+    path = finished.seconds.path(1, "m4s")
+    path.write_bytes(b"damaged")
+    finished.lock()
+    assert (aside / "1001-00001.m4s").read_bytes() == b"damaged"
+    assert all((aside / f"{number:03}-00001.m4s").read_bytes() == b"earlier" for number in (7, 999, 1000))
+
+
 def test_damaged_latents_are_one_sentence(finished):
     finished.seconds.path(1, "safetensors").write_bytes(b"not a tensor")
     sentence = f"The latents of second 1 in {finished.name} are damaged; resume the run to restore them"

@@ -201,6 +201,32 @@ def test_damage_after_the_fact_is_noticed(tmp_path: Path, generator: torch.Gener
         quant.read_manifest(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("layers",), [[]]), (("layers", 0), {}), (("layers", 0), None), (("source",), 3), (("worst_error",), "0"),
+        (("shards", 0, "bytes"), True), (("shards", 0, "file"), 5), (("shards", 0, "file"), "x" * 999),
+        (("shards", 0, "file"), "../model.safetensors"), (("shards", 0, "sha256"), None),
+        (("shards", 0, "tensors"), [1]), (("format",), "9" * 999), (("scheme", "name"), "9" * 999),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_manifest_of_other_kinds_is_one_sentence(
+    place: tuple[str | int, ...], value: object, tmp_path: Path, generator: torch.Generator
+) -> None:
+    source = write_checkpoint(tmp_path / "in", model(generator))
+    convert_folder(source, tmp_path / "out", quant.Int8())
+    path = tmp_path / "out" / MANIFEST
+    content = inner = json.loads(path.read_text())
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(quant.QuantError, match=r"convert again\.$|There is no quantization scheme") as caught:
+        quant.load_converted_(empty(), tmp_path / "out")
+    assert str(caught.value).endswith(".") and len(str(caught.value)) < 500
+
+
 def test_another_model_is_refused(tmp_path: Path, generator: torch.Generator) -> None:
     source = write_checkpoint(tmp_path / "in", model(generator))
     convert_folder(source, tmp_path / "out", quant.Int8())
