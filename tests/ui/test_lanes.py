@@ -66,6 +66,25 @@ def test_each_card_has_its_job_and_its_picture(two_cards: App, watched: Watched)
     page.wait_for_function("magi.state.lanes[1].job === null")
 
 
+def test_the_bar_on_top_counts_what_is_made_and_leaves_the_tabs_free(two_cards: App, watched: Watched) -> None:
+    client = Client(two_cards.url, verbose=False)
+    jobs = [client.predict(f"a red ball, {n}", 300, **SMALL, api_name="/generate")["job"] for n in range(3)]
+    page = watched.open(two_cards.url, size=(1024, 768))
+    page.get_by_text("Making 2 videos, 1 waiting").wait_for()
+    for width, all_of_it in ((1000, False), (1024, False), (1440, True)):
+        page.set_viewport_size({"width": width, "height": 768})
+        tab = page.get_by_role("tab", name="System")
+        tab.click(trial=True)  # nothing lies over it
+        right = tab.evaluate("tab => tab.getBoundingClientRect().right")
+        box = "(n => { const r = n.getBoundingClientRect(), b = n.parentElement.getBoundingClientRect();"
+        box += " return [r.left, r.bottom <= b.bottom + 1]; })"
+        first, *others = page.evaluate(f"[...document.querySelectorAll('.tb-chip')].map{box}")
+        assert first[0] >= right and first[1]
+        assert all(whole for _, whole in others) is all_of_it
+    for job in (jobs[2], *jobs[:2]):
+        client.predict(job, api_name="/stop")
+
+
 def test_one_card_needs_no_choice(app: App, watched: Watched) -> None:
     page = watched.open(app.url)
     assert page.evaluate("magi.state.lanes") == []

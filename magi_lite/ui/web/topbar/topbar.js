@@ -43,13 +43,15 @@ export function mount({ element, server }) {
   function chipsFor(state, jobs) {
     if (app.offline) return [chip("The app does not answer", "", "off")];
     if (!state) return [];
-    const waiting = jobs.filter((job) => job.state === "waiting").length,
+    const count = (name) => jobs.filter((job) => job.state === name).length,
+      waiting = count("waiting"),
+      running = count("running"),
       machine = state.machine,
       held = waiting && state.paused,
       more = waiting ? `, ${waiting} waiting` : "";
     return [
       state.running
-        ? chip("Making a video" + more, "running", "busy")
+        ? chip((running > 1 ? `Making ${running} videos` : "Making a video") + more, "running", "busy")
         : chip(waiting ? `${waiting} waiting${held ? ", queue on hold" : ""}` : "Ready", "", held ? "off" : "good"),
       machine.vram_total ? chip(`GPU ${memory(machine.vram_used)} / ${memory(machine.vram_total)}`) : null,
       chip(`RAM ${memory(machine.ram_used)} / ${memory(machine.ram_total)}`, "wide"),
