@@ -17,6 +17,7 @@ from magi_lite.models import FPS
 from magi_lite.timeline import text
 from magi_lite.timeline.markers import NAME_LENGTH, Marker
 from magi_lite.timeline.timeline import Segment, Timeline
+from quant.storage.files import parse_json
 
 _STAMP = r"(\d{1,3}):([0-5]\d):([0-5]\d)[,.](\d{1,3})"
 _CUE = re.compile(rf"[ \t]*{_STAMP}[ \t]*-->[ \t]*{_STAMP}([^\n]*)", re.ASCII)
@@ -136,6 +137,7 @@ def read_otio(content: str) -> Timeline:
     """
     otio = _library()
     try:
+        _check_objects(parse_json(content))
         read = otio.adapters.read_from_string(content, "otio_json")
         if not isinstance(read, otio.schema.Timeline):
             raise TimelineError("This OpenTimelineIO file holds no timeline; export one.")
@@ -169,6 +171,22 @@ def read_otio(content: str) -> Timeline:
         raise
     except Exception as error:  # whatever a damaged file makes the library stumble over
         raise TimelineError(f"This OpenTimelineIO file cannot be read ({error}); export it anew.") from None
+
+
+def _check_objects(value: Any, key: str = "") -> None:
+    """Raise ValueError where an object that others hold is none: the library ends the program then."""
+    if key in ("tracks", "children", "markers") and not isinstance(value, dict | list):
+        raise ValueError(f"{key} holds no objects")
+    if isinstance(value, dict):
+        if key == "tracks" and "OTIO_SCHEMA" not in value:
+            raise ValueError(f"{key} is no object of a kind")
+        for name, inner in value.items():
+            _check_objects(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            if key in ("children", "markers") and not (isinstance(inner, dict) and "OTIO_SCHEMA" in inner):
+                raise ValueError(f"{key} holds something else than objects")
+            _check_objects(inner)
 
 
 def print_otio(timeline: Timeline) -> str:

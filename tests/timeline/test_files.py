@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -122,3 +123,13 @@ def test_markers_change_no_video_and_are_kept_by_edits() -> None:
     assert splice(STORY, 2, bare).markers == STORY.markers
     newer = Timeline((), "night", markers=(Marker(1, "new"),))
     assert splice(STORY, 2, newer).markers == newer.markers
+
+
+@pytest.mark.parametrize("value", [None, [None], [[]], {}, 3, "a", [{"a": 1}], [True]], ids=str)
+@pytest.mark.parametrize("key", ["tracks", "children"])
+def test_objects_that_are_none_do_not_end_the_program(key: str, value: object) -> None:
+    """The library reads them without a word and crashes when they are looked at."""
+    content = json.loads(write(STORY, "otio"))
+    (content if key == "tracks" else content["tracks"])[key] = value
+    with pytest.raises(TimelineError, match=r"\.$"):
+        read(json.dumps(content))
