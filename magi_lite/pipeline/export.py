@@ -28,6 +28,7 @@ from magi_lite.video.export import check_export, open_export
 from magi_lite.video.formats import FORMATS, choose_format
 from magi_lite.video.sound import Sound, check_sound, has_sound, lay_sound
 from magi_lite.video.writer import VideoWriter, finalize
+from magi_lite.weights.identity import autoencoder_identity
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.opening import open_model
 
@@ -117,6 +118,7 @@ def exporting(
             _copy(project, [index for index, _, _ in chunks], target, settings, sound)
         else:
             files = open_model(request.model, request.models_folder)
+            project.check_autoencoder(autoencoder_identity(files.vae))
             yield PhaseStarted("load", f"Loading the autoencoder of {request.model}")
             with _decoder(files, request) as decode:
                 before = NOTHING if in_front is None else read_whole(in_front, size, request.fit)

@@ -70,6 +70,7 @@ from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.timeline import Shot, Timeline
 from magi_lite.timeline.edit import splice
 from magi_lite.weights.assign import unchanged
+from magi_lite.weights.identity import autoencoder_identity
 from magi_lite.weights.layout import ModelFiles
 from magi_lite.weights.loader import check_model
 from magi_lite.weights.opening import open_model
@@ -136,6 +137,7 @@ class Run:
         """The model, whole; looked for only when there is something to make."""
         files = open_model(self.request.model, self.request.models_folder)
         check_model(files)
+        self.project.made_with(autoencoder_identity(files.vae))
         return files
 
     def make_plan(self) -> Plan:

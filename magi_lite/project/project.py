@@ -50,6 +50,7 @@ from magi_lite.project.record import (
 from magi_lite.project.seconds import FRAGMENT, THUMBNAILS, Seconds
 from magi_lite.project.states import SavedState, StateLike, States
 from magi_lite.project.tensors import Damaged
+from magi_lite.request.build import DEMO
 from magi_lite.request.json import request_to_json
 from magi_lite.request.request import OPTIONS, GenerationRequest
 from magi_lite.timeline import Shot, Timeline
@@ -457,6 +458,28 @@ class Project:
             self.moved = with_places != self.request
             self._change("moved" if self.moved else "delivered", self.chunks, changed)
 
+    def check_autoencoder(self, identity: str) -> None:
+        """Refuse an autoencoder that cannot read the finished seconds' latents, for it did not make them.
+
+        Raises:
+            InputError: it is another one.
+        """
+        known = self._record.autoencoder
+        other = known != identity if known else self.request.model == DEMO  # which is no more what it was in 0.1.0
+        if self.chunks and other:
+            raise InputError(
+                f"{self.name} was made with another autoencoder than the one of {self.request.model} that is here, "
+                "which cannot read its seconds; export its MP4 as it is, or make the video anew with its settings."
+            )
+
+    def made_with(self, identity: str) -> None:
+        """Put the autoencoder that makes its latents on record, if it may."""
+        self.check_autoencoder(identity)
+        if self._record.autoencoder != identity:
+            self.lock()
+            self._record = replace(self._record, autoencoder=identity)
+            write_record(self.folder, self._record)
+
     def set_status(self, status: Status, message: str = "") -> None:
         """Record how the run stands; when it ends, the settings inside the video are brought up to date."""
         self.lock()
@@ -518,7 +541,8 @@ class Project:
                 for latents in (self.folder / "inputs").glob(PICTURE_NAME.format("*")):
                     share(latents, folder / "inputs" / latents.name)
 
-        return Project._new(self.folder.parent, new_record(changed, {"project": self.name, "from": from_chunk}), fill)
+        record = new_record(changed, {"project": self.name, "from": from_chunk})
+        return Project._new(self.folder.parent, replace(record, autoencoder=self._record.autoencoder), fill)
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 

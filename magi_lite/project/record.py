@@ -48,6 +48,8 @@ class Record:
     "extended" has `started`, how many seconds had started by then, and `seconds`, the length until then; `from` is the
     old end.
     """
+    autoencoder: str | None = None
+    """What tells the autoencoder that made its latents from others; None: not recorded, as in 0.1.0."""
 
     def then(self, what: str, second: int, more: dict[str, Any] | None = None, **changes: Any) -> Record:
         """The record with `changes` and an entry in its history, which holds `more` besides."""
@@ -83,7 +85,10 @@ def read_record(folder: Path) -> Record:
         if not all(isinstance(data[key], kind) for key, kind in kinds.items()):
             raise ValueError("a value of the wrong kind")
         _check_history(data["history"], data["parent"])
-        values = {key: data[key] for key in kinds} | {"history": tuple(data["history"])}
+        autoencoder = data.get("autoencoder")
+        if not isinstance(autoencoder, (str, type(None))):
+            raise ValueError("a value of the wrong kind")
+        values = {key: data[key] for key in kinds} | {"history": tuple(data["history"]), "autoencoder": autoencoder}
         record = Record(request=_with_own_inputs(request_from_json(data["request"]), folder), **values)
     except OSError as error:
         if error.errno == errno.EACCES:
@@ -117,6 +122,8 @@ def write_record(folder: Path, record: Record) -> None:
     """
     data = {"version": VERSION, "created": record.created, "status": record.status, "message": record.message}
     data |= {"parent": record.parent, "request": request_to_json(record.request), "history": list(record.history)}
+    if record.autoencoder:
+        data["autoencoder"] = record.autoencoder
     write_atomic(folder / "project.json", json.dumps(data, indent=1).encode())
 
 

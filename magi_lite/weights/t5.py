@@ -20,6 +20,7 @@ from magi_lite.files import storage_errors
 from magi_lite.text.encoder import PromptEncoder
 from magi_lite.text_files import decode
 from magi_lite.weights.assign import Conversion, assign
+from magi_lite.weights.identity import sampled
 from magi_lite.weights.layout import text_shape
 from magi_lite.weights.pickles import Pickles, Progress, converted
 from magi_lite.weights.text_files import EMBEDDING, TIED, TOKENIZERS, is_surplus
@@ -28,10 +29,6 @@ from quant.errors import DiskError, brief
 from quant.storage.files import is_denied, open_plain, read_small
 from quant.storage.shards import Checkpoint, has_weights
 from quant.storage.tensors import kind_of
-
-_SAMPLE = 1 << 16
-_WHOLE = 64 << 20
-"""Weight files up to this many bytes go into the fingerprint whole."""
 
 
 @storage_errors()
@@ -154,9 +151,6 @@ def text_checkpoint(
 def fingerprint(folder: Path, scheme: str) -> str:
     """What tells one encoder's embeddings from another's: configuration, tokenizer, weights and scheme.
 
-    Large weight files are sampled at their start, middle and end: reading 19 GB for a cache key would cost more than
-    the encoding it saves.
-
     Raises:
         CheckpointError: a file cannot be read.
     """
@@ -173,13 +167,8 @@ def _fingerprint(folder: Path, scheme: str) -> str:
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         size = path.stat().st_size
         digest.update(json.dumps([path.name, size]).encode())
-        with open_plain(path) as file:
-            if size <= _WHOLE:
-                digest.update(file.read())
-                continue
-            for offset in (0, size // 2, size - _SAMPLE):
-                file.seek(offset)
-                digest.update(file.read(_SAMPLE))
+        for part in sampled(path):
+            digest.update(part)
     return digest.hexdigest()
 
 
