@@ -31,7 +31,11 @@ from magi_lite.pipeline.decoding import psnr
 from magi_lite.project import Project
 from magi_lite.request.build import build
 
-PROMPTS = ("a large red ball moves right", "a small green square falls", "a blue triangle turns")
+PROMPTS = (
+    "a large red ball moves right in a meadow",
+    "a small green box falls in a desert",
+    "a large blue car moves left in a town",
+)
 WAYS: dict[str, dict[str, Any]] = {
     "every step": {"steps": 64},
     "reuse low": {"steps": 64, "reuse": "low"},
@@ -45,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print; the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=3, help="of each video")
-    parser.add_argument("--size", default="64x64")
+    parser.add_argument("--size", default="96x96")
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 1])
     parser.add_argument("--prompts", type=int, choices=range(1, len(PROMPTS) + 1), default=len(PROMPTS))
     parser.add_argument("--out", type=Path, default=RESULTS / "reuse.json", help="the results, as JSON")

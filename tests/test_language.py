@@ -62,4 +62,6 @@ def test_names_are_the_glossarys(path: Path) -> None:
 
 def test_the_documents_use_the_glossary() -> None:
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "presets/demo/README.md"):
-        assert not PRIVATE.search((ROOT / name).read_text(encoding="utf-8")), name
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found = {match[0].lower() for match in PRIVATE.finditer(text)}
+        assert found <= ({"house"} if name == "presets/demo/README.md" else set()), name  # its world has houses

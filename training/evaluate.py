@@ -1,6 +1,6 @@
 """How well a model of the world does what it is asked, measured against the world's truth.
 
-    python -m training.evaluate PART ... --model FOLDER --samples 48 [--work DIR] [--out FILE.json]
+    python -m training.evaluate PART ... [--model FOLDER] [--samples 48] [--work DIR] [--out FILE.json]
 
 Every part stands by itself and is added to the results, with a contact sheet beside them. Real loader, real sampler,
 seeds never trained on; photographs are the held-back ones of the training run in DIR.
@@ -21,7 +21,7 @@ from training.quality import PARTS, Figures
 from training.sheets import contact_sheet
 from training.studio import Studio
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "demo_world_quality.json"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "demo_quality.json"
 SHEET_ROWS = 8
 """Clips on a contact sheet."""
 
@@ -33,11 +33,10 @@ def evaluate(
     out: Path,
     label: str = "",
     table: dict[str, Callable[[Studio, int], Any]] = PARTS,
-    prefix: str = "world_",
 ) -> Figures:
     """Run parts and add them to the results; a contact sheet of each goes to `results/` beside them.
 
-    `label` is put behind the parts' names, for another model or setting; `prefix` before the sheets'.
+    `label` is put behind the parts' names, for another model or setting.
     """
     results = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     for name in parts:
@@ -54,7 +53,7 @@ def evaluate(
         out.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n", encoding="utf-8")
         if rows:
             clips, words = zip(*rows[:SHEET_ROWS], strict=True)
-            contact_sheet(out.parent / "results" / f"demo_{prefix}{key}.png", clips, words)
+            contact_sheet(out.parent / "results" / f"demo_{key}.png", clips, words)
     return results
 
 
@@ -65,7 +64,7 @@ def main() -> int:
     )
     parser.add_argument("parts", nargs="+", choices=tuple(PARTS))
     parser.add_argument("--samples", type=int, default=48)
-    parser.add_argument("--model", required=True, help="a model folder of this world")
+    parser.add_argument("--model", default="demo", help="a model folder of this world")
     parser.add_argument("--work", type=Path, default=None, help="folder of the training run, for its photographs")
     parser.add_argument("--label", default="", help="kept behind the parts' names, e.g. undistilled")
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -28,6 +28,8 @@ SHOWN = 40
 """Difference from the stage, of 255, from which a pixel belongs to a thing."""
 FINENESS = SIZE / UNITS
 """Pixels of a unit."""
+EDGE = 2
+"""Pixels by which an edge of the stage may be blurred or shifted without being a ghost."""
 NEAR = round(3 * FINENESS)
 """Pixels around a thing in which its blur is no ghost."""
 
@@ -194,7 +196,7 @@ def judge(made: np.ndarray, asked: Asked, camera: tuple[float, float] | None = N
     return Verdict(
         followed=followed,
         start=start,
-        ghosts=float((mask & ~near).sum()) / size,
+        ghosts=float((_strange(frames, empty) & ~near).sum()) / size,
         iou=float((found & true).sum()) / float(union) if union else 0.0,
         area=float(found[-1].sum()) / max(1, int(true[-1].sum())),
         track=track,
@@ -241,6 +243,14 @@ def step_ratio(made: np.ndarray, every: int = 4) -> float:
     number = np.arange(1, len(made))
     inside = steps[number % 4 != 0].mean()
     return float(steps[number % every == 0].mean() / inside) if inside > 0 else 1.0
+
+
+def _strange(frames: np.ndarray, stage: np.ndarray) -> np.ndarray:
+    """(T, H, W) bool: pixels of a colour that the stage has nowhere near, so that a blurred edge of it is none."""
+    around = np.pad(stage, ((0, 0), (EDGE, EDGE), (EDGE, EDGE), (0, 0)), mode="edge")
+    places = np.lib.stride_tricks.sliding_window_view(around, (2 * EDGE + 1, 2 * EDGE + 1), (1, 2))
+    least, most = places.min((-1, -2)), places.max((-1, -2))
+    return (np.maximum(least - frames, frames - most) > SHOWN).any(-1)
 
 
 def _grown(mask: np.ndarray, by: int) -> np.ndarray:

@@ -86,6 +86,23 @@ def obedience(studio: Studio, samples: int, **how: Any) -> tuple[Figures, list[R
     return made_figures | {"border_step_ratio": figure(ratios)}, sheet
 
 
+def autoencoder(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
+    """What the autoencoder alone leaves of the seconds that `obedience` asks for: the most a transformer can reach."""
+    verdicts, ratios, rows, sheet = [], [], [], []
+    for seed in range(HELD_OUT, HELD_OUT + samples):
+        asked = draw_asked(np.random.default_rng(seed))
+        start = Start(height=18.0 if asked.motion == "falls" else 0.0)
+        true = draw(asked, start, range(FRAMES)).round().astype(np.uint8)
+        left = studio.reconstruct(true)
+        verdicts.append(judge(left, asked))
+        rows.append(psnr(left, true))
+        ratios.append(step_ratio(left) / step_ratio(true))
+        sheet.append((left, asked.caption))
+    made_figures: Figures = {name: count(v.followed[name] for v in verdicts) for name in ATTRIBUTES}
+    made_figures |= {name: figure(getattr(v, name) for v in verdicts) for name in ("ghosts", "iou", "area")}
+    return made_figures | {"psnr": figure(rows), "border_step_ratio_over_the_world's": figure(ratios)}, sheet
+
+
 def changes(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
     """Four seconds, each with its own motion, light, weather and camera: does every change happen in its second?"""
     rows, seams, sheet = [], [], []
@@ -223,7 +240,8 @@ def speed(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
 PARTS: dict[str, Callable[[Studio, int], tuple[Figures, list[Row]]]] = {
     part.__name__: part
     for part in (
-        obedience, changes, walls, collisions, falls, pictures, photographs, steps, quantization, endurance, speed,
+        obedience, autoencoder, changes, walls, collisions, falls, pictures, photographs, steps, quantization,
+        endurance, speed,
     )
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from training.train_vae import (
 )
 
 STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "export")
-STEPS = {"vae": 700, "decoder": 300, "single": 4000, "windows": 4000, "full": 2500, "distill": 1500}
+STEPS = {"vae": 700, "decoder": 300, "single": 7300, "windows": 2700, "full": 2400, "distill": 600}
 """Steps of every stage; the autoencoder's decoder alone makes the last quarter of its own."""
 FOLDED, FINAL = "vae_folded.safetensors", "vae_final.safetensors"
 FOLD_CLIPS = 96

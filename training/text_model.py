@@ -86,13 +86,13 @@ SYNONYMS = {
 }
 """Words that a newcomer may use, and the world's words for each; replaced in this order before the tokenizer looks."""
 
-_MORE_WORDS = "it then is to of one two with up down on grows shrinks turns"
+SPARE_WORDS = "it then is to of one two with up down on grows shrinks turns"
 """Words that no caption of the world has yet, kept so that a wider world needs no new vocabulary."""
 
 
 def vocabulary() -> dict[str, int]:
     """Word -> id: every word of the world's captions in alphabetical order; padding is 0, the end token 1, as in T5."""
-    words = {*world_words(), *_MORE_WORDS.split()}
+    words = {*world_words(), *SPARE_WORDS.split()}
     return {word: number for number, word in enumerate(("<pad>", "</s>", "<unk>", *sorted(words)))}
 
 

@@ -17,7 +17,7 @@ from magi_lite.ui.panels import Fold, FormPanel, SourcePanel, SteerPanel, Timeli
 Widgets = dict[str, Any]
 TOKENS = ("quality_token", "duration_token", "nearly_clean")
 """The model's switches."""
-PLACEHOLDER = "What do you want to see? For example: a large red ball moves right on a dark background"
+PLACEHOLDER = "What do you want to see? For example: a large red ball moves right in a meadow"
 
 
 def build(actions: Actions, start: dict[str, Any], examples: list[str], cards: list[dict[str, Any]]) -> Widgets:

@@ -27,7 +27,7 @@ API = (
 )  # fmt: skip
 """Actions offered as endpoints, each under its own name."""
 FIRST_MODEL = "4.5B-distill-fp8"
-DEMO_PROMPT = "a large red ball moves right on a dark background"
+DEMO_PROMPT = "a large red ball moves right in a meadow"
 """Stands in the form where only the demo model is there: a sentence that it knows, one click from a first video."""
 
 

@@ -105,4 +105,4 @@ def test_plan_knows_the_demo_and_folders(capsys: pytest.CaptureFixture[str]) -> 
         assert main(["plan", "--model", model, "--size", "64x64", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["peak_ram_bytes"] > 0
     assert main(["plan", "--model", "demo"]) == 0
-    assert "64x64" in capsys.readouterr().out
+    assert "96x96" in capsys.readouterr().out

@@ -357,11 +357,11 @@ def test_another_picture_of_the_same_name_is_refused(request_for: Callable, run:
 
 def test_the_trained_model_holds_a_shots_picture(tmp_path: Path) -> None:
     """A frame of one of its own videos: the picture's first frame is seen again, and only behind its cut."""
-    options = {"seconds": 1, "preset": "demo", "size": "64x64", "window": 1, "projects": tmp_path / "projects"}
-    taken = next(magi_lite.generate("a large red ball moves right on a dark background", seed=3, **options).frames())
+    options = {"seconds": 1, "preset": "demo", "window": 1, "projects": tmp_path / "projects"}
+    taken = next(magi_lite.generate("a large red ball moves right in a meadow", seed=3, **options).frames())
     blocks = [
-        {"start": 0, "end": 1, "prompt": "a small yellow triangle moves up on a gray background"},
-        {"start": 1, "end": 2, "prompt": "a large red ball moves right on a dark background", "image": taken},
+        {"start": 0, "end": 1, "prompt": "a small yellow car stands still in a town at night"},
+        {"start": 1, "end": 2, "prompt": "a large red ball moves right in a meadow", "image": taken},
     ]
     made = magi_lite.generate(timeline={"segments": blocks}, seed=5, **options | {"seconds": 2})
     frames = list(made.frames())

@@ -199,7 +199,7 @@ def test_results_grow_part_by_part(tmp_path: Path) -> None:
     e.evaluate(Stubborn(), ["walls"], 2, out, label="other")
     results = json.loads(out.read_text())
     assert results["walls"]["samples"] == 1 and results["walls_other"]["samples"] == 2
-    assert (tmp_path / "results" / "demo_world_walls.png").stat().st_size > 1000
+    assert (tmp_path / "results" / "demo_walls.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("part", sorted(q.PARTS))

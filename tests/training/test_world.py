@@ -10,7 +10,7 @@ from magi_lite.errors import InputError
 from training.latents import SECONDS
 from training.world import FRAMES, GRAVITY, RESTITUTION, SPEED, UNITS, film, film_many, make_scene, scene, stage
 from training.world.draw import SIZE, TOUCHED, film_touched, ground_place
-from training.world.words import CAMERAS, COLOURS, LIGHTS, PLACES, SIZES, THINGS, WEATHERS, motions_of
+from training.world.words import CAMERAS, COLOURS, LIGHTS, PLACES, SCENERY, SIZES, THINGS, WEATHERS, motions_of
 
 PLAIN = {"lights": ("day",), "weathers": ("clear",), "cameras": ("still",), "scenery": ()}
 
@@ -204,6 +204,14 @@ def test_every_sentence_names_what_is_asked_of_its_second() -> None:
     for second, words in enumerate((("moves left", "at sunset"), ("jumps", "at night", "in snow", "camera zooms in"))):
         for phrase in ("a small yellow car", "by a house", "in a town", *words):
             assert phrase in made.captions[second]
+
+
+def test_scenery_is_always_named() -> None:
+    """Else what nobody asked for would stand there now and then, and a small model draws it half."""
+    for number in range(120):
+        made = make_scene(number, 2)
+        named = [name for name in SCENERY if all(f"a {name}" in caption for caption in made.captions)]
+        assert sorted(named) == sorted(name for name, _, _ in made.scenery)
 
 
 def test_things_stay_in_sight_of_a_moving_camera() -> None:

@@ -90,7 +90,7 @@ def set_length_only(page: Page, seconds: int) -> None:
 
 def test_a_page_that_opens_on_a_running_video_keeps_what_is_typed_at_once(watched: Watched, app: App) -> None:
     client = Client(app.url, verbose=False)
-    job = client.predict("a small blue square stays still on a dark background", 0, api_name="/generate")["job"]
+    job = client.predict("a small blue box stands still in a town", 0, api_name="/generate")["job"]
     try:
         page = watched.open(app.url, script=SLOW + "window.slow = 2500;")
         page.fill("#mg-prompt textarea", "what comes next")

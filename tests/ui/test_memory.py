@@ -29,7 +29,7 @@ def run(client: Client, count: int) -> None:
     colours = ("red", "blue", "green", "yellow")
     jobs = [
         client.predict(
-            f"a large {colours[n % 4]} ball moves right on a dark background", 1, width=32, height=32, seed=n,
+            f"a large {colours[n % 4]} ball moves right in a meadow", 1, width=32, height=32, seed=n,
             quality="draft", api_name="/generate",
         )["job"]
         for n in range(count)

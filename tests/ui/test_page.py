@@ -82,7 +82,7 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(watched: Watched, app: App)
 def test_the_stage_its_dialogs_and_menus_have_no_finding(page: Page, axe: str) -> None:
     set_size(page, 32, 32)
     set_length(page, 1)
-    page.fill("#mg-prompt textarea", "a large red ball moves right on a dark background")
+    page.fill("#mg-prompt textarea", "a large red ball moves right in a meadow")
     page.click("[data-action=add]")
     page.keyboard.press("Escape")
     generate(page)
@@ -204,7 +204,7 @@ def test_every_action_has_a_name_and_an_explanation(app: App, tmp_path: Path) ->
     assert {f"/{name}" for name in API} <= set(info)
     bare = [name for name, endpoint in info.items() if not endpoint.get("description")]
     assert not bare, f"without an explanation: {bare}"
-    words = "a large red ball falls on a dark background"
+    words = "a large red ball falls in a meadow"
     started = client.predict(words, 1, width=32, height=32, seed=3, api_name="/generate")
     assert started["seed"] == 3
     for _ in range(600):

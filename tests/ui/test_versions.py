@@ -10,7 +10,7 @@ from magi_lite.project import Project
 from tests.ui.conftest import PATIENCE, App, segments, wait_for, wait_for_another
 from tests.ui.test_kept import redo
 
-GREEN = "a large green ball moves up on a dark background"
+GREEN = "a large green ball jumps in a meadow"
 VIDEO = "document.querySelector('.wa-video')"
 OTHER = "document.querySelector('.wa-other')"
 

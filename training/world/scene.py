@@ -297,7 +297,8 @@ def make_scene(
         thing, colour, size, place: of the tables in `words`. motions, lights, weathers, cameras: one per second.
         start, height, facing: x of the thing in the first frame, its height above the ground, and 1 (to the right) or
             -1. kind: "thing", "collision" or "scenery" (nothing moves but the camera). name_all: captions always name
-            size and place; else they are left out now and then. A camera that is given begins in the middle.
+            size and place; else they are left out now and then. Scenery is always named. A camera that is given begins
+            in the middle.
 
     Raises:
         InputError: an unknown word, or not one entry per second.
@@ -346,15 +347,15 @@ def make_scene(
     else:  # no camera that was tried keeps the things in the picture
         cameras, camera_x, zoom = ("still",) * seconds, 0.0, 1.0
         camera_xs, zooms = camera_path(cameras, camera_x, zoom)
-    named = rng.random(3) < (1.0 if name_all else 0.85)
+    names_size, names_place = rng.random(2) < (1.0 if name_all else 0.85)
     explicit = bool(rng.random() < 0.2)
-    subject = f"a {size} {colour} {thing}" if named[0] else f"a {colour} {thing}"
+    subject = f"a {size} {colour} {thing}" if names_size else f"a {colour} {thing}"
     captions = tuple(
         sentence(
             subject if bodies else "",
             f"{HIT} a {bodies[1].colour} ball" if kind == "collision" else motions[second],
-            scenery=scenery if named[1] or not bodies else (),
-            place=place if named[2] else None,
+            scenery=scenery,
+            place=place if names_place else None,
             light=lights[second],
             weather=weathers[second],
             camera=cameras[second],
