@@ -116,7 +116,7 @@ def test_a_model_that_is_named_is_not_shrunk_to_the_demo(tmp_path: Path) -> None
 
 def test_a_preset_fills_in_what_was_not_said() -> None:
     request = parsed("--prompt", "a", "--preset", "demo", "--quality", "quality", "--window", "1")
-    assert (request.model, request.width, request.steps, request.window) == ("demo", 64, 16, 1)
+    assert (request.model, request.width, request.steps, request.window) == ("demo", 96, 16, 1)
 
 
 def test_a_random_seed_is_recorded_as_drawn() -> None:

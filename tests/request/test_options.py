@@ -148,7 +148,7 @@ def test_every_field_of_the_request_is_declared_and_explained() -> None:
 
 
 SAMPLES = {
-    "seconds": 9, "width": 128, "height": 96, "steps": 16, "window": 2, "model": "4.5B-base", "seed": 8, "crf": 30,
+    "seconds": 9, "width": 128, "height": 64, "steps": 16, "window": 2, "model": "4.5B-base", "seed": 8, "crf": 30,
     "styles": ["anime"], "mlp_slice": 512, "vram_gb": 9.5, "fit": "pad", "shortcut": "16,16,8", "quality": "draft",
     "image_prefix": "published", "preset": "24gb", "models_folder": "elsewhere", "out": "b.mp4", "image": "b.png",
     "video": "b.mp4", "source_sha256": "0",

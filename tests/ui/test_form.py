@@ -40,7 +40,7 @@ def test_no_late_answer_takes_back_what_is_typed(watched: Watched, app: App) -> 
     page.locator("#mg-quality label", has_text="Draft").click()  # brings size, steps and window, three seconds late
     unfold(page, "size")
     page.locator("#mg-shape label", has_text="Tall").click()  # brings a size, too
-    set_field(page, "width", 96)
+    set_field(page, "width", 112)
     set_field(page, "height", 80)
     set_field(page, "seed", 4242)
     page.fill("#mg-prompt textarea", "typed while answers are on their way")
@@ -49,10 +49,10 @@ def test_no_late_answer_takes_back_what_is_typed(watched: Watched, app: App) -> 
     page.fill("#mg-steps input", "16")
     page.press("#mg-steps input", "Enter")
     before = {name: page.input_value(f"#mg-{name} input") for name in ("width", "height", "seed", "steps")}
-    assert before == {"width": "96", "height": "80", "seed": "4242", "steps": "16"}
+    assert before == {"width": "112", "height": "80", "seed": "4242", "steps": "16"}
     answered(page, 2)
     told = page.evaluate("told")
-    assert [64, 64, "Auto", "Auto"] in told and [48, 80] in told, told  # they did come, and would have been wrong
+    assert [96, 96, "Auto", "Auto"] in told and [64, 128] in told, told  # they did come, and would have been wrong
     after = {name: page.input_value(f"#mg-{name} input") for name in before}
     assert after == before
     assert page.input_value("#mg-prompt textarea") == "typed while answers are on their way"

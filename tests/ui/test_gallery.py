@@ -15,6 +15,8 @@ from playwright.sync_api import Page, expect
 
 from magi_lite.project import Project
 from magi_lite.request.build import build
+from magi_lite.weights.identity import autoencoder_identity
+from magi_lite.weights.opening import open_model
 from tests.ui.conftest import PATIENCE, App, Watched
 from tests.ui.test_page import axe
 
@@ -25,9 +27,11 @@ MANY = 1000
 def fill(root: Path, count: int) -> None:
     """Two real videos, a version of the first, and copies of them (links, with records of their own)."""
     made = []
+    identity = autoencoder_identity(open_model("demo").vae)
     for number, (prompt, size) in enumerate((("a red ball rolls", (64, 32)), ("a blue square stands", (32, 64)))):
         request = build(prompt=prompt, preset="demo", seconds=2, width=size[0], height=size[1], seed=number)
         with Project.create(root, request) as project:
+            project.made_with(identity)
             for second in range(2):
                 frames = np.full((24, size[1], size[0], 3), 60 + 90 * number, np.uint8)
                 frames[:, 4:20, 4:20] = (np.arange(24) * 10).astype(np.uint8)[:, None, None, None]

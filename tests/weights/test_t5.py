@@ -192,7 +192,7 @@ def test_a_file_that_cannot_be_read_has_no_fingerprint(folder: Path, monkeypatch
     def denied(path: Path) -> object:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("magi_lite.weights.t5.open_plain", denied)
+    monkeypatch.setattr("magi_lite.weights.identity.open_plain", denied)
     with pytest.raises(CheckpointError, match=r"\.json cannot be read: Permission denied; make it readable, or"):
         fingerprint(folder, "bf16")
 
