@@ -89,7 +89,8 @@ def test_a_block_stays_under_the_pointer_while_the_timeline_scrolls(timeline: Pa
     page.wait_for_function(f"{scroller}.scrollLeft > 300")  # held still
     page.mouse.move(border - 200, y, steps=3)
     held = "document.querySelector('.tl-block.dragging').getBoundingClientRect()"
-    page.wait_for_function(f"x => (r => r.left - 2 <= x && x <= r.right + 2)({held})", arg=border - 200)
+    near = f"([x, second]) => (r => r.left - second <= x && x <= r.right + second)({held})"  # it goes by whole seconds
+    page.wait_for_function(near, arg=[border - 200, second(page)])
     page.keyboard.press("Delete")  # an edit in the midst of a drag waits for its end
     page.keyboard.press("ControlOrMeta+z")
     page.mouse.up()

@@ -18,7 +18,7 @@ OTHER = "document.querySelector('.wa-other')"
 def test_one_click_makes_a_story_whose_versions_are_compared(page: Page, app: App) -> None:
     card = page.locator(".wa-card").first
     card.wait_for()
-    assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+    assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 96
     card.click()
     first = wait_for_another(page, None)
     wait_for(page, "finished")
@@ -32,7 +32,7 @@ def test_one_click_makes_a_story_whose_versions_are_compared(page: Page, app: Ap
     assert page.locator(".wa-version[aria-pressed=true]").inner_text() == "Version 2 · from 7 s"
     branch = page.locator(".tl-branch").bounding_box()
     ruler = page.locator(".tl-canvas").bounding_box()
-    assert branch and ruler and abs((branch["x"] - ruler["x"]) / ruler["width"] - 7 / 9) < 0.02
+    assert branch and ruler and abs((branch["x"] - ruler["x"]) / ruler["width"] - 7 / 8) < 0.02
     page.click("[data-action=name-version]")
     page.locator("dialog[open] input[type=text]").fill("Green ending")
     page.locator("dialog[open] button[type=submit]").click()
@@ -88,7 +88,7 @@ def test_keys_step_through_the_video(page: Page) -> None:
     page.locator(".wa-card").first.click()
     wait_for_another(page, None)
     wait_for(page, "finished")
-    page.wait_for_function(f"{VIDEO}.duration > 8")
+    page.wait_for_function(f"{VIDEO}.duration >= 8")
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("Home")
     page.keyboard.press("k")
