@@ -32,8 +32,9 @@ LENGTH_JS = """(length, endless) => {
 }"""
 """The timeline's length follows the fields; blocks beyond it stay."""
 OF_DEMO = (
-    "It was trained on simple shapes on plain backgrounds and makes such shapes of other pictures. "
-    "The models of the System tab start from any picture."
+    "Small and soft, it moves a camera, light and weather over a picture: write "
+    '"a photograph camera pans left" or "a photograph at night in snow". '
+    "For other prompts take a model of the System tab."
 )
 """What a picture leads to where only the demo model is there."""
 NOTE_JS = "async (...all) => { await magiReady; magi.form.note(all); return []; }"

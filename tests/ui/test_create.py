@@ -123,7 +123,7 @@ def test_an_image_starts_a_video_and_picks_the_mode(page: Page, app: App, tmp_pa
     picture = tmp_path / "start.png"
     Image.fromarray(np.random.default_rng().integers(0, 255, (48, 96, 3)).astype(np.uint8)).save(picture)
     drop(page, picture)
-    page.get_by_text("makes such shapes of other pictures").wait_for()  # what to expect of the demo model
+    page.get_by_text("moves a camera, light and weather over").wait_for()  # what to expect of the demo model
     page.wait_for_function("document.querySelector('#mg-mode input:checked').value === 'Start with image'")
     page.wait_for_selector(".so-drop.filled img")
     set_length(page, 1)
