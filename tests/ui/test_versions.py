@@ -97,9 +97,9 @@ def test_keys_step_through_the_video(page: Page) -> None:
     page.keyboard.press("Shift+ArrowRight")
     page.wait_for_function(f"t => Math.abs({VIDEO}.currentTime - t - 1) < 0.05", arg=start)
     page.keyboard.press("ArrowDown")  # the edge between the first two blocks
-    page.wait_for_function(f"Math.abs({VIDEO}.currentTime - 3) < 0.05")
+    page.wait_for_function(f"Math.abs({VIDEO}.currentTime - 2) < 0.05")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function(f"{VIDEO}.currentTime < 3")
+    page.wait_for_function(f"{VIDEO}.currentTime < 2")
     page.keyboard.press("Space")
     page.wait_for_function(f"!{VIDEO}.paused")
     page.keyboard.press("?")
@@ -108,4 +108,4 @@ def test_keys_step_through_the_video(page: Page) -> None:
     page.locator(".tl-block").nth(1).click(button="right")  # a redo of this block
     page.click("[data-action=redo-block]")
     dialog = page.get_by_role("dialog", name="Redo from a second")
-    assert dialog.locator("input[type=number]").first.input_value() == "3"
+    assert dialog.locator("input[type=number]").first.input_value() == "2"
