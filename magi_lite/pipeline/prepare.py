@@ -17,6 +17,7 @@ from magi_lite.request.checks import check, check_prompts, content_hash
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment
 from magi_lite.timeline.edit import splice, with_pictures
+from magi_lite.weights.identity import autoencoder_identity
 from magi_lite.weights.loader import check_model
 from magi_lite.weights.opening import open_model
 
@@ -58,26 +59,32 @@ def prepare_project(
     if request is not None:
         look_at_pictures(request)
     if from_chunk is not None:
-        _check_room_beside(project, request, from_chunk)
+        _check_what_follows(project, request, from_chunk)
         return project.branch(from_chunk, request)
     with _closed_on_error(project):
         project.lock()
-        _check_room_beside(project, request, project.chunks)
+        _check_what_follows(project, request, project.chunks)
         if request is not None:
             _take_over(project, request)
     return project
 
 
-def _check_room_beside(project: Project, request: GenerationRequest | None, finished: int) -> None:
-    """Refuse to go on where there is no room for the seconds that are left."""
+def _check_what_follows(project: Project, request: GenerationRequest | None, finished: int) -> None:
+    """Refuse to go on, before anything changes, with no room for the seconds that are left or with another autoencoder.
+
+    Args:
+        finished: how many seconds stay.
+    """
     request = request or project.request
     if request.seconds is not None and request.seconds <= finished:
         return  # a finished run needs no model
     try:
-        model = open_model(request.model, request.models_folder).spec
+        files = open_model(request.model, request.models_folder)
     except MagiLiteError:  # it is refused, with all that is wrong, when it is loaded
         return
-    check_room(request, model, project.folder, finished)
+    check_room(request, files.spec, project.folder, finished)
+    if finished:
+        project.check_autoencoder(autoencoder_identity(files.vae))
 
 
 def _anchored(request: GenerationRequest) -> GenerationRequest:

@@ -37,13 +37,15 @@ def test_another_autoencoder_is_refused_and_nothing_is_touched(
     request_for: Callable, run: Callable, model: Path, tmp_path: Path
 ) -> None:
     done = run(request_for(RED, seconds=2, model=str(model)))[-1]
-    before = latents_of(done.project)
+    before, record = latents_of(done.project), (done.project / "project.json").read_bytes()
     change_autoencoder(model)
     longer = request_for(RED, seconds=3, model=str(model))
     for how in ({"resume": done.project}, {"resume": done.project, "from_chunk": 1}):
         with pytest.raises(InputError, match=r"another autoencoder .* export its MP4 as it is"):
             run(longer, **how)
     assert same_bits(latents_of(done.project), before)
+    assert (done.project / "project.json").read_bytes() == record  # no other length, and no version that cannot be made
+    assert list((tmp_path / "projects").glob("*/project.json")) == [done.project / "project.json"]
     assert export(done.project, tmp_path / "copy.mp4").stat().st_size
     with pytest.raises(InputError, match="another autoencoder"):
         export(done.project, tmp_path / "new.gif")
