@@ -74,8 +74,9 @@ class Start:
 class Verdict:
     """What a second shows: which attributes are followed, and what is wrong with the picture.
 
-    `ghosts`: pixels that are neither stage nor thing, as a share of the thing's. `iou`: of the thing's shape with the
-    drawn one. `area`: of the thing in the last frame over the drawn one's. `track` (6,): x of the thing in `JUDGED`.
+    `ghosts`: pixels far from the thing whose colour the stage has nowhere near, as a share of the thing's. `iou`: of
+    the thing's shape with the drawn one. `area`: of the thing in the last frame over the drawn one's. `track` (6,):
+    x of the thing in `JUDGED`.
     """
 
     followed: dict[str, bool]

@@ -33,8 +33,7 @@ def demo_examples() -> list[Example]:
 
 def prompts_by_second(example: Example) -> list[str]:
     """What every second of an example asks for."""
-    blocks = example.timeline.segments
-    return [next(block.prompt for block in blocks if block.start <= s < block.end) for s in range(example.seconds)]
+    return [mix.text for mix in example.timeline.compile(example.seconds)]
 
 
 def film_example(studio: Studio, example: Example) -> np.ndarray:

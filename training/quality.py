@@ -13,7 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from training.judge import ATTRIBUTES, Asked, Start, body_masks, draw, judge, judge_clip, overlap, step_ratio, wraps
+from training.judge import (
+    ATTRIBUTES,
+    Asked,
+    Start,
+    Verdict,
+    body_masks,
+    draw,
+    judge,
+    judge_clip,
+    overlap,
+    step_ratio,
+    wraps,
+)
 from training.photographs import draw_shot, film_shot
 from training.studio import Studio
 from training.world import FRAMES, Scene, film, make_scene, photograph, stage
@@ -80,10 +92,7 @@ def obedience(studio: Studio, samples: int, **how: Any) -> tuple[Figures, list[R
         if asked.camera == "still" and asked.motion != "stands still" and asked.weather in ("clear", "fog"):
             ratios.append(step_ratio(made))
         sheet.append((made, asked.caption))
-    made_figures: Figures = {name: count(v.followed[name] for v in verdicts) for name in ATTRIBUTES}
-    made_figures["all"] = count(all(v.followed.values()) for v in verdicts)
-    made_figures |= {name: figure(getattr(v, name) for v in verdicts) for name in ("ghosts", "iou", "area")}
-    return made_figures | {"border_step_ratio": figure(ratios)}, sheet
+    return _summed_up(verdicts) | {"border_step_ratio": figure(ratios)}, sheet
 
 
 def autoencoder(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
@@ -98,9 +107,7 @@ def autoencoder(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
         rows.append(psnr(left, true))
         ratios.append(step_ratio(left) / step_ratio(true))
         sheet.append((left, asked.caption))
-    made_figures: Figures = {name: count(v.followed[name] for v in verdicts) for name in ATTRIBUTES}
-    made_figures |= {name: figure(getattr(v, name) for v in verdicts) for name in ("ghosts", "iou", "area")}
-    return made_figures | {"psnr": figure(rows), "border_step_ratio_over_the_world's": figure(ratios)}, sheet
+    return _summed_up(verdicts) | {"psnr": figure(rows), "border_step_ratio_over_the_world's": figure(ratios)}, sheet
 
 
 def changes(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
@@ -247,6 +254,13 @@ PARTS: dict[str, Callable[[Studio, int], tuple[Figures, list[Row]]]] = {
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _summed_up(verdicts: list[Verdict]) -> Figures:
+    """How often each attribute was followed, and all of them; ghosts, shape and area as means."""
+    figures: Figures = {name: count(v.followed[name] for v in verdicts) for name in ATTRIBUTES}
+    figures["all"] = count(all(v.followed.values()) for v in verdicts)
+    return figures | {name: figure(getattr(v, name) for v in verdicts) for name in ("ghosts", "iou", "area")}
 
 
 def meeting(seed: int) -> Scene:

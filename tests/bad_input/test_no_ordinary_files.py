@@ -58,6 +58,12 @@ def put(kind: str, path: Path) -> None:
         path.symlink_to(kind)
 
 
+def put_back(path: Path, content: bytes) -> None:
+    """An ordinary file again, in the place of what `put` put there."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    path.write_bytes(content)
+
+
 KINDS = ("pipe", "folder", "huge", "loop", "/dev/null", "/dev/zero")
 
 
@@ -96,15 +102,13 @@ def test_weights(kind: str, part: str, tmp_path: Path) -> None:
     put(kind, weights)
     with pytest.raises(MagiLiteError):
         check_contents(open_model(tmp_path / "m"))
-    shutil.rmtree(weights) if weights.is_dir() and not weights.is_symlink() else weights.unlink()
-    weights.write_bytes(content)
+    put_back(weights, content)
     tokens = tmp_path / "m" / "special_tokens.safetensors"
     content = tokens.read_bytes()
     put(kind, tokens)
     with pytest.raises(MagiLiteError):
         load_special_tokens(open_model(tmp_path / "m"))
-    shutil.rmtree(tokens) if tokens.is_dir() and not tokens.is_symlink() else tokens.unlink()
-    tokens.write_bytes(content)
+    put_back(tokens, content)
     (config,) = (tmp_path / "m" / part).rglob("config.json")
     put(kind, config)
     with pytest.raises(MagiLiteError):
