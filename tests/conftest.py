@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,22 @@ def no_measured_speeds(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     """Plans of tests promise what is computed, and runs of tests teach this machine's plans nothing."""
     monkeypatch.setattr("magi_lite.machine.findings.FILE", tmp_path_factory.getbasetemp() / "none" / "findings.json")
     monkeypatch.setattr("magi_lite.planner.learned.FILE", tmp_path_factory.getbasetemp() / "none" / "speeds.json")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete model folder in the published layout with random weights; not to be written to."""
+    from magi_lite.weights.demo import make_untrained
+
+    root = tmp_path_factory.mktemp("model") / "tiny"
+    make_untrained(root)
+    return root
+
+
+@pytest.fixture
+def own_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of it whose files may change."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ from magi_lite.cli import build_parser, faults
 from magi_lite.errors import CheckpointError
 from magi_lite.events import ChunkFinished, Event, Finished
 from magi_lite.project import Project
-from magi_lite.weights.demo import make_untrained
 from quant.storage import tensors
 
 REPOSITORY = Path(__file__).parents[2]
@@ -41,18 +40,6 @@ with faults.sentence("it is kept", ours=True):
     while True:
         given @ weight.T
 """
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model") / "tiny"
-    make_untrained(root)
-    return root
-
-
-@pytest.fixture
-def model(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "model"))
 
 
 def transformer(model: Path) -> Path:
@@ -85,28 +72,33 @@ def latents(run: Path, second: int) -> bytes:
     ("how", "said"), [(lambda file: os.truncate(file, 3000), "was cut short"), (Path.touch, "was changed")]
 )
 def test_a_file_that_is_written_to_is_a_sentence_in_python(
-    how: Callable[[Path], object], said: str, part: Callable[[Path], Path], model: Path, whole: Path, tmp_path: Path
+    how: Callable[[Path], object],
+    said: str,
+    part: Callable[[Path], Path],
+    own_model: Path,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
-    file = part(model)
+    file = part(own_model)
     with pytest.raises(CheckpointError) as caught:
-        made(model, tmp_path / "runs", lambda: how(file))
+        made(own_model, tmp_path / "runs", lambda: how(file))
     assert str(caught.value).startswith(f"{file} {said} while it was in use; ")
     (run,) = (tmp_path / "runs").glob("2*")
     first = latents(run, 0)
-    shutil.copyfile(part(whole), file)
+    shutil.copyfile(part(tiny_model), file)
     events = [*library.stream(resume=run)]
     assert isinstance(events[-1], Finished) and latents(run, 0) == first
 
 
-def test_a_file_that_is_replaced_or_taken_away_does_no_harm(model: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_replaced_or_taken_away_does_no_harm(own_model: Path, tmp_path: Path) -> None:
     def replace() -> None:
-        file = transformer(model)
+        file = transformer(own_model)
         file.with_suffix(".new").write_bytes(b"other")
         file.with_suffix(".new").replace(file)
-        autoencoder(model).unlink()
+        autoencoder(own_model).unlink()
 
-    copy = shutil.copytree(model, tmp_path / "copy")
-    changed = made(model, tmp_path / "runs", replace)[-1]
+    copy = shutil.copytree(own_model, tmp_path / "copy")
+    changed = made(own_model, tmp_path / "runs", replace)[-1]
     kept = made(copy, tmp_path / "others", lambda: None)[-1]
     assert isinstance(changed, Finished) and isinstance(kept, Finished)
     assert [latents(changed.project, n) for n in range(3)] == [latents(kept.project, n) for n in range(3)]
@@ -131,14 +123,14 @@ BLIND = "from quant.storage.tensors import MappedFile; MappedFile.check = lambda
 @posix
 @pytest.mark.parametrize("code", [PROGRAM, BLIND + PROGRAM], ids=["between steps", "inside a step"])
 def test_the_command_line_says_a_sentence_and_keeps_what_is_finished(
-    code: str, model: Path, whole: Path, tmp_path: Path
+    code: str, own_model: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    run = python(code, *command(model, tmp_path / "runs"))
+    run = python(code, *command(own_model, tmp_path / "runs"))
     assert run.stderr
     for line in run.stderr:
         if "is finished" in line:
             break
-    os.truncate(transformer(model), 3000)
+    os.truncate(transformer(own_model), 3000)
     out, err = run.communicate(timeout=PATIENCE)
     assert run.returncode == 3, err
     (sentence,) = [line for line in err.splitlines() if "error:" in line]
@@ -152,7 +144,7 @@ def test_the_command_line_says_a_sentence_and_keeps_what_is_finished(
         chunks = project.chunks
     assert 1 <= chunks < 60
     kept = latents(folder, chunks - 1)
-    shutil.copyfile(transformer(whole), transformer(model))
+    shutil.copyfile(transformer(tiny_model), transformer(own_model))
     going_on = library.stream(resume=folder)
     assert next(event for event in going_on if isinstance(event, ChunkFinished)).chunk == chunks
     del going_on

@@ -15,15 +15,6 @@ from magi_lite.pipeline import generate
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest, Overrides
 from magi_lite.timeline.text import parse
-from magi_lite.weights.demo import make_untrained
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder in the published layout with random weights."""
-    root = tmp_path_factory.mktemp("model") / "tiny"
-    make_untrained(root)
-    return root
 
 
 @pytest.fixture

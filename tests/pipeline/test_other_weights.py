@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +18,6 @@ from tests.pipeline.conftest import latents_of, same_bits
 RED = "[0s-1s: a red ball]"
 
 
-@pytest.fixture
-def model(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy whose weights may change."""
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
-
-
 def change_autoencoder(model: Path) -> None:
     """Put other weights of the same names and shapes in its place."""
     (path,) = (model / "ckpt" / "vae").glob("*.safetensors")
@@ -34,12 +27,12 @@ def change_autoencoder(model: Path) -> None:
 
 
 def test_another_autoencoder_is_refused_and_nothing_is_touched(
-    request_for: Callable, run: Callable, model: Path, tmp_path: Path
+    request_for: Callable, run: Callable, own_model: Path, tmp_path: Path
 ) -> None:
-    done = run(request_for(RED, seconds=2, model=str(model)))[-1]
+    done = run(request_for(RED, seconds=2, model=str(own_model)))[-1]
     before, record = latents_of(done.project), (done.project / "project.json").read_bytes()
-    change_autoencoder(model)
-    longer = request_for(RED, seconds=3, model=str(model))
+    change_autoencoder(own_model)
+    longer = request_for(RED, seconds=3, model=str(own_model))
     for how in ({"resume": done.project}, {"resume": done.project, "from_chunk": 1}):
         with pytest.raises(InputError, match=r"another autoencoder .* export its MP4 as it is"):
             run(longer, **how)
@@ -53,17 +46,17 @@ def test_another_autoencoder_is_refused_and_nothing_is_touched(
     assert len(latents_of(anew.project)) == 3
 
 
-def test_other_files_beside_the_weights_change_nothing(request_for: Callable, run: Callable, model: Path) -> None:
-    done = run(request_for(RED, seconds=1, model=str(model)))[-1]
-    (model / "ckpt" / "vae" / "README.md").write_text("A model.")
-    assert len(latents_of(run(request_for(RED, seconds=2, model=str(model)), resume=done.project)[-1].project)) == 2
+def test_other_files_beside_the_weights_change_nothing(request_for: Callable, run: Callable, own_model: Path) -> None:
+    done = run(request_for(RED, seconds=1, model=str(own_model)))[-1]
+    (own_model / "ckpt" / "vae" / "README.md").write_text("A model.")
+    assert len(latents_of(run(request_for(RED, seconds=2, model=str(own_model)), resume=done.project)[-1].project)) == 2
 
 
 def test_what_is_not_on_record_is_taken_as_it_is_but_of_the_demo_model(
-    request_for: Callable, run: Callable, model: Path
+    request_for: Callable, run: Callable, own_model: Path
 ) -> None:
     """The demo model of 0.1.0 was another one; no other has changed."""
-    done = run(request_for(RED, seconds=1, model=str(model)))[-1]
+    done = run(request_for(RED, seconds=1, model=str(own_model)))[-1]
     path = done.project / "project.json"
     data = json.loads(path.read_text())
     identity = data.pop("autoencoder")
@@ -73,7 +66,7 @@ def test_what_is_not_on_record_is_taken_as_it_is_but_of_the_demo_model(
         project._record = replace(project._record, request=replace(project.request, model="demo"))
         with pytest.raises(InputError, match="another autoencoder"):
             project.check_autoencoder(identity)
-    run(request_for(RED, seconds=2, model=str(model)), resume=done.project)
+    run(request_for(RED, seconds=2, model=str(own_model)), resume=done.project)
     assert json.loads(path.read_text())["autoencoder"] == identity
 
 

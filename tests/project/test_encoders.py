@@ -18,7 +18,7 @@ from magi_lite.project.tensors import load_tensors, save_tensors
 from magi_lite.video import fragments
 
 # The pipeline's fixtures, too: a tiny model, and a run of it.
-from tests.pipeline.conftest import latents_of, request_for, same_bits, tiny_model  # noqa: F401
+from tests.pipeline.conftest import latents_of, request_for, same_bits  # noqa: F401
 from tests.pipeline.conftest import run as generated  # noqa: F401
 
 from .conftest import run

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from magi_lite.text.encoder import PromptEncoder, batches
-from magi_lite.weights.demo import make_untrained
 from magi_lite.weights.t5 import load_t5
 
 PROMPTS = [
@@ -18,11 +19,8 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> PromptEncoder:
-    root = tmp_path_factory.mktemp("model") / "demo"
-    root.mkdir()
-    make_untrained(root)
-    return load_t5(root / "ckpt" / "t5" / "demo", max_length=800)
+def encoder(tiny_model: Path) -> PromptEncoder:
+    return load_t5(tiny_model / "ckpt" / "t5" / "demo", max_length=800)
 
 
 def padded_to(encoder: PromptEncoder, prompt: str, length: int) -> torch.Tensor:

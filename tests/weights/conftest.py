@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from magi_lite.dit.model import DiT
 from magi_lite.models import DiTConfig
-from magi_lite.weights.demo import make_untrained, random_weights
+from magi_lite.weights.demo import random_weights
 
 SMALL = DiTConfig(
     num_layers=3,
@@ -43,12 +43,3 @@ def weights(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
     folder.mkdir(parents=True)
     save_file(state, folder / "model.safetensors")
     return folder
-
-
-@pytest.fixture(scope="session")
-def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete model in the published layout; not to be written to."""
-    root = tmp_path_factory.mktemp("complete") / "root"
-    root.mkdir()
-    make_untrained(root)
-    return root

@@ -24,9 +24,9 @@ FILES = {
 
 
 @pytest.fixture
-def root(model_root: Path, tmp_path: Path) -> Path:
+def root(tiny_model: Path, tmp_path: Path) -> Path:
     """A model whose configurations may be changed; its weights are not looked at."""
-    return shutil.copytree(model_root, tmp_path / "model")
+    return shutil.copytree(tiny_model, tmp_path / "model")
 
 
 def changed(root: Path, file: str, part: str | None, values: dict[str, Any]) -> None:

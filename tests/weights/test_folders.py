@@ -30,10 +30,10 @@ VAE, T5 = "ckpt/vae", "ckpt/t5/t5-v1_1-xxl"
 
 
 @pytest.fixture
-def root(model_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The untrained model under a published model's names, whole."""
     root = tmp_path / "models"
-    shutil.copytree(model_root, root)
+    shutil.copytree(tiny_model, root)
     (root / "ckpt/magi/demo").rename(root / FAMILY)
     (root / "ckpt/t5/demo").rename(root / T5)
     monkeypatch.setattr(layout, "DEFAULT_MODELS_FOLDER", tmp_path / "no default folder")

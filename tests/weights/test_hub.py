@@ -36,12 +36,12 @@ def tokens() -> bytes:
 
 
 @pytest.fixture
-def hub(model_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+def hub(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """The untrained model offered as a published one, among files that nobody asked for."""
     files = {}
-    for path in sorted(model_root.rglob("*")):
+    for path in sorted(tiny_model.rglob("*")):
         if path.is_file() and path.name != "special_tokens.safetensors":
-            name = str(path.relative_to(model_root))
+            name = str(path.relative_to(tiny_model))
             name = name.replace("/demo/inference", "/4.5B_distill/inference").replace(
                 "magi/demo/", "magi/4.5B_distill/"
             )

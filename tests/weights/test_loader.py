@@ -152,9 +152,9 @@ def test_published_form_of_another_scale_shape_names_the_tensor(tmp_path: Path) 
 # --- whole models --------------------------------------------------------------------------------------------------
 
 
-def test_a_complete_model_opens_by_root_family_or_weights_folder(model_root: Path) -> None:
-    weights = model_root / "ckpt" / "magi" / "demo" / "inference_weight.distill"
-    found = [open_model(place) for place in (model_root, weights.parent, weights)]
+def test_a_complete_model_opens_by_root_family_or_weights_folder(tiny_model: Path) -> None:
+    weights = tiny_model / "ckpt" / "magi" / "demo" / "inference_weight.distill"
+    found = [open_model(place) for place in (tiny_model, weights.parent, weights)]
     assert len({(files.weights.resolve(), files.vae.resolve(), files.text_encoder.resolve()) for files in found}) == 1
     files = found[0]
     assert files.spec.distilled and not files.spec.published_fp8 and files.trained and files.spec.stored_scheme is None
@@ -205,13 +205,13 @@ def test_the_shipped_demo_model_opens(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_vae_of_another_shape_has_its_sentence(model_root: Path, tmp_path: Path) -> None:
+def test_vae_of_another_shape_has_its_sentence(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "vae"
     folder.mkdir()
-    save_file(load_file(model_root / "ckpt/vae/diffusion_pytorch_model.safetensors"), folder / "model.safetensors")
+    save_file(load_file(tiny_model / "ckpt/vae/diffusion_pytorch_model.safetensors"), folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"config\.json is not an autoencoder's configuration"):
         load_vae(folder)
-    config = dataclasses.asdict(vae_config(model_root / "ckpt/vae"))
+    config = dataclasses.asdict(vae_config(tiny_model / "ckpt/vae"))
     (folder / "config.json").write_text(json.dumps({"ddconfig": {**config, "depth": 2}}))
     with pytest.raises(CheckpointError, match=r"Tensor encoder\.blocks\.1\..* is missing from .*the autoencoder"):
         load_vae(folder)
@@ -220,8 +220,8 @@ def test_vae_of_another_shape_has_its_sentence(model_root: Path, tmp_path: Path)
         load_vae(folder)
 
 
-def test_tokens_of_another_width_have_their_sentence(model_root: Path) -> None:
-    files = open_model(model_root)
+def test_tokens_of_another_width_have_their_sentence(tiny_model: Path) -> None:
+    files = open_model(tiny_model)
     wrong = dataclasses.replace(
         files, spec=dataclasses.replace(files.spec, dit=dataclasses.replace(files.spec.dit, caption_channels=128))
     )
@@ -229,10 +229,10 @@ def test_tokens_of_another_width_have_their_sentence(model_root: Path) -> None:
         load_special_tokens(wrong)
 
 
-def test_a_model_knows_how_its_weights_are_stored(model_root: Path, tmp_path: Path) -> None:
+def test_a_model_knows_how_its_weights_are_stored(tiny_model: Path, tmp_path: Path) -> None:
     """A folder converted offline takes the place of the original and says what it is; the plan follows it."""
     root = tmp_path / "root"
-    shutil.copytree(model_root, root)
+    shutil.copytree(tiny_model, root)
     weights = root / "ckpt" / "magi" / "demo" / "inference_weight.distill"
     convert_folder(weights, tmp_path / "converted", scheme_named("int8"))
     shutil.rmtree(weights)

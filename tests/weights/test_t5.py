@@ -28,9 +28,9 @@ PROMPT = "a red ball falls down slowly"
 
 
 @pytest.fixture
-def folder(model_root: Path, tmp_path: Path) -> Path:
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
     """A T5 folder of one's own: tokenizer.json, config.json, model.safetensors."""
-    return shutil.copytree(model_root / "ckpt" / "t5" / "demo", tmp_path / "t5")
+    return shutil.copytree(tiny_model / "ckpt" / "t5" / "demo", tmp_path / "t5")
 
 
 def embedding(folder: Path, scheme: str = "float32") -> torch.Tensor:
