@@ -8,6 +8,7 @@ plan -> captions -> weights -> shot after shot: prefix -> chunk after chunk -> d
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -309,8 +310,9 @@ class Run:
         decibels = psnr(kept, pixels[-len(kept) :])
         if decibels < vocabulary.picture_decibels:
             yield Notice(
-                f"This model cannot hold the {what} well: its autoencoder keeps {decibels:.0f} dB of it, and "
-                f"{vocabulary.picture_decibels:.0f} dB look right. {vocabulary.summary()}",
+                f"This model cannot hold the {what} well: its autoencoder keeps {math.floor(10 * decibels) / 10} dB of "
+                f"it, and {vocabulary.picture_decibels:g} dB look right; one with fewer fine details suits it better. "
+                f"{vocabulary.summary()}",
                 "warning",
             )
 
