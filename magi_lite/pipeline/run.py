@@ -36,6 +36,7 @@ from magi_lite.events import (
     Redirected,
     Stopped,
 )
+from magi_lite.machine import devices
 from magi_lite.models import CHUNK_LATENT_FRAMES, PIXELS_PER_LATENT
 from magi_lite.pipeline.background import Background, InOrder
 from magi_lite.pipeline.colours import ColourMap
@@ -81,7 +82,9 @@ ENDLESS_STATES = 256
 CONVERSION_STEP = 10
 """Per cent of converting the text encoder after which it is shown again."""
 PREVIEW_EVERY = 1.5
-"""Seconds between previews: often enough to watch, rare enough to cost nothing."""
+"""Seconds between previews: often enough to watch."""
+PREVIEW_SHARE = 0.05
+"""Of the time, at most, that decoding previews takes: on a processor one takes as long as a step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +105,8 @@ class Run:
         self.delivery = Delivery(project, self.request.out)
         self.clock = Clock()
         self.colours = ColourMap()
+        self.still_seconds = 0.0
+        """What decoding the last still took."""
         self.noted: set[str] = set()
         """Notices about prompts that were given, so that each is given once."""
         self.phase: Phase | None = None
@@ -371,7 +376,7 @@ class Run:
                 case StepDone():
                     self.clock.step(self.steps_before(shot) + result.steps_done)
                     yield self.progress(result, shot)
-                    if self.clock.elapsed - last_preview > PREVIEW_EVERY:
+                    if self.clock.elapsed - last_preview > self.preview_pause:
                         yield from self.preview(result, networks)
                         last_preview = self.clock.elapsed
                     yield from self.redirect(result.stage + 1, shot, bank)
@@ -446,6 +451,11 @@ class Run:
                 self.colours.learn(second.latents, second.frames)
                 yield ChunkFinished(second.index, second.frames, self.clock.lap())
 
+    @property
+    def preview_pause(self) -> float:
+        """Seconds between this preview and the next: longer while stills are decoded and that is dear."""
+        return PREVIEW_EVERY if self.colours.ready else max(PREVIEW_EVERY, self.still_seconds / PREVIEW_SHARE)
+
     def preview(self, step: StepDone, networks: Engine) -> Iterator[Event]:
         """What the unfinished seconds look like so far; until one is finished, a still of the oldest."""
         if self.colours.ready:
@@ -454,7 +464,10 @@ class Run:
             return
         if not self.writing.idle:  # the decoder is at work, and there is memory for one of it
             return
+        devices.synchronize()  # what is still being computed is no cost of the picture's
+        began = self.clock.elapsed
         image = networks.preview(step.preview)
+        self.still_seconds = self.clock.elapsed - began
         if image is not None:
             yield Preview(step.oldest_chunk, image)
 
