@@ -3,9 +3,9 @@
 `python benchmarks/full_size.py` writes the 4.5B model in the published layout with its true tensor names, shard by
 shard, and makes a second of video as a run does, text encoder and decoding included, for each precision that a
 processor has. Beside each plan stands what it took: seconds, the peak of anonymous memory (what cannot be dropped) and
-of resident memory (mapped files included). All is deleted in the end. It needs 40 GB of disk and 16 GB of RAM and says
-so; each precision runs in a process of its own, which is ended after `--minutes`. `--tiny` does the same with a small
-configuration, for the tests.
+of resident memory (mapped files included), and what was read from the disk. All is deleted in the end. It needs 40 GB
+of disk and 16 GB of RAM and says so; each precision runs in a process of its own, which is ended after `--minutes`.
+`--tiny` does the same with a small configuration, for the tests.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         began = time.monotonic()
         write_model(root, tiny=asked.tiny)
+        os.sync()  # else the disk is busy with it while the first precision is measured
         size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
         found: dict[str, Any] = {
             "tiny": asked.tiny,
@@ -231,7 +233,7 @@ def measure(root: Path, scheme: str) -> dict[str, Any]:
         overrides=Overrides(device="cpu", scheme=scheme),  # type: ignore[arg-type]
     )  # fmt: skip
     prompts.EMBEDDINGS_FOLDER = root / "embeddings" / scheme
-    plan, began = None, time.monotonic()
+    plan, began, read = None, time.monotonic(), disk_read()
     at: dict[str, float] = {}
     """When a phase began, and when a step was first done, in seconds from the start."""
     with watched() as memory:
@@ -253,6 +255,7 @@ def measure(root: Path, scheme: str) -> dict[str, Any]:
         },
         "peak_anonymous_bytes": memory.anonymous,
         "peak_resident_bytes": memory.resident,
+        "disk_read_bytes": disk_read() - read,
         "resident_over_plan": round(memory.resident / plan.peak_ram_bytes, 3),
         "text_seconds": round(at["load"] - at["text"], 2),
         "load_seconds": round(at["denoise"] - at["load"], 2),
@@ -260,6 +263,12 @@ def measure(root: Path, scheme: str) -> dict[str, Any]:
         "seconds_to_first_second": round(whole, 2),
         "time_over_plan": round(whole / plan.time_to_first_chunk, 3),
     }
+
+
+def disk_read() -> int:
+    """Bytes that came from the disk for this process so far: more than its files where the system dropped pages."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes:"))
 
 
 @dataclasses.dataclass
