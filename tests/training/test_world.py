@@ -214,12 +214,16 @@ def test_scenery_is_always_named() -> None:
         assert sorted(named) == sorted(name for name, _, _ in made.scenery)
 
 
-def test_things_stay_in_sight_of_a_moving_camera() -> None:
-    for number in range(80):
+def test_things_begin_in_sight_and_mostly_stay_there() -> None:
+    """A camera that is told anew every second may leave them, as people's cameras will."""
+    stays = []
+    for number in range(120):
         made = make_scene(number, 3)
         for body in made.bodies:
             place = 32 + (body.x - 32 - made.camera_x) * made.zoom
-            assert place.min() > 4 and place.max() < 60
+            assert 4 < place[0] < 60
+            stays.append(place.min() > 4 and place.max() < 60)
+    assert 0.75 < np.mean(stays) < 1
 
 
 def test_what_the_world_does_not_have_is_refused() -> None:

@@ -59,6 +59,8 @@ SECOND_BALL = (7.0, 8.0, 9.0)
 STAGED = 0.85
 """Share of the scenes that begin as one would stage them: see `_Staged`. Of collisions half, so that many happen later
 than in a first second."""
+LIVELY = 0.5
+"""Share of the scenes whose every second is told anew, wherever that leaves the things; in others most goes on."""
 HALF_WIDTHS = {"ball": 1.0, "box": 0.95, "car": 1.5, "cat": 1.35}
 """Distance from a thing's middle to its side, in radii: where a wall stops it."""
 
@@ -242,14 +244,16 @@ _STAGE = _Staged()
 # --- scenes ----------------------------------------------------------------------------------------------------------
 
 
-def _next(before: str | None, table: tuple[str, ...], usual: float, rng: np.random.Generator) -> str:
-    """An entry of a table: the first one with chance `usual` at the start, afterwards mostly the same as before."""
-    if before is not None and rng.random() < 0.7:
+def _next(before: str | None, table: tuple[str, ...], stays: float, rng: np.random.Generator) -> str:
+    """An entry of a table: half the time the first one, but with chance `stays` the same as before."""
+    if before is not None and rng.random() < stays:
         return before
-    return table[0] if rng.random() < usual else str(rng.choice(table[1:]))
+    return table[0] if rng.random() < 0.5 else str(rng.choice(table[1:]))
 
 
-def _cameras(seconds: int, x: float, zoom: float, moving: float, rng: np.random.Generator) -> tuple[str, ...]:
+def _cameras(
+    seconds: int, x: float, zoom: float, moving: float, stays: float, rng: np.random.Generator
+) -> tuple[str, ...]:
     """Camera words that can be followed: none that the camera's limits forbid."""
     chosen: list[str] = []
     for _ in range(seconds):
@@ -264,7 +268,7 @@ def _cameras(seconds: int, x: float, zoom: float, moving: float, rng: np.random.
             if fits
         ]
         camera = "still" if rng.random() >= moving else str(rng.choice(possible))
-        if chosen and chosen[-1] in possible and rng.random() < 0.4:
+        if chosen and chosen[-1] in possible and rng.random() < stays:
             camera = chosen[-1]
         chosen.append(camera)
         places, zooms = camera_path((camera,), x, zoom)
@@ -307,7 +311,7 @@ def make_scene(
     kind = kind or (
         "thing" if thing or motions else str(rng.choice(("thing", "collision", "scenery"), p=(0.7, 0.2, 0.1)))
     )
-    thing = thing or ("ball" if kind == "collision" else str(rng.choice(THINGS, p=(0.4, 0.2, 0.2, 0.2))))
+    thing = thing or ("ball" if kind == "collision" else str(rng.choice(THINGS)))
     colour = colour or str(rng.choice(list(COLOURS)))
     size = size or str(rng.choice(list(SIZES)))
     place = place or str(rng.choice(PLACES))
@@ -321,28 +325,31 @@ def make_scene(
     if staged:
         spots = np.array([_STAGE.scenery[SCENERY.index(name)] for name in scenery])
         scales = np.full(len(scenery), _STAGE.scale)
-    moving = bool(rng.random() < 0.45) and cameras is None
+    lively = bool(rng.random() < LIVELY)
+    moving = bool(rng.random() < (0.7 if lively else 0.45)) and cameras is None
     camera_x = float(rng.uniform(-8, 8)) if moving and not staged and rng.random() < 0.5 else 0.0
     zoom = float(rng.uniform(0.85, 1.3)) if moving and not staged and rng.random() < 0.5 else 1.0
     begins_otherwise = bool(rng.random() < 0.15) and lights is None and weathers is None
     if lights is None:
-        lights = _per_second(seconds, LIGHTS, 0.5, rng)
+        lights = _per_second(seconds, LIGHTS, 0.3 if lively else 0.7, rng)
     if weathers is None:
-        weathers = _per_second(seconds, WEATHERS, 0.5, rng)
+        weathers = _per_second(seconds, WEATHERS, 0.3 if lively else 0.7, rng)
     before = ("day", "clear") if begins_otherwise else (lights[0], weathers[0])
     begins_otherwise = not staged or before != (lights[0], weathers[0])
     if kind == "collision":
         bodies, motions = _collision(seconds, colour, size, staged, rng)
     elif kind == "thing":
-        bodies, motions = _one_thing(seconds, thing, colour, size, motions, (start, height, facing), staged, rng)
+        motions = motions or _motions(seconds, thing, 0.1 if lively else 0.4, rng)
+        bodies = _one_thing(thing, colour, size, motions, (start, height, facing), staged, rng)
     else:
         bodies, motions = (), ("",) * seconds
     asked = cameras
     for _ in range(6):
-        cameras = asked or (_cameras(seconds, camera_x, zoom, 0.75, rng) if moving else ("still",) * seconds)
+        stays = 0.1 if lively else 0.4
+        cameras = asked or (_cameras(seconds, camera_x, zoom, 0.75, stays, rng) if moving else ("still",) * seconds)
         camera_xs, zooms = camera_path(cameras, camera_x, zoom)
         places = [32 + (body.x - 32 - camera_xs) * zooms for body in bodies]
-        if asked or all(place.min() > 5 and place.max() < UNITS - 5 for place in places):
+        if asked or lively or all(place.min() > 5 and place.max() < UNITS - 5 for place in places):
             break
     else:  # no camera that was tried keeps the things in the picture
         cameras, camera_x, zoom = ("still",) * seconds, 0.0, 1.0
@@ -403,36 +410,38 @@ def _check(seconds, thing, colour, size, place, motions, lights, weathers, camer
         raise InputError(f"The world's scenery is: {', '.join(SCENERY)}.")
 
 
-def _per_second(seconds: int, table: tuple[str, ...], usual: float, rng: np.random.Generator) -> tuple[str, ...]:
+def _per_second(seconds: int, table: tuple[str, ...], stays: float, rng: np.random.Generator) -> tuple[str, ...]:
     chosen: list[str] = []
     for _ in range(seconds):
-        chosen.append(_next(chosen[-1] if chosen else None, table, usual, rng))
+        chosen.append(_next(chosen[-1] if chosen else None, table, stays, rng))
     return tuple(chosen)
 
 
+def _motions(seconds: int, thing: str, stays: float, rng: np.random.Generator) -> tuple[str, ...]:
+    """What a thing does in every second."""
+    choices = motions_of(thing)
+    made = [str(rng.choice(choices))]
+    on_ground = tuple(motion for motion in choices if motion != "falls")  # from there nothing can fall
+    while len(made) < seconds:
+        made.append(made[-1] if rng.random() < stays else str(rng.choice(on_ground)))
+    return tuple(made)
+
+
 def _one_thing(
-    seconds: int,
     thing: str,
     colour: str,
     size: str,
-    motions: tuple[str, ...] | None,
+    motions: tuple[str, ...],
     given: tuple[float | None, float | None, int | None],
     staged: bool,
     rng: np.random.Generator,
-) -> tuple[tuple[Body, ...], tuple[str, ...]]:
+) -> tuple[Body, ...]:
     """A thing that moves alone; of walks that are not staged a third begin so near to a wall that they end there."""
     start, height, facing = given
     body = _Mover(thing, SIZES[size], 32.0, facing=1 if rng.random() < 0.5 else -1)
     body.facing = facing or body.facing
     body.angle = float(rng.uniform(0, 2 * np.pi))
     low, high = body.reach
-    choices = motions_of(thing)
-    if motions is None:
-        made = [str(rng.choice(choices))]
-        on_ground = tuple(motion for motion in choices if motion != "falls")  # from there nothing can fall
-        while len(made) < seconds:
-            made.append(made[-1] if rng.random() < 0.4 else str(rng.choice(on_ground)))
-        motions = tuple(made)
     body.x = float(rng.uniform(low, high)) if start is None else start
     if start is None and motions[0] in DIRECTIONS:
         way = FRAMES * SPEED
@@ -451,7 +460,7 @@ def _one_thing(
         for frame in range(FRAMES):
             states.append(body.state())
             advance(body, motion, frame)
-    return (_body(thing, colour, SIZES[size], states),), motions
+    return (_body(thing, colour, SIZES[size], states),)
 
 
 def _collision(
