@@ -108,7 +108,7 @@ def wire(store: Saved, h: Handlers) -> None:
                 raise InputError("Type the new name first.")
             store.rename(old or "", name)
         except InputError as error:
-            raise gr.Error(in_toast(sentence(error)), print_exception=False, title="Not renamed") from None
+            raise gr.Error(in_toast(sentence(error)), print_exception=False) from None
         return gr.update(choices=store.names(), value=name), ""
 
     def save(name: str, *values: Any) -> tuple[Any, ...]:
@@ -117,7 +117,7 @@ def wire(store: Saved, h: Handlers) -> None:
         if name == KEPT_AS_IT_IS:
             return gr.skip(), gr.skip()
         if not name:
-            raise gr.Error("Give the settings a name first.", print_exception=False, title="Not saved")
+            raise gr.Error("Give the settings a name first.", print_exception=False)
         store.put(name, dict(zip(KEPT, values, strict=True)))
         return gr.update(choices=store.names(), value=name), ""
 

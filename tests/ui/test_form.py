@@ -123,7 +123,7 @@ def test_what_is_on_its_way_to_a_number_is_no_error(page: Page) -> None:
     page.fill("#mg-width input", "7")
     page.fill("#mg-seconds input[type=number]", "4")
     page.wait_for_timeout(700)
-    assert page.locator(".toast-body").count() == 0
+    assert page.locator(".mg-toast.error").count() == 0
     page.press("#mg-width input", "Tab")
     assert page.input_value("#mg-width input") == "32"
 

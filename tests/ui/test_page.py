@@ -161,6 +161,20 @@ def test_a_low_timeline_shows_its_blocks_whole(watched: Watched, app: App) -> No
     assert block["bottom"] <= room["bottom"] <= text["top"] and text["bottom"] <= example["top"]
 
 
+def test_a_refusal_is_shown_as_all_messages_are(watched: Watched, app: App) -> None:
+    """And not as Gradio would, under the word "Error" and behind dialogs; it goes by a click or a key."""
+    page = watched.open(app.url)
+    page.fill("#mg-prompt textarea", "")
+    for leave in ("click", "press"):
+        page.click("#mg-generate")
+        message = page.locator(".mg-toast.error", has_text="Write what you want to see")
+        message.wait_for()
+        assert page.locator(".toast-title >> visible=true").count() == 0
+        dismiss = message.get_by_role("button", name="Dismiss")
+        dismiss.click() if leave == "click" else dismiss.press("Enter")
+        message.wait_for(state="detached")
+
+
 def test_marks_and_edges_have_the_colours_that_they_were_given(watched: Watched, app: App) -> None:
     """Gradio rewrites style sheets, and may lose some of them."""
     page = watched.open(app.url, size=(390, 850))

@@ -388,7 +388,7 @@ def test_a_drag_among_120_blocks_touches_only_what_it_passes(timeline: Page) -> 
     page.wait_for_function("document.querySelector('#mg-seconds input[type=number]').value === '120'")
     page.wait_for_function("document.querySelector('.tl').dataset.seconds === '120'")
     assert page.evaluate("(s => s.scrollWidth > s.clientWidth)(document.querySelector('.tl-scroll'))")
-    assert page.locator(".toast-body").count() == 0  # longer than the slider, and nothing to complain about
+    assert page.locator(".mg-toast.error").count() == 0  # longer than the slider, and nothing to complain about
     block(page, 3).click()
     page.keyboard.press("Escape")
     page.evaluate(

@@ -1,8 +1,29 @@
 // Messages in the corner; over a dialog where one is open, since nothing else is above it.
-import { on } from "../shared/bus.js";
+import { on, toast } from "../shared/bus.js";
 import { button, el } from "../shared/dom.js";
 
-const STAY = { info: 5000, error: 12000 };
+const STAY = { info: 5000, warning: 12000, error: 12000 };
+const READING = 60; // milliseconds that reading a letter takes
+
+/** What Gradio has to say (gr.Info, gr.Warning, gr.Error) is shown as all other messages; its own say "Error" above it. */
+function adopt() {
+  const wrap = document.querySelector(".toast-wrap"),
+    heard = new WeakSet();
+  if (!wrap) return; // then they come as Gradio shows them
+  const take = () => {
+    for (const text of wrap.querySelectorAll('[data-testid="toast-text"]')) {
+      if (heard.has(text) || !text.textContent) continue;
+      heard.add(text);
+      const body = text.closest('[data-testid="toast-body"]'),
+        level = ["error", "warning"].find((name) => body.classList.contains(name)) || "info";
+      toast(text.textContent, level);
+      body.querySelector('[data-testid="toast-close"]').click();
+    }
+  };
+  new MutationObserver(take).observe(wrap, { childList: true, subtree: true });
+  wrap.classList.add("mg-adopted");
+  take();
+}
 
 export function mountToasts(element) {
   const toasts = element.querySelector(".mg-toasts"),
@@ -26,6 +47,8 @@ export function mountToasts(element) {
     }
     node.append(button("Dismiss", "close", () => node.remove(), { iconOnly: true }));
     toasts.append(node);
-    setTimeout(() => node.remove(), action ? STAY.error : STAY[level] || STAY.info);
+    const leave = () => (node.matches(":hover, :focus-within") ? setTimeout(leave, 1000) : node.remove());
+    setTimeout(leave, Math.max(action ? STAY.error : STAY[level] || STAY.info, READING * message.length));
   });
+  adopt();
 }
