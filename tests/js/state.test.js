@@ -34,6 +34,29 @@ test("what comes from the server can be undone", () => {
   assert.equal(state.blocks[0].prompt, "mine");
 });
 
+test("undo and redo bring back the selection that was shown with the blocks", () => {
+  const state = new State(() => {});
+  state.load(timeline([0, 2, "a"], [2, 4, "b"], [4, 6, "c"]));
+  const [a, b, c] = state.blocks.map((block) => block.id);
+  state.select(b, [a]);
+  state.show();
+  state.select("pasted"); // as an edit selects what it made, before anybody sees it
+  state.apply([...state.blocks, { ...state.blocks[0], id: "pasted", start: 6, end: 8 }]);
+  state.show();
+  assert.ok(state.undo());
+  assert.equal(state.selected, b);
+  assert.deepEqual([...state.chosen].sort(), [a, b].sort());
+  assert.ok(state.redo());
+  assert.equal(state.selected, "pasted");
+  state.select(c);
+  state.show();
+  state.select(null);
+  state.apply(state.blocks.filter((block) => block.id !== c));
+  state.show();
+  assert.ok(state.undo());
+  assert.deepEqual([state.selected, ...state.chosen], [c, c]);
+});
+
 test("an import hands its global prompt on and forgets the selection", () => {
   const heard = [];
   const state = new State((prompt) => heard.push(prompt));

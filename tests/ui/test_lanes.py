@@ -47,6 +47,9 @@ def test_each_card_has_its_job_and_its_picture(two_cards: App, watched: Watched)
         "[...document.querySelectorAll('.qu-memory')].every(node => /GB of RAM/.test(node.innerText))"
     )
 
+    for card, job in shown.items():
+        page.locator(f".qu-job[data-job='{job}']", has_text=f"card {card},").wait_for()
+
     for card in ("1", "0"):  # a look at one, then at the other
         page.get_by_role("tab", name="Queue").click()
         page.locator(f".qu-card[data-card='{card}'] [data-action=watch-card]").click()

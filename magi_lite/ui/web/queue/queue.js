@@ -44,7 +44,8 @@ export function mount({ element, props, trigger, server }) {
         ...extra,
       });
     const buttons = [],
-      isWaiting = job.state === "waiting";
+      isWaiting = job.state === "waiting",
+      lane = lanes.find((one) => one.job === job.id); // the card that makes it, where there are several
     if (isWaiting)
       buttons.push(
         small("Up", "up", () => act(server.move({ job: job.id, place: place - 1 })), { disabled: place === 0 }),
@@ -80,7 +81,7 @@ export function mount({ element, props, trigger, server }) {
         "div",
         { class: "qu-main" },
         el("div", { class: "qu-title", text: job.title, title: job.title }),
-        el("div", { class: "mg-muted", text: job.summary }),
+        el("div", { class: "mg-muted", text: lane ? `card ${lane.card}, ${job.summary}` : job.summary }),
         job.error ? el("div", { class: "qu-error", text: job.error }) : null,
       ),
       el("div", { class: "qu-buttons" }, ...buttons),
@@ -113,7 +114,7 @@ export function mount({ element, props, trigger, server }) {
   }
   function draw(state) {
     const lanes = state.lanes || [],
-      next = JSON.stringify([state.jobs, state.paused, lanes.map((one) => one.card)]);
+      next = JSON.stringify([state.jobs, state.paused, lanes.map((one) => [one.card, one.job])]);
     drawLanes(state);
     if (next !== key && !dragged) {
       key = next;

@@ -13,6 +13,7 @@ export class State {
     this.markers = []; // {at: seconds, name}
     this.earlier = []; // blends of seconds that a redirect found settled: kept, not edited
     Object.assign(this, { past: [], future: [], committed: null });
+    this.seen = { selected: null, chosen: [] }; // the selection that the page shows
   }
 
   /** The timeline as the server reads it. */
@@ -32,6 +33,11 @@ export class State {
 
   find(id = this.selected) {
     return Model.find(this.blocks, id);
+  }
+
+  /** The page shows this selection now: an undo of the next edit, which may select anew, comes back to it. */
+  show() {
+    this.seen = { selected: this.selected, chosen: [...this.chosen] };
   }
 
   /** Take over what came from outside; what changes by it can be undone, but is no edit of ours. */
@@ -103,16 +109,18 @@ export class State {
   }
 
   #remember(snapshot) {
-    this.past.push(snapshot);
+    this.past.push({ snapshot, ...this.seen });
     if (this.past.length > DEPTH) this.past.shift();
     this.future = [];
   }
 
   #step(from, to) {
     if (!from.length) return false;
-    to.push(this.committed);
-    this.committed = from.pop();
-    Object.assign(this, JSON.parse(this.committed));
+    to.push({ snapshot: this.committed, selected: this.selected, chosen: [...this.chosen] });
+    const { snapshot, selected, chosen } = from.pop();
+    this.committed = snapshot;
+    Object.assign(this, JSON.parse(snapshot));
+    this.select(selected, chosen);
     this.#forgetGone();
     this.changed("");
     return true;

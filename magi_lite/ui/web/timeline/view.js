@@ -377,6 +377,7 @@ export class View {
   }
 
   paint() {
+    this.state.show();
     this.root.dataset.seconds = String(this.seconds());
     this.drawBlocks();
     this.drawRuler();
