@@ -184,7 +184,7 @@ def serve(arguments: argparse.Namespace) -> int:
     actions = Actions(queue, library, machine, console, local)
     requests = [job.request for job in queue.jobs()]
     used = {path for one in requests for path in (one.image, one.video, *one.timeline.pictures) if path}
-    uploads.clean(actions.uploads_folder, used)
+    uploads.clean(actions.given.folder, used)
     demo = page.build(actions, library, machine, Saved(queue)).queue(default_concurrency_limit=8)
     queue.start()
     _end_when_asked()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import inspect
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,36 +20,14 @@ from magi_lite.sentences import shown
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import clip, splice
 from magi_lite.ui import form, uploads
-from magi_lite.ui.exports import Exports
-from magi_lite.ui.library import Library, file_url
+from magi_lite.ui.exports import Exports, order_of
+from magi_lite.ui.given import Given
+from magi_lite.ui.library import Library
 from magi_lite.ui.machine import Machine
 from magi_lite.ui.report import Console, report
+from magi_lite.ui.signature import takes_options
 from magi_lite.ui.status import state, summary
 from magi_lite.video.formats import FORMATS
-
-_FIRST = (
-    "prompt", "seconds", "timeline", "image", "video", "width", "height", "seed", "quality", "model", "preset",
-    "styles", "quality_token", "duration_token",
-)  # fmt: skip
-"""The API's first arguments, in the order that programs may count on."""
-_HINTS: dict[str, Any] = {
-    "whole": int | None, "number": float | None, "switch": bool | None, "names": list[str] | None,
-    "path": str | dict[str, Any] | None,
-}  # fmt: skip
-"""How an option's kind is announced to programs; all others are text."""
-
-
-def takes_options(action: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a method every option as an argument, but for places on the app's computer."""
-    public = [name for name, option in OPTIONS.items() if not (option.local or option.hidden)]
-    found = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Any)]
-    for name in sorted(public, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
-        hint = _HINTS.get(OPTIONS[name].kind, str | None)
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        found.append(inspect.Parameter(name, kind, default="" if name == "prompt" else None, annotation=hint))
-    action.__signature__ = inspect.Signature(found, return_annotation=dict[str, Any])  # type: ignore[attr-defined]
-    action.__annotations__ = {one.name: one.annotation for one in found[1:]} | {"return": dict[str, Any]}
-    return action
 
 
 class Actions:
@@ -66,7 +42,7 @@ class Actions:
         """`console`: for reports. `alone`: whether only this computer's own pages reach the app."""
         self._console, self._alone = console, alone
         self._queue, self._library, self._machine = queue, library, machine
-        self.uploads_folder = library.folder / ".uploads"
+        self.given = Given(library)
         self._exports = Exports(library)
 
     # --- looking
@@ -172,7 +148,7 @@ class Actions:
 
     def submit(self, request: GenerationRequest) -> dict[str, Any]:
         """Put a request into the queue."""
-        self._check_pictures(request.timeline)
+        self.given.check_pictures(request.timeline)
         check(request)
         return {"job": self._add(request).id, "seed": request.seed}
 
@@ -194,9 +170,7 @@ class Actions:
             options |= {"seconds": None, "endless": True}
         for kind in ("image", "video"):
             file = options.get(kind)
-            if file is not None and not isinstance(file, str | dict):
-                raise InputError(f"{kind} must be a file of yours or the path of one, not {shown(file)}.")
-            options[kind] = self._file(file, kind)["path"] if file else None
+            options[kind] = self.given.source(file, kind)["path"] if file else None
         return self.submit(form.asked({"prompt": prompt, **options}, self._machine.models_folder))
 
     def extend(self, video: str, seconds: int = 2) -> dict[str, Any]:
@@ -226,7 +200,7 @@ class Actions:
         prompts = request.timeline
         if timeline is not None:
             newer = Timeline.from_json({"global_prompt": prompts.global_prompt} | timeline)
-            self._check_pictures(newer)
+            self.given.check_pictures(newer)
             prompts = splice(prompts, second, newer)
         if prompt:
             rest = Timeline((Segment(second, end, prompt),), prompts.global_prompt, prompts.blend, prompts.gaps)
@@ -271,7 +245,7 @@ class Actions:
         """
         old = self._queue.get(job).request.timeline
         newer = old if timeline is None else Timeline.from_json(timeline)
-        self._check_pictures(newer)
+        self.given.check_pictures(newer)
         front = prompt if prompt is not None else newer.global_prompt or old.global_prompt
         self._queue.redirect(job, replace(newer, global_prompt=front.strip()))
         live = self._queue.live(job)
@@ -296,7 +270,7 @@ class Actions:
 
     def edit(self, job: str, request: GenerationRequest) -> dict[str, Any]:
         """Give a waiting job another request."""
-        self._check_pictures(request.timeline)
+        self.given.check_pictures(request.timeline)
         return {"job": self._queue.edit(job, request).id}
 
     def remove(self, job: str) -> dict[str, Any]:
@@ -358,22 +332,11 @@ class Actions:
         if (certificate or key) and not self._alone:
             raise InputError("The app can be reached from other computers; certificates can be named on its own alone.")
         project = self._project(video)
-        if to_second is not None:
-            seconds: Any = [from_second or 0.0, to_second]
-            if not seconds[0] < to_second:
-                raise InputError(
-                    f"The part to export begins at second {seconds[0]:g} and ends at {to_second:g}; let it end later."
-                )
-        else:
-            seconds = from_second
         if isinstance(audio, dict):
             audio = str(audio.get("path", ""))
-        sound = str(self._machine.uploaded(audio)) if audio else None
-        order = {"format": format, "seconds": seconds, "audio": sound, "metadata": metadata, "credentials": None}
-        order["clip"] = True if clip else None
-        if credentials:
-            own = {"certificate": certificate.strip(), "key": key.strip()}
-            order["credentials"] = {name: str(Path(path).expanduser()) if path else None for name, path in own.items()}
+        sound = uploads.received(audio) if audio else None
+        own = {"certificate": certificate, "key": key} if credentials else None
+        order = order_of(format, from_second, to_second, sound, own, metadata=metadata, clip=clip)
         title = self._library.details(project.name)["title"]
         return {"export": self._exports.start(project.name, title, order)}
 
@@ -411,22 +374,7 @@ class Actions:
 
     def look_at(self, path: str | dict[str, Any], name: str = "") -> dict[str, Any]:
         """What an uploaded file is: an image to start from, a clip to continue, a video of ours with its settings."""
-        if isinstance(path, dict):
-            name = name or str(path.get("orig_name") or "")
-            path = str(path.get("path", ""))
-        name = Path(name or str(path)).name
-        uploaded = self._machine.uploaded(str(path))
-        found = uploads.look_at(uploaded, name)
-        kept = uploads.keep(uploaded, name, self.uploads_folder)
-        return {"source": {**found, "path": str(kept), "url": file_url(kept)}}
-
-    def reachable(self, path: str) -> bool:
-        """Whether a page may name this file: only what was uploaded, and what runs made."""
-        return self._library.holds(path)
-
-    def own_pictures(self, timeline: Timeline) -> tuple[Timeline, str]:
-        """The timeline with those pictures that a page may name and show, and a sentence about the others."""
-        return self._library.own_pictures(timeline)
+        return {"source": self.given.look_at(path, name)}
 
     def download(self, model: str) -> dict[str, Any]:
         """Fetch a model in the background, or go on with a download; `system` tells its progress.
@@ -486,37 +434,6 @@ class Actions:
                     raise InputError("This video has not begun; there is nothing of it yet.")
                 return Project.open(job.project)
         return self._library.open(video)
-
-    def _check_pictures(self, timeline: Timeline) -> None:
-        """Refuse a block's picture that was neither uploaded nor made by a run, before it is looked at.
-
-        Raises:
-            InputError: names the block.
-        """
-        for segment in timeline.segments:
-            if segment.image is not None and not self._library.holds(segment.image):
-                raise InputError(
-                    f"The picture {segment.image.name} of the block at {segment.start} s is no file of the projects "
-                    "folder; drop it on the block again."
-                )
-
-    def _file(self, file: str | dict[str, Any], kind: str) -> dict[str, Any]:
-        """The form's source for an uploaded file, or for the path of one inside the projects folder.
-
-        Raises:
-            InputError: it lies elsewhere, does not exist, or is of another kind.
-            MediaError: it cannot be used.
-        """
-        if isinstance(file, dict):
-            source = self.look_at(file)["source"]
-        else:
-            if not self._library.holds(file) or not Path(file).is_file():
-                raise InputError(f"{file} is no file of the projects folder; upload yours with handle_file.")
-            found = Path(file).resolve()
-            source = {**uploads.look_at(found, found.name), "path": str(found)}
-        if source["kind"] != kind:
-            raise InputError(f"{source['name']} is no {kind}; give it as {source['kind']}.")
-        return source
 
 
 def _texts(values: list[str]) -> list[str]:

@@ -53,7 +53,7 @@ def build(actions: Actions, start: dict[str, Any], examples: list[str], cards: l
                 start["timeline"],
                 seconds=start["seconds"],
                 look_at=actions.look_at,
-                own_pictures=actions.own_pictures,
+                own_pictures=actions.given.own_pictures,
                 elem_id="mg-timeline",
             )
     w["form"] = FormPanel(actions, form.FIELDS, [w[name]._id for name in form.FIELDS])

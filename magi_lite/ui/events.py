@@ -32,7 +32,7 @@ LENGTH_JS = """(length, endless) => {
 }"""
 """The timeline's length follows the fields; blocks beyond it stay."""
 OF_DEMO = (
-    "Small and soft, it moves a camera, light and weather over a picture: write "
+    "The demo model is small and soft: it moves a camera, light and weather over a picture. Write "
     '"a photograph camera pans left" or "a photograph at night in snow". '
     "For other prompts take a model of the System tab."
 )
@@ -85,7 +85,7 @@ class Handlers:
 
     def fill(self, request: GenerationRequest, source: dict[str, Any] | None = None) -> list[Any]:
         """Values of all fields for a request."""
-        timeline, without = self.actions.own_pictures(request.timeline)
+        timeline, without = self.actions.given.own_pictures(request.timeline)
         if without:
             gr.Warning(in_toast(without))
         request = replace(request, timeline=timeline)
@@ -117,12 +117,12 @@ class Handlers:
                 return missing, gr.skip()
             answer = self.actions.submit(request)
         except MagiLiteError as error:
-            raise gr.Error(in_toast(sentence(error)), print_exception=False, title="Cannot start") from None
+            raise gr.Error(in_toast(sentence(error)), print_exception=False) from None
         self.say_what_is_left_out(values)
         others = [job for job in self.actions.queue()["jobs"] if job["id"] != answer["job"]]
         ahead = any(job["state"] in ("running", "waiting") for job in others)
         if ahead:
-            gr.Info("Added to the queue; it starts when its turn comes.", title="Queued")
+            gr.Info("Added to the queue; it starts when its turn comes.")
         return (None if ahead else {"job": answer["job"]}), answer["seed"]
 
     def several(self, event: dict[str, Any] | None, *values: Any) -> None:
@@ -133,7 +133,8 @@ class Handlers:
         named = dict(zip(form.FIELDS, values, strict=True))
         try:
             sources = (event or {}).get("pictures") or []
-            if not all(isinstance(one, dict) and self.actions.reachable(one.get("path", "")) for one in sources):
+            allowed = self.actions.given.may_be_named
+            if not all(isinstance(one, dict) and allowed(one.get("path", "")) for one in sources):
                 raise InputError("Drop the pictures into the page first.")
             requests = []
             for source in sources:
@@ -144,14 +145,14 @@ class Handlers:
                 self.actions.submit(request)
             gr.Info(f"{len(requests)} {'videos are' if len(requests) > 1 else 'video is'} put into the queue.")
         except MagiLiteError as error:
-            raise gr.Error(in_toast(sentence(error)), print_exception=False, title="Cannot start") from None
+            raise gr.Error(in_toast(sentence(error)), print_exception=False) from None
 
     def save_edit(self, job: str, *values: Any) -> tuple[Any, ...]:
         """Give the queued job that is being edited the form's values."""
         try:
             self.actions.edit(job, self.request(*values))
         except MagiLiteError as error:
-            raise gr.Error(in_toast(sentence(error)), print_exception=False, title="Not saved") from None
+            raise gr.Error(in_toast(sentence(error)), print_exception=False) from None
         return gr.update(visible=False), "", gr.Tabs(selected="queue")
 
     def plan(self, *values: Any) -> tuple[Any, str]:
@@ -198,7 +199,7 @@ class Handlers:
             gr.Warning(in_toast(str(source["settings_error"])))
         model = values[form.FIELDS.index("model")]
         if (self.machine.model if model in (form.AUTO, None) else model) == DEMO:
-            gr.Info(OF_DEMO, title="The demo model")
+            gr.Info(OF_DEMO)
         updates["mode"] = form.IMAGE if source["kind"] == "image" else form.VIDEO
         if source["kind"] == "image":
             width, height = values[form.FIELDS.index("width")], values[form.FIELDS.index("height")]

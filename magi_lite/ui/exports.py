@@ -31,6 +31,31 @@ _ROOT = Path(__file__).resolve().parents[2]
 _BEGIN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from magi_lite.ui.exports import main; sys.exit(main())"
 
 
+def order_of(
+    format: str, from_second: float | None, to_second: float | None, audio: Path | None,
+    credentials: dict[str, str] | None, *, metadata: bool, clip: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """What `Exports.start` takes; `from_second` alone is a moment, and `credentials` names files or nothing.
+
+    Raises:
+        InputError: the part ends before it begins.
+    """
+    seconds: Any = from_second
+    if to_second is not None:
+        seconds = [from_second or 0.0, to_second]
+        if not seconds[0] < to_second:
+            raise InputError(
+                f"The part to export begins at second {seconds[0]:g} and ends at {to_second:g}; let it end later."
+            )
+    own = None
+    if credentials is not None:
+        named = {name: path.strip() for name, path in credentials.items()}
+        own = {name: str(Path(path).expanduser()) if path else None for name, path in named.items()}
+    sound = None if audio is None else str(audio)
+    order = {"format": format, "seconds": seconds, "audio": sound, "metadata": metadata, "credentials": own}
+    return order | {"clip": True if clip else None}
+
+
 @dataclass
 class Export:
     """One file in the making. `state`: waiting, running, finished, failed, cancelled."""

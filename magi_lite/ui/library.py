@@ -22,8 +22,6 @@ from magi_lite.files import output_errors
 from magi_lite.jobs.job import Job
 from magi_lite.jobs.recover import job_of
 from magi_lite.project import Project
-from magi_lite.timeline import Segment, Timeline
-from magi_lite.timeline.edit import with_pictures
 from magi_lite.ui.bin import Bin, run_named, runs_in
 from magi_lite.ui.entries import Entry, read_entry, settings_table, stamp_of, title
 from magi_lite.ui.labels import Labels, changed, read_labels, write_labels
@@ -72,24 +70,6 @@ class Library:
             return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder))
         except (OSError, ValueError, TypeError):
             return False
-
-    def own_pictures(self, timeline: Timeline) -> tuple[Timeline, str]:
-        """The timeline with the pictures that lie in the folder, and a sentence about the others (empty: none).
-
-        A block without its picture keeps the cut. Of a file elsewhere nothing is looked at.
-        """
-        missing = []
-
-        def own(segment: Segment) -> Segment:
-            image = segment.image
-            if image is None or (self.holds(image) and image.is_file()):
-                return segment
-            missing.append(image.name)
-            return replace(segment, cut=True, image=None, image_sha256=None)
-
-        kept = with_pictures(timeline, own)
-        names = ", ".join(dict.fromkeys(missing))
-        return kept, f"The app does not have {names}; drop it on its block for the same video." if names else ""
 
     def open(self, name: str) -> Project:
         """A project by its name, for reading.

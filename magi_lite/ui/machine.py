@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-import tempfile
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -228,20 +227,6 @@ class Machine:
             raise InputError("A model is being downloaded; stop that first.")
         self.models_folder = folder.resolve()
         self.downloads = Downloads(self.models_folder)
-
-    def uploaded(self, path: str) -> Path:
-        """A file that a page has sent.
-
-        Raises:
-            InputError: the path is not one of those.
-        """
-        from gradio.utils import get_upload_folder
-
-        found = Path(path).resolve()
-        roots = (Path(get_upload_folder()).resolve(), Path(tempfile.gettempdir()).resolve() / "gradio")
-        if not any(found.is_relative_to(root) for root in roots) or not found.is_file():
-            raise InputError("This file was not uploaded through the page; drop it into the box.")
-        return found
 
     def _spec(self, model: str) -> ModelSpec | None:
         """What the planner takes for a model: files on disk where there are any, else the published numbers."""

@@ -12,13 +12,12 @@ from magi_lite.ui.actions import Actions
 from magi_lite.ui.assets import Panel
 from magi_lite.ui.expose import for_page
 from magi_lite.ui.timeline_editor import TimelineEditor
-from magi_lite.ui.uploads import LIMIT_BYTES
+from magi_lite.ui.uploads import LIMIT_BYTES, NOT_UPLOADED
 
 __all__ = [
     "Fold", "FormPanel", "GalleryPanel", "QueuePanel", "SourcePanel", "SteerPanel", "SystemPanel", "TimelineEditor",
     "TopBar", "WatchPanel",
 ]  # fmt: skip
-NOT_UPLOADED = "This file was not uploaded through the page; drop it into the box."
 STYLED = ("topbar", "form", "fold", "source", "steer", "watch", "timeline", "queue", "gallery", "system")
 """Folders whose style sheet the page loads."""
 
@@ -56,15 +55,15 @@ class SourcePanel(Panel):
     def __init__(self, actions: Actions, **options: Any) -> None:
         functions = offered(actions, "look_at")
         super().__init__(None, server_functions=functions, limit=LIMIT_BYTES, elem_id="mg-source", **options)
-        self._reachable = actions.reachable
+        self._may_be_named = actions.given.may_be_named
 
     def preprocess(self, payload: Any) -> Any:
         """The value, as a page sends it, if it names a file that pages may name; else `gr.Error`."""
         if not payload:  # a page sends "" for what was removed
             return None
-        if isinstance(payload, dict) and self._reachable(payload.get("path", "")):
+        if isinstance(payload, dict) and self._may_be_named(payload.get("path", "")):
             return payload
-        raise gr.Error(NOT_UPLOADED, print_exception=False, title="Cannot start")
+        raise gr.Error(NOT_UPLOADED, print_exception=False)
 
 
 class SteerPanel(Panel):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from magi_lite.errors import MagiLiteError, MediaError
+from magi_lite.errors import InputError, MagiLiteError, MediaError
 from magi_lite.files import copy_source, output_errors
 from magi_lite.models import FPS
 from magi_lite.request.checks import content_hash
@@ -13,6 +14,7 @@ from magi_lite.request.json import request_to_json
 from magi_lite.request.settings import settings_from_data
 from magi_lite.video.containers import DAMAGED, NO_PICTURE, kind_of
 
+NOT_UPLOADED = "This file was not uploaded through the page; drop it into the box."
 LIMIT_BYTES = 500_000_000
 """Largest file taken."""
 _PICTURES = (
@@ -77,6 +79,19 @@ def received_folder() -> Path:
     from gradio.utils import get_upload_folder
 
     return Path(get_upload_folder())
+
+
+def received(path: str) -> Path:
+    """A file that a page has sent.
+
+    Raises:
+        InputError: the path is not one of those.
+    """
+    found = Path(path).resolve()
+    roots = (received_folder().resolve(), Path(tempfile.gettempdir()).resolve() / "gradio")
+    if not any(found.is_relative_to(root) for root in roots) or not found.is_file():
+        raise InputError(NOT_UPLOADED)
+    return found
 
 
 def keep(path: Path, name: str, folder: Path) -> Path:

@@ -1,0 +1,95 @@
+"""Files that pages and programs name: which of them they may name, and what each is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from magi_lite.errors import InputError
+from magi_lite.sentences import shown
+from magi_lite.timeline import Segment, Timeline
+from magi_lite.timeline.edit import with_pictures
+from magi_lite.ui import uploads
+from magi_lite.ui.library import Library, file_url
+
+
+class Given:
+    """What was uploaded, and what runs made; nothing else of this computer is looked at.
+
+    `folder`: where uploaded files are kept.
+    """
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self.folder = library.folder / ".uploads"
+
+    def may_be_named(self, path: str) -> bool:
+        """Whether a page may name this file."""
+        return self._library.holds(path)
+
+    def look_at(self, path: str | dict[str, Any], name: str = "") -> dict[str, Any]:
+        """An uploaded file, kept, as the form's source.
+
+        Raises:
+            InputError: it was not uploaded. MediaError: it cannot be used.
+        """
+        if isinstance(path, dict):
+            name = name or str(path.get("orig_name") or "")
+            path = str(path.get("path", ""))
+        name = Path(name or str(path)).name
+        uploaded = uploads.received(str(path))
+        found = uploads.look_at(uploaded, name)
+        kept = uploads.keep(uploaded, name, self.folder)
+        return {**found, "path": str(kept), "url": file_url(kept)}
+
+    def source(self, file: str | dict[str, Any], kind: str) -> dict[str, Any]:
+        """The form's source for an uploaded file, or for the path of one inside the projects folder.
+
+        Raises:
+            InputError: it lies elsewhere, does not exist, or is of another kind.
+            MediaError: it cannot be used.
+        """
+        if not isinstance(file, str | dict):
+            raise InputError(f"{kind} must be a file of yours or the path of one, not {shown(file)}.")
+        if isinstance(file, dict):
+            source = self.look_at(file)
+        else:
+            if not self._library.holds(file) or not Path(file).is_file():
+                raise InputError(f"{file} is no file of the projects folder; upload yours with handle_file.")
+            found = Path(file).resolve()
+            source = {**uploads.look_at(found, found.name), "path": str(found)}
+        if source["kind"] != kind:
+            raise InputError(f"{source['name']} is no {kind}; give it as {source['kind']}.")
+        return source
+
+    def check_pictures(self, timeline: Timeline) -> None:
+        """Refuse a block's picture that was neither uploaded nor made by a run, before it is looked at.
+
+        Raises:
+            InputError: names the block.
+        """
+        for segment in timeline.segments:
+            if segment.image is not None and not self._library.holds(segment.image):
+                raise InputError(
+                    f"The picture {segment.image.name} of the block at {segment.start} s is no file of the projects "
+                    "folder; drop it on the block again."
+                )
+
+    def own_pictures(self, timeline: Timeline) -> tuple[Timeline, str]:
+        """The timeline with the pictures that lie in the folder, and a sentence about the others (empty: none).
+
+        A block without its picture keeps the cut. Of a file elsewhere nothing is looked at.
+        """
+        missing = []
+
+        def own(segment: Segment) -> Segment:
+            image = segment.image
+            if image is None or (self._library.holds(image) and image.is_file()):
+                return segment
+            missing.append(image.name)
+            return replace(segment, cut=True, image=None, image_sha256=None)
+
+        kept = with_pictures(timeline, own)
+        names = ", ".join(dict.fromkeys(missing))
+        return kept, f"The app does not have {names}; drop it on its block for the same video." if names else ""
