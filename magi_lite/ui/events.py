@@ -30,7 +30,8 @@ LENGTH_JS = """(length, endless) => {
   const seconds = endless ? 0 : Math.max(1, Math.floor(length) || 1);
   return [{ __type__: "update", props: { seconds } }];
 }"""
-"""The timeline's length follows the fields; blocks beyond it stay."""
+"""The timeline's length follows the fields, and nothing else: answers that fill it may come after one was typed. Blocks
+beyond it stay."""
 OF_DEMO = (
     "The demo model is small and soft: it moves a camera, light and weather over a picture. Write "
     '"a photograph camera pans left" or "a photograph at night in snow". '
@@ -90,7 +91,7 @@ class Handlers:
             gr.Warning(in_toast(without))
         request = replace(request, timeline=timeline)
         values = form.from_request(request, source=source or self._source_of(request))
-        values["timeline"] = gr.update(value=values["timeline"].to_json(), seconds=request.seconds or 0)
+        values["timeline"] = gr.update(value=values["timeline"].to_json())
         if request.models_folder is None and request.model not in self.w["model"].choices:
             values["model"] = gr.update(value=request.model)
         return [values[name] for name in form.FIELDS]
@@ -248,8 +249,7 @@ class Handlers:
         if example is None:
             return (gr.skip(),) * 4
         timeline = replace(example.timeline, global_prompt="")
-        shown = gr.update(value=timeline.to_json(), seconds=example.seconds)
-        return shown, example.timeline.global_prompt, example.seconds, False
+        return gr.update(value=timeline.to_json()), example.timeline.global_prompt, example.seconds, False
 
     def example_card(self, event: dict[str, Any] | None) -> tuple[Any, ...]:
         """Load the example of a card on the empty stage."""
@@ -337,7 +337,7 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
     fills(queue.edit_job, h.edit_job, [queue], fields, [tabs, editing, w["save_edit"]])
     gr.on(
         [demo.load, *(w[name].change for name in ("width", "height", "seed"))], None, [*size, w["seed"]],
-        w["size_fold"], js=SIZE_NOTE_JS, **INNER,
+        w["size_fold"], js=SIZE_NOTE_JS, trigger_mode="always_last", **INNER,
     )  # fmt: skip
     for name in ("size", "advanced", "mine"):
         shown = "() => [{__type__: 'update', visible: true}]"

@@ -104,6 +104,27 @@ def test_a_page_that_opens_on_a_running_video_keeps_what_is_typed_at_once(watche
             time.sleep(0.2)
 
 
+def test_field_and_timeline_agree_on_a_length_that_is_typed_before_the_running_video_is_there(
+    watched: Watched, app: App
+) -> None:
+    client = Client(app.url, verbose=False)
+    job = client.predict("a small blue box stands still in a town", 600, api_name="/generate")["job"]
+    try:
+        page = watched.open(app.url, script=SLOW + "window.slow = 4000;")
+        page.wait_for_function("(tl => tl && tl.dataset.seconds === '4')(document.querySelector('.tl'))")
+        set_length_only(page, 7)
+        page.wait_for_function("document.querySelector('.tl').dataset.seconds === '7'")
+        answered(page, 1)
+        page.wait_for_function("document.querySelector('#mg-prompt textarea').value.startsWith('a small blue box')")
+        page.wait_for_timeout(500)
+        assert page.input_value("#mg-seconds input[type=number]") == "7"
+        assert page.evaluate("document.querySelector('.tl').dataset.seconds") == "7"
+    finally:
+        client.predict(job, api_name="/stop")
+        while client.predict(api_name="/status")["running"]:
+            time.sleep(0.2)
+
+
 def test_the_first_thing_typed_into_a_section_stays(watched: Watched, app: App) -> None:
     """A section's fields are there for good once they can be seen."""
     page = watched.open(app.url)
