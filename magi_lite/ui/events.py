@@ -313,7 +313,7 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
     gr.on(typed, None, fields, None, js=NOTE_JS, **INNER)
     panels = (w["timeline"].commit, w["timeline"].imported, w["source"].dropped, w["source"].cleared)
     for changed in panels:
-        changed(None, fields, None, js=NOTE_JS, **INNER)
+        changed(None, fields, None, js=NOTE_JS, trigger_mode="always_last", **INNER)
 
     fills(w["source"].dropped, h.dropped, [w["source"], *fields], fields)
     fills(w["source"].cleared, h.cleared, [w["mode"]], [w["mode"]])
