@@ -48,12 +48,14 @@ class Asked:
     camera: str = "still"
     scenery: tuple[str, ...] = ()
     before: tuple[str, str] | None = None
+    names_colour: bool = True
 
     @property
     def caption(self) -> str:
-        """The sentence that asks for it."""
+        """The sentence that asks for it; a thing's own colour may go without saying."""
+        colour = f"{self.colour} " if self.names_colour else ""
         return sentence(
-            f"a {self.size} {self.colour} {self.thing}", self.motion, scenery=self.scenery, place=self.place,
+            f"a {self.size} {colour}{self.thing}", self.motion, scenery=self.scenery, place=self.place,
             light=self.light, weather=self.weather, camera=self.camera,
         )  # fmt: skip
 

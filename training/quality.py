@@ -28,6 +28,7 @@ from training.judge import (
 )
 from training.photographs import draw_shot, film_shot
 from training.studio import Studio
+from training.text_model import OWN_COLOURS
 from training.world import FRAMES, Scene, film, make_scene, photograph, stage
 from training.world.words import CAMERAS, COLOURS, LIGHTS, PLACES, SIZES, THINGS, WEATHERS, motions_of
 
@@ -93,6 +94,18 @@ def obedience(studio: Studio, samples: int, **how: Any) -> tuple[Figures, list[R
             ratios.append(step_ratio(made))
         sheet.append((made, asked.caption))
     return _summed_up(verdicts) | {"border_step_ratio": figure(ratios)}, sheet
+
+
+def unnamed(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
+    """One second whose sentence names no colour: does the thing come whole, in its own?"""
+    verdicts, sheet = [], []
+    for seed in range(HELD_OUT, HELD_OUT + samples):
+        asked = draw_asked(np.random.default_rng(seed))
+        asked = replace(asked, colour=OWN_COLOURS[asked.thing], names_colour=False)
+        made = studio.film([asked.caption], seed=seed)
+        verdicts.append(judge(made, asked))
+        sheet.append((made, asked.caption))
+    return _summed_up(verdicts), sheet
 
 
 def autoencoder(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
@@ -247,7 +260,7 @@ def speed(studio: Studio, samples: int) -> tuple[Figures, list[Row]]:
 PARTS: dict[str, Callable[[Studio, int], tuple[Figures, list[Row]]]] = {
     part.__name__: part
     for part in (
-        obedience, autoencoder, changes, walls, collisions, falls, pictures, photographs, steps, quantization,
+        obedience, unnamed, autoencoder, changes, walls, collisions, falls, pictures, photographs, steps, quantization,
         endurance, speed,
     )
 }  # fmt: skip

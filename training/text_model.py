@@ -81,10 +81,14 @@ SYNONYMS = {
     "mist": "fog",
     "next to": "by",
     "beside": "by",
-    "an": "a",
-    "the": "a",
 }
 """Words that a newcomer may use, and the world's words for each; replaced in this order before the tokenizer looks."""
+
+ARTICLES = {"an": "a", "the": "a"}
+"""Replaced last: "the ball" is one that was described before, and keeps the colour that it had."""
+
+OWN_COLOURS = {"ball": "red", "box": "purple", "car": "blue", "cat": "yellow"}
+"""What a thing is read as whose colour is not named: a small model cannot guess one colour for all of it."""
 
 SPARE_WORDS = "it then is to of one two with up down on grows shrinks turns"
 """Words that no caption of the world has yet, kept so that a wider world needs no new vocabulary."""
@@ -100,7 +104,7 @@ def vocabulary_file() -> dict[str, Any]:
     """What `magi_lite.text.vocabulary` reads beside the model: its words, those that count as others, and kinds."""
     return {
         "words": world_words(),
-        "same": SYNONYMS,
+        "same": SYNONYMS | ARTICLES,
         "kinds": {
             "colours": list(COLOURS),
             "sizes": list(SIZES),
@@ -117,14 +121,20 @@ def vocabulary_file() -> dict[str, Any]:
 
 
 def make_tokenizer() -> Any:
-    """A word-level tokenizer: lower case, synonyms replaced, an end token behind."""
+    """A word-level tokenizer: lower case, synonyms replaced, colours that are not named put in, an end token behind."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = vocabulary()
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    replaced = [normalizers.Replace(Regex(rf"\b{re.escape(word)}\b"), ours) for word, ours in SYNONYMS.items()]
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *replaced])
+    named = [*COLOURS, "the"]
+    named += [f"{word} {size}" for word in named for size in SIZES]
+    unnamed = "".join(rf"(?<!\b{words} )" for words in named)
+    replaced = [(rf"\b{re.escape(word)}\b", ours) for word, ours in SYNONYMS.items()]
+    replaced += [(rf"{unnamed}\b{thing}\b", f"{colour} {thing}") for thing, colour in OWN_COLOURS.items()]
+    replaced += [(rf"\b{word}\b", ours) for word, ours in ARTICLES.items()]
+    steps = [normalizers.Replace(Regex(pattern), ours) for pattern, ours in replaced]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation("removed")]
     )

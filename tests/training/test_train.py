@@ -270,6 +270,25 @@ def test_tokenizer_knows_the_world_and_its_synonyms():
     assert words["<unk>"] in tokenizer("a black ball")["input_ids"]
 
 
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("a cat jumps", "a yellow cat jumps"),
+        ("A large kitten", "a large yellow cat"),
+        ("an automobile by a house", "a blue car by a house"),
+        ("a red cat", "a red cat"),
+        ("a red big ball", "a red large ball"),
+        ("a ball hits a green ball", "a red ball hits a green ball"),
+        ("the cat jumps", "a cat jumps"),  # one that was described before
+        ("the large box falls", "a large box falls"),
+        ("a photograph in rain", "a photograph in rain"),
+    ],
+)
+def test_a_thing_without_a_colour_is_read_with_its_own(said, read):
+    ids = {number: word for word, number in vocabulary().items()}
+    assert [ids[i] for i in make_tokenizer()(said)["input_ids"]] == [*read.split(), "</s>"]
+
+
 def test_the_vocabulary_that_users_read_is_the_tokenizers(tmp_path):
     (tmp_path / "vocabulary.json").write_text(json.dumps(vocabulary_file()))
     known = Vocabulary.beside(tmp_path)

@@ -10,7 +10,17 @@ from magi_lite.errors import InputError
 from training.latents import SECONDS
 from training.world import FRAMES, GRAVITY, RESTITUTION, SPEED, UNITS, film, film_many, make_scene, scene, stage
 from training.world.draw import SIZE, TOUCHED, film_touched, ground_place
-from training.world.words import CAMERAS, COLOURS, LIGHTS, PLACES, SCENERY, SIZES, THINGS, WEATHERS, motions_of
+from training.world.words import (
+    CAMERAS,
+    COLOURS,
+    LIGHTS,
+    PLACES,
+    SCENERY,
+    SIZES,
+    THINGS,
+    WEATHERS,
+    motions_of,
+)
 
 PLAIN = {"lights": ("day",), "weathers": ("clear",), "cameras": ("still",), "scenery": ()}
 

@@ -349,7 +349,8 @@ def make_scene(
         cameras = asked or (_cameras(seconds, camera_x, zoom, 0.75, stays, rng) if moving else ("still",) * seconds)
         camera_xs, zooms = camera_path(cameras, camera_x, zoom)
         places = [32 + (body.x - 32 - camera_xs) * zooms for body in bodies]
-        if asked or lively or all(place.min() > 5 and place.max() < UNITS - 5 for place in places):
+        seen = [place[:1] if lively else place for place in places]
+        if asked or all(place.min() > 5 and place.max() < UNITS - 5 for place in seen):
             break
     else:  # no camera that was tried keeps the things in the picture
         cameras, camera_x, zoom = ("still",) * seconds, 0.0, 1.0
