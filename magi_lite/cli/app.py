@@ -177,7 +177,7 @@ def serve(arguments: argparse.Namespace) -> int:
     alone = alone_in(projects / ".queue")
     fleet = workers(arguments, projects)
     queue = JobQueue(projects / ".queue", fleet.runners, lambda: unfinished(projects))
-    chosen = Path(queue.setting("models_folder") or "")
+    chosen = Path(queue.setting("models_folder", ""))
     models = arguments.models or (chosen if chosen.is_absolute() and chosen.is_dir() else home_folder() / "models")
     machine = Machine(models.resolve(), arguments.preset, fleet)
     library = Library(projects)

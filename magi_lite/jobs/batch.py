@@ -69,7 +69,7 @@ class Batch:
         self.queue = JobQueue(
             folder / QUEUE, {place: self._delivering(one) for place, one in runners.items()}, kept=None
         )
-        known = dict(self.queue.setting(NAMES, {}))
+        known = {name: job for name, job in self.queue.setting(NAMES, {}).items() if isinstance(job, str)}
         there = {job.id: job for job in self.queue.jobs()}
         begun = []
         for name, video in wanted.items():

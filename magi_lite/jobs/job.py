@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +15,8 @@ from quant.storage.files import parse_json
 
 State = Literal["waiting", "running", "paused", "finished", "stopped", "failed", "interrupted"]
 RESUMABLE: tuple[State, ...] = ("paused", "stopped", "interrupted", "failed")
+LONGEST_ERROR = 4000
+"""Characters of an error that are kept."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,38 @@ def from_row(row: dict[str, Any]) -> Job:
     """The job of a row that `to_row` made.
 
     Raises:
-        MagiLiteError, ValueError, TypeError, KeyError: it is damaged.
+        MagiLiteError, ValueError, TypeError, KeyError, OverflowError: it is damaged.
     """
     values = {name: row[name] for name in Job.__dataclass_fields__ if name in row}
     values["request"] = request_from_json(parse_json(row["request"]))
     if values["state"] not in get_args(State):
         raise ValueError(f"a job cannot be {values['state']!r}")
+    for name in ("id", "error", "card"):
+        if not isinstance(values.get(name, ""), str):
+            raise ValueError(f"{name} is no text")
+    values["error"] = values["error"][:LONGEST_ERROR]
     for name in ("project", "source", "video"):
-        values[name] = Path(row[name]) if row[name] else None
+        values[name] = _path(row[name]) if row[name] else None
     for name in ("position", "created", "started", "ended"):
         values[name] = None if values[name] is None and name in ("started", "ended") else float(values[name])
         if values[name] is not None and not math.isfinite(values[name]):
             raise ValueError(f"{name} is {values[name]}")
     for name in ("from_chunk", "done", "deaths"):
         if name in values:
-            values[name] = None if values[name] is None and name == "from_chunk" else int(values[name])
+            values[name] = None if values[name] is None and name == "from_chunk" else _count(values[name], name)
     return Job(**values)
+
+
+def _path(text: str) -> Path:
+    """Raises ValueError, TypeError for what no file system can name."""
+    path = Path(text)
+    if "\0" in text or len(text) > 4096 or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise ValueError("a path that cannot be one")
+    return path
+
+
+def _count(value: Any, name: str) -> int:
+    number = int(value)
+    if not 0 <= number < 1 << 31:
+        raise ValueError(f"{name} is {number}")
+    return number

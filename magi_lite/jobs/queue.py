@@ -9,6 +9,7 @@ nothing of models or processes.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
@@ -28,6 +29,7 @@ from magi_lite.jobs.live import Live
 from magi_lite.jobs.store import Store
 from magi_lite.request.checks import check_prompts
 from magi_lite.request.request import GenerationRequest
+from magi_lite.sentences import count
 from magi_lite.timeline import Timeline
 from quant.errors import LockedError
 from quant.storage.lock import FileLock
@@ -62,7 +64,7 @@ class JobQueue:
     Args:
         folder: where the queue's file lives.
         run: makes one job's events, raises on failure; several by the names of their cards.
-        recover: unfinished jobs as the disk knows them, to start with after the queue's file was damaged.
+        recover: unfinished jobs as the disk knows them, to start with where the queue's file was damaged or is gone.
         kept: ended jobs that stay listed; None: all.
 
     Raises:
@@ -81,7 +83,7 @@ class JobQueue:
         self._lanes = [Lane(name, one) for name, one in (run if isinstance(run, Mapping) else {"": run}).items()]
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
-        self._jobs: dict[str, Job] = dict(self._readable())
+        self._jobs: dict[str, Job] = dict(self._readable(folder.parent))
         self._live: OrderedDict[str, Live] = OrderedDict()
         moments = (moment for job in self._jobs.values() for moment in (job.created, job.started, job.ended))
         self._epoch = max([time.time(), *filter(None, moments)]) - time.monotonic()
@@ -91,19 +93,33 @@ class JobQueue:
             if job.state == "running":
                 why = "The app ended while this video was being made."
                 self._put(replace(job, state="interrupted", error=why, ended=self._now()))
-        if self._store.damaged:
+        self._found = ""
+        if self._store.lost:
             known = {job.project for job in self._jobs.values()}
-            for job in recover():
-                if job.project not in known:
-                    self._put(job)
+            found = [job for job in recover() if job.project not in known]
+            for job in found:
+                self._put(job)
+            if self._store.damaged:
+                self._found = (
+                    f"The queue's file was damaged and is kept as {self._store.damaged.name}; what could be read of it "
+                    f"is in the queue, with {count(len(found), 'video')} found unfinished in the projects' folder."
+                )
 
-    def _readable(self) -> Iterator[tuple[str, Job]]:
+    def _readable(self, projects: Path) -> Iterator[tuple[str, Job]]:
         """The jobs on disk; one that cannot be read does not keep the others from being worked off."""
+        unreadable = []
         for row in self._store.rows():
             try:
-                yield row["id"], from_row(row)
-            except (MagiLiteError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                job = _where_it_lies(from_row(row), projects)
+            except (
+                MagiLiteError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError
+            ) as error:  # fmt: skip
                 log.warning("a job of the queue cannot be read and is left out: %s", error)
+                unreadable.append(row["id"])
+            else:
+                yield job.id, job
+        if unreadable:
+            self._store.set_aside(unreadable)
 
     # --- the cards' threads
 
@@ -250,8 +266,8 @@ class JobQueue:
 
     @property
     def trouble(self) -> str:
-        """Why the queue is not saved just now, in one sentence; empty while it is."""
-        return self._store.trouble
+        """Why the queue is not saved just now, or what became of its file, in one sentence; empty where all is well."""
+        return self._store.trouble or self._found
 
     def live(self, identity: str) -> Live | None:
         """What the job looks like right now, if it ran since the start."""
@@ -264,7 +280,9 @@ class JobQueue:
         return bool(self._store.setting("paused", False))
 
     def setting(self, name: str, default: Any = None) -> Any:
-        return self._store.setting(name, default)
+        """What is kept under a name; the default where there is nothing, or something of another kind than it."""
+        value = self._store.setting(name, default)
+        return value if default is None or isinstance(value, type(default)) else default
 
     def set_setting(self, name: str, value: Any) -> None:
         self._store.set_setting(name, value)
@@ -463,6 +481,19 @@ def alone_in(folder: Path) -> FileLock:
             f"Another MAGI Lite ({holder[0] if holder else 'a process'}) works in {folder.parent}; end it, or choose "
             "another folder."
         ) from None
+
+
+def _where_it_lies(job: Job, projects: Path) -> Job:
+    """A job whose runs are where the projects are now, should they have been moved."""
+
+    def now(run: Path | None) -> Path | None:
+        moved = run is not None and not os.path.isdir(run) and os.path.isfile(projects / run.name / "project.json")
+        return projects / run.name if run and moved else run
+
+    project, video = now(job.project), job.video
+    if project and video and project != job.project and video.parent == job.project:
+        video = project / video.name
+    return replace(job, project=project, source=now(job.source), video=video)
 
 
 def _seconds_on_disk(job: Job) -> int:

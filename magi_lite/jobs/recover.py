@@ -24,8 +24,7 @@ def unfinished(folder: Path) -> Iterator[Job]:
     for place, project in enumerate(sorted(found, key=lambda one: place_in_time(one.name, one.created))):
         job = job_of(project, uuid.uuid4().hex[:12])
         if job.state in RESUMABLE:
-            error = "The queue's file was damaged; this video was found in its folder."
-            yield replace(job, position=float(place), error=error)
+            yield replace(job, position=float(place), error="This video was found unfinished in its folder.")
 
 
 def job_of(project: Project, identity: str) -> Job:

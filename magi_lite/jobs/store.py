@@ -3,6 +3,7 @@
 Memory holds all of it; the file follows. A file that cannot be written (locked by another program, a full disk) stops
 nothing: what it lacks is written as soon as it can be. A file that is damaged is moved aside, what can still be read of
 it is kept, and a new one is written from memory. Rows are plain text and numbers, requests JSON, changes transactions.
+What sqlite would not notice is looked for first: a log that it would not read to its end, and things that are no files.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import OutputError
+from magi_lite.jobs.wal import is_whole
 from quant.storage.files import parse_json
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,15 @@ AGAIN = 1.0
 """Seconds after a write that failed before the next is tried."""
 OPEN_PATIENCE = 30.0
 """Seconds that opening waits for another program to let go of the file."""
+LONGEST = 8 << 20
+"""Characters of a job, or of a setting; prompts have at most a megabyte, and what is longer would take gigabytes."""
+_LOCKED = ("locked", "busy")
+_BESIDE = ("-wal", "-shm", "-journal")
+"""What sqlite keeps beside the file, by the end of its name."""
+
+
+class Damage(Exception):
+    """What is under the file's name is no queue."""
 
 
 class Store:
@@ -42,6 +54,7 @@ class Store:
 
     Attributes:
         damaged: where a damaged file was moved to; None: it was whole, or new.
+        lost: whether jobs may be missing: the file was damaged, or there was none, or an empty one.
 
     Raises:
         OutputError: the folder cannot be used, or another program keeps the file locked.
@@ -58,40 +71,78 @@ class Store:
         self._why = ""
         self._mending = False
         self.damaged: Path | None = None
+        self.lost = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
-        except (OSError, sqlite3.OperationalError) as error:
-            raise OutputError(
-                f"The queue file {path} cannot be used ({error}); close the program that uses it, or choose another "
-                "folder with --projects."
-            ) from None
+        except (OSError, sqlite3.Error) as error:
+            raise OutputError(f"The queue file {path} cannot be used ({error}); {_advice(error)}.") from None
 
     # --- opening
 
     def _open(self) -> None:
         try:
-            self._connect(OPEN_PATIENCE)
+            self._look_at_files()
+            try:
+                self._connect(OPEN_PATIENCE)
+            except sqlite3.OperationalError as error:
+                if _is_damage(error) or any(word in str(error) for word in _LOCKED):
+                    raise
+                self._disconnect()
+                self._connect(OPEN_PATIENCE, alone=True)  # a full disk has no room for what is kept beside the file
             self._read()
         except sqlite3.OperationalError as error:
             if _is_damage(error):
                 self._replace(error)
-            else:
+            elif self._path.exists() and self._path.stat().st_size:
                 raise
-        except sqlite3.DatabaseError as error:
+            else:  # a disk without room for a new file
+                self._disconnect()
+                self._fail(error)
+                self.lost = True
+        except OSError:
+            raise
+        except Exception as error:  # whatever a damaged file makes the library stumble over
             self._replace(error)
 
-    def _connect(self, patience: float = WAIT) -> None:
-        if self._path.is_dir():
-            raise sqlite3.DatabaseError("it is a folder")
+    def _look_at_files(self) -> None:
+        """Move away what stands in the way of opening.
+
+        Raises:
+            Damage: the file is none, is not a database's, or its log would not be read to its end.
+        """
+        shared = self._path.with_name(self._path.name + "-shm")
+        if os.path.lexists(shared) and not _is_usable(shared):  # it holds nothing that cannot be made again
+            self._move("-shm", self._aside())
+        there = [path for path in self._files() if os.path.lexists(path)]
+        strange = [path for path in there if not _is_usable(path)]
+        if strange:
+            raise Damage(f"{strange[0].name} is no ordinary file, or not to be read and written")
+        log_file = self._path.with_name(self._path.name + "-wal")
+        logged = log_file.exists() and log_file.stat().st_size > 0
+        if logged and not (self._path.exists() and is_whole(log_file)):
+            raise Damage("its log is damaged, or belongs to a file that is gone")
+        if self._path.exists() and self._path.stat().st_size and not logged:
+            with self._path.open("rb") as file:
+                if file.read(16) != b"SQLite format 3\0":
+                    raise Damage("it is no database")
+
+    def _files(self) -> list[Path]:
+        return [self._path.with_name(self._path.name + end) for end in ("", *_BESIDE)]
+
+    def _connect(self, patience: float = WAIT, *, alone: bool = False) -> None:
+        """Args: alone: keep nothing on the disk beside the file, and let nobody else read it."""
         connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, timeout=patience)
         self._connection = connection
         connection.row_factory = sqlite3.Row
         connection.text_factory = lambda text: text.decode("utf-8", "replace")
+        if alone:
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("PRAGMA journal_mode=WAL")
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
-            raise sqlite3.DatabaseError(str(found))
+            raise Damage(str(found))
+        self.lost |= not connection.execute("PRAGMA table_info(jobs)").fetchone()
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         connection.execute(f"CREATE TABLE IF NOT EXISTS jobs ({columns})")
         connection.execute("CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
@@ -101,46 +152,82 @@ class Store:
                 connection.execute(f"ALTER TABLE jobs ADD COLUMN {name} {COLUMNS[name]}")
         settings = {row["name"] for row in connection.execute("PRAGMA table_info(settings)")}
         if not present | set(LATER) >= set(COLUMNS) or not settings >= {"name", "value"}:
-            raise sqlite3.DatabaseError("it is the file of another program")
+            raise Damage("it is the file of another program")
         connection.execute(f"PRAGMA busy_timeout={int(1000 * WAIT)}")
 
     def _read(self) -> None:
         assert self._connection
-        for row in self._connection.execute("SELECT * FROM jobs ORDER BY position, created"):
-            self._rows[row["id"]] = dict(row)
-        for row in self._connection.execute("SELECT * FROM settings"):
-            with contextlib.suppress(ValueError):
-                self._settings[row["name"]] = parse_json(row["value"])
+        for row in self._connection.execute(f"{_JOBS} ORDER BY position, created"):
+            self._rows[_text(row["id"])] = dict(row)
+        for row in self._connection.execute(_SETTINGS):
+            self._settings[_text(row["name"])] = parse_json(_text(row["value"]))
+        for table, read in (("jobs", self._rows), ("settings", self._settings)):
+            if self._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] != len(read):
+                raise Damage(f"something in {table} cannot be read")
 
-    def _replace(self, error: Exception) -> None:
-        """Move the file aside, keep what can be read of it, and write a new one from memory."""
+    def set_aside(self, unreadable: Iterable[str]) -> None:
+        """Go on without these jobs, which nothing can be made of: the file is kept beside a new one."""
+        with self._lock:
+            for identity in unreadable:
+                self._rows.pop(identity, None)
+            try:
+                self._replace(Damage("a job in it cannot be read"), salvage=False)
+            except OSError as error:
+                self._fail(error)
+
+    def _replace(self, error: Exception, *, salvage: bool = True) -> None:
+        """Move the file aside, keep what can be read of it, and write a new one from memory.
+
+        Raises:
+            OSError: it cannot be moved.
+        """
         log.warning("the queue file %s is damaged (%s) and is moved aside", self._path, error)
-        self._salvage()
+        if salvage:
+            self._salvage()
         self._disconnect()
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        number = 0
-        while (aside := self._path.with_name(f"{self._path.name}.damaged-{stamp}-{number}")).exists():
-            number += 1
-        for end in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                self._path.with_name(self._path.name + end).rename(aside.with_name(aside.name + end))
-        self.damaged = aside
-        self._connect()
+        aside = self._aside()
+        for end in ("", *_BESIDE):
+            self._move(end, aside)
+        self.damaged, self.lost = aside, True
         self._unwritten |= {("jobs", key) for key in self._rows} | {("settings", key) for key in self._settings}
-        self.flush()
+        mending, self._mending = self._mending, True
+        try:
+            self._connect()
+            self.flush()
+        except (OSError, sqlite3.Error) as why:  # a full disk: memory has all
+            self._disconnect()
+            self._fail(why)
+        finally:
+            self._mending = mending
+
+    def _aside(self) -> Path:
+        """A free name for a damaged file."""
+        stamp, number = time.strftime("%Y%m%d-%H%M%S"), 0
+        while any(self._path.parent.glob(f"{self._path.name}.damaged-{stamp}-{number}*")):
+            number += 1
+        return self._path.with_name(f"{self._path.name}.damaged-{stamp}-{number}")
+
+    def _move(self, end: str, aside: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._path.with_name(self._path.name + end).rename(aside.with_name(aside.name + end))
 
     def _salvage(self) -> None:
         """Rows that a damaged file still gives, from both of its ends; what memory knows already is newer."""
         connection = self._connection
+        if connection is None and self._path.is_file():
+            with contextlib.suppress(sqlite3.Error, ValueError):
+                self._connection = connection = sqlite3.connect(self._path, check_same_thread=False, timeout=WAIT)
+                connection.row_factory = sqlite3.Row
+                connection.text_factory = lambda text: text.decode("utf-8", "replace")
         if connection is None:
             return
         for order in ("rowid", "rowid DESC"):
-            for row in _as_far_as_it_goes(connection, f"SELECT * FROM jobs ORDER BY {order}"):
+            for row in _as_far_as_it_goes(connection, f"{_JOBS} ORDER BY {order}"):
                 if set(COLUMNS) - set(LATER) <= row.keys() and isinstance(row["id"], str):
                     self._rows.setdefault(row["id"], row)
-            for row in _as_far_as_it_goes(connection, f"SELECT * FROM settings ORDER BY {order}"):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    self._settings.setdefault(str(row["name"]), parse_json(row["value"]))
+            for row in _as_far_as_it_goes(connection, f"{_SETTINGS} ORDER BY {order}"):
+                with contextlib.suppress(ValueError, KeyError):
+                    self._settings.setdefault(_text(row["name"]), parse_json(_text(row["value"])))
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -207,27 +294,24 @@ class Store:
                     self._connect()
                 self._write()
             except sqlite3.OperationalError as error:
-                if _is_damage(error):
+                if _is_damage(error) or "readonly" in str(error):  # the file's own permission, or it was taken away
                     self._mend(error)
                 else:
                     self._fail(error)
-            except sqlite3.DatabaseError as error:
-                self._mend(error)
-            except (OSError, sqlite3.Error) as error:
+            except OSError as error:
                 self._fail(error)
+            except Exception as error:  # as in `_open`
+                self._mend(error)
             return not self._unwritten
 
     def _mend(self, error: Exception) -> None:
         if self._mending:
             self._fail(error)
             return
-        self._mending = True
         try:
             self._replace(error)
-        except (OSError, sqlite3.Error) as again:
+        except OSError as again:
             self._fail(again)
-        finally:
-            self._mending = False
 
     def _fail(self, error: Exception) -> None:
         if not self._why:
@@ -245,10 +329,12 @@ class Store:
             for table, key in sorted(self._unwritten):
                 if table == "jobs" and key in self._rows:
                     row = self._rows[key]
-                    values = [row.get(name, "" if name == "card" else 0) for name in COLUMNS]
+                    values = [_storable(row.get(name, "" if name == "card" else 0)) for name in COLUMNS]
                     try:
                         connection.execute(f"INSERT OR REPLACE INTO jobs ({names}) VALUES ({marks})", values)
-                    except (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError) as error:
+                    except (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError) as error:
+                        if not self._mending:  # the table is not as ours are
+                            raise
                         log.warning("a damaged job is left out of the queue: %s", error)  # only salvage brings such
                 elif table == "jobs":
                     connection.execute("DELETE FROM jobs WHERE id = ?", (key,))
@@ -270,13 +356,47 @@ class Store:
             self._disconnect()
 
 
+_LENGTH = " + ".join(f"ifnull(length({name}), 0)" for name in COLUMNS if name not in LATER)
+_JOBS = f"SELECT * FROM jobs WHERE typeof(id) = 'text' AND {_LENGTH} <= {LONGEST}"
+_SETTINGS = f"SELECT * FROM settings WHERE ifnull(length(name), 0) + ifnull(length(value), 0) <= {LONGEST}"
+
+
+def _text(value: Any) -> str:
+    """Raises ValueError where a text is none."""
+    if not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} where a text is needed")
+    return value
+
+
+def _storable(value: Any) -> Any:
+    """A value as sqlite takes it: names of files may hold bytes that are no text."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _is_usable(path: Path) -> bool:
+    """Whether a path leads to an ordinary file that may be read and written."""
+    try:
+        return path.is_file() and os.access(path, os.R_OK | os.W_OK)
+    except OSError:
+        return False
+
+
+def _advice(error: Exception) -> str:
+    words = str(error)
+    if any(word in words for word in _LOCKED):
+        return "close the program that uses it, or choose another folder with --projects"
+    if isinstance(error, PermissionError) or "readonly" in words or "unable to open" in words:
+        return "make its folder one that may be written to, or choose another with --projects"
+    return "free some space, or choose another folder with --projects"
+
+
 def _place(row: dict[str, Any]) -> tuple[float, float]:
     """For sorting; what is no number stands first."""
     return tuple(value if isinstance(value, (int, float)) else 0.0 for value in (row["position"], row["created"]))  # type: ignore[return-value]
 
 
 def _as_far_as_it_goes(connection: sqlite3.Connection, query: str) -> Iterable[dict[str, Any]]:
-    with contextlib.suppress(sqlite3.Error):
+    with contextlib.suppress(sqlite3.Error, ValueError):  # what the error says may be damaged, too
         for row in connection.execute(query):
             yield dict(row)
 

@@ -45,7 +45,7 @@ class Saved:
 
     def all(self) -> dict[str, dict[str, Any]]:
         """Settings by name."""
-        return self._queue.setting("saved", {})
+        return {name: kept for name, kept in self._queue.setting("saved", {}).items() if isinstance(kept, dict)}
 
     def names(self) -> list[str]:
         return sorted(self.all())
@@ -78,7 +78,7 @@ class Saved:
 
     def at_start(self) -> dict[str, Any]:
         """The values to begin with."""
-        return usable(self.all().get(self._queue.setting("at_start") or "", {}))
+        return usable(self.all().get(self._queue.setting("at_start", ""), {}))
 
 
 def usable(values: dict[str, Any]) -> dict[str, Any]:
