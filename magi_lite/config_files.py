@@ -6,7 +6,6 @@ about tensors; here it is named, with the file it stands in.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -18,18 +17,19 @@ from magi_lite.text_files import decode
 from quant.storage.files import parse_json, read_small
 
 _LARGEST = 1 << 24
+_LARGEST_NUMBER = 1e30
 _MOST = {"num_layers": 1000, "depth": 1000, "chunk_width": 1000, "num_steps": 10_000, "window_size": 1000}
 """Of whole numbers: what is counted one by one takes time and memory before it is compared with the weights."""
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json(path: Path, what: str, most: int = 4 << 20) -> dict[str, Any]:
+    """The object in a JSON file of at most `most` bytes; what it is read into may take thirty times as much.
 
     Raises:
         CheckpointError: it cannot be read, or is no object: "PATH is not WHAT".
     """
     try:
-        content = parse_json(decode(read_small(path)))
+        content = parse_json(decode(read_small(path, most)))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not {what}; download it again.") from error
     if not isinstance(content, dict):
@@ -50,7 +50,7 @@ class Part:
 
     def __init__(self, content: Any, place: str) -> None:
         if not isinstance(content, dict):
-            raise CheckpointError(f"{place} is {content!r}, not an object; use the configuration as published.")
+            raise CheckpointError(f"{place} is {shown(content)}, not an object; use the configuration as published.")
         self.content, self.place = content, place
 
     def need(self, names: Iterable[str]) -> None:
@@ -112,4 +112,5 @@ class Part:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    right = isinstance(value, int | float) and not isinstance(value, bool)
+    return right and -_LARGEST_NUMBER < value < _LARGEST_NUMBER  # not NaN, and integers of any length

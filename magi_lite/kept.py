@@ -12,6 +12,9 @@ from magi_lite.errors import MagiLiteError
 from magi_lite.files import write_atomic
 from quant.storage.files import parse_json, read_small
 
+_LARGEST = 4 << 20
+"""Bytes of a file; what it is read into takes thirty times as much."""
+
 
 def data_file(name: str) -> Path | None:
     """A file in the user's folder for this program's data, or None where the user has no folder."""
@@ -26,7 +29,7 @@ def read_entries(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        content = parse_json(read_small(path))
+        content = parse_json(read_small(path, _LARGEST))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

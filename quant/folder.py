@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from quant.schemes import Published, Scheme, scheme_to_dict
 from quant.select import Selection
 from quant.source import choose_layers, group_tensors, in_order, open_source
 from quant.storage.files import parse_json, read_small, sha256, sync_file, sync_folder, write_atomic
-from quant.storage.headers import TensorInfo
+from quant.storage.headers import TensorInfo, read_header
 from quant.storage.shards import Checkpoint
 from quant.storage.tensors import write_tensors
 from quant.workplace import start, workplace
@@ -61,7 +62,7 @@ def convert_folder(
         QuantError: nothing to convert, already quantized, damaged, `target` is taken or cannot be written, or another
             process is at this very conversion.
     """
-    target = Path(target).resolve()
+    target = Path(os.path.realpath(target))  # which `resolve` does not bear where links lead in a circle
     if target.exists() and _manifest(target) is None:
         raise QuantError(f"{target} exists and is not this conversion; remove it or choose another folder.")
     if isinstance(scheme, Published) != (recording is not None):
@@ -167,10 +168,11 @@ def _kept(path: Path, record: Path) -> tuple[ShardRecord, float] | None:
         data = parse_json(read_small(record))
         shard = ShardRecord(path.name, data["bytes"], data["sha256"], tuple(data["tensors"]))
         error = float(data["error"])
-    except (OSError, ValueError, KeyError, TypeError):
+        held = tuple(sorted(tensor.name for tensor in read_header(path).tensors))
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, WeightsError):
         return None
-    same = path.stat().st_size == shard.bytes and sha256(path) == shard.sha256
-    return (shard, error) if same else None
+    same = path.stat().st_size == shard.bytes and held == shard.tensors and sha256(path) == shard.sha256
+    return (shard, error) if same and 0 <= error < WORST_ERROR else None
 
 
 def _quantize_group(group: list[TensorInfo], task: _Task) -> tuple[dict[str, Tensor], float]:

@@ -59,7 +59,8 @@ def workplace(source: Path, target: Path) -> Iterator[Path]:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    return folder.resolve() in (path.resolve(), *path.resolve().parents)
+    real = Path(os.path.realpath(path))
+    return Path(os.path.realpath(folder)) in (real, *real.parents)
 
 
 def _remove_if_unused(partial: Path) -> None:

@@ -41,6 +41,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.weights",
         "magi_lite.weights.layout",
         "magi_lite.weights.text_files",
+        "magi_lite.weights.token_files",
         "quant.errors",
         "quant.schemes",
         "quant.storage*",

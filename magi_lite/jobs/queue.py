@@ -9,7 +9,6 @@ nothing of models or processes.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 import time
@@ -42,6 +41,10 @@ KEPT_ROWS = 200
 """Ended jobs that stay listed; their videos stay in the gallery for good."""
 
 
+_UNREADABLE = (
+    MagiLiteError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
+)  # fmt: skip
+"""What a damaged row raises."""
 SET_ASIDE = 2
 """Deaths of its worker in a row, no second finished in between, after which a job counts as failed."""
 Run = Callable[[Job, RunControl], Iterator[events.Event]]
@@ -111,9 +114,7 @@ class JobQueue:
         for row in self._store.rows():
             try:
                 job = _where_it_lies(from_row(row), projects)
-            except (
-                MagiLiteError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError
-            ) as error:  # fmt: skip
+            except _UNREADABLE as error:
                 log.warning("a job of the queue cannot be read and is left out: %s", error)
                 unreadable.append(row["id"])
             else:
@@ -487,8 +488,9 @@ def _where_it_lies(job: Job, projects: Path) -> Job:
     """A job whose runs are where the projects are now, should they have been moved."""
 
     def now(run: Path | None) -> Path | None:
-        moved = run is not None and not os.path.isdir(run) and os.path.isfile(projects / run.name / "project.json")
-        return projects / run.name if run and moved else run
+        if run is None or run.is_dir() or not (projects / run.name / "project.json").is_file():
+            return run
+        return projects / run.name
 
     project, video = now(job.project), job.video
     if project and video and project != job.project and video.parent == job.project:

@@ -151,7 +151,11 @@ class Store:
             if name not in present:
                 connection.execute(f"ALTER TABLE jobs ADD COLUMN {name} {COLUMNS[name]}")
         settings = {row["name"] for row in connection.execute("PRAGMA table_info(settings)")}
-        if not present | set(LATER) >= set(COLUMNS) or not settings >= {"name", "value"}:
+        keys = [
+            row["name"] for name in ("jobs", "settings")
+            for row in connection.execute(f"PRAGMA table_info({name})") if row["pk"]
+        ]  # fmt: skip
+        if not present | set(LATER) >= set(COLUMNS) or not settings >= {"name", "value"} or keys != ["id", "name"]:
             raise Damage("it is the file of another program")
         connection.execute(f"PRAGMA busy_timeout={int(1000 * WAIT)}")
 
@@ -182,12 +186,12 @@ class Store:
             OSError: it cannot be moved.
         """
         log.warning("the queue file %s is damaged (%s) and is moved aside", self._path, error)
-        if salvage:
-            self._salvage()
         self._disconnect()
         aside = self._aside()
         for end in ("", *_BESIDE):
             self._move(end, aside)
+        if salvage:
+            self._salvage(aside)
         self.damaged, self.lost = aside, True
         self._unwritten |= {("jobs", key) for key in self._rows} | {("settings", key) for key in self._settings}
         mending, self._mending = self._mending, True
@@ -208,19 +212,22 @@ class Store:
         return self._path.with_name(f"{self._path.name}.damaged-{stamp}-{number}")
 
     def _move(self, end: str, aside: Path) -> None:
+        path = self._path.with_name(self._path.name + end)
+        if end and not _is_usable(path):  # under a name at which sqlite does not look: a pipe would be waited for
+            end = f".odd{end}"
         with contextlib.suppress(FileNotFoundError):
-            self._path.with_name(self._path.name + end).rename(aside.with_name(aside.name + end))
+            path.rename(aside.with_name(aside.name + end))
 
-    def _salvage(self) -> None:
+    def _salvage(self, aside: Path) -> None:
         """Rows that a damaged file still gives, from both of its ends; what memory knows already is newer."""
-        connection = self._connection
-        if connection is None and self._path.is_file():
-            with contextlib.suppress(sqlite3.Error, ValueError):
-                self._connection = connection = sqlite3.connect(self._path, check_same_thread=False, timeout=WAIT)
-                connection.row_factory = sqlite3.Row
-                connection.text_factory = lambda text: text.decode("utf-8", "replace")
-        if connection is None:
+        if not aside.is_file():
             return
+        try:
+            connection = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True, timeout=WAIT)
+        except sqlite3.Error:
+            return
+        connection.row_factory = sqlite3.Row
+        connection.text_factory = lambda text: text.decode("utf-8", "replace")
         for order in ("rowid", "rowid DESC"):
             for row in _as_far_as_it_goes(connection, f"{_JOBS} ORDER BY {order}"):
                 if set(COLUMNS) - set(LATER) <= row.keys() and isinstance(row["id"], str):
@@ -228,6 +235,7 @@ class Store:
             for row in _as_far_as_it_goes(connection, f"{_SETTINGS} ORDER BY {order}"):
                 with contextlib.suppress(ValueError, KeyError):
                     self._settings.setdefault(_text(row["name"]), parse_json(_text(row["value"])))
+        connection.close()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -324,6 +332,8 @@ class Store:
         assert connection is not None
         names = ", ".join(COLUMNS)
         marks = ", ".join("?" * len(COLUMNS))
+        anew = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS)
+        put = f"INSERT INTO jobs ({names}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET {anew}"
         connection.execute("BEGIN IMMEDIATE")
         try:
             for table, key in sorted(self._unwritten):
@@ -331,8 +341,13 @@ class Store:
                     row = self._rows[key]
                     values = [_storable(row.get(name, "" if name == "card" else 0)) for name in COLUMNS]
                     try:
-                        connection.execute(f"INSERT OR REPLACE INTO jobs ({names}) VALUES ({marks})", values)
-                    except (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError) as error:
+                        connection.execute(put, values)
+                    except (
+                        sqlite3.IntegrityError,
+                        sqlite3.InterfaceError,
+                        sqlite3.ProgrammingError,
+                        OverflowError,
+                    ) as error:
                         if not self._mending:  # the table is not as ours are
                             raise
                         log.warning("a damaged job is left out of the queue: %s", error)  # only salvage brings such

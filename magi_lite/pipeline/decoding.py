@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from magi_lite.errors import check_finite
 from magi_lite.models import CHUNK_LATENT_FRAMES
 from magi_lite.vae.model import ViTVAE
 from magi_lite.vae.tiling import decode_tiled, encode_tiled, to_uint8
@@ -17,12 +18,16 @@ PREVIEW_SIDE = 256
 def encode_pixels(vae: ViTVAE, pixels: np.ndarray, device: torch.device | str, tile_batch: int = 1) -> Tensor:
     """(T, H, W, 3) uint8 to scaled latents (1, 16, T/4 or 1, H/8, W/8) float32."""
     frames = torch.from_numpy(np.ascontiguousarray(pixels))[None]
-    return encode_tiled(vae, frames, tile_batch=tile_batch, device=device)
+    latents = encode_tiled(vae, frames, tile_batch=tile_batch, device=device)
+    check_finite(latents, "The autoencoder")
+    return latents
 
 
 def decode_chunk(vae: ViTVAE, latents: Tensor, tile_batch: int = 1) -> np.ndarray:
     """Scaled latents (1, 16, t, h, w) to frames (T, H, W, 3) uint8 in host memory."""
-    return to_uint8(decode_tiled(vae, latents, tile_batch=tile_batch))[0].cpu().numpy()
+    pixels = decode_tiled(vae, latents, tile_batch=tile_batch)
+    check_finite(pixels, "The autoencoder")
+    return to_uint8(pixels)[0].cpu().numpy()
 
 
 def decode_preview(vae: ViTVAE, latents: Tensor) -> np.ndarray:

@@ -75,7 +75,7 @@ class PromptBank:
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._known:
                 cached = self._cache.get(self._fingerprint, prompt)
-                if cached is None:
+                if cached is None or cached.shape[1] != self._table.channels:
                     absent.append(prompt)
                 else:
                     self._known[prompt] = cached

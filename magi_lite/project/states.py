@@ -92,7 +92,8 @@ class States:
             position = parse_json(metadata["position"])
         except (Damaged, KeyError, ValueError, RecursionError):
             return None
-        return SavedState(stage, position, tensors) if _is_position(position) else None
+        finite = all(bool(tensor.isfinite().all()) for tensor in tensors.values())  # not made by damaged weights
+        return SavedState(stage, position, tensors) if finite and _is_position(position) else None
 
     def prune(self, keep: int) -> None:
         """Drop all but the newest `keep`."""

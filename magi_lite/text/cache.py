@@ -13,7 +13,6 @@ import os
 import time
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -43,11 +42,15 @@ class EmbeddingCache:
     def get(self, model: str, prompt: str) -> Tensor | None:
         """The embedding (L, C), or None. A damaged file is deleted."""
         path = self.path(model, prompt)
-        if not path.is_file():
-            return None
         try:
             embedding = load(read_small(path))["embedding"].clone()
-        except (OSError, SafetensorError, KeyError, ValueError):
+            if embedding.ndim != 2 or not embedding.numel() or not embedding.is_floating_point():
+                raise ValueError("no embedding")
+            if not bool(embedding.isfinite().all()):
+                raise ValueError("numbers that are none")
+        except FileNotFoundError:
+            return None
+        except Exception:  # whatever a damaged file makes the library stumble over
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -73,7 +76,8 @@ class EmbeddingCache:
     def clear(self) -> None:
         """Delete every kept embedding."""
         for _, _, path in self._entries():
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _evict(self) -> None:
         entries = sorted(self._entries())
@@ -81,7 +85,8 @@ class EmbeddingCache:
         for _, size, path in entries:
             if total <= self.max_bytes:
                 return
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             total -= size
 
     def _entries(self) -> list[tuple[int, int, Path]]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from magi_lite.errors import check_finite
 from magi_lite.text.cleaning import clean_prompt
 
 
@@ -67,6 +68,7 @@ class PromptEncoder:
         if min(lengths) < longest:
             mask = (torch.arange(longest)[None] < torch.tensor(lengths)[:, None]).long().to(self.device)
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        check_finite(hidden, "The text encoder")
         return [rows[:length] for rows, length in zip(hidden, lengths, strict=True)]
 
 

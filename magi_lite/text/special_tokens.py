@@ -8,18 +8,21 @@ Source: docs/architecture.md, section 7 of the model.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from magi_lite.errors import CheckpointError, InputError
 from magi_lite.models import NULL_CAPTION_TOKENS
 from magi_lite.request.request import STYLES, SpecialTokens
-from magi_lite.weights.layout import SPECIAL_TOKENS_SHA256
-from quant.storage.files import sha256
+from magi_lite.weights.token_files import PARTS, check_token_file
+from quant.errors import WeightsError
+from quant.storage.headers import read_header
+from quant.storage.tensors import read
 
-PUBLISHED_CHANNELS = 4096
 MAX_DURATION = 8
 """The duration token counts the seconds that remain up to this many."""
 
@@ -29,7 +32,6 @@ _PUSH_ORDER = ("caption", "logo", "transition", "static", "dynamic", "borders", 
 """The order in which tokens are pushed in front; duration comes last and so stands first."""
 NEGATIVE_TOKENS = ("caption", "logo", "transition", "borders")
 """What the published negative prompt pushes in front of the null caption: things not wanted in the picture."""
-_PARTS = ("caption_token", "logo_token", "other_tokens")
 
 
 @dataclass(frozen=True)
@@ -51,29 +53,12 @@ class SpecialTokenTable:
         path = Path(path)
         if not path.is_file():
             raise CheckpointError(f"There is no special-token file {path}; download it or point at a local copy.")
+        check_token_file(path)
         parts = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-        missing = [name for name in _PARTS if name not in parts]
-        if missing:
-            lacking = ", ".join(missing)
-            raise CheckpointError(f"The special-token file {path} lacks {lacking}; it is not special_tokens.npz.")
-        table = cls(*(_half(parts[name]) for name in _PARTS))
-        table._check(path)
+        table = cls(*(_half(parts[name]) for name in PARTS))
+        if not all(bool(getattr(table, name).isfinite().all()) for name in PARTS):
+            raise CheckpointError(f"The special-token file {path} holds NaN or infinite numbers; download it again.")
         return table
-
-    def _check(self, path: Path) -> None:
-        channels = self.other_tokens.shape[-1]
-        needed = {"caption_token": 1, "logo_token": 1, "other_tokens": max(_ROWS.values()) + 1}
-        for name, rows in needed.items():
-            shape = tuple(getattr(self, name).shape)
-            if len(shape) != 2 or shape[0] < rows or shape[1] != channels:
-                raise CheckpointError(
-                    f"{name} in {path} has shape {shape} where (at least {rows}, {channels}) is needed; "
-                    "download it again."
-                )
-        if path.suffix == ".npz" and channels == PUBLISHED_CHANNELS and sha256(path) != SPECIAL_TOKENS_SHA256:
-            raise CheckpointError(
-                f"{path} is not the published special_tokens.npz (its sha256 differs); download it again."
-            )
 
     @property
     def channels(self) -> int:
@@ -171,24 +156,21 @@ def _half(vectors: torch.Tensor) -> torch.Tensor:
 
     Rounded by numpy, in one step: torch goes from float64 to float16 over float32, and rounding twice changes some.
     """
-    return torch.from_numpy(vectors.numpy().astype("float16"))
+    numbers = vectors.float() if vectors.dtype == torch.bfloat16 else vectors  # which numpy does not know
+    with np.errstate(over="ignore"):  # infinite ones are refused
+        return torch.from_numpy(numbers.numpy().astype("float16"))
 
 
 def _read_npz(path: Path) -> dict[str, torch.Tensor]:
-    import numpy as np
-
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in _PARTS if name in arrays.files}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            return {name: torch.from_numpy(arrays[name]) for name in PARTS}
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"The special-token file {path} cannot be read; download it again.") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        return {tensor.name: read(tensor) for tensor in read_header(path).tensors if tensor.name in PARTS}
+    except (OSError, WeightsError) as error:
         raise CheckpointError(f"The special-token file {path} cannot be read; download it again.") from error

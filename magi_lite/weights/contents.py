@@ -9,12 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from magi_lite.config_files import Part, read_json
+from magi_lite.errors import CheckpointError
 from magi_lite.files import storage_errors
 from magi_lite.models import DiTConfig, T5Shape, VAEConfig, layer_linears, linear_name
 from magi_lite.planner.shapes import shell_linears
 from magi_lite.weights.layout import ModelFiles, text_shape
 from magi_lite.weights.pickle_tables import read_table
-from magi_lite.weights.text_files import CONVERTED, EMBEDDING, TIED, check_text_files, is_surplus, pickled_files
+from magi_lite.weights.text_files import EMBEDDING, TIED, check_text_files, is_surplus, pickled_files, sound_copy
+from magi_lite.weights.token_files import check_token_file
 from quant.schemes import quantized_names
 from quant.storage.shards import Checkpoint, Expected, has_weights
 
@@ -38,6 +40,12 @@ def check_contents(files: ModelFiles) -> None:
     transformer.require(_expected(wanted), what, lambda name: _layer(name) in quantized)
     Checkpoint.open(files.vae).require(_expected(vae_shapes(files.spec.vae)), "the autoencoder")
     check_text_contents(files.text_encoder)
+    check_token_file(files.special_tokens, files.spec.dit.caption_channels)
+    if files.spec.t5.width != files.spec.dit.caption_channels:
+        raise CheckpointError(
+            f"The text encoder in {files.text_encoder} gives {files.spec.t5.width} channels where the model needs "
+            f"{files.spec.dit.caption_channels}; put the text encoder of this model there."
+        )
 
 
 @storage_errors()
@@ -48,7 +56,7 @@ def check_text_contents(folder: Path) -> None:
         CheckpointError: one sentence.
     """
     check_text_files(folder)
-    place = next((place for place in (folder, *(folder / name for name in CONVERTED)) if has_weights(place)), None)
+    place = folder if has_weights(folder) else sound_copy(folder)
     checkpoint = _pickled(folder) if place is None else Checkpoint.open(place)
     if checkpoint is None:
         return
@@ -57,9 +65,7 @@ def check_text_contents(folder: Path) -> None:
     shapes = t5_shapes(text_shape(folder), part.whole("relative_attention_num_buckets", 32), gated)
     table = EMBEDDING if EMBEDDING in checkpoint.tensors else TIED  # one table with two names
     shapes[table] = shapes.pop(EMBEDDING)
-    checkpoint.require(
-        _expected(shapes), "the T5 encoder", lambda name: name in (TIED, EMBEDDING) or is_surplus(name)
-    )
+    checkpoint.require(_expected(shapes), "the T5 encoder", lambda name: name in (TIED, EMBEDDING) or is_surplus(name))
 
 
 def _pickled(folder: Path) -> Checkpoint | None:

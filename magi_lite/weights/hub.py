@@ -63,6 +63,8 @@ APPROXIMATE_GB = {
 """For a sentence before the size is known: transformer, T5 in float32 (19 GB), autoencoder."""
 
 _SUFFIXES = (".safetensors", ".safetensors.zst", ".json", ".model", ".txt", ".bin")
+_NAMED = 12
+"""Missing files that are named."""
 _COMMON_FOLDERS = ("vae", "t5")
 
 
@@ -141,8 +143,10 @@ def download(
     if offline:
         missing = missing_files(name, root)
         if missing:
+            named = ", ".join(missing[:_NAMED])
+            more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
             raise DownloadError(
-                f"Offline, and {root} lacks {', '.join(missing)}; download {name} once with a connection."
+                f"Offline, and {root} lacks {named}{more}; download {name} once with a connection."
             )
         return find_model(name, root)
     source = source or HuggingFace()

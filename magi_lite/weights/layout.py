@@ -23,6 +23,7 @@ from magi_lite.errors import CheckpointError, InputError
 from magi_lite.files import storage_errors
 from magi_lite.models import MODELS, DiTConfig, Guidance, ModelSpec, SamplerSettings, T5Shape, VAEConfig
 from magi_lite.resources import home_folder, presets_folder
+from magi_lite.sentences import shown
 from magi_lite.weights.text_files import check_text_files, conversion_bytes
 from quant.schemes import detect, quantized_names
 from quant.storage.files import read_small
@@ -262,7 +263,8 @@ def text_shape(folder: Path) -> T5Shape:
     content = read_json(path, "a T5 configuration")
     kind = content.get("model_type", "t5")
     if kind != "t5":
-        raise CheckpointError(f"{path} is of a {kind} model where T5 is needed.")
+        what = shown(kind).strip("'")
+        raise CheckpointError(f"{path} is of a {what} model where T5 is needed; put a T5 encoder there.")
     return T5Shape.from_published(content, str(path))
 
 

@@ -26,6 +26,7 @@ from magi_lite.weights.contents import check_text_contents
 from magi_lite.weights.layout import ModelFiles, scheme_of, vae_config
 from magi_lite.weights.pickles import Progress
 from magi_lite.weights.t5 import load_t5
+from magi_lite.weights.token_files import check_token_file
 from quant import QuantError, QuantizedLinear, convert_, read_manifest, scheme_named
 from quant.schemes import quantized_names
 from quant.storage.shards import Checkpoint
@@ -68,6 +69,7 @@ def check_model(files: ModelFiles) -> None:
     vae = build_vae(files.vae)
     Checkpoint.open(files.vae).require(expected_of(vae.state_dict()), "the autoencoder")
     check_text_contents(files.text_encoder)
+    check_token_file(files.special_tokens, files.spec.dit.caption_channels)
 
 
 def _declared(weights: Path, config: DiTConfig) -> tuple[DiT, Checkpoint, str | None, frozenset[str]]:
@@ -210,10 +212,5 @@ def load_special_tokens(files: ModelFiles) -> SpecialTokenTable:
     Raises:
         CheckpointError: the file is missing, damaged or of another width than the model's captions.
     """
-    table = SpecialTokenTable.load(files.special_tokens)
-    if table.channels != files.spec.dit.caption_channels:
-        raise CheckpointError(
-            f"The special tokens in {files.special_tokens} have {table.channels} channels where the model needs "
-            f"{files.spec.dit.caption_channels}; put the file of this model there."
-        )
-    return table
+    check_token_file(files.special_tokens, files.spec.dit.caption_channels)
+    return SpecialTokenTable.load(files.special_tokens)

@@ -11,6 +11,7 @@ in 16 bits or less reads a converted copy of half the size beside them, written 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from magi_lite.errors import CheckpointError, LoadCancelled, OutputError
 from magi_lite.files import output_errors, write_atomic
-from magi_lite.weights.text_files import CONVERTED, EMBEDDING, TIED, is_surplus, pickled_files
+from magi_lite.weights.text_files import CONVERTED, EMBEDDING, TIED, is_surplus, pickled_files, sound_copy
 from quant.errors import WeightsError
 from quant.storage.files import is_leftover, sync_folder
 from quant.storage.headers import TensorInfo, read_header
@@ -91,6 +92,9 @@ def converted(
         Cancelled: likewise, while waiting.
     """
     target, work = folder / CONVERTED[0], folder / _WORK
+    if has_weights(target) and sound_copy(folder) != target:
+        with output_errors(target):
+            shutil.rmtree(target)  # it was damaged, and is made again
     if has_weights(target) and not any(folder.glob(".converting-*")):
         return target
     with alone(folder / f"{_WORK}.lock", "the text encoder", cancelled):
@@ -109,8 +113,8 @@ def _fill(folder: Path, work: Path, progress: Progress, cancelled: Callable[[], 
     """Write what is missing of the converted files."""
     pickles = Pickles(folder)
     note, stamp = work / "source.json", _stamp(folder)
-    if work.exists() and not (note.is_file() and note.read_bytes() == stamp):
-        shutil.rmtree(work)
+    if os.path.lexists(work) and not (note.is_file() and note.read_bytes() == stamp):
+        shutil.rmtree(work) if work.is_dir() and not work.is_symlink() else work.unlink()
     work.mkdir(exist_ok=True)
     for left in work.iterdir():
         if is_leftover(left.name):

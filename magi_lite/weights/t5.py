@@ -25,7 +25,7 @@ from magi_lite.weights.layout import text_shape
 from magi_lite.weights.pickles import Pickles, Progress, converted
 from magi_lite.weights.text_files import EMBEDDING, TIED, TOKENIZERS, is_surplus
 from quant import scheme_named
-from quant.errors import DiskError, brief
+from quant.errors import DiskError, WeightsError, brief
 from quant.storage.files import is_denied, open_plain, read_small
 from quant.storage.shards import Checkpoint, has_weights
 from quant.storage.tensors import kind_of
@@ -61,6 +61,7 @@ def load_t5(
     folder = Path(folder)
     model = _build(folder)
     tokenizer = load_tokenizer(folder)
+    _check_ids(tokenizer, text_shape(folder).vocabulary, folder)
     dtype = torch.float32 if scheme == "float32" else torch.bfloat16
     checkpoint = text_checkpoint(folder, dtype, progress, cancelled)
     conversion = None if scheme in ("float32", "bf16") else _conversion(model, scheme, device)
@@ -89,7 +90,7 @@ def load_tokenizer(folder: Path) -> Any:  # transformers' tokenizers share no pu
     Raises:
         CheckpointError: neither is there, or it cannot be read.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, T5Config
 
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise CheckpointError(
@@ -97,10 +98,22 @@ def load_tokenizer(folder: Path) -> Any:  # transformers' tokenizers share no pu
         )
     try:
         with _plain(folder) as place:
-            return AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(
+                str(place), config=T5Config(), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # whatever a damaged vocabulary raises inside the libraries below
         reason = brief(error)
         raise CheckpointError(f"The tokenizer in {folder} cannot be read ({reason}); download it again.") from error
+
+
+def _check_ids(tokenizer: Any, rows: int, folder: Path) -> None:
+    """Refuse a tokenizer that gives numbers beyond the encoder's table of words."""
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= rows:
+        raise CheckpointError(
+            f"The tokenizer in {folder} has a token {largest} where the text encoder knows {rows}; they belong to "
+            "different models, so download the folder again."
+        )
 
 
 def _first_byte(path: Path) -> bytes:
@@ -139,7 +152,10 @@ def text_checkpoint(
         return Checkpoint.open(folder)
     earlier = folder / f"converted-{kind_of(dtype)}"
     if dtype == torch.float32:
-        return Checkpoint.open(earlier) if has_weights(earlier) else Pickles(folder)
+        try:
+            return Checkpoint.open(earlier)
+        except WeightsError:  # there is none, or it is damaged
+            return Pickles(folder)
     try:
         return Checkpoint.open(converted(folder, progress, cancelled))
     except (DiskError, OutputError) as error:
@@ -172,14 +188,22 @@ def _fingerprint(folder: Path, scheme: str) -> str:
     return digest.hexdigest()
 
 
+_DECISIVE = (
+    "num_layers", "d_model", "num_heads", "d_kv", "d_ff", "vocab_size", "relative_attention_num_buckets",
+    "relative_attention_max_distance", "layer_norm_epsilon", "feed_forward_proj", "dense_act_fn", "is_gated_act",
+)  # fmt: skip
+"""What of a configuration the encoder's numbers depend on; what other programs noted beside it does no harm."""
+
+
 def _build(folder: Path) -> nn.Module:
     """The encoder that a folder's configuration describes, without numbers."""
     from transformers import T5Config, T5EncoderModel
 
     text_shape(folder)
+    content = read_json(folder / "config.json", "a T5 configuration")
     try:
         with torch.device("meta"):
-            return T5EncoderModel(T5Config(**read_json(folder / "config.json", "a T5 configuration")))
+            return T5EncoderModel(T5Config(**{name: content[name] for name in _DECISIVE if name in content}))
     except Exception as error:  # whatever the library's own checks, or an activation that is none, raise
         raise CheckpointError(f"{folder / 'config.json'} is not a T5 configuration; download it again.") from error
 

@@ -6,13 +6,15 @@ import os
 import zipfile
 from pathlib import Path
 
+from magi_lite.config_files import read_json
 from magi_lite.errors import CheckpointError
 from magi_lite.files import storage_errors
 from quant.storage.files import parse_json, read_small
 from quant.storage.headers import check_start_of
-from quant.storage.shards import Checkpoint, has_weights, is_file_name, missing_files
+from quant.storage.shards import LARGEST_INDEX, MOST_FILES, Checkpoint, has_weights, is_file_name, missing_files
 
 TOKENIZERS = ("tokenizer.json", "spiece.model")
+_BESIDE_TOKENIZERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 CONVERTED = ("converted-bfloat16", "converted-float32")
 """Folders with copies of pickled weights that this program made."""
@@ -37,7 +39,7 @@ def missing_text_files(folder: Path) -> list[Path]:
     if has_weights(folder):
         with storage_errors():
             return missing + missing_files(folder)
-    if any(has_weights(folder / name) for name in CONVERTED):
+    if sound_copy(folder) is not None:
         return missing
     if not any((folder / name).is_file() for name in PICKLED):
         return [*missing, folder / "*.safetensors"]
@@ -54,11 +56,40 @@ def check_text_files(folder: Path) -> None:
         raise CheckpointError(
             f"There is no tokenizer in {folder}: looked for {' and '.join(TOKENIZERS)}; download it again."
         )
+    _check_tokenizer(folder)
     if has_weights(folder):
         with storage_errors():
             Checkpoint.open(folder)
-    elif not any(has_weights(folder / name) for name in CONVERTED):
+    elif sound_copy(folder) is None:
         pickled_files(folder)
+
+
+def sound_copy(folder: Path) -> Path | None:
+    """The copy of pickled weights that this program made; None: there is none, or it is damaged and can be made again.
+
+    Raises:
+        CheckpointError: it is damaged, and what it was made from is gone.
+    """
+    damage: CheckpointError | None = None
+    for place in (folder / name for name in CONVERTED if has_weights(folder / name)):
+        try:
+            with storage_errors():
+                Checkpoint.open(place)
+            return place
+        except CheckpointError as error:
+            damage = error
+    if damage is not None and not all(file.is_file() for file in pickled_names(folder)):
+        raise damage
+    return None
+
+
+@storage_errors()
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse a tokenizer that is plainly something else; reading all of it is left to its library."""
+    for path in (path for name in (TOKENIZERS[0], *_BESIDE_TOKENIZERS) if (path := folder / name).exists()):
+        read_json(path, "a part of a tokenizer", 64 << 20)
+    if not (folder / TOKENIZERS[0]).is_file():
+        check_start_of(folder / TOKENIZERS[1])
 
 
 def pickled_names(folder: Path) -> list[Path]:
@@ -71,10 +102,12 @@ def pickled_names(folder: Path) -> list[Path]:
     if not index.is_file():
         return [folder / PICKLED[0]]
     try:
-        names = sorted({str(name) for name in parse_json(read_small(index))["weight_map"].values()})
+        names = sorted({str(name) for name in parse_json(read_small(index, LARGEST_INDEX))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The index {index} cannot be read; download it again.") from error
     outside = [name for name in names if not is_file_name(name)]
+    if len(names) > MOST_FILES:
+        raise CheckpointError(f"The index {index} names {len(names)} files; it is not trusted.")
     if outside or not names:
         what = f"names {outside[0][:80]}, which is not a file of its own folder" if outside else "names no file"
         raise CheckpointError(f"The index {index} {what}; it is not trusted.")
@@ -102,6 +135,8 @@ def pickled_files(folder: Path) -> list[Path]:
     for file in files:
         try:
             start = check_start_of(file)
+            if not start.startswith((b"PK", b"\x80")):  # an archive, or a pickle of before torch 1.6
+                raise CheckpointError(f"{file} is not a file of weights; download it again.")
             if start.startswith(b"PK") and not zipfile.is_zipfile(file):  # its table of contents stands at the end
                 raise CheckpointError(f"{file} is damaged or cut short; download it again.")
         except OSError as error:
@@ -117,6 +152,6 @@ def conversion_bytes(folder: Path) -> int:
     Raises:
         CheckpointError: as `pickled_files`.
     """
-    if has_weights(folder) or has_weights(folder / CONVERTED[0]) or not os.access(folder, os.W_OK):
+    if has_weights(folder) or sound_copy(folder) is not None or not os.access(folder, os.W_OK):
         return 0
     return sum(file.stat().st_size for file in pickled_files(folder)) // 2

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ def bring(source: Source, url: str, file: RemoteFile, target: Path, counter: Cou
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{file.key}.part")
+        if os.path.lexists(partial) and not partial.is_file():  # a pipe would be waited for
+            raise OutputError(f"{partial} is no ordinary file; remove it, then run the download again.")
         with writing(target), _Growing(partial, counter, file.path) as growing:
             done = growing.seek(0, io.SEEK_END)
             if done > file.size:  # not a beginning of this file

@@ -32,7 +32,8 @@ KINDS = {
 """The format's name of a type -> torch's name, bytes of a number."""
 FLOATS = ("bfloat16", "float16", "float32")
 """What a tensor that is not quantized may be stored as."""
-LARGEST_HEADER = 100_000_000
+LARGEST_HEADER = 25_000_000
+"""Bytes: two hundred thousand tensors in one file. What it is read into may take thirty times as much."""
 LENGTH = 8
 """Bytes in front of the header, which hold its length."""
 

@@ -26,6 +26,10 @@ _PREFERRED = ("model", "diffusion_pytorch_model")
 _PATTERNS = ("*.safetensors", "*.safetensors.zst", "*.safetensors.index.json")
 NO_WEIGHTS = ("special_tokens.safetensors",)
 """Safetensors that may lie beside weights and are none."""
+LARGEST_INDEX = 16 << 20
+"""Bytes: a hundred thousand tensors."""
+MOST_FILES = 10_000
+"""Of one set of weights."""
 LONGEST_NAME = 255 - len(SUFFIX)
 """Bytes of a file's name that nearly all systems allow, compressed or not."""
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors$")
@@ -81,9 +85,11 @@ class Checkpoint:
         place = Path(place)
         index, files = find_files(place)
         checkpoint = cls(place, unpack_to)
+        listed: dict[str, set[str]] = {file.name: set() for file in files}
+        for name, shard in () if index is None else index.weight_map.items():
+            listed[shard].add(name)
         for file in files:
-            listed = None if index is None else {n for n, shard in index.weight_map.items() if shard == file.name}
-            checkpoint._add(file, index, listed)
+            checkpoint._add(file, index, None if index is None else listed[file.name])
         if index is not None:
             absent = [name for name in index.weight_map if name not in checkpoint.tensors]
             if absent:
@@ -296,7 +302,7 @@ def read_index(path: Path) -> Index:
         WeightsError: it cannot be read, or names files of other folders.
     """
     try:
-        content = parse_json(read_small(path))
+        content = parse_json(read_small(path, LARGEST_INDEX))
         names = {str(name): str(file) for name, file in content["weight_map"].items()}
         total = content.get("metadata", {}).get("total_size")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -309,6 +315,8 @@ def read_index(path: Path) -> Index:
             f"The index {path} names {outside[0][:80]}, which is not a file of its own folder; it is not trusted."
         )
     weight_map = {name: file.removesuffix(SUFFIX) for name, file in names.items()}
+    if (count := len(set(weight_map.values()))) > MOST_FILES:
+        raise WeightsError(f"The index {path} names {count} files; it is not trusted.")
     return Index(weight_map, total if type(total) is int and total > 0 else None)
 
 
@@ -339,7 +347,7 @@ def _one_set(folder: Path, names: list[str]) -> list[str]:
     series = {(m["stem"], int(m["count"]), len(m["count"])) for m in map(_SHARD.match, names) if m}
     if len(series) == 1:
         stem, count, width = series.pop()
-        if count <= 10_000:
+        if count <= MOST_FILES:
             return [f"{stem}-{number:0{width}}-of-{count:0{width}}.safetensors" for number in range(1, count + 1)]
     raise WeightsError(
         f"{folder} holds several sets of weights ({', '.join(names[:4])}) and no index; keep one set in a folder."

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from magi_lite.jobs import JobQueue
 from magi_lite.jobs.job import Job
 from magi_lite.jobs.recover import unfinished
 from magi_lite.project import Project
+from tests.disk import small_files
 from tests.jobs.test_queue import eventually, request, states
 
 EARLIER = """
@@ -212,3 +216,190 @@ def test_a_file_that_stays_locked_is_named(tmp_path: Path, monkeypatch: pytest.M
     other.wait()
     time.sleep(0.1)
     JobQueue(tmp_path, instant).close()
+
+
+# --- what sqlite does not see by itself
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """The queue's folder as a kill leaves it, the last changes in the log: one run begun, five jobs that wait."""
+    projects = tmp_path / "outputs"
+    with Project.create(projects, request("a red ball", 3, width=32, height=32)) as project:
+        project.write_chunk(0, _latents(), np.zeros((24, 32, 32, 3), np.uint8))
+        project.set_status("paused")
+    queue = JobQueue(tmp_path / "first", instant)
+    begun = queue.add(project.request)
+    queue._put(replace(begun, state="paused", project=project.folder, source=project.folder, done=1))
+    for n in range(5):
+        queue.add(request(f"number {n}"))
+    queue.set_setting("saved", {"mine": {"steps": "8"}})
+    shutil.copytree(tmp_path / "first", projects / ".queue")
+    queue.close()
+    return projects / ".queue"
+
+
+def opened(folder: Path) -> JobQueue:
+    """A queue that works, whatever was under its name; closed and opened again it is the same."""
+    queue = JobQueue(folder, instant, lambda: unfinished(folder.parent))
+    added = queue.add(request("after", 1))
+    queue.start()
+    eventually(lambda: queue.get(added.id).state == "finished", 60)
+    ids = [job.id for job in queue.jobs()]
+    queue.close()
+    again = JobQueue(folder, instant, lambda: unfinished(folder.parent))
+    assert [job.id for job in again.jobs()] == ids and not again.trouble
+    again.close()
+    return queue
+
+
+def runs(queue: JobQueue) -> list[tuple[str, int]]:
+    """State and finished seconds of the jobs that have begun."""
+    return [(job.state, job.done) for job in queue.jobs() if job.project and job.project.name != "video.mp4"]
+
+
+def change(path: Path, edit: Callable[[bytearray], object]) -> None:
+    data = bytearray(path.read_bytes())
+    edit(data)
+    path.write_bytes(data)
+
+
+def flip(place: int) -> Callable[[bytearray], object]:
+    return lambda data: data.__setitem__(place, data[place] ^ 0xFF)
+
+
+LOG, SHARED, JOURNAL = "queue.sqlite-wal", "queue.sqlite-shm", "queue.sqlite-journal"
+UNSEEN: dict[str, Callable[[Path], object]] = {
+    "empty": lambda f: ((f / LOG).unlink(), (f / "queue.sqlite").write_bytes(b"")),
+    "gone": lambda f: ((f / LOG).unlink(), (f / "queue.sqlite").unlink()),
+    "one byte": lambda f: ((f / LOG).unlink(), (f / "queue.sqlite").write_bytes(b"S")),
+    "a pipe": lambda f: ((f / "queue.sqlite").unlink(), os.mkfifo(f / "queue.sqlite")),
+    "a link to itself": lambda f: ((f / "queue.sqlite").unlink(), (f / "queue.sqlite").symlink_to("queue.sqlite")),
+    "a link to nothing": lambda f: ((f / "queue.sqlite").unlink(), (f / "queue.sqlite").symlink_to("gone/away")),
+    "the log alone": lambda f: (f / "queue.sqlite").unlink(),
+    "the log gone": lambda f: (f / LOG).unlink(),
+    "the log's head": lambda f: change(f / LOG, flip(9)),
+    "the log's salt": lambda f: change(f / LOG, flip(17)),
+    "the log's first page": lambda f: change(f / LOG, flip(300)),
+    "a page of the log": lambda f: change(f / LOG, lambda data: flip(len(data) // 2)(data)),
+    "a frame of the log": lambda f: change(f / LOG, flip(32 + 24 + 4096 + 9)),
+    "the log cut": lambda f: change(f / LOG, lambda data: data.__delitem__(slice(50, None))),
+    "the log a folder": lambda f: ((f / LOG).unlink(), (f / LOG).mkdir()),
+    "the log a pipe": lambda f: ((f / LOG).unlink(), os.mkfifo(f / LOG)),
+    "a journal that is a pipe": lambda f: os.mkfifo(f / JOURNAL),
+    "the shared memory a folder": lambda f: ((f / SHARED).unlink(), (f / SHARED).mkdir()),
+    "the shared memory garbage": lambda f: (f / SHARED).write_bytes(bytes(range(256)) * 128),
+}
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+def test_no_run_is_lost_with_the_file(killed: Path, kind: str) -> None:
+    UNSEEN[kind](killed)
+    before = [path.read_bytes() for path in killed.iterdir() if path.is_file() and path.name != SHARED]
+    queue = opened(killed)
+    assert runs(queue)[:1] == [("paused", 1)]
+    aside = [path for path in killed.glob("queue.sqlite.damaged-*") if ".odd" not in path.name]
+    if aside:  # nothing of it is gone, and the page is told
+        now = [path.read_bytes() for path in killed.iterdir() if path.is_file()]
+        assert all(content in now for content in before)
+        assert not queue._store.damaged or queue._store.damaged.name in queue.trouble
+    else:
+        assert kind in ("empty", "gone", "the log gone", "the shared memory garbage", "the shared memory a folder")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("request", "true"), ("request", "{"), ("request", "[" * 100_000), ("request", b"\xff\xfe"),
+        ("request", "[" + "[]," * 4_000_000 + "0]"), ("state", "odd"), ("done", float("inf")), ("done", -1),
+        ("done", "two"), ("deaths", 1 << 40), ("error", b"\x00"), ("card", b"one"), ("position", "first"),
+        ("position", float("inf")), ("created", "now"), ("project", "/a\0b"), ("project", "/" + "x" * 300),
+        ("video", "/" + "x/" * 4000), ("source", b"bytes"), ("id", b"number"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_job_costs_no_other_and_no_run(killed: Path, column: str, value: object) -> None:
+    with sqlite3.connect(killed / "queue.sqlite") as connection:
+        connection.execute(f"UPDATE jobs SET {column} = ? WHERE project IS NOT NULL", (value,))
+    connection.close()
+    queue = opened(killed)
+    assert ("paused", 1) in runs(queue)
+    assert sorted(job.title for job in queue.jobs()) == sorted(
+        ["a red ball", "after", *(f"number {n}" for n in range(5))]
+    )
+    assert queue.setting("saved") == {"mine": {"steps": "8"}} and "is kept as queue.sqlite.damaged-" in queue.trouble
+
+
+@pytest.mark.parametrize(
+    "value", ["{", "[" * 100_000, b"\xff", 5, "[" + "[]," * 4_000_000 + "0]", '["a"]', '"a"', "null"]
+)
+def test_a_setting_that_is_none_is_as_if_it_were_not_kept(killed: Path, value: object) -> None:
+    with sqlite3.connect(killed / "queue.sqlite") as connection:
+        connection.execute("UPDATE settings SET value = ?", (value,))
+    connection.close()
+    queue = opened(killed)
+    assert queue.setting("saved", {}) == {} and len(queue.jobs()) == 7
+    queue = JobQueue(killed, instant)
+    queue.set_setting("saved", {"mine": {}})
+    assert queue.setting("saved", {}) == {"mine": {}}
+    queue.close()
+
+
+@pytest.mark.parametrize("tables", ["no key", "another column", "a trigger", "an index"])
+def test_a_table_that_takes_no_jobs_is_moved_aside(killed: Path, tables: str) -> None:
+    with sqlite3.connect(killed / "queue.sqlite") as connection:
+        if tables == "no key":
+            connection.executescript(
+                "CREATE TABLE other AS SELECT * FROM jobs; DROP TABLE jobs; ALTER TABLE other RENAME TO jobs"
+            )
+        elif tables == "another column":
+            connection.execute("ALTER TABLE jobs ADD COLUMN must TEXT NOT NULL DEFAULT 'x' CHECK (must = 'x')")
+            connection.execute("CREATE TABLE log (t TEXT CHECK (t = 'x'))")
+            connection.execute("CREATE TRIGGER t AFTER INSERT ON jobs BEGIN INSERT INTO log VALUES ('y'); END")
+        elif tables == "a trigger":
+            connection.execute("CREATE TRIGGER t BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'no'); END")
+        else:
+            connection.execute("CREATE UNIQUE INDEX i ON jobs (state) WHERE state = 'finished'")
+            connection.execute("UPDATE jobs SET state = 'finished' WHERE project IS NULL AND position = 2")
+    connection.close()
+    queue = opened(killed)
+    assert runs(queue)[:1] == [("paused", 1)] and len(queue.jobs()) == 7
+
+
+@pytest.mark.parametrize("room", [0, 100, 4096, 20_000, 100_000])
+def test_a_full_disk_keeps_no_queue_from_opening(killed: Path, room: int) -> None:
+    with small_files(room):
+        queue = JobQueue(killed, instant, lambda: unfinished(killed.parent))
+        assert runs(queue) == [("paused", 1)] and len(queue.jobs()) == 6
+        added = queue.add(request("after", 1))
+    queue.start()
+    eventually(lambda: queue.get(added.id).state == "finished" and not queue.trouble)
+    queue.close()
+    assert JobQueue(killed, instant).get(added.id).state == "finished"
+
+
+def test_a_full_disk_without_a_queue_yet(tmp_path: Path) -> None:
+    with small_files(0):
+        queue = JobQueue(tmp_path, instant)
+        added = queue.add(request("first", 1))
+        assert "cannot be saved" in queue.trouble
+    queue.start()
+    eventually(lambda: queue.get(added.id).state == "finished" and not queue.trouble)
+    queue.close()
+
+
+def test_runs_are_found_where_the_projects_were_moved_to(killed: Path) -> None:
+    moved = killed.parent.rename(killed.parent.with_name("moved"))
+    queue = JobQueue(moved / ".queue", instant)
+    (job,) = [job for job in queue.jobs() if job.project]
+    assert job.project is not None and job.project.parent == moved and job.source == job.project
+    assert Project.open(job.project).chunks == 1
+    queue.close()
+
+
+def test_paths_that_are_no_text_are_kept_as_far_as_they_are(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path, instant)
+    job = queue.add(request("first", 1))
+    queue._put(replace(job, error="half a \ud800 character", project=Path(os.fsdecode(b"/a/\xff"))))
+    assert not queue.trouble
+    queue.close()
+    assert JobQueue(tmp_path, instant).get(job.id).error == "half a ? character"
