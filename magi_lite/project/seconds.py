@@ -15,7 +15,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magi_lite.errors import InputError
+from magi_lite.errors import InputError, check_finite
 from magi_lite.files import write_atomic
 from magi_lite.project.folder import move_aside, numbers_in, share
 from magi_lite.project.states import States
@@ -81,10 +81,12 @@ class Seconds:
             The fragment that is kept.
 
         Raises:
+            CheckpointError: the transformer made no numbers of it.
             OutputError: the disk refuses.
         """
         from magi_lite.video.thumbnails import strip, to_jpeg
 
+        check_finite(latents, "The transformer")
         path = self.path(index, FRAGMENT)
         kept, known = _read_fragment(path), self.parameters(index)
         with contextlib.suppress(Damaged):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from magi_lite.errors import check_finite
 from magi_lite.project.folder import move_aside, numbers_in, share
 from magi_lite.project.tensors import Damaged, load_tensors, save_tensors
 from quant.storage.files import parse_json
@@ -79,8 +80,11 @@ class States:
         """Store a state.
 
         Raises:
+            CheckpointError: the transformer made no numbers of it.
             OutputError: the disk refuses.
         """
+        for tensor in state.tensors.values():  # here, where they lie in host memory: the sampler waits for no result
+            check_finite(tensor, "The transformer")
         if self.path(stage).is_dir():
             move_aside(self.path(stage))
         save_tensors(self.path(stage), state.tensors, {"position": json.dumps(state.position)})

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from magi_lite.dit.captions import CaptionContext
-from magi_lite.errors import InputError, check_finite
+from magi_lite.errors import InputError
 from magi_lite.machine import devices
 from magi_lite.models import SamplerSettings
 from magi_lite.sampling.kv_store import KVRing
@@ -198,7 +198,6 @@ class Sampler:
         self, stage: Stage, latents: Tensor, captions: dict[int, Caption], context: CaptionContext
     ) -> CleanChunk | None:
         """Make the stage's outcome the state; the oldest chunk, if clean now, leaves the window."""
-        check_finite(latents, "The transformer")
         progress = self._progress
         progress.next_stage = stage.index + 1
         if not stage.finishes(self.settings.window):
