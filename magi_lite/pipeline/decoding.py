@@ -25,6 +25,7 @@ def encode_pixels(vae: ViTVAE, pixels: np.ndarray, device: torch.device | str, t
 
 def decode_chunk(vae: ViTVAE, latents: Tensor, tile_batch: int = 1) -> np.ndarray:
     """Scaled latents (1, 16, t, h, w) to frames (T, H, W, 3) uint8 in host memory."""
+    check_finite(latents, "The transformer")
     pixels = decode_tiled(vae, latents, tile_batch=tile_batch)
     check_finite(pixels, "The autoencoder")
     return to_uint8(pixels)[0].cpu().numpy()
