@@ -11,6 +11,7 @@ import torch
 
 from magi_lite.text import cache as module
 from magi_lite.text.cache import EmbeddingCache
+from tests.bad_input.test_no_ordinary_files import put
 
 
 def test_round_trip_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,3 +89,29 @@ def test_clear(tmp_path: Path) -> None:
     cache.put("m", "p", torch.ones(4, 4))
     cache.clear()
     assert cache.size() == 0
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        torch.zeros(0, 16), torch.zeros(16), torch.tensor(1.0), torch.zeros(1, 7, 16), torch.zeros(7, 0),
+        torch.zeros(7, 16, dtype=torch.int8), torch.zeros(7, 16, dtype=torch.complex64),
+        torch.full((7, 16), float("nan")), torch.full((7, 16), float("inf")),
+    ],
+)  # fmt: skip
+def test_what_is_no_embedding_is_a_miss_and_is_replaced(tmp_path: Path, kept: torch.Tensor) -> None:
+    cache, embedding = EmbeddingCache(tmp_path), torch.randn(7, 16)
+    cache.put("model", "a", kept)
+    assert cache.get("model", "a") is None
+    cache.put("model", "a", embedding)
+    assert torch.equal(cache.get("model", "a"), embedding)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "/dev/null", "/dev/zero"])
+def test_what_is_no_file_keeps_nobody_waiting(tmp_path: Path, kind: str) -> None:
+    cache = EmbeddingCache(tmp_path)
+    put(kind, cache.path("model", "a"))
+    assert cache.get("model", "a") is None
+    cache.put("model", "b", torch.randn(7, 16))
+    cache.clear()
+    assert cache.get("model", "b") is None
