@@ -38,6 +38,9 @@ def storage_errors() -> Iterator[None]:
         raise OutputError(str(error)) from error
     except Cancelled as error:
         raise LoadCancelled(str(error)) from error
+    except PermissionError as error:  # even of whether a file is there, in a folder that may not be entered
+        what = error.filename or "A file of the model"
+        raise CheckpointError(f"There is no permission to look at {what}; make its folder readable.") from error
 
 
 @contextlib.contextmanager

@@ -297,3 +297,18 @@ def test_a_record_of_other_tensors_is_not_believed(
         own_model / DIT, tmp_path / "out", scheme_named("int8"), shard_bytes=100_000, say=said.append
     )
     assert made.shards == whole.shards and "kept" not in said[0] and "kept" in said[1]
+
+
+@pytest.mark.parametrize("place", [DIT, VAE, T5, "ckpt/magi/demo", "ckpt"])
+def test_folders_that_may_not_be_entered(place: str, own_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They can be listed; the superuser may enter all, so the system's answer is put in its place."""
+    asked = Path.stat
+
+    def stat(path: Path, **given: Any) -> os.stat_result:
+        if own_model / place in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return asked(path, **given)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(CheckpointError, match=r"no permission|There (is|are) no|no config"):
+        open_model(own_model)
