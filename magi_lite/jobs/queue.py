@@ -469,7 +469,7 @@ def alone_in(folder: Path) -> FileLock:
     Raises:
         OutputError: another process has it, or the folder cannot be made.
     """
-    with output_errors(folder), storage_errors():
+    with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         with storage_errors():
