@@ -17,6 +17,7 @@ function adopt() {
       const body = text.closest('[data-testid="toast-body"]'),
         level = ["error", "warning"].find((name) => body.classList.contains(name)) || "info";
       toast(text.textContent, level);
+      text.textContent = ""; // it fades out, and would be read twice
       body.querySelector('[data-testid="toast-close"]').click();
     }
   };
