@@ -28,8 +28,8 @@ from training.train_vae import (
 )
 
 STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "export")
-STEPS = {"vae": 700, "decoder": 300, "single": 7300, "windows": 2700, "full": 2400, "distill": 600}
-"""Steps of every stage; the autoencoder's decoder alone makes the last quarter of its own."""
+STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 3750, "distill": 500}
+"""Steps of every stage; after those of the whole autoencoder its decoder goes on alone."""
 FOLDED, FINAL = "vae_folded.safetensors", "vae_final.safetensors"
 FOLD_CLIPS = 96
 """Clips of each kind that the latents' mean and deviation are taken from."""
