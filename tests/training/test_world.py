@@ -225,7 +225,7 @@ def test_scenery_is_always_named() -> None:
 
 
 def test_things_begin_in_sight_and_mostly_stay_there() -> None:
-    """A camera that is told anew every second may leave them, as people's cameras will."""
+    """A camera that changes every second may leave them, as people's cameras will."""
     stays = []
     for number in range(120):
         made = make_scene(number, 3)

@@ -60,7 +60,7 @@ STAGED = 0.85
 """Share of the scenes that begin as one would stage them: see `_Staged`. Of collisions half, so that many happen later
 than in a first second."""
 LIVELY = 0.5
-"""Share of the scenes whose every second is told anew, wherever that leaves the things; in others most goes on."""
+"""Share of the scenes whose every second is described anew, wherever that leaves the things; in others most goes on."""
 HALF_WIDTHS = {"ball": 1.0, "box": 0.95, "car": 1.5, "cat": 1.35}
 """Distance from a thing's middle to its side, in radii: where a wall stops it."""
 
