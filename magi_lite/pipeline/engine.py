@@ -140,10 +140,15 @@ class Engine:
 
         return decode
 
+    @property
+    def has_stills(self) -> bool:
+        """Whether unfinished seconds can be decoded for a look: not where the decoder had to be brought, or is slow."""
+        return self.execution.vae != "swapped" and self.home.vae_device == self.device
+
     @torch.inference_mode()
     def preview(self, latents: Tensor) -> np.ndarray | None:
-        """A small picture of unfinished latents; None where the decoder would have to be brought first, or is slow."""
-        if self.execution.vae == "swapped" or self.home.vae_device != self.device:
+        """A small picture of unfinished latents; None without stills."""
+        if not self.has_stills:
             return None
         with self.home.vae_at_work("decoder") as vae:
             return decode_preview(vae, latents.to(self.home.vae_device))

@@ -462,7 +462,7 @@ class Run:
             moving = [self.colours.pictures(step.forecast(place)) for place in range(len(step.remaining))]
             yield MovingPreview(step.oldest_chunk, np.stack(moving))
             return
-        if not self.writing.idle:  # the decoder is at work, and there is memory for one of it
+        if not (networks.has_stills and self.writing.idle):  # else the decoder is at work, with memory for one of it
             return
         devices.synchronize()  # what is still being computed is no cost of the picture's
         began = self.clock.elapsed
