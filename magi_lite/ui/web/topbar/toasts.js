@@ -7,13 +7,11 @@ const READING = 60; // milliseconds that reading a letter takes
 
 /** What Gradio has to say (gr.Info, gr.Warning, gr.Error) is shown as all other messages; its own say "Error" above it. */
 function adopt() {
-  const wrap = document.querySelector(".toast-wrap"),
-    heard = new WeakSet();
+  const wrap = document.querySelector(".toast-wrap");
   if (!wrap) return; // then they come as Gradio shows them
   const take = () => {
     for (const text of wrap.querySelectorAll('[data-testid="toast-text"]')) {
-      if (heard.has(text) || !text.textContent) continue;
-      heard.add(text);
+      if (!text.textContent) continue; // was heard
       const body = text.closest('[data-testid="toast-body"]'),
         level = ["error", "warning"].find((name) => body.classList.contains(name)) || "info";
       toast(text.textContent, level);
@@ -21,7 +19,7 @@ function adopt() {
       body.querySelector('[data-testid="toast-close"]').click();
     }
   };
-  new MutationObserver(take).observe(wrap, { childList: true, subtree: true });
+  new MutationObserver(take).observe(wrap, { childList: true, characterData: true, subtree: true });
   wrap.classList.add("mg-adopted");
   take();
 }
