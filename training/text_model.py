@@ -84,7 +84,8 @@ SYNONYMS = {
 }
 """Words that a newcomer may use, and the world's words for each; replaced in this order before the tokenizer looks."""
 
-ARTICLES = {"an": "a", "the": "a"}
+DEFINITE = ("the", "this", "that")
+ARTICLES = {"an": "a"} | dict.fromkeys(DEFINITE, "a")
 """Replaced last: "the ball" is one that was described before, and keeps the colour that it had."""
 
 OWN_COLOURS = {"ball": "red", "box": "purple", "car": "blue", "cat": "yellow"}
@@ -127,7 +128,7 @@ def make_tokenizer() -> Any:
 
     words = vocabulary()
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    named = [*COLOURS, "the"]
+    named = [*COLOURS, *DEFINITE]
     named += [f"{word} {size}" for word in named for size in SIZES]
     unnamed = "".join(rf"(?<!\b{words} )" for words in named)
     replaced = [(rf"\b{re.escape(word)}\b", ours) for word, ours in SYNONYMS.items()]

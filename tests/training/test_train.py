@@ -281,6 +281,7 @@ def test_tokenizer_knows_the_world_and_its_synonyms():
         ("a ball hits a green ball", "a red ball hits a green ball"),
         ("the cat jumps", "a cat jumps"),  # one that was described before
         ("the large box falls", "a large box falls"),
+        ("this ball and that small car", "a ball and a small car"),
         ("a photograph in rain", "a photograph in rain"),
     ],
 )
