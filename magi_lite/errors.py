@@ -6,12 +6,7 @@ anything that is not a `MagiLiteError` is our own mistake and keeps its tracebac
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from quant.errors import one_line
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class MagiLiteError(Exception):
@@ -89,19 +84,3 @@ class OutOfMemory(MagiLiteError):
 
 class Interrupted(MagiLiteError):
     """The process that made a video died or hung; what is finished is kept, and the run can be resumed."""
-
-
-def check_finite(made: Tensor, what: str) -> None:
-    """Refuse what a network made of damaged weights, before anything is made of it, or kept.
-
-    Args:
-        what: the network, as a sentence begins with it.
-
-    Raises:
-        CheckpointError: there is a NaN or an infinite number.
-    """
-    if made.numel() and not all(end.isfinite() for end in made.aminmax()):  # takes no memory, as a mask would
-        raise CheckpointError(
-            f"{what} gave NaN or infinite numbers, so its weights are damaged or do not bear this weight precision; "
-            "download the model again, or choose another precision."
-        )

@@ -26,6 +26,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.control",
         "magi_lite.clock",
         "magi_lite.files",
+        "magi_lite.finite",
         "magi_lite.kept",
         "magi_lite.resources",
         "magi_lite.request",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magi_lite.errors import check_finite
+from magi_lite.finite import check_finite
 from magi_lite.models import CHUNK_LATENT_FRAMES
 from magi_lite.vae.model import ViTVAE
 from magi_lite.vae.tiling import decode_tiled, encode_tiled, to_uint8

@@ -15,8 +15,9 @@ from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magi_lite.errors import InputError, check_finite
+from magi_lite.errors import InputError
 from magi_lite.files import write_atomic
+from magi_lite.finite import check_finite
 from magi_lite.project.folder import move_aside, numbers_in, share
 from magi_lite.project.states import States
 from magi_lite.project.tensors import Damaged, load_tensors, read_metadata, read_start, save_tensors

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from magi_lite.errors import check_finite
+from magi_lite.finite import check_finite, is_finite
 from magi_lite.project.folder import move_aside, numbers_in, share
 from magi_lite.project.tensors import Damaged, load_tensors, save_tensors
 from quant.storage.files import parse_json
@@ -96,7 +96,7 @@ class States:
             position = parse_json(metadata["position"])
         except (Damaged, KeyError, ValueError, RecursionError):
             return None
-        finite = all(bool(tensor.isfinite().all()) for tensor in tensors.values())  # not made by damaged weights
+        finite = all(map(is_finite, tensors.values()))  # not made by damaged weights
         return SavedState(stage, position, tensors) if finite and _is_position(position) else None
 
     def prune(self, keep: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from safetensors.torch import load, save
 from torch import Tensor
 
+from magi_lite.finite import is_finite
 from magi_lite.text.cleaning import CLEANING_VERSION
 from quant.storage.files import read_small, replacing
 
@@ -46,7 +47,7 @@ class EmbeddingCache:
             embedding = load(read_small(path))["embedding"].clone()
             if embedding.ndim != 2 or not embedding.numel() or not embedding.is_floating_point():
                 raise ValueError("no embedding")
-            if not bool(embedding.isfinite().all()):
+            if not is_finite(embedding):
                 raise ValueError("numbers that are none")
         except FileNotFoundError:
             return None

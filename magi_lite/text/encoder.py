@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magi_lite.errors import check_finite
+from magi_lite.finite import check_finite
 from magi_lite.text.cleaning import clean_prompt
 
 

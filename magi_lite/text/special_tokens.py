@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from magi_lite.errors import CheckpointError, InputError
+from magi_lite.finite import is_finite
 from magi_lite.models import NULL_CAPTION_TOKENS
 from magi_lite.request.request import STYLES, SpecialTokens
 from magi_lite.weights.token_files import PARTS, check_token_file
@@ -56,7 +57,7 @@ class SpecialTokenTable:
         check_token_file(path)
         parts = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
         table = cls(*(_half(parts[name]) for name in PARTS))
-        if not all(bool(getattr(table, name).isfinite().all()) for name in PARTS):
+        if not all(is_finite(getattr(table, name)) for name in PARTS):
             raise CheckpointError(f"The special-token file {path} holds NaN or infinite numbers; download it again.")
         return table
 
