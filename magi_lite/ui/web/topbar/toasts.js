@@ -5,7 +5,7 @@ import { button, el } from "../shared/dom.js";
 const STAY = { info: 5000, warning: 12000, error: 12000 };
 const READING = 60; // milliseconds that reading a letter takes
 
-/** What Gradio has to say (gr.Info, gr.Warning, gr.Error) is shown as all other messages; its own say "Error" above it. */
+/** What Gradio has to say (gr.Info, gr.Warning, gr.Error) is shown as all other messages; theirs say "Error". */
 function adopt() {
   const wrap = document.querySelector(".toast-wrap");
   if (!wrap) return; // then they come as Gradio shows them
