@@ -84,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         wanted, errors = read(files, options, node_of(fleet, options) if isinstance(fleet, Cluster) else None)
         if wanted:
-            batch = Batch(arguments.folder.absolute(), fleet.runners, wanted, overwrite=arguments.overwrite)
+            projects = arguments.projects.resolve()
+            batch = Batch(arguments.folder.absolute(), fleet.runners, wanted, projects, overwrite=arguments.overwrite)
             if not arguments.ray:
                 models = {(one.request.model, one.request.models_folder): one.request for one in wanted.values()}
                 for request in models.values():
@@ -114,6 +115,8 @@ def work_off(batch: Batch) -> None:
     with stop_on_interrupt(control):
         try:
             batch.queue.start()
+            if batch.queue.notice:
+                table.say(one_line(batch.queue.notice))
             while True:
                 found = batch.look()
                 for name, job, _ in found:

@@ -2,6 +2,7 @@
 
 The queue's file lies beside the videos and knows which job is which video's. A video whose request is still the same is
 gone on with, or left alone where it is finished; one whose worker died is tried again until the queue sets it aside.
+Should the queue's file be damaged, the runs' own folders tell which of them make which video.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from magi_lite.control import RunControl
 from magi_lite.errors import Interrupted, MagiLiteError, OutputError
 from magi_lite.jobs.job import RESUMABLE, Job
 from magi_lite.jobs.live import Live
-from magi_lite.jobs.queue import JobQueue, Run, alone_in
+from magi_lite.jobs.queue import FILE, JobQueue, Run, alone_in
+from magi_lite.jobs.recover import runs
 from magi_lite.project import Project
 from magi_lite.request.request import GenerationRequest
 
@@ -40,7 +42,7 @@ class Wanted:
     def is_made_by(self, job: Job) -> bool:
         """Whether a job makes this video."""
         request = replace(self.request, seed=job.request.seed) if self.any_seed else self.request
-        return job.request == request
+        return _by_content(job.request) == _by_content(request)
 
 
 class Batch:
@@ -50,6 +52,7 @@ class Batch:
         folder: of the videos; made if missing.
         runners: what makes a job's events, by place.
         wanted: the videos by name.
+        projects: where the runs are kept.
         overwrite: let a video replace a file of its name that this batch has not made.
 
     Attributes:
@@ -60,22 +63,38 @@ class Batch:
     """
 
     def __init__(
-        self, folder: Path, runners: Mapping[str, Run], wanted: Mapping[str, Wanted], *, overwrite: bool = False
+        self,
+        folder: Path,
+        runners: Mapping[str, Run],
+        wanted: Mapping[str, Wanted],
+        projects: Path,
+        *,
+        overwrite: bool = False,
     ) -> None:
         self.folder, self._overwrite = folder, overwrite
         self.errors: dict[str, MagiLiteError] = {}
         self._jobs: dict[str, str] = {}
         self._alone = alone_in(folder / QUEUE)
+
+        def is_wanted(job: Job) -> bool:
+            return any(video.is_made_by(job) for video in wanted.values())
+
+        is_new = not (folder / QUEUE / FILE).exists()  # else what is there of other folders' runs is not of this batch
         self.queue = JobQueue(
-            folder / QUEUE, {place: self._delivering(one) for place, one in runners.items()}, kept=None
+            folder / QUEUE,
+            {place: self._delivering(one) for place, one in runners.items()},
+            tuple if is_new else lambda: (job for job in runs(projects) if is_wanted(job)),
+            kept=None,
         )
         known = {name: job for name, job in self.queue.setting(NAMES, {}).items() if isinstance(job, str)}
         there = {job.id: job for job in self.queue.jobs()}
+        nameless = [job for job in there.values() if job.id not in known.values()]
         begun = []
         for name, video in wanted.items():
-            before = there.get(known.get(name, ""))
-            if before is not None and not (video.is_made_by(before) and self._is_good(name, before)):
-                before = None
+            candidates = [there[known[name]]] if known.get(name) in there else nameless
+            before = next((job for job in candidates if video.is_made_by(job) and self._is_good(name, job)), None)
+            if before in nameless:
+                nameless.remove(before)
             if not self._may_write(name, before):
                 self.errors[name] = OutputError(f"{self.path(name)} exists; choose another folder, or add --overwrite.")
                 continue
@@ -149,6 +168,13 @@ class Batch:
                 raise
 
         return follow
+
+
+def _by_content(request: GenerationRequest) -> GenerationRequest:
+    """A request whose picture or clip counts by what is in it: a run keeps a copy of its own."""
+    if request.source_sha256 is None:
+        return request
+    return replace(request, image=request.image and Path("image"), video=request.video and Path("video"))
 
 
 def _status(job: Job) -> str:

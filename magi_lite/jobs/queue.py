@@ -35,6 +35,8 @@ from quant.storage.lock import FileLock
 
 log = logging.getLogger(__name__)
 
+FILE = "queue.sqlite"
+"""The queue's file, in its folder."""
 KEPT_LIVE = 4
 """Jobs whose notices and last preview stay in memory."""
 KEPT_ROWS = 200
@@ -82,7 +84,7 @@ class JobQueue:
         kept: int | None = KEPT_ROWS,
     ) -> None:
         self._kept = kept
-        self._store = Store(folder / "queue.sqlite")
+        self._store = Store(folder / FILE)
         self._lanes = [Lane(name, one) for name, one in (run if isinstance(run, Mapping) else {"": run}).items()]
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
@@ -105,7 +107,7 @@ class JobQueue:
             if self._store.damaged:
                 self._found = (
                     f"The queue's file was damaged and is kept as {self._store.damaged.name}; what could be read of it "
-                    f"is in the queue, with {count(len(found), 'video')} found unfinished in the projects' folder."
+                    f"is in the queue, with {count(len(found), 'video')} found in the projects' folder."
                 )
 
     def _readable(self, projects: Path) -> Iterator[tuple[str, Job]]:
@@ -267,8 +269,13 @@ class JobQueue:
 
     @property
     def trouble(self) -> str:
-        """Why the queue is not saved just now, or what became of its file, in one sentence; empty where all is well."""
-        return self._store.trouble or self._found
+        """Why the queue is not saved just now, in one sentence; empty where it is."""
+        return self._store.trouble
+
+    @property
+    def notice(self) -> str:
+        """What became of a damaged file when the queue started, in one sentence; empty where all was well."""
+        return self._found
 
     def live(self, identity: str) -> Live | None:
         """What the job looks like right now, if it ran since the start."""

@@ -17,14 +17,19 @@ from magi_lite.project.folder import place_in_time
 
 def unfinished(folder: Path) -> Iterator[Job]:
     """A job for every run in a folder that could go on, the oldest first."""
+    for job in runs(folder):
+        if job.state in RESUMABLE:
+            yield replace(job, error="This video was found unfinished in its folder.")
+
+
+def runs(folder: Path) -> Iterator[Job]:
+    """A job for every run in a folder, the oldest first."""
     found = []
     for path in sorted(folder.glob("[!.]*/project.json")):  # a hidden folder is in the making, or being deleted
         with contextlib.suppress(MagiLiteError, OSError):
             found.append(Project.open(path.parent))
     for place, project in enumerate(sorted(found, key=lambda one: place_in_time(one.name, one.created))):
-        job = job_of(project, uuid.uuid4().hex[:12])
-        if job.state in RESUMABLE:
-            yield replace(job, position=float(place), error="This video was found unfinished in its folder.")
+        yield replace(job_of(project, uuid.uuid4().hex[:12]), position=float(place))
 
 
 def job_of(project: Project, identity: str) -> Job:

@@ -25,6 +25,7 @@ from magi_lite.ui.given import Given
 from magi_lite.ui.library import Library
 from magi_lite.ui.machine import Machine
 from magi_lite.ui.report import Console, report
+from magi_lite.ui.saved import Saved
 from magi_lite.ui.signature import takes_options
 from magi_lite.ui.status import state, summary
 from magi_lite.video.formats import FORMATS
@@ -406,7 +407,7 @@ class Actions:
 
     def saved_names(self) -> dict[str, Any]:
         """Names of the settings that are kept."""
-        return {"names": sorted(self._queue.setting("saved", {}))}
+        return {"names": Saved(self._queue).names()}
 
     def request_of(self, job: str) -> GenerationRequest:
         """What a job asks for; once it has ended, what its video was made with."""

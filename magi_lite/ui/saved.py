@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -11,9 +11,11 @@ from magi_lite.jobs import JobQueue
 from magi_lite.request import presets
 from magi_lite.request.request import STYLES
 from magi_lite.ui import form
-from magi_lite.ui.events import Handlers
 from magi_lite.ui.expose import in_toast, sentence
 from magi_lite.ui.fills import INNER, fills
+
+if TYPE_CHECKING:
+    from magi_lite.ui.events import Handlers
 
 NOT_SAVED = ("mode", "source", "prompt", "timeline", "seed")
 CLOSED = ("quality", "fit", *form.OVERRIDES)

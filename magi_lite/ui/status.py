@@ -28,6 +28,7 @@ def state(
         "cards": {card: one.id for card, one in queue.running_jobs.items()},
         "paused": queue.paused,
         "trouble": queue.trouble,
+        "notice": queue.notice,
         "lanes": _lanes(queue, machine),
         "gallery": gallery,
         "machine": machine.gauges(),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from magi_lite.cli import main
 from magi_lite.cli.table import Row, lines
@@ -43,7 +44,7 @@ def timelines(tmp_path: Path) -> dict[str, Path]:
     return {name.partition(".")[0]: tmp_path / name for name in files}
 
 
-def arguments(folder: Path, *files: Path) -> list[str]:
+def arguments(folder: Path, *files: Path | str) -> list[str]:
     return ["render", *map(str, files), *SMALL, "--out", str(folder / "videos"), "--projects", str(folder / "runs")]
 
 
@@ -121,7 +122,7 @@ def test_what_cannot_be_made_is_said_before_anything_starts(
     assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
 
 
-def start(folder: Path, *files: Path, code: str = "") -> subprocess.Popen[str]:
+def start(folder: Path, *files: Path | str, code: str = "") -> subprocess.Popen[str]:
     call = [sys.executable, "-c", f"import sys; {code}\nfrom magi_lite.cli import main\nsys.exit(main(sys.argv[1:]))"]
     return subprocess.Popen(
         [*call, *arguments(folder, *files)], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -166,6 +167,40 @@ def test_interrupted_it_goes_on_to_the_same_bits(tmp_path: Path, how: str) -> No
     for one, other in zip(made, whole, strict=True):
         last = SECONDS - 1
         assert one.read_latents(last).numpy().tobytes() == other.read_latents(last).numpy().tobytes()
+
+
+def test_a_damaged_queue_file_loses_no_run(tmp_path: Path, timelines: dict[str, Path]) -> None:
+    picture = tmp_path / "first.png"
+    Image.new("RGB", (32, 32), "red").save(picture)
+    long = tmp_path / "long.txt"
+    long.write_text(f"[0s-{SECONDS}s: a red ball]", encoding="utf-8")
+    command = [timelines["blocks"], timelines["lines"], long, "--image", picture]
+    run = start(tmp_path, *command)
+    read_until(run, f"long: [0-9]+ of {SECONDS} seconds made")
+    run.kill()
+    run.communicate(timeout=120)
+    before = {name: kept[0] for name, kept in latents(tmp_path).items()}
+    (tmp_path / "videos" / "lines.mp4").unlink()
+    queue = tmp_path / "videos" / ".queue" / "queue.sqlite"
+    for beside in queue.parent.glob("queue.sqlite-*"):
+        beside.unlink()
+    queue.write_bytes(os.urandom(20_000))
+    again = start(tmp_path, *command)
+    out, err = again.communicate(timeout=600)
+    assert again.returncode == 0, err
+    assert "The queue's file was damaged" in err and len(out.split()) == 3
+    assert len(list(queue.parent.glob("queue.sqlite.damaged-*"))) == 1
+    made = latents(tmp_path)  # none was made twice
+    assert {name: kept[0] for name, kept in made.items()} == before and len(before) == 3
+    assert sorted(len(kept) for kept in made.values()) == [1, 2, SECONDS]
+    assert (tmp_path / "videos" / "lines.mp4").is_file()
+
+
+def test_a_new_folder_asks_nothing_of_other_folders_runs(tmp_path: Path, timelines: dict[str, Path]) -> None:
+    assert main(arguments(tmp_path, timelines["blocks"])) == 0
+    elsewhere = ["render", str(timelines["blocks"]), *SMALL, "--out", str(tmp_path / "b"), "--projects"]
+    assert main([*elsewhere, str(tmp_path / "runs")]) == 0
+    assert len(runs(tmp_path)) == 2
 
 
 def test_a_worker_that_dies_is_replaced(tmp_path: Path, timelines: dict[str, Path]) -> None:

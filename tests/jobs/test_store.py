@@ -248,7 +248,7 @@ def opened(folder: Path) -> JobQueue:
     ids = [job.id for job in queue.jobs()]
     queue.close()
     again = JobQueue(folder, instant, lambda: unfinished(folder.parent))
-    assert [job.id for job in again.jobs()] == ids and not again.trouble
+    assert [job.id for job in again.jobs()] == ids and not again.trouble and not again.notice
     again.close()
     return queue
 
@@ -302,7 +302,7 @@ def test_no_run_is_lost_with_the_file(killed: Path, kind: str) -> None:
     if aside:  # nothing of it is gone, and the page is told
         now = [path.read_bytes() for path in killed.iterdir() if path.is_file()]
         assert all(content in now for content in before)
-        assert not queue._store.damaged or queue._store.damaged.name in queue.trouble
+        assert not queue._store.damaged or queue._store.damaged.name in queue.notice
     else:
         assert kind in ("empty", "gone", "the log gone", "the shared memory garbage", "the shared memory a folder")
 
@@ -326,7 +326,7 @@ def test_a_row_that_is_no_job_costs_no_other_and_no_run(killed: Path, column: st
     assert sorted(job.title for job in queue.jobs()) == sorted(
         ["a red ball", "after", *(f"number {n}" for n in range(5))]
     )
-    assert queue.setting("saved") == {"mine": {"steps": "8"}} and "is kept as queue.sqlite.damaged-" in queue.trouble
+    assert queue.setting("saved") == {"mine": {"steps": "8"}} and "is kept as queue.sqlite.damaged-" in queue.notice
 
 
 @pytest.mark.parametrize(

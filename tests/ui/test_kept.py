@@ -149,3 +149,20 @@ def test_the_page_says_that_the_app_is_gone_and_connects_again(watched: Watched,
         page.wait_for_function("id => magi.state.shown && magi.state.shown.id === id", arg=job)
     finally:
         app.stop()
+
+
+def test_what_became_of_a_damaged_queue_file_is_told_once(watched: Watched, tmp_path: Path) -> None:
+    queue = tmp_path / "outputs" / ".queue" / "queue.sqlite"
+    queue.parent.mkdir(parents=True)
+    queue.write_bytes(b"no database" * 1000)
+    app = App(tmp_path).start()
+    try:
+        page = watched.open(app.url)
+        page.locator(".mg-toast.warning", has_text="queue.sqlite.damaged-").wait_for()
+        watched.reload(page)
+        page.wait_for_function("magi.state && magi.state.notice")
+        page.wait_for_timeout(1500)
+        assert page.locator(".mg-toast.warning").count() == 0
+        page.goto("about:blank")
+    finally:
+        app.stop()

@@ -125,7 +125,7 @@ export async function openDetail(scope, item, acts) {
   const prompt = el("input", {
     type: "text",
     class: "mg-input mg-grow",
-    placeholder: "new prompt (empty: the same)",
+    placeholder: "new prompt, or the same",
     "aria-label": "New prompt",
   });
   second.required = true;

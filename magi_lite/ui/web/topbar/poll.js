@@ -1,11 +1,13 @@
 // The page's only poller: it asks the server for its state and publishes it to every panel.
 import { app, emit, on, toast } from "../shared/bus.js";
 import { current, remember } from "../shared/stage.js";
+import { keep, recall } from "../shared/store.js";
 
 const BUSY = 450; // milliseconds between questions while a video is made
 const IDLE = 1200;
 const HIDDEN = 3000;
 const LOST = 1500;
+const NOTICED = "mg-noticed"; // the last notice that this browser has shown
 
 /** @param server its function `status`. @param draw called after every answer, and when answers fail to come. */
 export function poller(element, server, draw) {
@@ -60,6 +62,10 @@ export function poller(element, server, draw) {
     if (Boolean(state.trouble) !== unsaved) {
       unsaved = Boolean(state.trouble);
       toast(state.trouble || "The queue is saved again.", unsaved ? "error" : "info");
+    }
+    if (state.notice && state.notice !== recall(NOTICED)) {
+      keep(NOTICED, state.notice);
+      toast(state.notice, "warning");
     }
     take(state, wanted);
   }
