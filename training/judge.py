@@ -8,7 +8,7 @@ there (ghosts), whether a thing kept its area and shape, and whether it wraps ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -24,6 +24,8 @@ JUDGED = (0, 6, 12, 16, 20, 23)
 """Frames of a second that are compared."""
 MOST = 90.0
 """A pixel's difference counts at most this much, so that a thing that is elsewhere does not outvote the rest."""
+ALIKE = 0.01
+"""Mean difference of two drawings up to which they show the same."""
 SHOWN = 40
 """Difference from the stage, of 255, from which a pixel belongs to a thing."""
 FINENESS = SIZE / UNITS
@@ -32,6 +34,9 @@ EDGE = 2
 """Pixels by which an edge of the stage may be blurred or shifted without being a ghost."""
 NEAR = round(3 * FINENESS)
 """Pixels around a thing in which its blur is no ghost."""
+OFFSETS, ZOOMS = (-12.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0, 12.0), (0.77, 0.88, 1.0, 1.14, 1.3)
+"""How far from where it should be, in units and factors, a camera is looked for that went on from second to second:
+as far as one second takes it."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +134,36 @@ def _offsets(asked: Asked, first: int) -> list[tuple[float, float, np.ndarray]]:
     ]
 
 
+def find_camera(made: np.ndarray, asked: Asked, expected: tuple[float, float], first: int) -> tuple[float, float]:
+    """Place and zoom of the camera in the first frame of a second, which the seconds before should have left there.
+
+    One that they did not move as asked is found where it is, so that a second answers for its own words alone.
+    """
+    frame, empty = made[:1].astype(np.float32), replace(asked, scenery=())
+
+    def nearest(places: Iterable[tuple[float, float]]) -> tuple[float, float]:
+        return min(places, key=lambda at: distance(frame, draw(empty, _seen_from(at, first), (0,), bodies=False)))
+
+    x, zoom = expected
+    rough = nearest([(x + dx, zoom) for dx in OFFSETS] + [(x, zoom * factor) for factor in ZOOMS])
+    return nearest((rough[0] + dx, rough[1] * factor) for dx in (0.0, -1.0, 1.0) for factor in (1.0, 0.95, 1.05))
+
+
+def _seen_from(camera: tuple[float, float], first: int) -> Start:
+    return Start(camera_x=camera[0], zoom=camera[1], first=first)
+
+
 def find_start(made: np.ndarray, asked: Asked, camera: tuple[float, float] | None, first: int) -> Start:
     """Where camera and thing are in the first frame of a second (24, H, W, 3).
 
     Args:
-        camera: place and zoom, where they are known from the second before.
+        camera: place and zoom, where they are known.
     """
     frame = made[:1].astype(np.float32)
     if camera is None:
         x, zoom, _ = min(_offsets(asked, first), key=lambda offset: distance(frame, offset[2]))
         camera = (x, zoom)
-    still = Start(camera_x=camera[0], zoom=camera[1], first=first)
+    still = _seen_from(camera, first)
     heights = tuple(range(0, 30, 3)) if asked.motion == "falls" else (0.0,)
     facing = {"moves left": (-1,), "moves right": (1,)}.get(asked.motion, (1, -1))
     facing = (1,) if asked.thing in ("ball", "box") else facing
@@ -167,8 +191,6 @@ def others(asked: Asked, attribute: str) -> list[Asked]:
     }  # fmt: skip
     values = [value for value in tables[attribute] if value != getattr(asked, attribute)]
     possible = [value for value in values if attribute != "thing" or asked.motion in motions_of(value)]
-    if attribute == "motion":  # from the ground nothing can fall, which looks like standing
-        possible = [value for value in possible if {value, asked.motion} != {"falls", "stands still"}]
     return [replace(asked, **{attribute: value}) for value in possible]
 
 
@@ -183,7 +205,11 @@ def judge(made: np.ndarray, asked: Asked, camera: tuple[float, float] | None = N
     drawn = draw(asked, start)
     best = distance(frames, drawn)
     followed = {
-        attribute: all(distance(frames, draw(other, start)) > best for other in others(asked, attribute))
+        attribute: all(
+            distance(frames, shown) > best
+            for shown in (draw(other, start) for other in others(asked, attribute))
+            if distance(shown, drawn) > ALIKE  # a camera at its limit stands still, whatever is asked
+        )
         for attribute in ATTRIBUTES
     }
     empty = draw(asked, start, bodies=False)
@@ -207,12 +233,14 @@ def judge(made: np.ndarray, asked: Asked, camera: tuple[float, float] | None = N
 
 
 def judge_clip(made: np.ndarray, asked: Sequence[Asked], prefix: Start | None = None) -> list[Verdict]:
-    """Judge every second of a clip; the camera is followed from second to second as it was asked to go."""
+    """Judge every second of a clip, each from where the second before has left the camera."""
     verdicts = []
     camera = None if prefix is None else (prefix.camera_x, prefix.zoom)
     for second, words in enumerate(asked):
-        part = made[second * FRAMES : (second + 1) * FRAMES]
-        verdicts.append(judge(part, words, camera, first=second * FRAMES))
+        part, first = made[second * FRAMES : (second + 1) * FRAMES], second * FRAMES
+        if second and camera is not None:
+            camera = find_camera(part, words, camera, first)
+        verdicts.append(judge(part, words, camera, first=first))
         start = verdicts[-1].start
         places, zooms = camera_path((words.camera, "still"), start.camera_x, start.zoom)
         camera = (float(places[FRAMES]), float(zooms[FRAMES]))

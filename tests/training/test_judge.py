@@ -12,7 +12,7 @@ import pytest
 
 from training import evaluate as e
 from training import quality as q
-from training.judge import ATTRIBUTES, FINENESS, Asked, Start, draw, judge, step_ratio, wraps
+from training.judge import ATTRIBUTES, FINENESS, Asked, Start, draw, judge, judge_clip, step_ratio, wraps
 from training.photographs import Album
 from training.world import FRAMES, film
 from training.world.words import CAMERAS, LIGHTS, WEATHERS, motions_of
@@ -71,6 +71,26 @@ def test_a_thing_that_comes_in_at_the_other_side_wraps() -> None:
     wrapped[-1, :, -edge:] = np.roll(true[-1], -round(8 * FINENESS), axis=1)[:, -edge:]
     assert not wraps(true, going, start)
     assert wraps(wrapped, going, start)
+
+
+@pytest.mark.parametrize("camera", ["pans left", "pans right", "zooms in", "zooms out"])
+def test_a_second_answers_for_its_own_camera_alone(camera: str) -> None:
+    first, second = replace(CAR, motion="stands still", camera=camera), replace(CAR, motion="jumps", camera="pans left")
+    still = clip(replace(first, camera="still"))
+    after_it = clip(second, Start(x=25.0, first=FRAMES))
+    made = judge_clip(np.concatenate([still, after_it]), [first, second], Start())
+    assert not made[0].followed["camera"]
+    assert made[1].followed["camera"] and abs(made[1].start.camera_x) <= 1 and abs(made[1].start.zoom - 1) < 0.06
+    also_still = clip(replace(second, camera="still"), Start(x=25.0, first=FRAMES))
+    made = judge_clip(np.concatenate([still, also_still]), [first, second], Start())
+    assert not made[1].followed["camera"]
+
+
+def test_what_looks_the_same_is_nothing_else() -> None:
+    farthest = Start(x=25.0, zoom=0.75)
+    for asked in (replace(CAR, camera="zooms out"), replace(CAR, motion="stands still"), replace(CAR, motion="falls")):
+        assert all(judge(clip(asked, farthest), asked, (0.0, 0.75)).followed.values())
+    assert not judge(clip(CAR, farthest), replace(CAR, camera="zooms in"), (0.0, 0.75)).followed["camera"]
 
 
 def test_the_step_ratio_is_one_for_even_motion_and_large_for_a_latents_judder() -> None:
