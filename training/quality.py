@@ -33,6 +33,8 @@ from training.world import FRAMES, Scene, film, make_scene, photograph, stage
 from training.world.words import CAMERAS, COLOURS, LIGHTS, PLACES, SIZES, THINGS, WEATHERS, motions_of
 
 HELD_OUT = 950_000
+GUESSES = ("last_frame_frozen", "constant_velocity")
+"""What a model that knows physics beats; with the world's own outlines, and, as `_decoded`, with an autoencoder's."""
 STILL: dict[str, Any] = {
     "lights": ("day",) * 2, "weathers": ("clear",) * 2, "cameras": ("still",) * 2, "scenery": (), "name_all": True,
 }  # fmt: skip
@@ -287,21 +289,22 @@ def meeting(seed: int) -> Scene:
 
 
 def _continued(studio: Studio, samples: int, what: dict[str, Any]) -> tuple[Figures, list[Row]]:
-    table: dict[str, list[float]] = {"model": [], "last_frame_frozen": [], "constant_velocity": []}
+    table: dict[str, list[float]] = {}
     sheet = []
     for seed in range(HELD_OUT, HELD_OUT + samples):
         scene = meeting(seed) if "kind" in what else make_scene(seed, 2, **STILL, **what)
         frames, empty = film(scene), stage(scene)
         past, future = frames[:FRAMES], frames[FRAMES:]
         made = studio.film([scene.captions[1]], seed=seed, prefix=past)
-        guesses = {
+        guesses: dict[str, np.ndarray] = {
             "model": made,
-            "last_frame_frozen": past[-1:].repeat(FRAMES, 0),
-            "constant_velocity": film(constant_velocity(scene, FRAMES - 1))[FRAMES:],
+            GUESSES[0]: past[-1:].repeat(FRAMES, 0),
+            GUESSES[1]: film(constant_velocity(scene, FRAMES - 1))[FRAMES:],
         }
+        guesses |= {f"{name}_decoded": studio.reconstruct(guesses[name]) for name in GUESSES}
         true = body_masks(future, empty[FRAMES:])
         for name, guess in guesses.items():
-            table[name].append(overlap(body_masks(guess, empty[FRAMES:]), true))
+            table.setdefault(name, []).append(overlap(body_masks(guess, empty[FRAMES:]), true))
         sheet.append((np.concatenate([past, made]), f"continued after 1 s: {scene.captions[1]}"))
     return {name: figure(values) for name, values in table.items()}, sheet
 
