@@ -38,6 +38,8 @@ VAE_EFFICIENCY_BESIDE = LINEAR_EFFICIENCY["bf16"]
 """The same beside the transformer, whose kernels fill what the autoencoder's small ones leave of the card."""
 HOST_VAE_TFLOPS = 0.3
 CPU_T5_TFLOPS = 0.15
+CHARACTERS_PER_TOKEN = 4
+"""Of English in the text encoder's vocabulary."""
 CALL_SECONDS = {"cuda": 0.5e-3, "cpu": 1.5e-3}
 """Issuing a layer's operations, about fifty: what a tiny model or picture cannot go below."""
 WRITE_SECONDS = 0.05
@@ -197,8 +199,10 @@ def _decode_seconds(
 
 def _text_seconds(request: GenerationRequest, model: ModelSpec, execution: Execution, device: Device) -> float:
     """Loading the text encoder and encoding every distinct prompt, padding dropped."""
-    prompts = len({segment.prompt for segment in request.timeline.segments}) or 1
-    flops = prompts * 2.0 * 150 * model.t5.linear_weights
+    before = len(request.timeline.global_prompt)
+    lengths = [before + len(prompt) for prompt in {segment.prompt for segment in request.timeline.segments}] or [before]
+    tokens = sum(min(length / CHARACTERS_PER_TOKEN + 1, model.dit.caption_max_length) for length in lengths)
+    flops = 2.0 * tokens * model.t5.linear_weights
     tflops = CPU_T5_TFLOPS if execution.t5_device == "cpu" else 0.3 * device.bf16_tflops
     return t5_bytes(model.t5, "bf16") / (DISK_GBS * 1e9) + flops / (tflops * 1e12)
 
