@@ -89,7 +89,7 @@ class Seconds:
 
         check_finite(latents, "The transformer")
         path = self.path(index, FRAGMENT)
-        kept, known = _read_fragment(path), self.parameters(index)
+        kept, known = _read_fragment(path, index), self.parameters(index)
         with contextlib.suppress(Damaged):
             latents = self.read_latents(index)
         fragment = kept or fragment
@@ -133,7 +133,7 @@ class Seconds:
             Damaged: they are missing or not those that were written.
         """
         path = self.path(index, FRAGMENT)
-        fragment, wanted = _read_fragment(path), (self._header(index) or {}).get(_FRAGMENT_SUM)
+        fragment, wanted = _read_fragment(path, index), (self._header(index) or {}).get(_FRAGMENT_SUM)
         if not fragment or wanted not in (None, _sum(fragment)):
             raise Damaged(path)
         return fragment
@@ -191,9 +191,9 @@ class Seconds:
         in_video = _VideoPieces(video)
         sentences = []
         for index, phrases in damaged.items():
-            copy = in_video.read(index)
+            copy, known = in_video.read(index), self._header(index) is not None
             self._repair_latents(index, None if index in changed else states, copy)
-            self._repair_fragment(index, copy)
+            self._repair_fragment(index, copy, known)
             if index < end - 1 or copy:  # else a crash came before it was finished
                 how = "will be made again" if self._damage_of(index) else "could be restored"
                 sentences.append(f"{_sentence(phrases)} damaged or missing and {how}.")
@@ -217,22 +217,24 @@ class Seconds:
             state = states.read(stage) if states and stage >= index else None
             found = state.latents(index) if state else None
             if found is not None:  # the fragment's checksum went with the damaged file: two copies vouch for each other
-                fragment = _read_fragment(self.path(index, FRAGMENT))
+                fragment = _read_fragment(self.path(index, FRAGMENT), index)
                 known = {_FRAGMENT_SUM: _sum(fragment)} if fragment and fragment == in_video else {}
                 save_tensors(path, {"latents": found}, known)
                 return
 
-    def _repair_fragment(self, index: int, in_video: bytes) -> None:
+    def _repair_fragment(self, index: int, in_video: bytes, known: bool) -> None:
+        """See `repair`; known: whether the latents are those that were written with the fragment."""
         path, header = self.path(index, FRAGMENT), self._header(index) or {}
-        wanted, fragment = header.get(_FRAGMENT_SUM), _read_fragment(path)
-        if fragment and (wanted == _sum(fragment) if wanted else in_video in (b"", fragment)):
+        wanted, fragment = header.get(_FRAGMENT_SUM), _read_fragment(path, index)
+        unvouched = (b"", fragment) if known else (fragment,)  # earlier versions' latents say nothing of it
+        if fragment and (wanted == _sum(fragment) if wanted else in_video in unvouched):
             return
         move_aside(path)
         if in_video and (wanted == _sum(in_video) if wanted else not fragment):
             write_atomic(path, in_video)
 
     def _damage_of(self, index: int) -> list[str]:
-        header, fragment = self._header(index), _read_fragment(self.path(index, FRAGMENT))
+        header, fragment = self._header(index), _read_fragment(self.path(index, FRAGMENT), index)
         phrases = [] if header is not None else [f"the latents of second {index}"]
         wanted = (header or {}).get(_FRAGMENT_SUM)
         if not fragment or wanted not in (None, _sum(fragment)):
@@ -256,14 +258,15 @@ class Seconds:
         return end
 
 
-def _read_fragment(path: Path) -> bytes:
-    """A file's content where it is built as a fragment is (a checksum tells more where there is one), else nothing."""
+def _read_fragment(path: Path, index: int) -> bytes:
+    """A file's content where it is built as fragment `index` is, else nothing (a checksum, if any, tells more)."""
     from magi_lite.video import fragments
 
     try:
         data = read_small(path, _LARGEST_FRAGMENT)
         kinds = [kind for kind, _, _ in fragments.boxes(data)]
-        return data if kinds == [b"moof", b"mdat"] and fragments.frame_count(data) > 0 else b""
+        whole = kinds == [b"moof", b"mdat"] and fragments.frame_count(data) > 0 and fragments.place_of(data) == index
+        return data if whole else b""
     except Exception:  # whatever a damaged file makes the reader stumble over, it is damaged
         return b""
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 CHECKSUM = "checksum"
 """Entry of the header: see `_digest`. Files of earlier versions have none and are taken as they are."""
+_COMPLETE = "2:"
+"""In front of a checksum that covers the file's place in the run and the tensors' types, too; earlier ones did not."""
 _MAX_HEADER = 1 << 20
 _LARGEST = 4 << 30
 """Bytes; a state of the largest video has 0.5 GB."""
@@ -42,11 +44,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     import torch
 
     from magi_lite.files import write_tensors
+    from quant.storage.tensors import type_name
 
     metadata = metadata or {}
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    parts = ((name, list(t.shape), t.reshape(-1).view(torch.uint8).numpy().data) for name, t in plain.items())
-    write_tensors(path, plain, {**metadata, CHECKSUM: _digest(metadata, parts)})
+    forms = {name: [type_name(tensor.dtype), *tensor.shape] for name, tensor in plain.items()}
+    parts = ((name, forms[name], t.reshape(-1).view(torch.uint8).numpy().data) for name, t in plain.items())
+    write_tensors(path, plain, {**metadata, CHECKSUM: _COMPLETE + _digest(metadata, parts, _place(path))})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -104,11 +108,20 @@ def _read(path: Path) -> tuple[dict[str, str], bytes]:
             written = metadata.pop(CHECKSUM, None)
             if len(content) != size:
                 raise Damaged(path)
-            if written is not None and written != _digest(metadata, _parts(header, memoryview(content), start)):
-                raise Damaged(path)
+            if written is not None:
+                complete = written.startswith(_COMPLETE)
+                parts = _parts(header, memoryview(content), start, types=complete)
+                found = _COMPLETE + _digest(metadata, parts, _place(path)) if complete else _digest(metadata, parts)
+                if written != found:
+                    raise Damaged(path)
     except _DAMAGE as error:
         raise Damaged(path) from error
     return metadata, content
+
+
+def _place(path: Path) -> str:
+    """Folder and name in the run, so that no file passes for another one."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, str], int]:
@@ -120,16 +133,22 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, str], int]:
     return header, dict(header.pop("__metadata__", {})), 8 + length
 
 
-def _parts(header: dict[str, Any], content: memoryview, start: int) -> Iterable[tuple[str, list[int], memoryview]]:
+def _parts(
+    header: dict[str, Any], content: memoryview, start: int, *, types: bool
+) -> Iterable[tuple[str, list[Any], memoryview]]:
     for name in sorted(header):
-        begin, end = header[name]["data_offsets"]
-        yield name, header[name]["shape"], content[start + begin : start + end]
+        entry = header[name]
+        begin, end = entry["data_offsets"]
+        form = [entry["dtype"], *entry["shape"]] if types else entry["shape"]
+        yield name, form, content[start + begin : start + end]
 
 
-def _digest(metadata: Mapping[str, str], parts: Iterable[tuple[str, list[int], bytes | memoryview]]) -> str:
-    """SHA-256 over the header's other entries, and name, shape and numbers of every tensor in order of names."""
-    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
-    for name, shape, numbers in parts:
-        digest.update(f"{name} {shape}".encode())
+def _digest(
+    metadata: Mapping[str, str], parts: Iterable[tuple[str, list[Any], bytes | memoryview]], place: str = ""
+) -> str:
+    """SHA-256 over the header's other entries, and name, form and numbers of every tensor in order of names."""
+    digest = hashlib.sha256(place.encode() + json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, form, numbers in parts:
+        digest.update(f"{name} {form}".encode())
         digest.update(numbers)
     return digest.hexdigest()

@@ -103,6 +103,11 @@ def place(fragment: bytes, number: int, first_frame: int) -> bytes:
     return bytes(placed)
 
 
+def place_of(fragment: bytes) -> int:
+    """The number (from 0) of a fragment in its video, or of its `moof` alone."""
+    return struct.unpack_from(">I", fragment, _find(fragment, b"moof", b"mfhd") + 12)[0] - 1
+
+
 def frame_count(fragment: bytes) -> int:
     """Frames in a fragment, or in its `moof` alone."""
     trun = _find(fragment, b"moof", b"traf", b"trun")

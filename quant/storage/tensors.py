@@ -36,6 +36,11 @@ def kind_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def type_name(dtype: torch.dtype) -> str:
+    """A type's name, as a file's header has it."""
+    return _NAMES[dtype]
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +185,7 @@ def _header(tensors: Mapping[str, Declared], metadata: Mapping[str, str] | None)
     start = 0
     for name, tensor in tensors.items():
         end = start + tensor.bytes
-        entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        entries[name] = {"dtype": type_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-(LENGTH + len(header)) % ALIGNMENT)

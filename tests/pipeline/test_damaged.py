@@ -136,6 +136,66 @@ def test_a_second_without_any_whole_piece_is_computed_again_and_later_ones_stay(
     assert written is None or later.stat().st_mtime_ns == written
 
 
+def swap(folder: Path, name: str, other: str) -> None:
+    """Two files under each other's name."""
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes((folder / other).read_bytes())
+    (folder / other).write_bytes(data)
+
+
+@pytest.mark.parametrize("video", ["whole", "gone"])
+@pytest.mark.parametrize("pieces", [["safetensors"], ["m4s"], ["safetensors", "m4s"]], ids="+".join)
+def test_seconds_under_each_others_name_are_not_taken_for_each_other(
+    pieces: list[str], video: str, finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    path = copy_of(finished_run)
+    for kind in pieces:
+        swap(path / "chunks", f"00001.{kind}", f"00002.{kind}")
+    if video == "gone":
+        (path / "video.mp4").unlink()
+    events = resume(path)
+    assert isinstance(events[-1], Finished) and "of second 1 were damaged or missing" in notices(events)
+    assert same_bits(latents_of(path), latents_of(finished_run))
+    assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("kind", [b"I32", b"U32"])
+def test_latents_whose_type_was_changed_are_damaged(
+    kind: bytes, finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    """All numbers are there, and mean something else."""
+    path = copy_of(finished_run)
+    latents = path / "chunks" / "00001.safetensors"
+    latents.write_bytes(latents.read_bytes().replace(b'"F32"', b'"%s"' % kind, 1))
+    with Project.open(path) as project, pytest.raises(InputError, match="The latents of second 1 in run are damaged"):
+        project.read_latents(1)
+    resume(path)
+    assert same_bits(latents_of(path), latents_of(finished_run))
+
+
+@pytest.mark.parametrize("what", ["states/00003.safetensors", "chunks/00000.safetensors"])
+def test_another_whole_file_in_the_place_of_latents(
+    what: str, finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    path = copy_of(finished_run)
+    shutil.copyfile(path / what, path / "chunks" / "00002.safetensors")
+    assert "The latents of second 2 were damaged or missing" in notices(resume(path))
+    assert same_bits(latents_of(path), latents_of(finished_run))
+
+
+def test_frames_that_nothing_vouches_for_are_made_again(finished_run: Path, copy_of: Callable, run: Callable) -> None:
+    """Their checksum lay in the latents, which are gone, and so is the video with the other copy."""
+    path = copy_of(finished_run)
+    (path / "chunks" / "00002.safetensors").unlink()
+    (path / "video.mp4").unlink()
+    flip(path / "chunks" / "00002.m4s")
+    flipped = (path / "chunks" / "00002.m4s").read_bytes()
+    resume(path)
+    assert flipped in [kept.read_bytes() for kept in (path / "damaged").iterdir()]
+    assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
+    assert same_bits(latents_of(path), latents_of(finished_run))
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_video_is_put_together_again(
     damage: str, finished_run: Path, copy_of: Callable, run: Callable
@@ -196,6 +256,32 @@ def test_a_damaged_record_is_one_sentence_and_touches_nothing(
     with pytest.raises(InputError, match=r"^run cannot be opened: its project.json is damaged\.$"):
         resume(path)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"seed": 7', '"seed": 6'), ("a blue box", "a blue bax"), ('"seconds": 4', '"seconds": 5'),
+        ('"what": "created"', '"what": "creatad"'), ('"width": 32', '"width": 48'),
+    ],
+)  # fmt: skip
+def test_a_record_with_another_figure_is_damaged(old: str, new: str, paused_run: Path, copy_of: Callable) -> None:
+    """It reads as well as the one that was written, and the run would go on to another video."""
+    path = copy_of(paused_run)
+    text = (path / "project.json").read_text()
+    assert old in text
+    (path / "project.json").write_text(text.replace(old, new, 1))
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=r"^run cannot be opened: its project.json is damaged\.$"):
+        resume(path)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_a_status_that_is_none_is_as_if_the_run_had_been_interrupted(paused_run: Path, copy_of: Callable) -> None:
+    path = copy_of(paused_run)
+    text = (path / "project.json").read_text()
+    (path / "project.json").write_text(text.replace('"status": "paused"', '"status": "pausad"'))
+    assert Project.open(path).status == "interrupted"
 
 
 def test_a_run_whose_folder_goes_away_is_one_sentence(finished_run: Path, copy_of: Callable) -> None:
