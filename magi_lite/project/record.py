@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.files import write_atomic
@@ -19,6 +20,8 @@ from magi_lite.timeline.edit import with_pictures
 from quant.storage.files import parse_json, read_small
 
 VERSION = 1
+_CHECKED = ("request", "parent", "history", "autoencoder")
+"""What has a checksum: all that decides how a run goes on, where one figure for another would go unseen."""
 PREFIX_NAME = "prefix.safetensors"
 """In `inputs`: latents that the video starts from, kept by whoever encoded them; a branch takes them along."""
 PICTURE_NAME = "picture-{}.safetensors"
@@ -90,6 +93,10 @@ def read_record(folder: Path) -> Record:
             raise ValueError("a value of the wrong kind")
         values = {key: data[key] for key in kinds} | {"history": tuple(data["history"]), "autoencoder": autoencoder}
         record = Record(request=_with_own_inputs(request_from_json(data["request"]), folder), **values)
+        if record.status not in get_args(Status):
+            record = replace(record, status="interrupted")
+        if data.get("checksum") not in (None, _checksum(data)):  # earlier versions wrote none
+            raise ValueError("a value that nobody wrote")
     except OSError as error:
         if error.errno == errno.EACCES:
             raise InputError(f"There is no permission to read {path}.") from None
@@ -124,7 +131,14 @@ def write_record(folder: Path, record: Record) -> None:
     data |= {"parent": record.parent, "request": request_to_json(record.request), "history": list(record.history)}
     if record.autoencoder:
         data["autoencoder"] = record.autoencoder
+    data["checksum"] = _checksum(data)
     write_atomic(folder / "project.json", json.dumps(data, indent=1).encode())
+
+
+def _checksum(data: dict[str, Any]) -> str:
+    """SHA-256 over what is `_CHECKED`, as JSON with sorted keys."""
+    checked = {name: data.get(name) for name in _CHECKED}
+    return hashlib.sha256(json.dumps(checked, sort_keys=True).encode()).hexdigest()
 
 
 def now() -> str:

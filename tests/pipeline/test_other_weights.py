@@ -60,6 +60,7 @@ def test_what_is_not_on_record_is_taken_as_it_is_but_of_the_demo_model(
     path = done.project / "project.json"
     data = json.loads(path.read_text())
     identity = data.pop("autoencoder")
+    del data["checksum"]  # which 0.1.0 did not write either
     path.write_text(json.dumps(data))
     with Project.open(done.project) as project:
         project.check_autoencoder("another")
