@@ -17,11 +17,13 @@ import json
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from magi_lite.sentences import count, shown
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -37,8 +39,15 @@ ANYWHERE = frozenset({"0.0.0.0", "::", ""})
 """Addresses to listen on that mean: on every network."""
 READING = frozenset({"GET", "HEAD"})
 API = "/gradio_api/"
-CLOSED = re.compile(r"/gradio_api/(proxy=|process_recording|vibe-|undo-vibe-|dev/)")
-"""Gradio's endpoints that fetch for others, run programs or edit apps; this app has no use for them."""
+OPEN = re.compile(
+    r"/gradio_api/(file[=/]|(api|call|custom_component|heartbeat|queue|run)/|component_server|upload_progress|"
+    r"(app_id|cancel|info|login_check|openapi\.json|reset|startup-events|theme\.css|token|upload|user)/?$)"
+)
+"""What page and programs use of Gradio's endpoints. Others fetch for anyone, run programs, edit apps, or keep on disk
+what is asked for."""
+CLOSED = re.compile(r"/(log(in|out)|monitoring)\b")
+"""Others outside of its API that this app has no use for."""
+_CALL = re.compile(r"/gradio_api/(?:(call/v2)|call|run|api)/([^/]+)/?")
 MCP = f"{API}mcp"
 """Tools for programs; closed unless the app was started with them."""
 _REMOTE = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?[/\\]{2}", re.IGNORECASE)
@@ -82,7 +91,7 @@ def around(
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
-        app.middleware_stack = Guard(app.middleware_stack, hosts, folders, mcp)
+        app.middleware_stack = Guard(app.middleware_stack, hosts, folders, mcp, functions=lambda: app.get_blocks().fns)
         yield
 
     return lifespan
@@ -104,10 +113,18 @@ class Guard:
         hosts: names that the app goes by.
         folders: where served files and files named in requests may lie.
         mcp: whether tools are offered.
+        functions: gives Gradio's functions by their number.
     """
 
-    def __init__(self, app: App, hosts: Hosts, folders: Iterable[Path], mcp: bool = False) -> None:
-        self._app, self._hosts, self._mcp = app, hosts, mcp
+    def __init__(
+        self,
+        app: App,
+        hosts: Hosts,
+        folders: Iterable[Path],
+        mcp: bool = False,
+        functions: Callable[[], Mapping[int, Any]] = dict,
+    ) -> None:
+        self._app, self._hosts, self._mcp, self._functions = app, hosts, mcp, functions
         self._folders = tuple(Path(folder).resolve() for folder in folders)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -127,7 +144,31 @@ class Guard:
                 await sent.drop()
             await _refuse(scope, send, refused)
             return
-        await self._app(scope, receive, _with_headers(send, scope["path"]))
+        await self._answer(scope, receive, _with_headers(send, scope["path"]))
+
+    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Let the app answer; where it stumbles over what was asked, and not over itself, say so."""
+        held: list[Message] = []
+
+        async def sending(message: Message) -> None:
+            failed = message["type"] == "http.response.start" and message["status"] == 500
+            if held or failed:
+                held.append(message)
+            else:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:
+            refused = _fault_of_request(scope["path"], error) if held else None
+            if refused is None:
+                for message in held:
+                    await send(message)
+                raise
+            await _refuse(scope, send, refused)
+            return
+        for message in held:
+            await send(message)
 
     def _check_sender(self, scope: MutableMapping[str, Any], headers: dict[str, str]) -> None:
         host = headers.get("host", "")
@@ -157,7 +198,8 @@ class Guard:
         return same or name in self._hosts.public
 
     def _check_path(self, path: str) -> None:
-        if CLOSED.match(path) or (path.startswith(MCP) and not self._mcp):
+        known = OPEN.match(path) or not path.startswith(API) or (path.startswith(MCP) and self._mcp)
+        if CLOSED.match(path) or not known:
             raise Refused(404, "There is nothing here.")
         for door in ("file=", "file/"):
             if path.startswith(API + door) and not self._may_serve(path.removeprefix(API + door)):
@@ -185,9 +227,32 @@ class Guard:
         try:
             asked = json.loads(body) if body.strip() else None
             self._check_values(asked)
+            self._check_function(path, asked)
         except (ValueError, RecursionError):
             raise Refused(400, "This is no JSON that can be read.") from None
         return _replaying(body, receive)
+
+    def _check_function(self, path: str, asked: Any) -> None:
+        """Refuse a call of what is no function of the app, and one of an action that leaves arguments out."""
+        asked = asked if isinstance(asked, dict) else {}
+        call, number, functions = _CALL.fullmatch(path), asked.get("fn_index"), self._functions()
+        if not (functions and (call or path.rstrip("/") == f"{API}queue/join")):
+            return
+        if number is not None:
+            with suppress(ValueError, TypeError, OverflowError):  # the app says what is no number
+                number = int(number)
+                if number not in functions:
+                    raise Refused(404, f"The app has no function {shown(number)}; {API}info lists its actions.")
+        named = [one for one in functions.values() if call and one.api_name == call[2]]
+        if call and number is None and not named:
+            raise Refused(404, f"The app has no action called {shown(call[2])}; {API}info lists its actions.")
+        found = named if number is None else [one for key, one in functions.items() if key == number]
+        data = asked.get("data")
+        if found and isinstance(data, list):
+            wanted = sum(not block.skip_api for block in found[0].inputs)
+            if len(data) < wanted:
+                name = found[0].api_name
+                raise Refused(422, f"{name} takes {count(wanted, 'argument')}, not {len(data)}; null leaves one out.")
 
     def _check_values(self, value: Any) -> None:
         """Refuse what would be fetched, files from elsewhere, and what no answer could be written from."""
@@ -279,6 +344,18 @@ def _with_headers(send: Send, path: str) -> Send:
         await send(message)
 
     return sending
+
+
+def _fault_of_request(path: str, error: Exception) -> Refused | None:
+    """What was wrong with a request that the app stumbled over; None where the app is at fault."""
+    if path.rstrip("/") == f"{API}upload":
+        if isinstance(error, OSError):
+            return Refused(507, f"The file cannot be kept ({error.strerror}); make room, or choose a smaller one.")
+        if isinstance(error, TypeError):
+            return Refused(400, "An upload is made of files, each with its name.")
+    if path.startswith(f"{API}call/v2/") and isinstance(error, (LookupError, TypeError, ValueError)):
+        return Refused(422, f"The arguments do not fit ({shown(str(error), 120)}); {API}info lists them.")
+    return None
 
 
 class _Body:

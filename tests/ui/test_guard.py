@@ -169,6 +169,51 @@ def test_json_that_is_none_is_one_sentence(app: App, body: bytes) -> None:
     assert status == 400 and "no JSON that can be read" in text
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "status", "sentence"),
+    [
+        ("call/nothing", {"data": []}, 404, "The app has no action called 'nothing'; "),
+        ("run/nothing", {"data": []}, 404, "The app has no action called 'nothing'; "),
+        ("call/v2/nothing", {}, 404, "The app has no action called 'nothing'; "),
+        ("run/predict", {"data": [], "fn_index": 9999}, 404, "The app has no function 9999;"),
+        ("api/predict", {"data": [], "fn_index": "-1"}, 404, "The app has no function -1;"),
+        ("queue/join", {"data": [], "fn_index": 9999, "session_hash": "s"}, 404, "The app has no function 9999;"),
+        ("call/hold", {"data": []}, 422, "hold takes 1 argument, not 0; null leaves one out."),
+        ("call/status/", {"data": ["a"]}, 422, "status takes 3 arguments, not 1; null leaves one out."),
+        ("call/v2/hold", {"hald": True}, 422, "The arguments do not fit ("),
+    ],
+)  # fmt: skip
+def test_a_call_that_names_nothing_or_leaves_arguments_out(
+    app: App, path: str, body: Any, status: int, sentence: str
+) -> None:
+    found, text = ask(app, "POST", f"/gradio_api/{path}", body, **JSON)
+    assert (found, json.loads(text)["error"][: len(sentence)]) == (status, sentence)
+
+
+def test_arguments_by_name_are_taken(app: App) -> None:
+    assert ask(app, "POST", "/gradio_api/call/v2/hold", {"held": False}, **JSON)[0] == 200
+
+
+def test_an_upload_without_a_file_is_one_sentence(app: App) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\nhello\r\n--x--\r\n'
+    status, text = ask(app, "POST", "/gradio_api/upload", body, Content_Type="multipart/form-data; boundary=x")
+    assert (status, json.loads(text)["error"]) == (400, "An upload is made of files, each with its name.")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/deep_link?session_hash=s", "/gradio_api/stream/s/1/2/playlist.m3u8", "/gradio_api/proxy=http://x/",
+        "/gradio_api/run-history/buckets", "/gradio_api/profiling/traces", "/gradio_api/vibe-code", "/monitoring",
+        "/monitoring/summary", "/login/huggingface", "/logout", "/gradio_api/dev/reload", "/gradio_api/mcp/",
+    ],
+)  # fmt: skip
+def test_what_the_app_does_not_use_of_gradio_is_closed(app: App, path: str) -> None:
+    """Some of it fetches, and some keeps on disk whatever is asked for, without end."""
+    status, text = ask(app, "GET", path)
+    assert (status, json.loads(text)["error"]) == (404, "There is nothing here.")
+
+
 def test_a_request_of_30_mb_is_not_read(app: App) -> None:
     began = time.monotonic()
     body = json.dumps({"data": ["a" * 30_000_000]}).encode()
