@@ -14,6 +14,7 @@ from typing import Any
 
 from magi_lite.errors import TimelineError
 from magi_lite.models import FPS
+from magi_lite.sentences import shown
 from magi_lite.timeline import text
 from magi_lite.timeline.markers import NAME_LENGTH, Marker
 from magi_lite.timeline.timeline import Segment, Timeline
@@ -170,7 +171,8 @@ def read_otio(content: str) -> Timeline:
     except TimelineError:
         raise
     except Exception as error:  # whatever a damaged file makes the library stumble over
-        raise TimelineError(f"This OpenTimelineIO file cannot be read ({error}); export it anew.") from None
+        why = shown(" ".join(str(error).split()), 120)  # the library's may quote the whole file
+        raise TimelineError(f"This OpenTimelineIO file cannot be read ({why}); export it anew.") from None
 
 
 def _check_objects(value: Any, key: str = "") -> None:

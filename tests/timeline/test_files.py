@@ -133,3 +133,10 @@ def test_objects_that_are_none_do_not_end_the_program(key: str, value: object) -
     (content if key == "tracks" else content["tracks"])[key] = value
     with pytest.raises(TimelineError, match=r"\.$"):
         read(json.dumps(content))
+
+
+def test_a_sentence_does_not_repeat_the_file() -> None:
+    """The library quotes all of a text that it cannot take."""
+    with pytest.raises(TimelineError, match=r"^This OpenTimelineIO file cannot be read \(.*\); export it") as found:
+        read(write(STORY, "otio").replace("a cat walks", "a \ud800 walks"))
+    assert len(str(found.value)) < 250 and str(found.value).isprintable()
