@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -303,4 +305,28 @@ def test_runs_of_the_version_before_have_no_checksums_and_still_open(
     (path / "chunks" / "00000.m4s").unlink()
     resume(path)
     assert (path / "chunks" / "00000.m4s").read_bytes() == (finished_run / "chunks" / "00000.m4s").read_bytes()
+    assert same_bits(latents_of(path), latents_of(finished_run))
+
+
+def test_checksums_of_the_version_before_still_hold(finished_run: Path, copy_of: Callable, run: Callable) -> None:
+    """They covered neither a tensor's type nor the file's place."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    def digest(metadata: dict[str, str], latents: np.ndarray) -> str:
+        header = json.dumps(metadata, sort_keys=True).encode()
+        return hashlib.sha256(header + f"latents {list(latents.shape)}".encode() + latents.tobytes()).hexdigest()
+
+    path = copy_of(finished_run)
+    for file in (path / "chunks").glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            metadata, latents = dict(opened.metadata()), opened.get_tensor("latents")
+        del metadata["checksum"]
+        save_file({"latents": latents}, file, metadata | {"checksum": digest(metadata, latents.numpy())})
+    record = json.loads((path / "project.json").read_text())
+    del record["checksum"]
+    (path / "project.json").write_text(json.dumps(record))
+    assert same_bits(latents_of(path), latents_of(finished_run))
+    flip(path / "chunks" / "00001.safetensors")
+    assert "The latents of second 1 were damaged" in notices(resume(path))
     assert same_bits(latents_of(path), latents_of(finished_run))
