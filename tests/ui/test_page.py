@@ -135,6 +135,7 @@ def test_the_stage_of_a_video_that_has_begun_offers_no_other(page: Page, app: Ap
         job = generate(page)
         page.locator(".wa-card").first.wait_for(state="hidden")
         page.get_by_text("Waiting for its turn").wait_for()
+        page.locator(".wa-status", has_text="the queue is on hold").wait_for()
         client.predict(job, api_name="/remove")
     finally:
         client.predict(False, api_name="/hold")
@@ -260,3 +261,24 @@ def test_only_outputs_are_served(page: Page, app: App, path: str) -> None:
     target = path if path.startswith("/") else str((app.projects / path) if path.startswith(".queue") else ROOT / path)
     answer = page.request.get(f"{app.url}gradio_api/file={target}")
     assert answer.status in (403, 404)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_the_browser_draws_itself_is_light_or_dark_as_the_page(watched: Watched, app: App, scheme: str) -> None:
+    """Scroll bars, file buttons, lists of choices."""
+    page = watched.open(app.url, color_scheme=scheme)
+    own = "getComputedStyle(document.querySelector('{}')).colorScheme"
+    assert [page.evaluate(own.format(part)) for part in ("html", "#mg-settings")] == [scheme, scheme]
+    page.click(".tb-theme")
+    other = "dark" if scheme == "light" else "light"
+    assert [page.evaluate(own.format(part)) for part in ("html", "#mg-settings")] == [other, other]
+
+
+def test_the_focus_is_seen_on_ticks_and_on_what_is_dragged(page: Page) -> None:
+    outline = "(style => style.outlineStyle + style.outlineWidth)(getComputedStyle(document.activeElement))"
+    page.locator("#mg-seconds input").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.type") == "checkbox" and page.evaluate(outline) == "solid3px"
+    page.locator("[data-action=add]").focus()
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement.className") == "tl-splitter" and page.evaluate(outline) == "solid3px"

@@ -19,6 +19,10 @@ const STATES = {
   failed: "This video failed",
   interrupted: "Interrupted: every finished second is kept",
 };
+const NOTHING_MADE = {
+  stopped: "Stopped before its first second",
+  interrupted: "Interrupted before its first second",
+};
 const RESUMABLE = ["paused", "stopped", "interrupted", "failed"];
 
 export function mount({ element, props, trigger, server, watch, upload }) {
@@ -76,10 +80,11 @@ export function mount({ element, props, trigger, server, watch, upload }) {
   function statusParts() {
     const p = job.progress;
     if (app.offline) return ["No connection to the app", "this was its last known state"];
+    if (job.state === "waiting") return [STATES.waiting, app.state.paused ? "the queue is on hold" : null];
     if (job.state !== "running") {
       const made = job.done ? `${count(job.done, "second")} made` : null,
         took = job.state === "finished" && job.took ? `took ${duration(job.took)}` : null;
-      return [job.state === "stopped" && !job.done ? "Stopped before its first second" : STATES[job.state], made, took];
+      return [job.done ? STATES[job.state] : NOTHING_MADE[job.state] || STATES[job.state], made, took];
     }
     if (!p) return [job.detail || job.phase, duration(job.elapsed)];
     const total = p.chunks === null ? "" : ` of ${p.chunks}`,
