@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gradio_client import Client
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from magi_lite.project import Project
 from magi_lite.timeline.text import print_shorthand
@@ -30,6 +30,7 @@ from tests.ui.conftest import (
     set_size,
     shoot,
     slowly,
+    unfold,
     wait_done,
     wait_for,
     wait_for_another,
@@ -161,6 +162,26 @@ def test_bad_uploads_each_show_their_sentence(page: Page, tmp_path: Path) -> Non
         taken = page.locator(".so-name").all_inner_texts()  # none, or the picture of the video on the stage
         assert name not in taken
     assert len(said) == 4, said
+
+
+def test_a_file_dropped_where_its_place_is_not_seen_brings_it_to_view(page: Page) -> None:
+    """On another tab, or with the settings scrolled away."""
+    drop = """([name, bytes]) => {
+        const files = new DataTransfer();
+        files.items.add(new File([bytes], name));
+        document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: files, bubbles: true, cancelable: true}));
+    }"""
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator(".ga").wait_for()
+    page.evaluate(drop, ["letter.pdf", "%PDF-1.4"])
+    refusal = page.get_by_text("letter.pdf is neither an image nor a video")
+    expect(refusal).to_be_in_viewport()
+    unfold(page, "size")
+    unfold(page, "advanced")
+    page.evaluate("document.querySelector('#mg-settings').scrollTop = 9999")
+    expect(refusal).not_to_be_in_viewport()
+    page.evaluate(drop, ["other.pdf", "%PDF-1.4"])
+    expect(page.get_by_text("other.pdf is neither an image nor a video")).to_be_in_viewport()
 
 
 def test_nothing_to_make_is_said_in_the_page(page: Page) -> None:

@@ -87,8 +87,10 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     draw();
     const answer = await read(file);
     busy = null;
-    if (answer.error) error.textContent = answer.error;
-    else {
+    if (answer.error) {
+      error.textContent = answer.error;
+      bringToView();
+    } else {
       props.value = answer.source;
       trigger("dropped");
       taken();
@@ -122,7 +124,14 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     });
   }
   const isTimeline = (file) => file && /\.(srt|otio|json|txt)$/i.test(file.name);
+  /** Files may be dropped anywhere: what becomes of them is seen here. */
+  function bringToView() {
+    if (root.offsetParent === null) document.querySelector("[role=tab][data-tab-id=create]").click();
+    requestAnimationFrame(() => root.scrollIntoView({ block: "nearest" }));
+  }
   function takeAll(files) {
+    error.textContent = "";
+    bringToView();
     if (files.length > 1) takeSeveral([...files]);
     else if (isTimeline(files[0])) emit("timeline-file", files[0]);
     else take(files[0]);
