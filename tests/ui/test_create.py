@@ -269,6 +269,47 @@ def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -
         assert sum(shows("stands still", second) for second in range(start)) > 0.8 * start
 
 
+def test_once_every_second_has_begun_the_timeline_is_the_next_versions(page: Page) -> None:
+    """What is written then stays on the page, and the video in the making is left alone; as the hint says."""
+    set_size(page, 96, 96)
+    set_length(page, 4)
+    slowly(page)
+    page.click("[data-action=add]")
+    page.wait_for_selector(".tl-editor")
+    page.keyboard.type("a large red ball falls")
+    page.keyboard.press("Enter")
+    generate(page)
+    page.wait_for_function("magi.state.shown.state === 'running' && magi.state.shown.locked >= 4", timeout=PATIENCE)
+    page.get_by_text("Changes apply to the next version").wait_for()
+    page.locator(".tl-block").dblclick()
+    page.wait_for_selector(".tl-editor")
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("a large red ball jumps")
+    page.keyboard.press("Enter")
+    assert segments(page) == [(0, 2, "a large red ball jumps")]
+    wait_for(page, "finished")
+    assert page.locator(".mg-toast.error").count() == 0
+    assert page.evaluate("magi.state.shown.timeline.segments[0].prompt") == "a large red ball falls"
+    assert segments(page) == [(0, 2, "a large red ball jumps")]
+
+
+def test_a_block_that_has_begun_says_so_when_it_is_written_in(page: Page) -> None:
+    set_size(page, 96, 96)
+    set_length(page, 12)
+    slowly(page)
+    page.click("[data-action=add]")
+    page.wait_for_selector(".tl-editor")
+    page.keyboard.type("a large red ball falls")
+    page.keyboard.press("Enter")
+    generate(page)
+    page.wait_for_function("magi.state.shown.state === 'running' && magi.state.shown.locked >= 2", timeout=PATIENCE)
+    page.locator(".tl-block.locked").dblclick()
+    page.locator(".mg-toast", has_text="can no longer change").wait_for()
+    assert page.locator(".tl-editor").count() == 0
+    page.click(".wa [data-action=stop]")
+    wait_for(page, "stopped")
+
+
 def test_the_prompt_of_a_running_video_can_be_changed(page: Page, app: App) -> None:
     """It is obeyed from the second that the page names on; told so from the start, the bits are equal."""
     set_length(page, 18)

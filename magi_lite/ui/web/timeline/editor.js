@@ -32,7 +32,11 @@ export class Editor {
   edit(id) {
     const { view, state } = this,
       block = state.find(id);
-    if (!block || block.end <= view.video.locked) return;
+    if (!block) return;
+    if (block.end <= view.video.locked) {
+      toast("This block has begun; its prompt can no longer change. Redo it when the video is finished.", "warning");
+      return;
+    }
     this.close(true);
     const label = `Prompt for seconds ${block.start} to ${block.end}`;
     const box = el("textarea", { class: "tl-editor", "aria-label": label, placeholder: "What happens here?" });

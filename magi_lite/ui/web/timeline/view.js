@@ -51,8 +51,18 @@ export class View {
       "live",
     ])
       this[name + "Node"] = root.querySelector(".tl-" + name);
-    // The video on the stage: seconds that can no longer change, whether it runs, its length, what is made, the time.
-    this.video = { locked: 0, running: false, seconds: null, done: 0, folder: null, moving: [] };
+    // The video on the stage: whether it is being made, whether every second of it has begun (then the timeline is the
+    // next version's), whether changes still reach it and from which second on, its length, what is made.
+    this.video = {
+      making: false,
+      late: false,
+      running: false,
+      locked: 0,
+      seconds: null,
+      done: 0,
+      folder: null,
+      moving: [],
+    };
     this.time = null;
     this.range = null; // { from, to }: the part of the video that plays in a loop
     this.branch = null; // the first second of its own, where the video on the stage is a version of another
@@ -359,10 +369,9 @@ export class View {
   }
 
   hintText() {
-    const { locked, running, seconds } = this.video,
+    const { locked, running, late } = this.video,
       { blocks } = this.state;
-    if (running && seconds !== null && locked >= seconds)
-      return "Every second of this video has begun. Changes apply to the next version.";
+    if (late) return "Every second of this video has begun. Changes apply to the next version.";
     if (running) return `Changes apply from second ${locked} on; the shaded part can no longer change.`;
     const beyond = Model.countBeyond(blocks, this.limit);
     if (beyond)
@@ -421,14 +430,17 @@ export class View {
   /** The video on the stage, as the server's state tells of it. */
   follow(job) {
     const attached = job && app.attached === job.id,
-      running = Boolean(attached && job.state === "running");
+      making = Boolean(attached && job.state === "running"),
+      late = making && job.seconds !== null && job.locked >= job.seconds;
     this.video = {
-      running,
-      locked: running ? job.locked : 0,
+      making,
+      late,
+      running: making && !late,
+      locked: making && !late ? job.locked : 0,
       seconds: attached ? job.seconds : null,
       done: attached ? job.done : 0,
       folder: attached ? job.folder_url : null,
-      moving: running ? job.moving : [],
+      moving: making ? job.moving : [],
     };
     if (!this.dragging) this.repaint();
   }
