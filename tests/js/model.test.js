@@ -128,3 +128,32 @@ test("whatever is done, blocks stay sorted, whole and apart", () => {
     }
   }
 });
+
+test("a block put over others cuts off what it covers, and leaves the rest as it is", () => {
+  const all = [
+    { start: 0, end: 4, prompt: "a" },
+    { start: 4, end: 6, prompt: "b", cut: true },
+    { start: 6, end: 9, prompt: "c", cut: true },
+  ];
+  const put = (start, end) => Model.over(all, { start, end, prompt: "new" }).map((b) => ({ ...b, id: 0 }));
+  const at = (list) => list.map((b) => ({ ...b, id: 0 }));
+  assert.deepEqual(put(4, 6), at([all[0], { start: 4, end: 6, prompt: "new" }, all[2]]));
+  assert.deepEqual(
+    put(1, 7),
+    at([
+      { start: 0, end: 1, prompt: "a" },
+      { start: 1, end: 7, prompt: "new" },
+      { start: 7, end: 9, prompt: "c" },
+    ]),
+  );
+  assert.deepEqual(
+    put(1, 2).map(({ start, end, prompt }) => [start, end, prompt]),
+    [
+      [0, 1, "a"],
+      [1, 2, "new"],
+      [2, 4, "a"],
+      [4, 6, "b"],
+      [6, 9, "c"],
+    ],
+  );
+});

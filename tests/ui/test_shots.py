@@ -88,6 +88,13 @@ def test_a_cut_by_key_and_by_menu_is_seen_said_and_undone(blocks: Page) -> None:
     assert page.locator(".tl-menu").count() == 0
     assert block(page, 2).evaluate("node => node === document.activeElement")
 
+    box = block(page, 1).bounding_box()
+    assert box
+    page.mouse.click(box["x"] + 200, box["y"] + 10, button="right")  # a wide block's menu opens where the pointer is
+    menu = page.locator(".tl-menu").bounding_box()
+    assert menu and abs(menu["x"] - box["x"] - 200) < 2
+    page.keyboard.press("Escape")
+
     block(page, 0).click(button="right")  # the first block begins the video anyway
     assert page.locator(".tl-menu [data-action=cut-block]").is_disabled()
 

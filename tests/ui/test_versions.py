@@ -7,7 +7,16 @@ import json
 from playwright.sync_api import Page
 
 from magi_lite.project import Project
-from tests.ui.conftest import PATIENCE, App, segments, wait_for, wait_for_another
+from tests.ui.conftest import (
+    PATIENCE,
+    App,
+    generate,
+    segments,
+    set_length,
+    set_size,
+    wait_for,
+    wait_for_another,
+)
 from tests.ui.test_kept import redo
 
 GREEN = "a large green ball jumps in a meadow"
@@ -109,3 +118,24 @@ def test_keys_step_through_the_video(page: Page) -> None:
     page.click("[data-action=redo-block]")
     dialog = page.get_by_role("dialog", name="Redo from a second")
     assert dialog.locator("input[type=number]").first.input_value() == "2"
+
+
+def test_the_redo_of_a_block_changes_its_prompt_and_no_other(page: Page, app: App) -> None:
+    set_size(page, 32, 32)
+    set_length(page, 3)
+    page.click("[data-action=text]")
+    page.fill(".tl-shorthand", "[0s-1s: a red ball] [1s-2s: a blue ball] [2s-3s: a green ball]")
+    page.wait_for_function("magi.timeline.segments.length === 3")
+    generate(page)
+    wait_for(page, "finished")
+    page.locator(".tl-block").nth(1).click(button="right")
+    page.click("[data-action=redo-block]")
+    words = page.locator("dialog[open] textarea")
+    assert words.input_value() == "a blue ball" and words.evaluate("node => node === document.activeElement")
+    words.fill("a yellow ball")
+    before = page.evaluate("magi.attached")
+    page.locator("dialog[open] button[type=submit]").click()
+    wait_for_another(page, before)
+    wait_for(page, "finished")
+    prompts = [segment.prompt for segment in Project.open(app.newest()).request.timeline.segments]
+    assert prompts == ["a red ball", "a yellow ball", "a green ball"]

@@ -143,5 +143,14 @@ export function write(blocks, id, prompt, locked) {
 export const within = (blocks, seconds) =>
   blocks.filter((b) => b.start < seconds).map((b) => (b.end > seconds ? { ...b, end: seconds } : { ...b }));
 
+// The blocks with one put over what lies there: what it covers of others is cut off.
+export function over(blocks, block) {
+  const rest = blocks.flatMap((b) => [
+    ...(b.start < block.start ? [{ ...b, end: Math.min(b.end, block.start) }] : []),
+    ...(b.end > block.end ? [b.start < block.end ? { ...later(b, { start: block.end }) } : b] : []),
+  ]);
+  return sort([...rest, block]);
+}
+
 // How many blocks reach beyond the end of a video of `seconds`.
 export const countBeyond = (blocks, seconds) => blocks.filter((b) => b.end > seconds).length;

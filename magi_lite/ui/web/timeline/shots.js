@@ -148,7 +148,8 @@ export function mountShots({ view, state, server, upload, apply, select }) {
     box.remove();
     if (focus) view.focusBlock(id);
   }
-  function show(id = state.selected) {
+  /** @param x where the pointer is; without one it opens at the block's beginning. */
+  function show(id = state.selected, x = null) {
     const block = state.find(id),
       node = view.nodes.get(id);
     if (!block || !node) return;
@@ -169,11 +170,11 @@ export function mountShots({ view, state, server, upload, apply, select }) {
         el("span", { text }),
         key ? el("kbd", { text: key }) : null,
       );
-    const { running, done } = view.video,
-      made = !running && block.start < done;
+    const { making, done } = view.video,
+      made = !making && block.start < done;
     const items = [
       made &&
-        item(`Redo from second ${block.start}`, "", () => emit("redo", { second: block.start }), {
+        item(`Redo from second ${block.start}`, "", () => emit("redo", { block: segment(block) }), {
           "data-action": "redo-block",
         }),
       item("Hard cut: a new shot begins here", KEYS.shot, () => toggleCut(id), {
@@ -202,7 +203,7 @@ export function mountShots({ view, state, server, upload, apply, select }) {
     });
     view.root.append(box);
     const rect = node.getBoundingClientRect(),
-      left = Math.max(8, Math.min(rect.left, window.innerWidth - box.offsetWidth - 8));
+      left = Math.max(8, Math.min(x ?? rect.left, window.innerWidth - box.offsetWidth - 8));
     box.style.left = left + "px";
     box.style.top = Math.max(8, rect.top - box.offsetHeight - 6) + "px";
     menu = { box, id };
@@ -217,7 +218,7 @@ export function mountShots({ view, state, server, upload, apply, select }) {
     if (!node) return;
     event.preventDefault();
     select(node.dataset.id, true);
-    show(node.dataset.id);
+    show(node.dataset.id, event.clientX || null); // the menu key has no place
   });
   return { shot: () => toggleCut(), picture: () => choose(), menu: () => show() };
 }

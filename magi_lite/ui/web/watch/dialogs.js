@@ -1,6 +1,7 @@
 // What is asked before a video is extended or made again from a second on.
 import { app } from "../shared/bus.js";
 import { askFor, el, field } from "../shared/dom.js";
+import { over, same } from "../timeline/model.js";
 
 const number = (extra) => el("input", { type: "number", class: "mg-input", step: "1", ...extra });
 
@@ -16,10 +17,17 @@ export function askExtend(submit) {
   );
 }
 
-/** @param job the video. @param at its time on the stage. @param submit gets {second, prompt, seed, timeline}. */
-export function askRedo(job, at, submit) {
-  const last = job.done - 1,
-    second = number({ min: "0", max: String(last), value: String(Math.min(last, Math.floor(at))), required: true }),
+/**
+ * @param job the video.
+ * @param at its time on the stage.
+ * @param block the page's block that is asked for; null: a new prompt holds to the video's end.
+ * @param submit gets {second, prompt, seed, timeline}.
+ */
+export function askRedo(job, at, block, submit) {
+  const first = block ? block.start : 0,
+    last = Math.min(job.done, block ? block.end : Infinity) - 1,
+    start = Math.max(first, Math.min(last, Math.floor(at))),
+    second = number({ min: String(first), max: String(last), value: String(start), required: true }),
     prompt = el("textarea", { class: "mg-input", rows: "2", placeholder: "Leave empty to keep the prompts" }),
     seed = number({ min: "0", placeholder: "same" });
   const typed = document.querySelector("#mg-prompt textarea").value.trim(),
@@ -28,6 +36,15 @@ export function askRedo(job, at, submit) {
       (part) => JSON.stringify(form[part]) !== JSON.stringify(job.timeline[part]),
     ),
     follow = el("input", { type: "checkbox", class: "mg-check", "data-action": "follow" });
+  if (block) prompt.value = block.prompt;
+  /** What replaces the video's prompts: the page's timeline, or the block among the video's other ones. */
+  function timeline() {
+    const base = edited && follow.checked ? form : job.timeline,
+      words = prompt.value.trim(),
+      known = block && base.segments.some((one) => same(one, { ...one, ...block, prompt: words }));
+    if (!block || !words || known) return base === form ? form : null;
+    return { ...base, segments: over(base.segments, { ...block, prompt: words }) };
+  }
   const choice = el(
     "label",
     { class: "mg-row mg-small mg-choice" },
@@ -36,10 +53,13 @@ export function askRedo(job, at, submit) {
   );
   askFor(
     "Redo from a second",
-    "Every earlier second stays bit for bit as it is. The old version is kept in the gallery.",
+    block
+      ? "Every earlier second stays bit for bit as it is; later blocks are made again with their prompts. The old " +
+          "version is kept in the gallery."
+      : "Every earlier second stays bit for bit as it is. The old version is kept in the gallery.",
     [
-      field(`From second (0 to ${last})`, second),
-      field("New prompt from there on", prompt),
+      field(`From second (${first} to ${last})`, second),
+      field(block ? `Prompt of seconds ${first} to ${block.end}` : "New prompt from there on", prompt),
       edited ? choice : "",
       field("New seed", seed),
     ],
@@ -47,9 +67,12 @@ export function askRedo(job, at, submit) {
     () =>
       submit({
         second: Number(second.value),
-        prompt: prompt.value.trim(),
+        prompt: block ? "" : prompt.value.trim(),
         seed: seed.value === "" ? null : Number(seed.value),
-        timeline: edited && follow.checked ? form : null,
+        timeline: timeline(),
       }),
   );
+  if (!block) return;
+  prompt.focus();
+  prompt.select();
 }

@@ -207,7 +207,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     if (job.project && job.done > 0 && job.state !== "waiting") {
       const current = job,
         extend = () => askExtend((seconds) => act(server.extend({ video: id, seconds }))),
-        redo = () => redoFrom(current, transport.time());
+        redo = () => redoFrom(current, transport.time(), null);
       list.push(
         button("Extend", "add", extend, { ...soft, action: "extend", title: "Make more seconds after the last one" }),
         button("Redo from …", "branch", redo, {
@@ -249,8 +249,8 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     ];
   }
   const sizeOf = () => ({ width: video.videoWidth, height: video.videoHeight });
-  const redoFrom = (current, second) =>
-    askRedo(current, second, (what) => act(server.redo({ video: current.id, ...what })));
+  const redoFrom = (current, second, block) =>
+    askRedo(current, second, block, (what) => act(server.redo({ video: current.id, ...what })));
   function drawActions() {
     const key = job ? [job.id, job.state, job.project, job.done > 0].join("|") : "";
     if (key === actionKey) return;
@@ -278,8 +278,8 @@ export function mount({ element, props, trigger, server, watch, upload }) {
 
   on(element, "state", draw);
   on(element, "offline", () => drawStatus());
-  on(element, "redo", ({ second }) => {
-    if (job && job.project && job.state !== "waiting" && second < job.done) redoFrom(job, second);
+  on(element, "redo", ({ block }) => {
+    if (job && job.project && job.state !== "waiting" && block.start < job.done) redoFrom(job, block.start, block);
   });
   watch("value", () => {
     const value = props.value;
