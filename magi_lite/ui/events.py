@@ -19,7 +19,7 @@ from magi_lite.ui import form
 from magi_lite.ui.actions import Actions
 from magi_lite.ui.create import Widgets
 from magi_lite.ui.examples import Example
-from magi_lite.ui.expose import in_markdown, in_toast, sentence
+from magi_lite.ui.expose import in_json, in_markdown, in_toast, sentence
 from magi_lite.ui.fills import INNER, fills, skipped
 from magi_lite.ui.library import Library
 from magi_lite.ui.machine import Machine, download_gb
@@ -170,8 +170,7 @@ class Handlers:
             answer = self.actions.plan(request)
         except MagiLiteError as error:
             answer = {"error": sentence(error)}
-        named_values = {name: named[name] for name in ("seconds", "width", "height")}
-        answer = answer | {"asked": named_values}
+        answer = answer | {"asked": {name: in_json(named[name]) for name in ("seconds", "width", "height")}}
         return answer, answer.get("sentence") or in_markdown(answer.get("error", ""))
 
     # --- widgets that move other widgets
@@ -308,7 +307,7 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
     w["form"].replan(h.plan, fields, [system, w["plan"]], trigger_mode="always_last", **INNER)
     fills(w["form"].follow, h.follow, [w["form"]], fields, [tabs])
     w["form"].several(h.several, [w["form"], *fields], None, trigger_mode="multiple", **INNER)
-    w["form"].restore(None, fields, fields, js=RESTORE_JS, **INNER)
+    w["form"].restore(None, fields, fields, js=RESTORE_JS, trigger_mode="multiple", **INNER)
     typed = [w[name].change for name in form.FIELDS if name not in ("timeline", "source")]
     gr.on(typed, None, fields, None, js=NOTE_JS, **INNER)
     panels = (w["timeline"].commit, w["timeline"].imported, w["source"].dropped, w["source"].cleared)

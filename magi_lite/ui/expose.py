@@ -41,6 +41,11 @@ def in_markdown(text: str) -> str:
     return "".join(one if one.isalnum() or one in " .,;'" or ord(one) > 127 else f"&#{ord(one)};" for one in text)
 
 
+def in_json(value: Any) -> Any:
+    """A number as a page can be sent it: whole ones beyond 64 bits would end its connection to the app."""
+    return float(value) if isinstance(value, int) and abs(value) >= 2**53 else value
+
+
 def for_page(action: Callable[..., Answer | None]) -> Callable[[dict[str, Any] | None], Answer]:
     """The action for a panel's script: one object of arguments in, its answer or {"error": sentence} out."""
 

@@ -7,7 +7,7 @@ import time
 from gradio_client import Client
 from playwright.sync_api import Page
 
-from tests.ui.conftest import App, Watched, set_field, set_length, unfold
+from tests.ui.conftest import App, Watched, set_field, set_length, set_size, unfold
 
 SLOW = """(() => {
   window.asked = 0; window.told = []; window.slow = 0;
@@ -147,6 +147,38 @@ def test_what_is_on_its_way_to_a_number_is_no_error(page: Page) -> None:
     assert page.locator(".mg-toast.error").count() == 0
     page.press("#mg-width input", "Tab")
     assert page.input_value("#mg-width input") == "32"
+
+
+def test_a_number_of_any_size_leaves_the_page_connected(page: Page) -> None:
+    """Whole numbers beyond 64 bits cannot be sent to a page; the nearest legal one takes their place."""
+    for name, value, legal in (("width", "9" * 30, "4096"), ("height", "9" * 30, "4096"), ("seed", "9" * 30, "-1")):
+        set_field(page, name, value)
+        page.wait_for_function(
+            "([name, legal]) => document.querySelector(`#mg-${name} input`).value === legal", arg=[name, legal]
+        )
+    page.fill("#mg-seconds input[type=number]", "9" * 30)
+    page.press("#mg-seconds input[type=number]", "Tab")
+    page.wait_for_function("document.querySelector('#mg-seconds input[type=number]').value === '1000000'")
+    set_size(page, 32, 32)
+    set_length(page, 3)
+    page.wait_for_function("document.querySelector('#mg-plan').innerText.includes('Needs')")
+
+
+def test_a_number_is_put_right_at_once_and_never_one_typed_since(page: Page) -> None:
+    field = "#mg-seconds input[type=number]"
+    for wrong, right in (("-3", "1"), ("3.7", "4"), ("0", "1")):
+        page.fill(field, wrong)
+        page.press(field, "Tab")
+        page.wait_for_function(
+            "([field, right]) => document.querySelector(field).value === right", arg=[field, right]
+        )
+    page.fill(field, "-3")
+    page.press(field, "Tab")
+    page.fill(field, "25")
+    page.press(field, "Tab")
+    page.wait_for_function("document.querySelector('.tl').dataset.seconds === '25'")
+    page.wait_for_timeout(1000)
+    assert page.input_value(field) == "25"
 
 
 def test_what_was_typed_is_there_after_a_reload(page: Page, watched: Watched) -> None:

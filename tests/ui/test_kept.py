@@ -92,6 +92,24 @@ def test_what_was_changed_and_not_used_can_be_brought_back(page: Page, finished:
     wait_for(page, "finished")
 
 
+def test_a_change_that_came_too_late_stays_on_the_page(page: Page, finished: Project) -> None:
+    """An earlier one had reached the video, so that the form learns at its end what it was made with."""
+    words = "typed just before the end"
+    page.fill("#mg-prompt textarea", words)
+    page.wait_for_function("words => (sessionStorage.getItem('magi-draft') || '').includes(words)", arg=words)
+    page.evaluate(
+        """words => {
+            const now = magi.state, shown = {...now.shown, redirected: {second: 1, count: 1}};
+            magi.emit("state", {...now, shown: {...shown, state: "running", locked: 1}});
+            magi.emit("redirect", {job: shown.id, prompt: words});
+            magi.emit("state", {...now, shown});
+        }""",
+        words,
+    )
+    page.wait_for_timeout(2500)
+    assert page.input_value("#mg-prompt textarea") == words
+
+
 def test_a_late_answer_never_brings_the_old_version_back(watched: Watched, app: App) -> None:
     page = watched.open(app.url, script=LATE)
     page.wait_for_function("window.magi && magi.state && document.querySelector('.tl-lane')")

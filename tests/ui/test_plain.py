@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 
+import orjson
 import pytest
 
 from magi_lite.errors import InputError
 from magi_lite.ui import form, saved
-from magi_lite.ui.expose import for_api, for_page, in_markdown, in_toast, sentence
+from magi_lite.ui.expose import for_api, for_page, in_json, in_markdown, in_toast, sentence
 
 HOSTILE = ["![p](http://127.0.0.1/p.png)", "<img src=http://127.0.0.1/p.png>", "[a](javascript:alert(1))", "http://a.b"]
 
@@ -24,6 +26,11 @@ def test_markup_in_a_message_stays_text(text: str) -> None:
 def test_half_characters_can_be_sent_to_a_page() -> None:
 
     sentence(InputError("a \ud800 b")).encode()
+
+
+@pytest.mark.parametrize("number", [10**30, -(10**30), 2**64, 12, 0.5])
+def test_any_number_can_be_sent_to_a_page(number: float) -> None:
+    assert json.loads(orjson.dumps(in_json(number))) == pytest.approx(number)
 
 
 def test_saved_settings_that_the_form_cannot_show_are_left_out() -> None:

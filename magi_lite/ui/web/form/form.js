@@ -20,8 +20,8 @@ const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 let names = [], // of all fields
   now = null, // their values
   base = {}, // what TYPED held when nobody had typed yet
-  restoring = null, // values by name, on their way into the fields
   typing = null; // the timeline with what is being typed into a block, which is no value of the form yet
+const restoring = []; // values by name, on their way into the fields
 
 function save() {
   if (!names.length || !now) return;
@@ -39,13 +39,13 @@ export const form = {
   },
   /** What the fields shall hold: those of `restoring`, unless somebody was quicker. */
   restore(values) {
-    const { found, unless } = restoring;
-    restoring = null;
-    return values.map((value, i) => {
-      const name = names[i];
-      if (!(name in found) || (unless && !same(value, unless[i]))) return LEAVE;
-      return found[name];
-    });
+    const after = values.map(() => LEAVE);
+    for (const { found, unless } of restoring.splice(0))
+      values.forEach((value, i) => {
+        const name = names[i];
+        if (name in found && !(unless && unless(value, i))) after[i] = found[name];
+      });
+    return after;
   },
 };
 
@@ -59,10 +59,12 @@ export function mount({ element, props, trigger, server }) {
     startValues = props.ids.map((id) => (start[id] === undefined ? null : start[id]));
   base = typedIn(startValues);
 
+  /** @param unless whether a field, by its value and place, holds something newer by then. */
   function restore(found, unless = null) {
-    restoring = { found, unless };
+    restoring.push({ found, unless });
     trigger("restore");
   }
+  const others = (values) => (value, i) => !same(value, values[i]);
   /** Fill the form with what a job was made with. */
   function follow(job, options = {}) {
     if (options.sinceStart) holdUntil(startValues);
@@ -76,7 +78,7 @@ export function mount({ element, props, trigger, server }) {
   if (draft) {
     app.attached = draft.job;
     base = draft.base || base;
-    restore(draft.values, startValues);
+    restore(draft.values, others(startValues));
   }
   /** Words that were typed in a tab that is closed, and never used. */
   async function offerOthers(mine) {
@@ -111,21 +113,25 @@ export function mount({ element, props, trigger, server }) {
   // --- numbers that cannot be
   onDocument(element, "focusout", ({ target }) => {
     for (const [name, legal] of Object.entries(LEGAL)) {
-      if (!target.closest || !target.closest(ELEMENTS[name])) continue;
-      setTimeout(() => {
-        const value = now && now[names.indexOf(name)];
-        if (!now || same(value, legal(value))) return;
-        restore({ [name]: legal(value) });
-        const found =
-          legal(value) === null ? "left to the plan" : legal(value) === -1 ? "a new one each time" : legal(value);
+      if (!target.matches || !target.matches(`${ELEMENTS[name]} input`)) continue;
+      const text = target.value, // what Gradio knows of it may be older on a busy machine
+        value = text === "" ? null : Number(text),
+        right = legal(value);
+      if (same(value, right)) continue;
+      restore({ [name]: right }, () => {
+        if (target.value !== text) return true;
+        const found = right === null ? "left to the plan" : right === -1 ? "a new one each time" : right;
         toast(`${LABELS[name]} cannot be ${value ?? "empty"}; it is ${found} now.`);
-      }, 0);
+        return false;
+      });
     }
   });
 
   // --- the stage
   let was = null, // the job on the stage, as the last state reported it
+    sent = null, // the last change that was sent to it: how many had reached it by then, and what TYPED held before
     busy = false;
+  const countOf = (job) => (job && job.redirected ? job.redirected.count : 0);
   on(element, "show", ({ job, open }) => {
     app.attached = job;
     emit("poll");
@@ -142,6 +148,8 @@ export function mount({ element, props, trigger, server }) {
     if (!was || !job || was.id !== job.id) save();
     // Prompts that were changed while it ran stand in the video from their second on: so they shall in the form.
     const ended = was && job && was.id === job.id && was.state === "running" && job.state !== "running";
+    if (ended && sent && countOf(job) <= sent.count) base = sent.base; // it came too late: what was typed is unused
+    if (ended) sent = null;
     if (ended && job.redirected && !isDirty()) follow(job.id);
     was = job;
   });
@@ -158,6 +166,7 @@ export function mount({ element, props, trigger, server }) {
     save();
   });
   on(element, "redirect", ({ prompt, timeline }) => {
+    sent = { count: countOf(was), base: { ...base } };
     if (prompt !== undefined) base.prompt = prompt;
     if (timeline !== undefined && now) base.timeline = typedIn(now).timeline;
   });
@@ -179,10 +188,5 @@ export function mount({ element, props, trigger, server }) {
     });
   });
   /** An undo takes back what came with a timeline, but for what was typed since. */
-  on(element, "refill", ({ values, unless }) =>
-    restore(
-      values,
-      names.map((name) => unless[name]),
-    ),
-  );
+  on(element, "refill", ({ values, unless }) => restore(values, others(names.map((name) => unless[name]))));
 }
