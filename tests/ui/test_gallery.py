@@ -140,6 +140,20 @@ def test_names_stars_and_versions(gallery: Page, many: App) -> None:
     assert json.loads((many.projects / str(first) / "labels.json").read_text())["main"] is True
 
 
+def test_a_video_of_the_gallery_is_opened_on_the_stage(gallery: Page) -> None:
+    """With its timeline and its versions, though no job of the queue stands for it."""
+    page = gallery
+    page.get_by_label("Search prompts").fill("5321")
+    count_is(page, "1 video")
+    name = page.locator(".ga-item").get_attribute("data-video")
+    page.click(".ga-item")
+    page.click("dialog[open] [data-action=open]")
+    page.wait_for_function("name => magi.state.shown && magi.state.shown.project === name", arg=name)
+    page.get_by_label("The video so far").wait_for()
+    expect(page.locator("#mg-prompt textarea")).to_have_value("a red ball rolls")
+    assert page.locator(".wa [data-action=redo]").is_visible() and page.locator("dialog[open]").count() == 0
+
+
 def test_tiles_stay_while_others_change(gallery: Page, many: App) -> None:
     """With what plays in them and the focus; and a selection that is given up changes nothing else."""
     page = gallery

@@ -1,5 +1,5 @@
 // One video whole: its player, its name, its versions, its settings, and what can be done with it.
-import { call, emit } from "../shared/bus.js";
+import { app, call, emit } from "../shared/bus.js";
 import { button, el, field, openDialog, table } from "../shared/dom.js";
 import { askExport } from "../shared/export.js";
 
@@ -141,8 +141,23 @@ export async function openDetail(scope, item, acts) {
     );
   };
 
+  /** Bring the video to the stage, under its job where it has one, so that one in the making goes on there. */
+  const open = () => {
+    const job = ((app.state && app.state.jobs) || []).find((one) => one.project === item.id);
+    emit("show", { job: job ? job.id : item.id, open: true });
+    close();
+  };
   const buttons = [
-    button("Use these settings", "check", () => (acts.use(item.id), close()), { class: "mg-primary", action: "use" }),
+    button("Open", "play", open, {
+      class: "mg-primary",
+      action: "open",
+      title: "Show it on the stage, with its versions and its timeline",
+    }),
+    button("Use these settings", "check", () => (acts.use(item.id), close()), {
+      class: "mg-fill",
+      action: "use",
+      title: "Fill the form with them, for another video",
+    }),
     has &&
       button("Continue from here", "add", () => start(() => server.extend({ video: item.id, seconds: 2 })), {
         class: "mg-fill",
