@@ -104,7 +104,9 @@ def read_record(folder: Path) -> Record:
     except MagiLiteError as error:
         raise InputError(f"{folder.name} cannot be opened: {error}") from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{folder.name} cannot be opened: its project.json is damaged.") from None
+        video = folder / "video.mp4"
+        cure = f"; its settings are in {video}, and --settings makes it again" if video.is_file() else ""
+        raise InputError(f"{folder.name} cannot be opened: its project.json is damaged{cure}.") from None
     if not (folder / "chunks").is_dir() or not (folder / "states").is_dir():
         raise InputError(f"{folder.name} cannot be opened: its chunks or states folder is missing.")
     return record

@@ -248,6 +248,9 @@ def test_damaged_states_are_passed_over(
     assert same_bits(latents_of(path), latents_of(finished_run))
 
 
+HURT_RECORD = r"^run cannot be opened: its project.json is damaged; its settings are also in .*, and --settings .*\.$"
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "garbage"])
 def test_a_damaged_record_is_one_sentence_and_touches_nothing(
     damage: str, finished_run: Path, copy_of: Callable
@@ -255,7 +258,7 @@ def test_a_damaged_record_is_one_sentence_and_touches_nothing(
     path = copy_of(finished_run)
     DAMAGES["garbage" if damage == "flipped" else damage](path / "project.json")
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    with pytest.raises(InputError, match=r"^run cannot be opened: its project.json is damaged\.$"):
+    with pytest.raises(InputError, match=HURT_RECORD):
         resume(path)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
@@ -274,7 +277,7 @@ def test_a_record_with_another_figure_is_damaged(old: str, new: str, paused_run:
     assert old in text
     (path / "project.json").write_text(text.replace(old, new, 1))
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    with pytest.raises(InputError, match=r"^run cannot be opened: its project.json is damaged\.$"):
+    with pytest.raises(InputError, match=HURT_RECORD):
         resume(path)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
