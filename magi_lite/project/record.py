@@ -105,7 +105,7 @@ def read_record(folder: Path) -> Record:
         raise InputError(f"{folder.name} cannot be opened: {error}") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         video = folder / "video.mp4"
-        cure = f"; its settings are in {video}, and --settings makes it again" if video.is_file() else ""
+        cure = f"; its settings are also in {video}, and --settings makes it again" if video.is_file() else ""
         raise InputError(f"{folder.name} cannot be opened: its project.json is damaged{cure}.") from None
     if not (folder / "chunks").is_dir() or not (folder / "states").is_dir():
         raise InputError(f"{folder.name} cannot be opened: its chunks or states folder is missing.")
