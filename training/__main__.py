@@ -8,7 +8,7 @@ The recipe, each stage resumable (call the same again; checkpoints and the log `
     pool      film and encode clips of five seconds
     dit       transformer, text encoder and special tokens: single chunks, then windows, then full windows
     distill   one model for 8 to 64 steps
-    export    what DIR holds as a model folder (--out, default DIR/demo)
+    export    what DIR holds as a model folder (--out, default DIR/demo); with --before FOLDER the mean with that model
     all       everything that is not done yet, in this order
 
 Photographs lie in DIR/photos, unpacked from the packages that training/CREDITS.md names. `--share 0.5` halves every
@@ -38,9 +38,12 @@ def main() -> int:
     parser.add_argument("--guidance", type=float, default=2.0, help="text guidance that is distilled in")
     parser.add_argument("--out", type=Path, default=None, help="where a model folder is written")
     parser.add_argument("--undistilled", action="store_true", help="export the model before distillation")
+    parser.add_argument("--before", type=Path, default=None, help="the model that training went on from, to be averaged")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    recipe = Recipe(arguments.work, arguments.share, arguments.guidance, arguments.out, not arguments.undistilled)
+    recipe = Recipe(
+        arguments.work, arguments.share, arguments.guidance, arguments.out, not arguments.undistilled, arguments.before
+    )
     try:
         for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
             run(stage, recipe)

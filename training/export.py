@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magi_lite.dit.model import parameter_dtype
@@ -26,6 +26,9 @@ from training import checkpoint
 from training.text_model import vocabulary_file
 
 WEIGHTS = Path("ckpt/magi/demo/inference_weight.distill")
+AUTOENCODER = Path("ckpt/vae/diffusion_pytorch_model.safetensors")
+AVERAGED = (WEIGHTS / "model.safetensors", Path("ckpt/t5/demo/model.safetensors"), Path("special_tokens.safetensors"))
+"""What `average_with` makes means of."""
 LEARNED_ROWS = (1, *range(7, 15))
 """Rows of the special-token table that training used: quality, and one to eight seconds remaining."""
 TOKEN_ROWS = 100
@@ -95,6 +98,25 @@ def export(folder: Path, model: TrainedModel, *, steps: int = 8) -> None:
             part.replace(folder / part.name)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def average_with(folder: Path, other: Path) -> None:
+    """Make every weight of a model folder but the autoencoder's the mean of it and another's; in place.
+
+    For a model and what it has become by training on: in between both forget less of what the other does better
+    (model soups, arXiv 2203.05482).
+
+    Raises:
+        InputError: the other is no model of this kind, or draws with another autoencoder.
+    """
+    if (folder / AUTOENCODER).read_bytes() != (other / AUTOENCODER).read_bytes():
+        raise InputError(f"{other} has another autoencoder than {folder}; their weights mean different things.")
+    for path in AVERAGED:
+        mine, theirs = load_file(folder / path), load_file(other / path)
+        if {name: tensor.shape for name, tensor in mine.items()} != {n: t.shape for n, t in theirs.items()}:
+            raise InputError(f"{other / path} has other weights than {folder / path}.")
+        means = {name: ((tensor.float() + theirs[name].float()) / 2).to(tensor.dtype) for name, tensor in mine.items()}
+        save_file(means, folder / path)
 
 
 def token_table(vectors: Tensor) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from training.train_vae import (
 )
 
 STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "export")
-STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 3750, "distill": 500}
+STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 6350, "distill": 500}
 """Steps of every stage; after those of the whole autoencoder its decoder goes on alone."""
 FOLDED, FINAL = "vae_folded.safetensors", "vae_final.safetensors"
 FOLD_CLIPS = 96
@@ -41,13 +41,17 @@ GATE_CLIPS = 32
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run: its folder, the share of every budget, the guidance that is distilled in, what is exported."""
+    """A training run: its folder, the share of every budget, the guidance that is distilled in, what is exported.
+
+    `before`: the model folder that the run has gone on from, if the mean of both is to be exported.
+    """
 
     work: Path
     share: float = 1.0
     guidance: float = 2.0
     out: Path | None = None
     distilled: bool = True
+    before: Path | None = None
 
     def steps(self, stage: str) -> int:
         return max(1, round(STEPS[stage] * self.share))
@@ -161,6 +165,9 @@ def train_student(recipe: Recipe) -> None:
 
 def write_model(recipe: Recipe) -> None:
     """The model folder."""
-    from training.export import export, from_work
+    from training.export import average_with, export, from_work
 
-    export(recipe.out or recipe.work / "demo", from_work(recipe.work, distilled=recipe.distilled))
+    folder = recipe.out or recipe.work / "demo"
+    export(folder, from_work(recipe.work, distilled=recipe.distilled))
+    if recipe.before:
+        average_with(folder, recipe.before)

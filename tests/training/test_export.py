@@ -156,3 +156,32 @@ def test_folding_changes_latents_and_no_picture(model: e.TrainedModel) -> None:
 def test_tokens_of_another_width_are_refused(model: e.TrainedModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\(100, 64\)"):
         e.export(tmp_path, dataclasses.replace(model, tokens=model.tokens[:, :32]))
+
+
+def test_the_mean_with_another_model_is_in_between(model: e.TrainedModel, tmp_path: Path) -> None:
+    other = dataclasses.replace(
+        model, dit=randomize(DiT(DIT), 11).state_dict(), text=randomize(make_encoder(), 13).state_dict(),
+        tokens=model.tokens + 1,
+    )  # fmt: skip
+    for name, one in (("one", model), ("other", other)):
+        e.export(tmp_path / name, one)
+    e.average_with(tmp_path / "one", tmp_path / "other")
+    files, vae = open_model(tmp_path / "one"), load_vae(open_model(tmp_path / "other").vae).state_dict()
+    for name, tensor in load_dit(files).state_dict().items():
+        mean = (model.dit[name].double() + other.dit[name].double()) / 2
+        scale = torch.maximum(model.dit[name].abs(), other.dit[name].abs()).double()
+        assert ((tensor.double() - mean).abs() <= 2**-7 * scale).all(), name  # both rounded, and their mean
+    assert all(torch.equal(tensor, vae[name]) for name, tensor in load_vae(files.vae).state_dict().items())
+    learned = list(e.LEARNED_ROWS)
+    tokens = e.load_file(tmp_path / "one" / "special_tokens.safetensors")["other_tokens"]
+    torch.testing.assert_close(tokens[learned], model.tokens[learned] + 0.5)
+
+
+def test_models_that_mean_different_things_are_not_averaged(model: e.TrainedModel, tmp_path: Path) -> None:
+    e.export(tmp_path / "one", model)
+    e.export(tmp_path / "drawn", dataclasses.replace(model, vae=randomize(ViTVAE(VAE), 22).state_dict()))
+    deeper = dataclasses.replace(DIT, num_layers=3)
+    e.export(tmp_path / "deeper", dataclasses.replace(model, dit=DiT(deeper).state_dict(), dit_config=deeper))
+    for other, sentence in (("drawn", "another autoencoder"), ("deeper", "other weights")):
+        with pytest.raises(InputError, match=sentence):
+            e.average_with(tmp_path / "one", tmp_path / other)
