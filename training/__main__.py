@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--guidance", type=float, default=2.0, help="text guidance that is distilled in")
     parser.add_argument("--out", type=Path, default=None, help="where a model folder is written")
     parser.add_argument("--undistilled", action="store_true", help="export the model before distillation")
-    parser.add_argument("--before", type=Path, default=None, help="the model that training went on from, to be averaged")
+    parser.add_argument("--before", type=Path, default=None, help="the model that training went on from, for the mean")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipe = Recipe(

@@ -137,7 +137,8 @@ def _offsets(asked: Asked, first: int) -> list[tuple[float, float, np.ndarray]]:
 def find_camera(made: np.ndarray, asked: Asked, expected: tuple[float, float], first: int) -> tuple[float, float]:
     """Place and zoom of the camera in the first frame of a second, which the seconds before should have left there.
 
-    One that they did not move as asked is found where it is, so that a second answers for its own words alone.
+    One that they did not move as asked is found where it is, so that a second answers for its own words alone; but
+    only if the whole picture says so, for a thing at the frame's edge looks like a wall.
     """
     frame, empty = made[:1].astype(np.float32), replace(asked, scenery=())
 
@@ -146,7 +147,12 @@ def find_camera(made: np.ndarray, asked: Asked, expected: tuple[float, float], f
 
     x, zoom = expected
     rough = nearest([(x + dx, zoom) for dx in OFFSETS] + [(x, zoom * factor) for factor in ZOOMS])
-    return nearest((rough[0] + dx, rough[1] * factor) for dx in (0.0, -1.0, 1.0) for factor in (1.0, 0.95, 1.05))
+    found = nearest((rough[0] + dx, rough[1] * factor) for dx in (0.0, -1.0, 1.0) for factor in (1.0, 0.95, 1.05))
+    if found == expected:
+        return expected
+    starts = [find_start(made, asked, camera, first) for camera in (expected, found)]
+    likely = min(starts, key=lambda start: distance(frame, draw(asked, start, (0,))))
+    return likely.camera_x, likely.zoom
 
 
 def _seen_from(camera: tuple[float, float], first: int) -> Start:

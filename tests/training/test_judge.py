@@ -86,6 +86,12 @@ def test_a_second_answers_for_its_own_camera_alone(camera: str) -> None:
     assert not made[1].followed["camera"]
 
 
+def test_a_thing_at_the_edge_is_no_wall() -> None:
+    seconds = [Asked("ball", "red", "large", "meadow", motion) for motion in ("stands still", "jumps")]
+    parts = [clip(words, Start(x=54.0, first=place * FRAMES)) for place, words in enumerate(seconds)]
+    assert all(all(one.followed.values()) for one in judge_clip(np.concatenate(parts), seconds, Start()))
+
+
 def test_what_looks_the_same_is_nothing_else() -> None:
     farthest = Start(x=25.0, zoom=0.75)
     for asked in (replace(CAR, camera="zooms out"), replace(CAR, motion="stands still"), replace(CAR, motion="falls")):
