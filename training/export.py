@@ -25,10 +25,10 @@ from magi_lite.models import SCALE_FACTOR, DiTConfig, VAEConfig
 from training import checkpoint
 from training.text_model import vocabulary_file
 
-WEIGHTS = Path("ckpt/magi/demo/inference_weight.distill")
+WEIGHTS = Path("ckpt/magi/demo/inference_weight.distill/model.safetensors")
 AUTOENCODER = Path("ckpt/vae/diffusion_pytorch_model.safetensors")
-AVERAGED = (WEIGHTS / "model.safetensors", Path("ckpt/t5/demo/model.safetensors"), Path("special_tokens.safetensors"))
-"""What `average_with` makes means of."""
+TEXT = Path("ckpt/t5/demo/model.safetensors")
+TOKENS = Path("special_tokens.safetensors")
 LEARNED_ROWS = (1, *range(7, 15))
 """Rows of the special-token table that training used: quality, and one to eight seconds remaining."""
 TOKEN_ROWS = 100
@@ -90,9 +90,9 @@ def export(folder: Path, model: TrainedModel, *, steps: int = 8) -> None:
     new = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
     try:
         _write_dit(new / WEIGHTS, model, steps)
-        _write_vae(new / "ckpt" / "vae", model)
-        _write_text(new / "ckpt" / "t5" / "demo", model)
-        save_file(token_table(model.tokens), new / "special_tokens.safetensors")
+        _write_vae(new / AUTOENCODER, model)
+        _write_text(new / TEXT, model)
+        save_file(token_table(model.tokens), new / TOKENS)
         shutil.rmtree(folder / "ckpt", ignore_errors=True)
         for part in new.iterdir():
             part.replace(folder / part.name)
@@ -109,9 +109,13 @@ def average_with(folder: Path, other: Path) -> None:
     Raises:
         InputError: the other is no model of this kind, or draws with another autoencoder.
     """
+    averaged = (WEIGHTS, TEXT, TOKENS)
+    for path in (AUTOENCODER, *averaged):
+        if not (other / path).is_file():
+            raise InputError(f"{other} is no model folder of this training: it has no {path}.")
     if (folder / AUTOENCODER).read_bytes() != (other / AUTOENCODER).read_bytes():
         raise InputError(f"{other} has another autoencoder than {folder}; their weights mean different things.")
-    for path in AVERAGED:
+    for path in averaged:
         mine, theirs = load_file(folder / path), load_file(other / path)
         if {name: tensor.shape for name, tensor in mine.items()} != {n: t.shape for n, t in theirs.items()}:
             raise InputError(f"{other / path} has other weights than {folder / path}.")
@@ -127,14 +131,14 @@ def token_table(vectors: Tensor) -> dict[str, Tensor]:
     return {"caption_token": nothing, "logo_token": nothing.clone(), "other_tokens": rows}
 
 
-def _write_dit(folder: Path, model: TrainedModel, steps: int) -> None:
-    folder.mkdir(parents=True)
+def _write_dit(path: Path, model: TrainedModel, steps: int) -> None:
+    path.parent.mkdir(parents=True)
     state = {n: t.to(parameter_dtype(n, torch.bfloat16)).contiguous() for n, t in model.dit.items()}
-    save_file(state, folder / "model.safetensors")
+    save_file(state, path)
     fields = dataclasses.asdict(model.dit_config)
     published = {("kv_channels" if name == "head_dim" else name): value for name, value in fields.items()}
     _write_json(
-        folder.parent / "config.json",
+        path.parent.parent / "config.json",
         {
             "model_config": published,
             "runtime_config": {"cfg_number": 1, "num_steps": steps, "window_size": 4, "chunk_width": 6},
@@ -143,16 +147,18 @@ def _write_dit(folder: Path, model: TrainedModel, steps: int) -> None:
     )
 
 
-def _write_vae(folder: Path, model: TrainedModel) -> None:
-    folder.mkdir(parents=True)
-    save_file({n: _matrix_half(t) for n, t in model.vae.items()}, folder / "diffusion_pytorch_model.safetensors")
-    _write_json(folder / "config.json", {"_class_name": "ViTVAE", "ddconfig": dataclasses.asdict(model.vae_config)})
+def _write_vae(path: Path, model: TrainedModel) -> None:
+    path.parent.mkdir(parents=True)
+    save_file({n: _matrix_half(t) for n, t in model.vae.items()}, path)
+    config = {"_class_name": "ViTVAE", "ddconfig": dataclasses.asdict(model.vae_config)}
+    _write_json(path.parent / "config.json", config)
 
 
-def _write_text(folder: Path, model: TrainedModel) -> None:
+def _write_text(path: Path, model: TrainedModel) -> None:
+    folder = path.parent
     folder.mkdir(parents=True)
     model.tokenizer.save_pretrained(folder)
-    save_file({n: t.float().contiguous() for n, t in model.text.items() if n != _TIED}, folder / "model.safetensors")
+    save_file({n: t.float().contiguous() for n, t in model.text.items() if n != _TIED}, path)
     _write_json(folder / "config.json", model.text_config)
     _write_json(folder / "vocabulary.json", vocabulary_file())
 

@@ -164,10 +164,16 @@ def train_student(recipe: Recipe) -> None:
 
 
 def write_model(recipe: Recipe) -> None:
-    """The model folder."""
+    """The model folder.
+
+    Raises:
+        InputError: it is the one that the mean is to be made with, or that one does not fit.
+    """
     from training.export import average_with, export, from_work
 
     folder = recipe.out or recipe.work / "demo"
+    if recipe.before and recipe.before.resolve() == folder.resolve():
+        raise InputError(f"{folder} would be overwritten before the mean with it is made; choose another --out.")
     export(folder, from_work(recipe.work, distilled=recipe.distilled))
     if recipe.before:
         average_with(folder, recipe.before)

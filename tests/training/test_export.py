@@ -182,6 +182,6 @@ def test_models_that_mean_different_things_are_not_averaged(model: e.TrainedMode
     e.export(tmp_path / "drawn", dataclasses.replace(model, vae=randomize(ViTVAE(VAE), 22).state_dict()))
     deeper = dataclasses.replace(DIT, num_layers=3)
     e.export(tmp_path / "deeper", dataclasses.replace(model, dit=DiT(deeper).state_dict(), dit_config=deeper))
-    for other, sentence in (("drawn", "another autoencoder"), ("deeper", "other weights")):
+    for other, sentence in (("drawn", "another autoencoder"), ("deeper", "other weights"), ("gone", "no model folder")):
         with pytest.raises(InputError, match=sentence):
             e.average_with(tmp_path / "one", tmp_path / other)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from magi_lite.errors import InputError
 from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.weights.opening import open_model
-from training import latents, recipe
+from training import export, latents, recipe
 from training.photographs import Album
 from training.recipe import STAGES, Recipe, run
 from training.reel import Reel
@@ -55,3 +57,12 @@ def test_the_whole_recipe_ends_in_a_model_folder(tmp_path: Path, small: None) ->
     torch.manual_seed(0)
     frames = Studio(files).film(["a red car moves left in a town"], seed=1)
     assert frames.shape == (24, SIZE, SIZE, 3)
+
+    averaged = replace(made, out=tmp_path / "mean", before=tmp_path / "demo")
+    run("export", averaged)
+    one, mean = (tmp_path / name / export.WEIGHTS for name in ("demo", "mean"))
+    assert mean.read_bytes() == one.read_bytes(), "the mean with itself"
+    kept = one.stat().st_mtime_ns
+    with pytest.raises(InputError, match="choose another --out"):
+        run("export", replace(made, out=tmp_path / "demo", before=tmp_path / "demo"))
+    assert one.stat().st_mtime_ns == kept

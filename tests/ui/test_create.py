@@ -269,17 +269,23 @@ def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -
         assert sum(shows("stands still", second) for second in range(start)) > 0.8 * start
 
 
-def test_once_every_second_has_begun_the_timeline_is_the_next_versions(page: Page) -> None:
-    """What is written then stays on the page, and the video in the making is left alone; as the hint says."""
+def make_slowly(page: Page, *, seconds: int, begun: int) -> None:
+    """A video of one block, `begun` seconds of which can no longer change."""
     set_size(page, 96, 96)
-    set_length(page, 4)
+    set_length(page, seconds)
     slowly(page)
     page.click("[data-action=add]")
     page.wait_for_selector(".tl-editor")
     page.keyboard.type("a large red ball falls")
     page.keyboard.press("Enter")
     generate(page)
-    page.wait_for_function("magi.state.shown.state === 'running' && magi.state.shown.locked >= 4", timeout=PATIENCE)
+    reached = f"magi.state.shown.state === 'running' && magi.state.shown.locked >= {begun}"
+    page.wait_for_function(reached, timeout=PATIENCE)
+
+
+def test_once_every_second_has_begun_the_timeline_is_the_next_versions(page: Page) -> None:
+    """What is written then stays on the page, and the video in the making is left alone; as the hint says."""
+    make_slowly(page, seconds=4, begun=4)
     page.get_by_text("Changes apply to the next version").wait_for()
     page.locator(".tl-block").dblclick()
     page.wait_for_selector(".tl-editor")
@@ -294,15 +300,7 @@ def test_once_every_second_has_begun_the_timeline_is_the_next_versions(page: Pag
 
 
 def test_a_block_that_has_begun_says_so_when_it_is_written_in(page: Page) -> None:
-    set_size(page, 96, 96)
-    set_length(page, 12)
-    slowly(page)
-    page.click("[data-action=add]")
-    page.wait_for_selector(".tl-editor")
-    page.keyboard.type("a large red ball falls")
-    page.keyboard.press("Enter")
-    generate(page)
-    page.wait_for_function("magi.state.shown.state === 'running' && magi.state.shown.locked >= 2", timeout=PATIENCE)
+    make_slowly(page, seconds=12, begun=2)
     page.locator(".tl-block.locked").dblclick()
     page.locator(".mg-toast", has_text="can no longer change").wait_for()
     assert page.locator(".tl-editor").count() == 0

@@ -182,5 +182,10 @@ def test_what_became_of_a_damaged_queue_file_is_told_once(watched: Watched, tmp_
         page.wait_for_timeout(1500)
         assert page.locator(".mg-toast.warning").count() == 0
         page.goto("about:blank")
+        closed = watched.open(app.url, script="Storage.prototype.setItem = () => { throw new Error('full'); };")
+        closed.locator(".mg-toast.warning").wait_for()
+        closed.wait_for_timeout(3000)  # the page has asked for the state again
+        assert closed.locator(".mg-toast.warning").count() == 1
+        closed.goto("about:blank")
     finally:
         app.stop()

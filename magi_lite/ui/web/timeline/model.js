@@ -147,7 +147,7 @@ export const within = (blocks, seconds) =>
 export function over(blocks, block) {
   const rest = blocks.flatMap((b) => [
     ...(b.start < block.start ? [{ ...b, end: Math.min(b.end, block.start) }] : []),
-    ...(b.end > block.end ? [b.start < block.end ? { ...later(b, { start: block.end }) } : b] : []),
+    ...(b.end > block.end ? [b.start < block.end ? later(b, { start: block.end }) : b] : []),
   ]);
   return sort([...rest, block]);
 }

@@ -19,7 +19,8 @@ export function poller(element, server, draw) {
     first = true,
     timer = null,
     asked = 0,
-    unsaved = false;
+    unsaved = false,
+    noticed = recall(NOTICED); // also where the browser keeps nothing
 
   async function poll() {
     clearTimeout(timer);
@@ -63,9 +64,10 @@ export function poller(element, server, draw) {
       unsaved = Boolean(state.trouble);
       toast(state.trouble || "The queue is saved again.", unsaved ? "error" : "info");
     }
-    if (state.notice && state.notice !== recall(NOTICED)) {
-      keep(NOTICED, state.notice);
-      toast(state.notice, "warning");
+    if (state.notice && state.notice !== noticed) {
+      noticed = state.notice;
+      keep(NOTICED, noticed);
+      toast(noticed, "warning");
     }
     take(state, wanted);
   }
