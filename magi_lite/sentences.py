@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from quant.errors import one_line
+
 
 def either(choices: Iterable[Any]) -> str:
     """ "a, b or c"; None is left out."""
@@ -23,8 +25,8 @@ def shown(value: Any, length: int = 60) -> str:
 
 
 def shortened(prompt: str, length: int = 40) -> str:
-    """A prompt in quotes, cut where it is long."""
-    text = " ".join(prompt.split())
+    """A prompt in quotes, cut where it is long; what would turn the direction of the sentence is written out."""
+    text = one_line(" ".join(prompt.split()))
     return f'"{text if len(text) <= length else text[: length - 1] + "…"}"'
 
 

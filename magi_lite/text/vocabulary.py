@@ -15,6 +15,7 @@ from pathlib import Path
 
 from magi_lite.config_files import read_json
 from magi_lite.errors import CheckpointError
+from magi_lite.sentences import shortened
 from magi_lite.text.cleaning import clean_prompt
 
 FILE = "vocabulary.json"
@@ -83,7 +84,7 @@ class Vocabulary:
         unknown = self.unknown(prompts)
         if not unknown:
             return None
-        named = _list([f'"{word}"' for word in unknown[:_NAMED]], len(unknown) - _NAMED)
+        named = _list([shortened(word) for word in unknown[:_NAMED]], len(unknown) - _NAMED)
         return f"This model does not know {named}. {self.summary()}"
 
     def summary(self) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 
 from magi_lite.errors import TimelineError
 from magi_lite.models import FPS
-from magi_lite.sentences import shown
 from magi_lite.timeline import text
 from magi_lite.timeline.markers import NAME_LENGTH, Marker
 from magi_lite.timeline.timeline import Segment, Timeline
+from quant.errors import brief
 from quant.storage.files import parse_json
 
 _STAMP = r"(\d{1,3}):([0-5]\d):([0-5]\d)[,.](\d{1,3})"
@@ -171,8 +171,7 @@ def read_otio(content: str) -> Timeline:
     except TimelineError:
         raise
     except Exception as error:  # whatever a damaged file makes the library stumble over
-        why = shown(" ".join(str(error).split()), 120)  # the library's may quote the whole file
-        raise TimelineError(f"This OpenTimelineIO file cannot be read ({why}); export it anew.") from None
+        raise TimelineError(f"This OpenTimelineIO file cannot be read ({brief(error, 120)}); export it anew.") from None
 
 
 def _check_objects(value: Any, key: str = "") -> None:

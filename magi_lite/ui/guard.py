@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from magi_lite.sentences import count, shown
+from quant.errors import brief
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -354,7 +355,7 @@ def _fault_of_request(path: str, error: Exception) -> Refused | None:
         if isinstance(error, TypeError):
             return Refused(400, "An upload is made of files, each with its name.")
     if path.startswith(f"{API}call/v2/") and isinstance(error, (LookupError, TypeError, ValueError)):
-        return Refused(422, f"The arguments do not fit ({shown(str(error), 120)}); {API}info lists them.")
+        return Refused(422, f"The arguments do not fit ({brief(error, 120)}); {API}info lists them.")
     return None
 
 

@@ -13,6 +13,7 @@ from magi_lite.errors import CheckpointError
 from magi_lite.events import Notice
 from magi_lite.pipeline import generate
 from magi_lite.request.request import GenerationRequest
+from magi_lite.sentences import shortened
 from magi_lite.text.vocabulary import FILE, Vocabulary, characters_taken_out
 from magi_lite.timeline.text import parse
 from magi_lite.weights.layout import DEMO_FOLDER
@@ -46,6 +47,15 @@ def test_unknown_words_are_named_once_in_order_with_what_is_known() -> None:
 def test_of_many_unknown_words_some_are_named_and_the_rest_counted() -> None:
     message = WORDS.notice([" ".join(f"word{'abcdefghij'[n]}" for n in range(10))])
     assert message is not None and '"wordf"' in message and "wordg" not in message and "4 more words" in message
+
+
+def test_a_word_without_end_is_cut() -> None:
+    message = WORDS.notice(["a ball " + "x" * 3000])
+    assert message and "…" in message and len(message) < 400
+
+
+def test_what_turns_the_direction_of_text_is_written_out() -> None:
+    assert shortened("a \u202e ball\u2066") == '"a \\u202e ball\\u2066"'
 
 
 def test_other_scripts_count_as_unknown_words() -> None:
