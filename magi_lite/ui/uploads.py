@@ -57,7 +57,9 @@ def look_at(path: Path, name: str) -> dict[str, Any]:
     if seen.kind == "image":
         return {**found, "info": f"{seen.width} × {seen.height}, the first frame"}
     info = f"{seen.width} × {seen.height}, {seen.seconds:.1f} s"
-    info += "" if round(seen.rate) == FPS else f", {seen.rate:.0f} frames per second"
+    if round(seen.rate) != FPS:
+        rate = f"{seen.rate:.0f}" if seen.rate >= 10 else f"{seen.rate:.2g}"
+        info += f", {rate} {'frame' if rate == '1' else 'frames'} per second"
     return {**found, "info": info, **_settings(path, name)}
 
 

@@ -102,6 +102,15 @@ def test_the_app_says_the_size_that_the_reader_gives(tmp_path):
     assert white > 0.95, "padded to the size that was said, nothing is left to pad"
 
 
+@pytest.mark.parametrize(
+    ("rate", "said"), [("1/4", "0.25 frames"), ("1", "1 frame"), ("5/2", "2.5 frames"), ("60", "60 frames"), ("24", "")]
+)
+def test_a_slow_clip_has_a_rate_too(tmp_path, rate, said):
+    ffmpeg("-f", "lavfi", "-i", f"testsrc=size=64x48:rate={rate}:duration=16", "-pix_fmt", "yuv420p", tmp_path / "a.mp4")
+    _, *more = uploads.look_at(tmp_path / "a.mp4", "a.mp4")["info"].split(" s, ")
+    assert more == ([f"{said} per second"] if said else [])
+
+
 @pytest.mark.parametrize(("size", "matrix"), [((640, 480), "bt601"), ((1280, 720), "bt709"), ((1024, 768), "bt709")])
 def test_untagged_clips_are_read_by_convention(tmp_path, size, matrix):
     path = tmp_path / "a.mkv"
