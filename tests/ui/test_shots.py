@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page
 
 from magi_lite.project import Project
-from tests.ui.conftest import App, Watched, generate, set_length, set_size, wait_for, wait_for_another
+from tests.ui.conftest import App, Watched, generate, segments, set_length, set_size, wait_for, wait_for_another
 from tests.ui.test_timeline import block, drop_file, three_blocks
 
 
@@ -97,6 +97,30 @@ def test_a_cut_by_key_and_by_menu_is_seen_said_and_undone(blocks: Page) -> None:
 
     block(page, 0).click(button="right")  # the first block begins the video anyway
     assert page.locator(".tl-menu [data-action=cut-block]").is_disabled()
+
+
+def test_the_tools_are_in_a_blocks_menu_too(blocks: Page) -> None:
+    page = blocks
+    before = segments(page)
+    for tool in ("split", "duplicate", "merge", "delete"):
+        block(page, 1).click(button="right")
+        page.locator(f".tl-menu [data-action={tool}-block]").click()
+        made = segments(page)
+        assert page.locator(".tl-menu").count() == 0
+        (start, end, words), (_, after, _) = before[1], before[2]
+        half = (start + end) // 2
+        assert {
+            "split": made[1:3] == [(start, half, words), (half, end, words)],
+            "duplicate": made == [*before, (before[2][1], before[2][1] + end - start, words)],  # the next room
+            "merge": made[1][:2] == (start, after) and len(made) == 2,
+            "delete": made == [before[0], before[2]],
+        }[tool], made
+        page.keyboard.press("Control+z")
+        page.wait_for_function("n => magi.timeline.segments.length === n", arg=len(before))
+        assert segments(page) == before
+    block(page, 2).click(button="right")  # nothing is behind the last one, so it is merged with the one before
+    page.locator(".tl-menu [data-action=merge-block]").click()
+    assert len(segments(page)) == 2
 
 
 def test_a_picture_over_a_block_is_the_blocks_alone(blocks: Page) -> None:

@@ -4,6 +4,13 @@ import { NO_ANSWER, emit, onDocument, toast } from "../shared/bus.js";
 import { el, keepInside } from "../shared/dom.js";
 
 const KEYS = { shot: "X", picture: "P" };
+/** Tools that a block's menu offers as well. */
+const TOOLS = [
+  ["split", "Split", "S"],
+  ["merge", "Merge with the next", "M"],
+  ["duplicate", "Duplicate", "D"],
+  ["delete", "Delete", "Del"],
+];
 
 /** What of a block goes to the server, in the server's own order. */
 export function segment({ start, end, prompt, cut, image, image_sha256 }) {
@@ -189,6 +196,12 @@ export function mountShots({ view, state, server, upload, apply, select }) {
       }),
       block.image &&
         item("Remove the picture", "", () => takeOff(id), { "data-action": "unpicture-block", disabled: !open(block) }),
+      ...TOOLS.map(([tool, text, key]) =>
+        item(text, key, () => view.tools[tool].click(), {
+          "data-action": `${tool}-block`,
+          disabled: view.tools[tool].disabled,
+        }),
+      ),
     ].filter(Boolean);
     const box = el("div", { class: "tl-menu", role: "menu", "aria-label": "Block" }, ...items);
     box.addEventListener("keydown", (event) => {
