@@ -61,11 +61,16 @@ def build(*, machine: Device | None = None, demo: bool = True, **values: Any) ->
     request = GenerationRequest(
         timeline=timeline,
         seconds=None if given.get("endless") else given.get("seconds", timeline.end or DEFAULT_SECONDS),
-        seed=given.pop("seed", random.SystemRandom().randrange(SEED_LIMIT)),
+        seed=given.pop("seed", new_seed()),
     )
     request = _replaced(request, {name: value for name, value in given.items() if not OPTIONS[name].preset})
     chosen = {name: value for name, value in given.items() if OPTIONS[name].preset}
     return with_defaults(request, chosen, machine, demo=demo)
+
+
+def new_seed() -> int:
+    """A seed that nobody chose."""
+    return random.SystemRandom().randrange(SEED_LIMIT)
 
 
 def change(

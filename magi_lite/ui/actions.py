@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from magi_lite.jobs import JobQueue
 from magi_lite.jobs.job import Job
 from magi_lite.models import MODELS
 from magi_lite.project import Project
+from magi_lite.request.build import new_seed
 from magi_lite.request.checks import check
 from magi_lite.request.request import OPTIONS, GenerationRequest
 from magi_lite.sentences import shown
@@ -153,6 +153,20 @@ class Actions:
         check(request)
         return {"job": self._add(request).id, "seed": request.seed}
 
+    def is_made(self, request: GenerationRequest) -> bool:
+        """Whether a video of the gallery or the queue is, or will be, just what a request asks for."""
+
+        def what(one: GenerationRequest) -> GenerationRequest:
+            return replace(one, models_folder=None, out=None)
+
+        coming = [
+            job.request
+            for job in self._queue.jobs()
+            if job.state in ("waiting", "running") and job.from_chunk is None and job.source is None
+        ]
+        whole = [one.request for one in self._library.entries() if one.status == "finished" and one.parent is None]
+        return what(request) in map(what, coming + whole)
+
     @takes_options
     def generate(self, prompt: str = "", **options: Any) -> dict[str, Any]:
         """Put a video into the queue and answer its job's id and seed; poll `status` for the rest.
@@ -266,7 +280,7 @@ class Actions:
 
     def clone(self, job: str) -> dict[str, Any]:
         """Put the same request at the end of the queue once more, with a new seed: it becomes another video."""
-        seed = random.SystemRandom().randrange(form.SEED_LIMIT)
+        seed = new_seed()
         return {"job": self._queue.clone(job, seed).id, "seed": seed}
 
     def edit(self, job: str, request: GenerationRequest) -> dict[str, Any]:

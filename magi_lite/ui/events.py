@@ -10,7 +10,7 @@ import gradio as gr
 
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.models import MODELS
-from magi_lite.request.build import DEMO, models_on_disk, with_defaults
+from magi_lite.request.build import DEMO, SEED_LIMIT, models_on_disk, with_defaults
 from magi_lite.request.request import GenerationRequest
 from magi_lite.request.settings import settings_from_data
 from magi_lite.timeline import Segment, Timeline
@@ -116,6 +116,7 @@ class Handlers:
             missing = self.missing(request)
             if missing:
                 return missing, gr.skip()
+            same = self.actions.is_made(request)
             answer = self.actions.submit(request)
         except MagiLiteError as error:
             raise gr.Error(in_toast(sentence(error)), print_exception=False) from None
@@ -124,7 +125,7 @@ class Handlers:
         ahead = any(job["state"] in ("running", "waiting") for job in others)
         if ahead:
             gr.Info("Added to the queue; it starts when its turn comes.")
-        return (None if ahead else {"job": answer["job"]}), answer["seed"]
+        return {"job": answer["job"], "ahead": ahead, "same": same}, answer["seed"]
 
     def several(self, event: dict[str, Any] | None, *values: Any) -> None:
         """Put a video from each of several pictures into the queue, each in its own shape.
@@ -325,7 +326,7 @@ def wire(h: Handlers, tabs: gr.Tabs, queue: Any, gallery: Any, system: Any, demo
     tiers = [w["quality"], w["preset"], w["model"]]
     for tier in tiers:
         fills(tier.input, h.quality, tiers, [*size, w["steps"], w["window"]])
-    w["dice"].click(None, None, w["seed"], js=f"() => [Math.floor(Math.random() * {form.SEED_LIMIT})]", **INNER)
+    w["dice"].click(None, None, w["seed"], js=f"() => [Math.floor(Math.random() * {SEED_LIMIT})]", **INNER)
     fills(w["last_seed"].click, lambda seed: [seed], [used_seed], [w["seed"]])
     content = [w["timeline"], w["prompt"], w["seconds"]]
     fills(w["timeline"].imported, h.imported, [w["timeline"], w["seconds"], w["endless"]], content)

@@ -15,13 +15,11 @@ from typing import Any
 
 from magi_lite.errors import InputError
 from magi_lite.models import MODELS
-from magi_lite.request.build import DEMO, SEED_LIMIT, build
+from magi_lite.request.build import DEMO, build
 from magi_lite.request.request import OPTIONS, GenerationRequest
 from magi_lite.sentences import shown
 from magi_lite.timeline import Timeline
 from magi_lite.weights.layout import DEFAULT_MODELS_FOLDER
-
-__all__ = ["SEED_LIMIT"]
 
 TEXT, IMAGE, VIDEO, LAST = "Text to video", "Start with image", "Continue video", "Continue last video"
 MODES = (TEXT, IMAGE, VIDEO, LAST)

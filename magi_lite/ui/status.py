@@ -21,11 +21,13 @@ def state(
         version: of the queue that the page has; its jobs are sent where there is a newer one.
         preview: version of the preview that the page has.
     """
-    running = queue.running
+    # A lane holds its job a moment longer than the job runs.
+    making = {card: one for card, one in queue.running_jobs.items() if one.state == "running"}
+    running = next(iter(making.values()), None)
     answer: dict[str, Any] = {
         "version": queue.version,
         "running": running.id if running else None,
-        "cards": {card: one.id for card, one in queue.running_jobs.items()},
+        "cards": {card: one.id for card, one in making.items()},
         "paused": queue.paused,
         "trouble": queue.trouble,
         "notice": queue.notice,

@@ -403,3 +403,22 @@ def test_redo_from_second_2_and_extend_keep_what_was_there(page: Page, app: App,
     wanted = [(s.start, s.end, s.prompt) for s in longer.request.timeline.segments]
     page.wait_for_function("n => magi.timeline.segments.length === n", arg=len(wanted))
     assert json.dumps(segments(page)) == json.dumps(wanted)
+
+
+def test_the_same_settings_once_more_are_told_and_lead_to_another_video(page: Page, app: App) -> None:
+    page.fill("#mg-prompt textarea", RIGHT)
+    set_length(page, 2)
+    set_seed(page, 4321)
+    generate(page)
+    wait_for(page, "finished")
+    assert page.locator("[data-action=another-seed]").count() == 0
+    again = generate(page)
+    page.locator(".mg-toast [data-action=another-seed]").click()
+    wait_for_another(page, again)
+    wait_for(page, "finished")
+    assert Project.open(app.newest()).request.seed != 4321
+    assert page.input_value("#mg-seed input") == "-1"
+    page.wait_for_function("id => !magi.state.jobs.some((job) => job.id === id && job.state === 'running')", arg=again)
+    generate(page)
+    wait_for(page, "finished")
+    assert page.locator("[data-action=another-seed]").count() == 0

@@ -126,6 +126,24 @@ def test_a_stacked_page_is_full_and_shows_every_example(watched: Watched, app: A
         assert box and stage["y"] <= box["y"] and box["y"] + box["height"] <= stage["y"] + stage["height"]
 
 
+def test_the_first_video_is_asked_for_once(watched: Watched, tmp_path: Path) -> None:
+    own = App(tmp_path).start()
+    try:
+        page = watched.open(own.url)
+        page.locator(".wa-empty", has_text="Make your first video").wait_for()
+        page.fill("#mg-prompt textarea", "a red ball in a meadow")
+        set_length(page, 1)
+        generate(page)
+        wait_for(page, "finished")
+        page.wait_for_function("magi.state.jobs.every((job) => job.state !== 'running')")
+        page.locator(".tb-chip", has_text="Ready").wait_for()
+        page.click(".wa [data-action=clear]")
+        page.locator(".wa-empty", has_text="Make another video").wait_for()
+        page.close()
+    finally:
+        own.stop()
+
+
 def test_the_stage_of_a_video_that_has_begun_offers_no_other(page: Page, app: App) -> None:
     page.locator(".wa-card").first.wait_for()
     client = Client(app.url, verbose=False)

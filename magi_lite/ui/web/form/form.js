@@ -7,6 +7,7 @@ import { isNewTab, leftBehind, loadDraft, saveDraft } from "./draft.js";
 const TYPED = ["prompt", "timeline"];
 const LEAVE = { __type__: "update" };
 const LONGEST = 1_000_000; // seconds
+const LONGEST_WAIT = 10000; // milliseconds for a field to take its value
 /** The nearest legal value of a number, set when its field is left. */
 const LEGAL = {
   seconds: (n) => Math.min(LONGEST, Math.max(1, Math.round(Number(n)) || 1)),
@@ -186,6 +187,13 @@ export function mount({ element, props, trigger, server }) {
       name: "bring-back",
       run: () => restore(bring),
     });
+  });
+  on(element, "another-seed", async () => {
+    restore({ seed: -1 });
+    const seed = names.indexOf("seed"),
+      until = performance.now() + LONGEST_WAIT;
+    while (now[seed] !== -1 && performance.now() < until) await new Promise((done) => setTimeout(done, 20));
+    if (now[seed] === -1) document.querySelector("#mg-generate").click();
   });
   /** An undo takes back what came with a timeline, but for what was typed since. */
   on(element, "refill", ({ values, unless }) => restore(values, others(names.map((name) => unless[name]))));

@@ -41,8 +41,14 @@ export function mountCards(place, examples, choose) {
       el("span", { class: "wa-card-note", text: `${example.seconds} s, ${count(example.blocks.length, "block")}` }),
       strip(example),
     );
+  const title = el("b", { text: "Make your first video" });
+  // Who has made some is not asked for the first one. The gallery's version begins with their number.
+  on(place, "state", ({ gallery }) => {
+    const words = Number.parseInt(gallery, 10) ? "Make another video" : "Make your first video";
+    if (title.textContent !== words) title.textContent = words;
+  });
   place.append(
-    el("b", { text: "Make your first video" }),
+    title,
     el("span", { text: "Choose an example, or write a prompt and press Generate." }),
     el("div", { class: "wa-cards" }, ...examples.map(card)),
   );

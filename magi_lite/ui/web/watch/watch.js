@@ -276,6 +276,18 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     });
   }
 
+  /** The same settings make the same video: seldom what is wanted, where a seed came with an older one. */
+  function offerAnother(id) {
+    toast("There is a video with just these settings already; this one will be the same.", "info", {
+      label: "Make another one instead",
+      name: "another-seed",
+      async run() {
+        const answer = await call(server.stop({ job: id }));
+        if (!answer.error) emit("another-seed");
+      },
+    });
+  }
+
   on(element, "state", draw);
   on(element, "offline", () => drawStatus());
   on(element, "redo", ({ block }) => {
@@ -285,6 +297,8 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     const value = props.value;
     if (value && value.missing) offerDownload(value);
     if (!value || !value.job) return;
+    if (value.same) offerAnother(value.job);
+    if (value.ahead) return;
     app.attached = value.job;
     emit("made");
     emit("poll");
