@@ -6,6 +6,7 @@ seconds, with or without sound, is not even decoded: the fragments of the growin
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -174,6 +175,10 @@ def _folder(run: Path) -> Path:
     return run.parent if run.is_file() else run
 
 
+_ROUNDED = 0.02
+"""Frames by which a time may miss a frame's border: times are shown and typed in thousandths of a second."""
+
+
 def _frames(project: Project, seconds: tuple[float, float] | float | None, name: str) -> tuple[int, int]:
     """First frame and the one behind the last, of what is asked for.
 
@@ -190,8 +195,15 @@ def _frames(project: Project, seconds: tuple[float, float] | float | None, name:
         start, stop = seconds
     else:
         start, stop, one = seconds, seconds, True
-    first = round(start * FPS)
-    end = first + 1 if one else round(stop * FPS)
+    # As players show them: a moment belongs to the frame that has begun, the video's end to its last one, and a range
+    # has every frame that it touches.
+    first = math.floor(start * FPS + _ROUNDED)
+    end = math.ceil(stop * FPS - _ROUNDED)
+    if one:
+        first = min(first, total - 1) if start * FPS <= total else first
+        end = first + 1
+    if start < stop and 0 <= first == end <= total:
+        raise InputError(f"There is no frame from second {start:g} to {stop:g}; ask for at least 1/{FPS} of a second.")
     if not 0 <= first < end <= total:
         raise InputError(
             f"{project.name} has {total / FPS:.4g} finished seconds; ask for a range inside 0-{total / FPS:.4g}."

@@ -74,9 +74,19 @@ def test_any_range(finished, tmp_path, seconds):
     assert all(np.array_equal(np.asarray(Image.open(path)), frame) for path, frame in zip(files, wanted, strict=True))
 
 
+def test_a_range_has_the_frames_that_are_shown_at_its_ends(finished, tmp_path):
+    """Stepped to by keys, which stop in the middle of a frame, and written in thousandths of a second."""
+    folder, shown = finished
+    files = sorted(export(folder, tmp_path / "frames", (0.271, 1.271)).iterdir())
+    for path, frame in ((files[0], shown[6]), (files[-1], shown[30])):
+        assert np.array_equal(np.asarray(Image.open(path)), frame)
+    assert len(files) == 25
+
+
 def test_a_moment_is_a_frame(finished, tmp_path):
     folder, shown = finished
-    for moment, number in ((None, 0), (1.5, 36), ((2.9, 3.0), 70)):
+    # Frame 69 begins at 2.875 s; a video that has played to its end shows its last frame.
+    for moment, number in ((None, 0), (1.5, 36), ((2.9, 3.0), 69), (0.271, 6), (1.979, 47), (0.042, 1), (3, 71)):
         target = export(folder / "video.mp4", tmp_path / "a.png", moment, overwrite=True)
         assert np.array_equal(np.asarray(Image.open(target)), shown[number])
 
@@ -139,6 +149,10 @@ def test_settings_are_left_out_where_wanted(finished, tmp_path):
 
 def test_what_cannot_be_exported(finished, tmp_path):
     folder, _ = finished
+    with pytest.raises(InputError, match=r"no frame from second 1 to 1.0001; ask for at least 1/24 of a second"):
+        export(folder, tmp_path / "a.mkv", (1, 1.0001))
+    with pytest.raises(InputError, match="ask for a range inside 0-3"):
+        export(folder, tmp_path / "a.png", 3.1)
     sentence = "has 3 finished seconds; ask for a range inside 0-3"
     for seconds in ((2, 4), (2, 2), (2, 1), (3.5, 4), (3, 3.01)):
         with pytest.raises(InputError, match=sentence):
