@@ -132,6 +132,8 @@ class Actions:
         """Look for models in another folder of the app's computer, now and after a restart."""
         if not self._alone:
             raise InputError("The app can be reached from other computers; choose the folder with --models instead.")
+        if not folder.strip():
+            raise InputError("Give the folder of the models, such as ~/models.")
         self._machine.use_models_folder(Path(folder.strip()).expanduser())
         self._queue.set_setting("models_folder", str(self._machine.models_folder))
         return {"folder": str(self._machine.models_folder)}
@@ -205,7 +207,8 @@ class Actions:
         """Make a video again from a second on; earlier seconds stay bit for bit, the old version is kept.
 
         `prompt` holds from there on (empty: the same prompts), or `timeline` (JSON) replaces all prompts from there on;
-        a timeline without a global prompt keeps the video's.
+        a timeline without a global prompt keeps the video's. Without a `seed` the video's own is used where the prompts
+        change, else another one, since its own would make the same seconds again.
         """
         project = self._project(video)
         request = project.request
@@ -221,7 +224,8 @@ class Actions:
             rest = Timeline((Segment(second, end, prompt),), prompts.global_prompt, prompts.blend, prompts.gaps)
             prompts = splice(prompts, second, rest)
         prompts = clip(prompts, end)  # an endless video's blocks may reach beyond what was made
-        seed = request.seed if seed is None else seed
+        if seed is None:
+            seed = new_seed() if prompts == clip(request.timeline, end) else request.seed
         # Without `out`: the first version keeps its file.
         changed = replace(request, timeline=prompts, seconds=end, seed=seed, out=None)
         check(changed)

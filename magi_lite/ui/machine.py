@@ -196,6 +196,8 @@ class Machine:
         Raises:
             InputError: no such card, or a value that is not legal.
         """
+        if ram_gb is not None and not ram_gb > 0:
+            raise InputError(f"A machine has no {ram_gb:g} GB of RAM; give a number above 0, such as 32.")
         device = cards.cpu_device() if card == "cpu" else cards.known_card(card)
         if ram_gb is not None:
             device = replace(device, ram_bytes=int(ram_gb * GIB))

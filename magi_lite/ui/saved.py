@@ -57,6 +57,9 @@ class Saved:
         self._queue.set_setting("saved", {**self.all(), name: values})
 
     def delete(self, name: str) -> None:
+        """Forget settings; a page that began with them begins with the machine's defaults."""
+        if self._queue.setting("at_start") == name:
+            self.choose_start(None)
         self._queue.set_setting("saved", {key: value for key, value in self.all().items() if key != name})
 
     def rename(self, old: str, new: str) -> None:

@@ -355,7 +355,7 @@ def test_redo_from_second_2_and_extend_keep_what_was_there(page: Page, app: App,
     dialog = page.locator("dialog[open]")
     dialog.locator("input[type=number]").first.fill("2")
     dialog.locator("textarea").fill(LEFT)
-    dialog.locator("input[placeholder=same]").fill("6")
+    dialog.locator("[data-field=seed]").fill("6")
     old = page.evaluate("magi.attached")
     dialog.locator("button[type=submit]").click()
     wait_for_another(page, old)

@@ -44,7 +44,7 @@ def redo(page: Page, second: int, *, prompt: str = "", seed: int | None = None) 
     dialog.locator("input[type=number]").first.fill(str(second))
     dialog.locator("textarea").fill(prompt)
     if seed is not None:
-        dialog.locator("input[placeholder=same]").fill(str(seed))
+        dialog.locator("[data-field=seed]").fill(str(seed))
     old = page.evaluate("magi.attached")
     dialog.locator("button[type=submit]").click()
     return wait_for_another(page, old)

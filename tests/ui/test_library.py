@@ -6,18 +6,23 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from magi_lite.errors import InputError, OutputError
+from magi_lite.jobs import JobQueue
 from magi_lite.jobs.recover import unfinished
 from magi_lite.project.record import new_record, write_record
 from magi_lite.request.build import build
 from magi_lite.ui import library as library_module
+from magi_lite.ui.actions import Actions
 from magi_lite.ui.entries import settings_table
 from magi_lite.ui.labels import LABELS, read_labels
 from magi_lite.ui.library import Library
+from magi_lite.ui.machine import Machine
+from magi_lite.ui.saved import Saved
 
 
 def make(root: Path, name: str, prompt: str, *, parent: str | None = None, seconds: int = 1, **options: object) -> Path:
@@ -201,3 +206,44 @@ def test_a_change_is_seen_after_the_clock_was_put_back(library: Library) -> None
 def test_the_table_of_settings_says_when_velocities_were_reused() -> None:
     tables = [dict(settings_table(build(prompt="a cat", preset="demo", steps=32, reuse=how))) for how in ("low", "off")]
     assert [table.get("Reuse between steps") for table in tables] == ["low", None]
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[JobQueue]:
+    made = JobQueue(tmp_path / ".queue", lambda job, control: iter(()))
+    yield made
+    made.close()
+
+
+def test_a_redo_never_makes_the_same_seconds_again(library: Library, queue: JobQueue) -> None:
+    """Without another prompt it takes another seed; with one the seed stays, so that the prompt alone is compared."""
+    actions = Actions(queue, library, Machine(library.folder / "models"))
+    assert actions.redo("v02", 1)["seed"] != 42
+    assert actions.redo("v02", 1, prompt="a green square")["seed"] == 42
+    assert actions.redo("v02", 1, seed=42)["seed"] == 42
+    other = {"segments": [{"start": 0, "end": 3, "prompt": "it falls"}]}
+    assert actions.redo("v02", 1, timeline=other)["seed"] == 42
+
+
+def test_a_folder_needs_a_name_and_a_machine_some_memory(library: Library, queue: JobQueue) -> None:
+    machine = Machine(library.folder / "models")
+    actions = Actions(queue, library, machine)
+    for folder in ("", "  "):
+        with pytest.raises(InputError, match="Give the folder of the models, such as ~/models"):
+            actions.use_models_folder(folder)
+    assert machine.models_folder == library.folder / "models"
+    for memory in (0, -5):
+        with pytest.raises(InputError, match=f"no {memory} GB of RAM; give a number above 0"):
+            actions.plan_for("RTX 4090", ram_gb=memory)
+
+
+def test_settings_that_were_deleted_are_no_start_for_others_of_their_name(queue: JobQueue) -> None:
+    store = Saved(queue)
+    store.put("mine", {"steps": 16})
+    store.choose_start("mine")
+    store.put("other", {"steps": 8})
+    store.delete("other")
+    assert store.at_start() == {"steps": 16}
+    store.delete("mine")
+    store.put("mine", {"steps": 32})
+    assert store.at_start() == {}

@@ -149,7 +149,8 @@ export function mount({ element, props, server, watch }) {
     model.disabled = ram.disabled = !card.value;
     if (card.value) {
       const mine = (planned += 1);
-      const what = { card: card.value, model: model.value, ram_gb: Number(ram.value) || null, seconds: asked.seconds },
+      const ram_gb = ram.value === "" ? null : Number(ram.value),
+        what = { card: card.value, model: model.value, ram_gb, seconds: asked.seconds },
         answer = await answerOf(server.plan_for(what));
       if (mine !== planned) return; // another one was asked for by now
       other = answer || { error: NO_ANSWER };

@@ -29,7 +29,7 @@ export function askRedo(job, at, block, submit) {
     start = Math.max(first, Math.min(last, Math.floor(at))),
     second = number({ min: String(first), max: String(last), value: String(start), required: true }),
     prompt = el("textarea", { class: "mg-input", rows: "2", placeholder: "Leave empty to keep the prompts" }),
-    seed = number({ min: "0", placeholder: "same" });
+    seed = number({ min: "0", "data-field": "seed" }); // left empty: the same where the prompts change, else another
   const typed = document.querySelector("#mg-prompt textarea").value.trim(),
     form = { ...app.timeline, global_prompt: typed },
     edited = ["segments", "global_prompt"].some(
@@ -51,6 +51,9 @@ export function askRedo(job, at, block, submit) {
     follow,
     "Use the prompt and the timeline as they are on the page now (they were changed)",
   );
+  const draw = () => (seed.placeholder = timeline() || (!block && prompt.value.trim()) ? "same" : "another");
+  for (const node of [prompt, follow]) node.addEventListener("input", draw);
+  draw();
   askFor(
     "Redo from a second",
     block
