@@ -215,12 +215,63 @@ def test_several_go_into_the_bin_and_come_back(gallery: Page, many: App) -> None
     count_is(page, f"{MANY - 2} videos")
 
 
+def test_the_gallery_can_be_used_with_keys_alone(gallery: Page) -> None:
+    """The focus stays where it was, whatever is drawn anew; Ctrl and Shift select, as in other programs."""
+    page = gallery
+    focused = "() => document.activeElement.dataset.action"
+    tiles = page.locator(".ga-tile")
+    star = tiles.nth(1).locator("[data-action=star]")
+    star.focus()
+    for pressed in ("true", "false"):
+        page.keyboard.press("Enter")
+        expect(star).to_have_attribute("aria-pressed", pressed)
+        expect(star).to_be_focused()
+    tiles.nth(1).locator(".ga-item").focus()
+    page.keyboard.press("Enter")
+    page.get_by_label("Name of this video").fill("renamed")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".ga-title:text('renamed')", state="attached")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog[open]", state="detached")
+    expect(tiles.nth(1).locator(".ga-item")).to_be_focused()
+
+    tiles.nth(0).locator(".ga-item").click(modifiers=["ControlOrMeta"])
+    tiles.nth(2).locator(".ga-item").click(modifiers=["Shift"])
+    page.get_by_text("3 selected").wait_for()
+    assert page.locator("dialog[open]").count() == 0
+    page.mouse.move(2, 2)  # under the pointer a tile would play a video that goes away
+    page.keyboard.press("Delete")
+    page.get_by_text("Bin (3)").wait_for()
+    assert page.evaluate("document.activeElement.closest('.ga-tile') !== null")
+    page.focus("[data-action=bin]")
+    page.keyboard.press("Enter")
+    count_is(page, "In the bin: 3 videos")
+    assert page.evaluate(focused) == "back"
+    tiles.nth(0).locator(".ga-tick").focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("Delete")
+    page.get_by_role("dialog", name="Delete for good").get_by_text("Delete this video?").wait_for()
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog[open]", state="detached")
+    expect(tiles.nth(0).locator(".ga-tick")).to_be_focused()
+    page.keyboard.press("ControlOrMeta+a")
+    page.focus("[data-action=restore]")
+    page.keyboard.press("Enter")
+    page.get_by_text("The bin is empty.").wait_for()
+    assert page.evaluate(focused) == "back"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[data-action=bin]")
+    assert page.evaluate("document.activeElement.closest('.ga') !== null")
+
+
 def test_an_export_shows_how_far_it_is_and_can_be_saved(gallery: Page, many: App) -> None:
     page = gallery
     find_blue(page)
-    page.click(".ga-item")
-    page.click("dialog[open] [data-action=export]")
+    page.locator(".ga-item").dblclick()  # as videos are opened elsewhere: one dialog
+    page.locator("dialog[open] [data-action=export]").dblclick()
     dialog = page.get_by_role("dialog", name="Export")
+    dialog.first.wait_for()
+    assert page.locator("dialog[open]").count() == 2 and dialog.count() == 1
     assert dialog.locator("option[value=av1]").is_disabled()  # which begins at 64 x 64
     assert dialog.locator("option").count() == 11
     page.click("[data-action=export-start]")
@@ -237,12 +288,20 @@ def test_an_export_shows_how_far_it_is_and_can_be_saved(gallery: Page, many: App
     dialog.get_by_label("From second").fill("1")  # behind the end
     page.click("[data-action=export-start]")
     page.get_by_text("begins at second 1 and ends at 0.5; let it end later.").wait_for()
+    dialog.get_by_label("To second").fill("9")  # which a single picture does not ask for
     dialog.locator("[data-field=format]").select_option("frame")
-    dialog.get_by_label("Moment in seconds").fill("2")  # behind the last frame
+    dialog.get_by_label("Moment in seconds").fill("2")  # where a video that was played stands: its last frame
     page.click("[data-action=export-start]")
-    failed = page.locator("[data-export=frame][data-state=failed]")
+    page.locator("[data-export=frame][data-state=finished]").wait_for(timeout=PATIENCE)
+    dialog.locator("[data-field=format]").select_option("h264")
+    dialog.get_by_label("From second").fill("0")
+    dialog.get_by_label("To second").fill("2")
+    silent = {"name": "silent.wav", "mimeType": "audio/wav", "buffer": b"no sound"}
+    dialog.get_by_label("Sound from a file").set_input_files(silent)  # type: ignore[arg-type]
+    page.click("[data-action=export-start]")
+    failed = page.locator("[data-export=h264][data-state=failed]")
     failed.wait_for(timeout=PATIENCE)
-    assert "ask for a range inside 0-2" in failed.inner_text()
+    assert "silent.wav is damaged or not a file with sound" in failed.inner_text()
     name, why = (failed.locator(part).bounding_box() for part in ("b", ".qu-error"))
     assert name and why and name["x"] == why["x"] and name["y"] < why["y"]  # one under the other
     made = next(path for path in many.projects.glob("*/exports/*.gif"))

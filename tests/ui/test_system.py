@@ -41,6 +41,11 @@ def test_the_report_has_no_paths_unless_asked_for(page: Page, app: App) -> None:
     assert str(app.folder) not in text and str(Path.home()) not in text
     page.check("[data-action=with-paths]")
     page.wait_for_function("document.querySelector('.sy-report').value.length > 0")
+    page.evaluate("window.before = document.querySelector('[data-action=report]')")
+    page.wait_for_function("!before.isConnected")  # the tab was drawn anew under the dialog
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog[open]", state="detached")
+    assert page.evaluate("document.activeElement.dataset.action") == "report"
 
 
 def test_another_folder_of_models_is_used_and_remembered(watched: Watched, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Locator, Page, expect
 
 from magi_lite.project import Project
 from magi_lite.timeline import Timeline
@@ -465,8 +465,14 @@ def test_markers_are_named_moved_and_kept_in_the_settings(timeline: Page, app: A
     page.locator("dialog[open] input[type=text]").fill("the beginning")
     page.locator("dialog[open] button[type=submit]").click()
     page.click(".tl-mark")
+    for nowhere in ("", "-1", "1e9"):  # the last one would stand where nobody could see it again
+        page.locator("dialog[open] input[type=number]").fill(nowhere)
+        page.locator("dialog[open] button[type=submit]").click()
+        assert page.locator("dialog[open] input:invalid").count() == 1
+        assert page.evaluate("magi.timeline.markers") == [{"at": 0, "name": "the beginning"}]
     page.locator("dialog[open] input[type=number]").fill("0.5")
     page.locator("dialog[open] button[type=submit]").click()
+    expect(page.locator(".tl-mark")).to_be_focused()
     assert page.evaluate("magi.timeline.markers") == [{"at": 0.5, "name": "the beginning"}]
     generate(page)
     wait_for(page, "finished")

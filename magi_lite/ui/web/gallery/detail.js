@@ -1,10 +1,10 @@
 // One video whole: its player, its name, its versions, its settings, and what can be done with it.
 import { app, call, emit } from "../shared/bus.js";
-import { button, el, field, openDialog, table } from "../shared/dom.js";
+import { button, el, field, oneAtATime, openDialog, table } from "../shared/dom.js";
 import { askExport } from "../shared/export.js";
 
 /** @param scope the panel's {server, upload}. @param acts {use(id), changed(), throwAway(ids)}: what follows. */
-export async function openDetail(scope, item, acts) {
+async function show(scope, item, acts) {
   const { server } = scope;
   const [detail, family] = await Promise.all([
     call(server.details({ video: item.id })),
@@ -226,3 +226,5 @@ export async function openDetail(scope, item, acts) {
   });
   openDialog(box);
 }
+
+export const openDetail = oneAtATime(show);

@@ -1,7 +1,7 @@
 // Every video as a light table: searched, filtered, sorted, grouped by version, in pages; several can be selected, and
 // what is thrown away lies in a bin first.
 import { call, on, onDocument, toast } from "../shared/bus.js";
-import { button, el, keepInside, refill, sure } from "../shared/dom.js";
+import { button, el, keepFocus, keepInside, refill, sure } from "../shared/dom.js";
 import { count } from "../shared/format.js";
 import { keep, recall } from "../shared/store.js";
 import { openDetail } from "./detail.js";
@@ -126,7 +126,17 @@ export function mount({ element, props, trigger, server, upload }) {
     );
     if (models.includes(was)) model.value = was;
   }
-  function draw(answer) {
+  /** Do what may take the control with the focus away; the focus stays on this panel. */
+  function stay(change) {
+    const was = root.contains(document.activeElement);
+    change();
+    const now = document.activeElement;
+    if (!was || (root.contains(now) && now.getClientRects().length)) return;
+    const next = back.hidden ? grid.querySelector(".ga-item") || search : back;
+    next.focus({ preventScroll: true });
+  }
+  const draw = (answer) => stay(() => redraw(answer));
+  function redraw(answer) {
     back.hidden = !inBin && !family;
     emptyBin.hidden = !inBin || !items.length;
     for (const node of [search, show, model, sort, grouped.parentElement]) node.hidden = inBin || Boolean(family);
@@ -162,9 +172,11 @@ export function mount({ element, props, trigger, server, upload }) {
     });
     const shown = new Set(nodes);
     for (const [id, { node }] of tiles) if (!shown.has(node)) tiles.delete(id);
-    for (const node of [...grid.children]) if (!shown.has(node)) node.remove();
-    nodes.forEach((node, i) => {
-      if (grid.children[i] !== node) grid.insertBefore(node, grid.children[i] || null);
+    keepFocus(grid, () => {
+      for (const node of [...grid.children]) if (!shown.has(node)) node.remove();
+      nodes.forEach((node, i) => {
+        if (grid.children[i] !== node) grid.insertBefore(node, grid.children[i] || null);
+      });
     });
   }
 
@@ -200,7 +212,7 @@ export function mount({ element, props, trigger, server, upload }) {
       node.classList.toggle("chosen", chosen.has(id));
       node.querySelector(".ga-tick").checked = chosen.has(id);
     }
-    drawChosen();
+    stay(drawChosen);
   }
   const selectAll = () => select(items.map((item) => item.id));
   function drawChosen() {
@@ -264,7 +276,7 @@ export function mount({ element, props, trigger, server, upload }) {
       return;
     const ids = [...chosen];
     if (event.key === "Escape" && ids.length) select([]);
-    else if (event.key === "Delete" && ids.length && !inBin) throwAway(ids);
+    else if (event.key === "Delete" && ids.length) inBin ? askEmpty(ids) : throwAway(ids);
     else if (event.key === "a" && (event.ctrlKey || event.metaKey)) selectAll();
     else return;
     event.preventDefault();

@@ -22,7 +22,9 @@ export function tile(item, acts) {
       class: "ga-item",
       "data-video": item.id,
       "aria-label": item.title,
-      onclick: () => acts.open(item),
+      "data-action": "detail",
+      onclick: (event) =>
+        event.ctrlKey || event.metaKey || event.shiftKey ? acts.choose(item, event) : acts.open(item),
     },
     picture,
   );
@@ -30,6 +32,7 @@ export function tile(item, acts) {
     type: "checkbox",
     class: "mg-check ga-tick",
     "aria-label": `Select ${item.title}`,
+    "data-action": "select",
     onclick: (event) => {
       event.stopPropagation();
       acts.choose(item, event);
@@ -57,7 +60,7 @@ export function tile(item, acts) {
   const parts = [item.status === "finished" ? null : item.status, `${item.done} s`, bytes(item.bytes)].filter(Boolean);
   const node = el(
     "div",
-    { class: "ga-tile" + (many > 1 && acts.expand ? " stacked" : ""), role: "listitem" },
+    { class: "ga-tile" + (many > 1 && acts.expand ? " stacked" : ""), role: "listitem", "data-tile": item.id },
     face,
     tick,
     star,

@@ -48,11 +48,16 @@ export function keepInside(node, names = ["input", "change"]) {
   return node;
 }
 
-/** Show a dialog and forget it when it closes. */
+/**
+ * Show a dialog and forget it when it closes. The browser gives the focus back to what had it; where that was drawn
+ * anew meanwhile, what stands in its place gets it.
+ */
 export function openDialog(box) {
   keepInside(box);
+  const before = placeOf(document.activeElement);
   box.addEventListener("close", () => {
     box.remove();
+    if (document.activeElement === document.body) returnTo(before);
     emit("dialog");
   });
   document.querySelector(".gradio-container").append(box);
@@ -61,17 +66,54 @@ export function openDialog(box) {
   return box;
 }
 
+/** A function of which one call is under way at a time: a double click opens one dialog. */
+export function oneAtATime(run) {
+  let busy = false;
+  return async (...given) => {
+    if (busy) return;
+    busy = true;
+    await run(...given).finally(() => (busy = false));
+  };
+}
+
 const CONTROLS = "button:not(:disabled), a[href], input:not(:disabled), select:not(:disabled), [tabindex='0']";
 /** What a control is for: whose, and what it does. */
-const purpose = (node) =>
-  [node.closest("[data-job]")?.dataset.job, node.dataset.action || node.dataset.version || node.title].join();
+const purpose = (node) => {
+  const { job, tile } = node.closest("[data-job], [data-tile]")?.dataset || {};
+  return [job || tile, node.dataset.action || node.dataset.version || node.title].join();
+};
+
+/** Where a control is: itself, and each node that it lies in with the number of the child on the way to it. */
+function placeOf(control) {
+  const path = [];
+  for (let node = control; node && node.parentElement; node = node.parentElement)
+    path.push([node.parentElement, [...node.parentElement.children].indexOf(node)]);
+  return { control, path };
+}
+/** Focus the control for the same as the one that was there, else one in its place. */
+function returnTo({ control, path }) {
+  if (control === document.body) return;
+  for (const [node, i] of path.filter(([one]) => one.isConnected)) {
+    const inside = [...node.querySelectorAll(CONTROLS)],
+      there = node.children[Math.min(i, node.children.length - 1)],
+      next =
+        inside.find((one) => purpose(one) === purpose(control)) ||
+        (there && (there.matches(CONTROLS) ? there : there.querySelector(CONTROLS)));
+    if (!next) continue;
+    next.focus({ preventScroll: true });
+    return;
+  }
+}
 
 /** Give a node other children; the focus stays on the control for the same, else on the one in its place. */
-export function refill(node, ...children) {
+export const refill = (node, ...children) => keepFocus(node, () => node.replaceChildren(...children));
+
+/** Do what draws controls in a node anew; the focus stays on the control for the same, else on the one in its place. */
+export function keepFocus(node, change) {
   const focused = node.contains(document.activeElement) ? document.activeElement : null,
     before = focused ? [...node.querySelectorAll(CONTROLS)] : [];
-  node.replaceChildren(...children);
-  if (!focused) return;
+  change();
+  if (!focused || document.activeElement === focused) return;
   const controls = [...node.querySelectorAll(CONTROLS)],
     alike = (all) => all.filter((one) => purpose(one) === purpose(focused)),
     nth = (all, place) => all[Math.min(Math.max(0, place), all.length - 1)],

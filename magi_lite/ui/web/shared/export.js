@@ -1,17 +1,19 @@
 // A video as a file of another format: what is asked for, and the list of exports with their progress.
 import { call, toast } from "./bus.js";
-import { button, buttonRow, el, field, openDialog, refill } from "./dom.js";
+import { button, buttonRow, el, field, oneAtATime, openDialog, refill } from "./dom.js";
 import { bytes } from "./format.js";
 
 const ASK_EVERY = 700; // milliseconds
 const KINDS = { video: "Videos", animation: "Animations", pictures: "A picture for every frame", frame: "One picture" };
 
 /**
+ * The dialog of exports.
+ *
  * @param server the panel's functions. @param upload sends a file to the app.
  * @param id the video's name in the gallery. @param video {done, width, height, continues}, and of one on the stage
  * {range, time}: the part that plays in a loop, or null, and the moment that is shown.
  */
-export async function askExport({ server, upload }, id, video) {
+async function ask({ server, upload }, id, video) {
   const answer = await call(server.exports({}));
   if (answer.error) return;
   const fits = (format) => Math.min(video.width, video.height) >= format.least;
@@ -70,7 +72,7 @@ export async function askExport({ server, upload }, id, video) {
   const chosen = () => answer.formats.find((one) => one.name === format.value);
   function fitFields() {
     const { kind, sound } = chosen();
-    toField.hidden = kind === "frame";
+    toField.hidden = to.disabled = kind === "frame"; // what nobody sees must not keep the form from being sent
     audioField.hidden = !sound;
     clipRow.hidden = !video.continues || kind === "frame";
     if (!isTyped) from.value = short(kind === "frame" ? time : range ? range.from : 0);
@@ -161,3 +163,5 @@ export async function askExport({ server, upload }, id, video) {
   const draw = (all) => refill(list, ...all.reverse().map(row));
   refresh();
 }
+
+export const askExport = oneAtATime(ask);

@@ -263,7 +263,15 @@ export function mount({ element, props, trigger, server, watch, upload }) {
   /** Name, move or remove a marker; `i` is its number, null a new one's. */
   function askMarker(mark, i) {
     const name = el("input", { type: "text", class: "mg-input", value: mark.name, maxlength: "120" }),
-      at = el("input", { type: "number", class: "mg-input", min: "0", step: "any", value: String(mark.at) });
+      at = el("input", {
+        type: "number",
+        class: "mg-input",
+        min: "0",
+        max: String(Math.max(mark.at, view.shown)), // one beyond what the timeline shows could never be seen again
+        step: "any",
+        value: String(mark.at),
+        required: true,
+      });
     const put = (markers) => {
       state.markers = markers.sort((a, b) => a.at - b.at);
       if (!state.commit()) view.paint();
@@ -279,7 +287,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       [field("Name", name), field("At second", at), i === null ? "" : remove],
       "Keep",
       () => {
-        put([...others(), { at: Math.max(0, Number(at.value) || 0), name: name.value.trim() }]);
+        put([...others(), { at: Number(at.value), name: name.value.trim() }]);
         return {};
       },
     );

@@ -204,7 +204,7 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
   }
   for (const name of ["play", "playing", "pause", "seeked", "loadedmetadata", "durationchange", "timeupdate"])
     video.addEventListener(name, follow);
-  for (const name of ["play", "pause"])
+  for (const name of ["play", "pause", "emptied"])
     video.addEventListener(name, () => playButton.replaceChildren(icon(video.paused ? "play" : "pause")));
   video.addEventListener("click", play);
   on(element, "seek", ({ time, scrubbing }) => {

@@ -120,6 +120,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     const before = job && job.id;
     job = state.shown;
     if ((job && job.id) !== before) transport.forget();
+    if (before && !job) emit("time", null);
     const running = Boolean(job && job.state === "running"),
       hasVideo = Boolean(job && job.video_url && job.video_size && job.done > 0),
       previewing = Boolean(running && job.preview);
