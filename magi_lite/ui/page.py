@@ -49,7 +49,7 @@ def build(actions: Actions, library: Library, machine: Machine, store: saved.Sav
                 system = SystemPanel(actions)
         handlers = events.Handlers(widgets, actions, library, machine, ready)
         events.wire(handlers, tabs, queue, gallery, system, demo)
-        saved.wire(store, handlers)
+        saved.wire(store, handlers, lambda: _begin_with(start_values(machine, store), widgets, demo))
         if first_run:
             first_run.click(lambda: (actions.download(FIRST_MODEL), gr.Tabs(selected="system"))[1], None, tabs, **INNER)
         for name in API:
@@ -69,6 +69,14 @@ def start_values(machine: Machine, store: saved.Saved) -> dict[str, Any]:
     base = with_defaults(base, {}, machine.device)
     first = {"prompt": DEMO_PROMPT} if base.model == DEMO else {}
     return values | {"width": base.width, "height": base.height, "preset": machine.preset} | first | store.at_start()
+
+
+def _begin_with(values: dict[str, Any], widgets: dict[str, Any], demo: gr.Blocks) -> None:
+    """Let pages that are opened from now on begin with these values: Gradio wrote down the first ones at its launch."""
+    by_id = {widgets[name]._id: values[name] for name in saved.KEPT}
+    for component in demo.config["components"]:
+        if component["id"] in by_id:
+            component["props"]["value"] = by_id[component["id"]]
 
 
 def _first_run_note(machine: Machine) -> gr.Button | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -31,7 +32,7 @@ SAVE_JS = """async (name, ...values) => {
 }"""
 DELETE_JS = """async (name) => {
   await magiReady;
-  return [name && await magi.sure('Delete settings', `Delete the settings called ${name}?`, 'Delete') ? name : ''];
+  return [name && await magi.sure('Delete settings', `Delete the settings called ${name}?`, 'Delete') ? name : null];
 }"""
 ASKING: dict[str, Any] = {**INNER, "trigger_mode": "multiple"}
 """Of events whose next click says something else, as after a "no", another name or a refusal: it counts, though the
@@ -100,8 +101,8 @@ def usable(values: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def wire(store: Saved, h: Handlers) -> None:
-    """Connect the list of saved settings with the form."""
+def wire(store: Saved, h: Handlers, begin: Callable[[], None]) -> None:
+    """Connect the list of saved settings with the form; `begin` is called when the page may begin with others."""
     w = h.w
     kept = [w[name] for name in KEPT]
 
@@ -124,6 +125,7 @@ def wire(store: Saved, h: Handlers) -> None:
         if not name:
             raise gr.Error("Give the settings a name first.", print_exception=False)
         store.put(name, dict(zip(KEPT, values, strict=True)))
+        begin()
         return gr.update(choices=store.names(), value=name), ""
 
     def load(name: str | None) -> list[Any]:
@@ -132,15 +134,17 @@ def wire(store: Saved, h: Handlers) -> None:
         return [values.get(key, gr.skip()) for key in KEPT]
 
     def delete(name: str | None) -> Any:
-        """Forget saved settings; an empty name is none."""
+        """Forget saved settings; no name is none."""
         if not name:
             return gr.skip()
         store.delete(name)
+        begin()
         return gr.update(choices=store.names(), value=None)
 
     def at_start(name: str | None) -> None:
         """Open the page with these settings from now on."""
         store.choose_start(name)
+        begin()
         what = f"“{in_toast(name)}” from now on" if name else "the machine's defaults"
         gr.Info(f"The page opens with {what}.")
 

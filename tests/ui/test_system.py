@@ -75,7 +75,7 @@ def test_another_folder_of_models_is_used_and_remembered(watched: Watched, tmp_p
     assert JobQueue(server.projects / ".queue", [], list).setting("models_folder") == str(elsewhere)
 
 
-def test_settings_are_kept_renamed_and_deleted_with_a_question(page: Page) -> None:
+def test_settings_are_kept_renamed_and_deleted_with_a_question(page: Page, watched: Watched, app: App) -> None:
     unfold(page, "advanced")
     unfold(page, "mine")
 
@@ -85,9 +85,22 @@ def test_settings_are_kept_renamed_and_deleted_with_a_question(page: Page) -> No
     def chosen(text: str) -> None:
         page.wait_for_function("text => document.querySelector('#mg-saved input').value === text", arg=text)
 
+    def begins_with() -> str:
+        other = watched.open(app.url)
+        length = other.input_value("#mg-seconds input[type=number]")
+        other.context.close()
+        watched.contexts.remove(other.context)
+        return length
+
+    usual = begins_with()
+    assert usual != "7"
+    set_length(page, 7)
     name("mine")
     page.click("#mg-save")
     chosen("mine")
+    page.click("#mg-at-start")
+    page.get_by_text("The page opens with “mine” from now on.").wait_for()
+    assert begins_with() == "7"
     name("mine")
     page.click("#mg-save")  # there already: asks
     page.get_by_role("dialog", name="Replace settings").get_by_role("button", name="Cancel").click()
@@ -100,6 +113,8 @@ def test_settings_are_kept_renamed_and_deleted_with_a_question(page: Page) -> No
     page.click("#mg-delete-saved")
     page.click("dialog[open] [data-action=sure]")
     chosen("")
+    assert page.locator(".mg-toast", has_text="is not in the list").count() == 0  # of the deletion that was cancelled
+    assert begins_with() == usual
 
 
 def test_a_sign_at_the_end_of_a_video_is_given_where_it_is_wanted(watched: Watched, app: App) -> None:
