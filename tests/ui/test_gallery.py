@@ -326,3 +326,13 @@ def test_the_light_table_is_accessible(gallery: Page, axe: str) -> None:
     page.click("dialog[open] [data-action=export]")
     page.wait_for_selector(".ex[open]")
     assert page.evaluate(run) == []
+
+
+def test_several_can_be_selected_where_no_pointer_hovers(watched: Watched, many: App) -> None:
+    page = watched.open(many.url, size=(390, 844), has_touch=True, is_mobile=True)
+    page.get_by_role("tab", name="Gallery").click()
+    page.wait_for_selector(".ga-tile")
+    tick = page.locator(".ga-tick").first
+    assert tick.evaluate("node => getComputedStyle(node).opacity") == "1"
+    tick.tap()
+    page.get_by_text("1 selected").wait_for()
