@@ -138,6 +138,11 @@ def test_names_stars_and_versions(gallery: Page, many: App) -> None:
     count_is(page, f"{MANY - 1} videos")
     page.wait_for_selector(f"[data-video='{first}']")  # it stands for both now
     assert json.loads((many.projects / str(first) / "labels.json").read_text())["main"] is True
+    page.locator(f".ga-tile:has([data-video='{first}']) .ga-tick").check(force=True)
+    page.click("[data-action=throw]")  # of a stack its face alone goes
+    page.get_by_text("1 video moved to the bin. 1 other version of it stays here.").wait_for()
+    page.click("[data-action=undo-bin]")
+    page.wait_for_selector(f"[data-video='{first}']")
 
 
 def test_a_video_of_the_gallery_is_opened_on_the_stage(gallery: Page) -> None:

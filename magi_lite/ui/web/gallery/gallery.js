@@ -240,11 +240,15 @@ export function mount({ element, props, trigger, server, upload }) {
     refresh();
   }
   async function throwAway(ids) {
+    const families = items.filter((item) => ids.includes(item.id)).flatMap((item) => item.versions),
+      left = new Set(families.filter((id) => !ids.includes(id))).size,
+      of = ids.length > 1 ? "them" : "it",
+      others = left ? ` ${count(left, "other version")} of ${of} ${left > 1 ? "stay" : "stays"} here.` : "";
     const answer = await call(server.bin({ videos: ids }));
     if (answer.error) return;
     chosen = new Set();
     refresh();
-    toast(`${count(ids.length, "video")} moved to the bin.`, "info", {
+    toast(`${count(ids.length, "video")} moved to the bin.${others}`, "info", {
       label: "Undo",
       name: "undo-bin",
       run: () => restore(ids),
