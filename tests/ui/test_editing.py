@@ -162,6 +162,18 @@ def test_the_range_of_the_loop_stands_on_the_ruler(finished: Page) -> None:
     assert page.get_attribute("[data-action=loop]", "aria-pressed") == "true"
 
 
+def test_nothing_of_a_video_stays_on_an_empty_stage(finished: Page) -> None:
+    page = finished
+    button = page.locator("[data-action=play]")
+    still = button.inner_html()
+    button.click()
+    page.wait_for_function("still => document.querySelector('[data-action=play]').innerHTML !== still", arg=still)
+    assert page.locator(".tl-playhead").is_visible()
+    page.click("[data-action=clear]")
+    page.locator(".tl-playhead").wait_for(state="hidden")
+    page.wait_for_function("still => document.querySelector('[data-action=play]').innerHTML === still", arg=still)
+
+
 def test_a_split_needs_no_selection(finished: Page) -> None:
     page = finished
     box = page.locator(".tl-lane").bounding_box()
