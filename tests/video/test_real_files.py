@@ -106,7 +106,8 @@ def test_the_app_says_the_size_that_the_reader_gives(tmp_path):
     ("rate", "said"), [("1/4", "0.25 frames"), ("1", "1 frame"), ("5/2", "2.5 frames"), ("60", "60 frames"), ("24", "")]
 )
 def test_a_slow_clip_has_a_rate_too(tmp_path, rate, said):
-    ffmpeg("-f", "lavfi", "-i", f"testsrc=size=64x48:rate={rate}:duration=16", "-pix_fmt", "yuv420p", tmp_path / "a.mp4")
+    pattern = f"testsrc=size=64x48:rate={rate}:duration=16"
+    ffmpeg("-f", "lavfi", "-i", pattern, "-pix_fmt", "yuv420p", tmp_path / "a.mp4")
     _, *more = uploads.look_at(tmp_path / "a.mp4", "a.mp4")["info"].split(" s, ")
     assert more == ([f"{said} per second"] if said else [])
 
