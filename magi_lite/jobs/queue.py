@@ -28,7 +28,7 @@ from magi_lite.jobs.live import Live
 from magi_lite.jobs.store import Store
 from magi_lite.request.checks import check_prompts
 from magi_lite.request.request import GenerationRequest
-from magi_lite.sentences import count
+from magi_lite.sentences import count, shortened
 from magi_lite.timeline import Timeline
 from quant.errors import LockedError
 from quant.storage.lock import FileLock
@@ -364,7 +364,7 @@ class JobQueue:
         with self._lock:
             job = self.get(identity)
             if job.state == "running":
-                raise InputError("This video is being made right now; stop it first.")
+                raise InputError(f"{shortened(job.title)} is being made right now; stop it first.")
             self._store.delete(identity)
             del self._jobs[identity]
             self._live.pop(identity, None)

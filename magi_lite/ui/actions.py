@@ -16,7 +16,7 @@ from magi_lite.project import Project
 from magi_lite.request.build import new_seed
 from magi_lite.request.checks import check
 from magi_lite.request.request import OPTIONS, GenerationRequest
-from magi_lite.sentences import shown
+from magi_lite.sentences import shortened, shown
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import clip, splice
 from magi_lite.ui import form, uploads
@@ -376,7 +376,7 @@ class Actions:
         project = self._project(video)
         for job in self._queue.jobs():
             if job.state == "running" and project.folder in (job.project, job.source):
-                raise InputError("This video is being made right now; stop it first.")
+                raise InputError(f"{shortened(job.title)} is being made right now; stop it first.")
             if job.state == "waiting" and job.source == project.folder:
                 raise InputError("A video in the queue goes on from this one; take it off the queue first.")
         return project

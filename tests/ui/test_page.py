@@ -137,8 +137,9 @@ def test_the_first_video_is_asked_for_once(watched: Watched, tmp_path: Path) -> 
         wait_for(page, "finished")
         page.wait_for_function("magi.state.jobs.every((job) => job.state !== 'running')")
         page.locator(".tb-chip", has_text="Ready").wait_for()
-        page.click(".wa [data-action=clear]")
+        page.press(".wa [data-action=clear]", "Enter")
         page.locator(".wa-empty", has_text="Make another video").wait_for()
+        assert page.locator(".wa-card").first.evaluate("node => node === document.activeElement")
         page.close()
     finally:
         own.stop()

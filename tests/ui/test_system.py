@@ -45,7 +45,7 @@ def test_the_report_has_no_paths_unless_asked_for(page: Page, app: App) -> None:
     page.wait_for_function("!before.isConnected")  # the tab was drawn anew under the dialog
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog[open]", state="detached")
-    assert page.evaluate("document.activeElement.dataset.action") == "report"
+    page.wait_for_function("document.activeElement.dataset.action === 'report'")
 
 
 def test_another_folder_of_models_is_used_and_remembered(watched: Watched, tmp_path: Path) -> None:

@@ -188,12 +188,18 @@ export function mount({ element, props, trigger, server }) {
       run: () => restore(bring),
     });
   });
-  on(element, "another-seed", async () => {
+  const until = async (holds) => {
+    const end = performance.now() + LONGEST_WAIT;
+    while (!holds() && performance.now() < end) await new Promise((done) => setTimeout(done, 50));
+    return holds();
+  };
+  /** Generate with a new seed, once the job that was stopped for it has ended: else the video waits behind it. */
+  on(element, "another-seed", async ({ after }) => {
+    const isMaking = ({ id, state }) => id === after && ["waiting", "running"].includes(state);
     restore({ seed: -1 });
-    const seed = names.indexOf("seed"),
-      until = performance.now() + LONGEST_WAIT;
-    while (now[seed] !== -1 && performance.now() < until) await new Promise((done) => setTimeout(done, 20));
-    if (now[seed] === -1) document.querySelector("#mg-generate").click();
+    emit("poll");
+    await until(() => !app.state.jobs.some(isMaking));
+    if (await until(() => now[names.indexOf("seed")] === -1)) document.querySelector("#mg-generate").click();
   });
   /** An undo takes back what came with a timeline, but for what was typed since. */
   on(element, "refill", ({ values, unless }) => restore(values, others(names.map((name) => unless[name]))));

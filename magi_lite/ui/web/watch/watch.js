@@ -41,7 +41,8 @@ export function mount({ element, props, trigger, server, watch, upload }) {
   const player = new Player(video),
     picture = mountPicture(stage, video, part("backdrop"));
   let job = null,
-    actionKey = "";
+    actionKey = "",
+    wasCleared = false; // by a control that goes away with what was on the stage
   const transport = mountTransport({
     row: transportRow,
     stage,
@@ -145,6 +146,8 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     }
     drawNotes();
     drawActions();
+    if (wasCleared && !job) empty.querySelector("button").focus({ preventScroll: true });
+    if (!job) wasCleared = false;
     document.title = running && job.progress ? `${titleOf(job.progress)} · MAGI Lite` : "MAGI Lite";
   }
   const titleOf = (p) => (p.fraction === null ? `Second ${p.chunk + 1}` : `${Math.round(100 * p.fraction)} %`);
@@ -241,6 +244,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     }
     const clear = () => {
       app.attached = null;
+      wasCleared = true;
       emit("poll");
     };
     return [
@@ -284,7 +288,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       name: "another-seed",
       async run() {
         const answer = await call(server.stop({ job: id }));
-        if (!answer.error) emit("another-seed");
+        if (!answer.error) emit("another-seed", { after: id });
       },
     });
   }
