@@ -28,7 +28,7 @@ from training.train_vae import (
 )
 
 STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "export")
-STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 6350, "distill": 500}
+STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 9350, "distill": 500}
 """Steps of every stage; after those of the whole autoencoder its decoder goes on alone."""
 FOLDED, FINAL = "vae_folded.safetensors", "vae_final.safetensors"
 FOLD_CLIPS = 96

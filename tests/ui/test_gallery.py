@@ -247,11 +247,11 @@ def test_the_gallery_can_be_used_with_keys_alone(gallery: Page) -> None:
     page.mouse.move(2, 2)  # under the pointer a tile would play a video that goes away
     page.keyboard.press("Delete")
     page.get_by_text("Bin (3)").wait_for()
-    assert page.evaluate("document.activeElement.closest('.ga-tile') !== null")
+    page.wait_for_function("document.activeElement.closest('.ga-tile') !== null")
     page.focus("[data-action=bin]")
     page.keyboard.press("Enter")
     count_is(page, "In the bin: 3 videos")
-    assert page.evaluate(focused) == "back"
+    page.wait_for_function(f"({focused})() === 'back'")
     tiles.nth(0).locator(".ga-tick").focus()
     page.keyboard.press("Space")
     page.keyboard.press("Delete")
@@ -263,10 +263,10 @@ def test_the_gallery_can_be_used_with_keys_alone(gallery: Page) -> None:
     page.focus("[data-action=restore]")
     page.keyboard.press("Enter")
     page.get_by_text("The bin is empty.").wait_for()
-    assert page.evaluate(focused) == "back"
+    page.wait_for_function(f"({focused})() === 'back'")
     page.keyboard.press("Enter")
     page.wait_for_selector("[data-action=bin]")
-    assert page.evaluate("document.activeElement.closest('.ga') !== null")
+    page.wait_for_function("document.activeElement.closest('.ga') !== null")
 
 
 def test_an_export_shows_how_far_it_is_and_can_be_saved(gallery: Page, many: App) -> None:
