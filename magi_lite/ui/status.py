@@ -31,7 +31,7 @@ def state(
         "paused": queue.paused,
         "trouble": queue.trouble,
         "notice": queue.notice,
-        "lanes": _lanes(queue, machine),
+        "lanes": _lanes(queue, machine, making),
         "gallery": gallery,
         "machine": machine.gauges(),
         "model": running.request.model if running else machine.model,
@@ -64,12 +64,11 @@ def summary(job: Job) -> dict[str, Any]:
     }
 
 
-def _lanes(queue: JobQueue, machine: Machine) -> list[dict[str, Any]]:
+def _lanes(queue: JobQueue, machine: Machine, making: dict[str, Job]) -> list[dict[str, Any]]:
     """Each card's job and memory; none where there is but one card, which the rest of the state is about."""
-    cards, running = machine.cards(), queue.running_jobs
-    lanes = []
+    cards, lanes = machine.cards(), []
     for one in cards if len(cards) > 1 else ():
-        job = running.get(one["card"])
+        job = making.get(one["card"])
         live = queue.live(job.id) if job else None
         now = live.snapshot(preview_after=live.preview_version) if live else None
         progress = now["progress"] if now else None

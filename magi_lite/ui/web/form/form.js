@@ -1,13 +1,12 @@
 // The form as a whole: it is kept as a draft, comes back after a reload, and shows what the video on the stage was made
 // with. What somebody typed is never lost by that: it can be brought back.
-import { app, call, emit, on, onDocument, toast } from "../shared/bus.js";
+import { app, call, emit, on, onDocument, toast, until } from "../shared/bus.js";
 import { holdUntil } from "../shared/fills.js";
 import { isNewTab, leftBehind, loadDraft, saveDraft } from "./draft.js";
 
 const TYPED = ["prompt", "timeline"];
 const LEAVE = { __type__: "update" };
 const LONGEST = 1_000_000; // seconds
-const LONGEST_WAIT = 10000; // milliseconds for a field to take its value
 /** The nearest legal value of a number, set when its field is left. */
 const LEGAL = {
   seconds: (n) => Math.min(LONGEST, Math.max(1, Math.round(Number(n)) || 1)),
@@ -188,11 +187,6 @@ export function mount({ element, props, trigger, server }) {
       run: () => restore(bring),
     });
   });
-  const until = async (holds) => {
-    const end = performance.now() + LONGEST_WAIT;
-    while (!holds() && performance.now() < end) await new Promise((done) => setTimeout(done, 50));
-    return holds();
-  };
   /** Generate with a new seed, once the job that was stopped for it has ended: else the video waits behind it. */
   on(element, "another-seed", async ({ after }) => {
     const isMaking = ({ id, state }) => id === after && ["waiting", "running"].includes(state);

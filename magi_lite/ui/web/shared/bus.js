@@ -34,6 +34,14 @@ export function onEscape(owner, isDragging, cancel) {
   onDocument(owner, "keydown", press, true);
 }
 
+const PATIENCE = 10000; // milliseconds
+/** Until something holds that events bring about; whether it did in time. */
+export async function until(holds) {
+  const end = performance.now() + PATIENCE;
+  while (!holds() && performance.now() < end) await new Promise((done) => setTimeout(done, 20));
+  return Boolean(holds());
+}
+
 export const toast = (message, level = "info", action = null) => emit("toast", { message, level, action });
 
 export const NO_ANSWER = "The app does not answer. Nothing was changed; try again when it is back.";

@@ -1,12 +1,11 @@
 // The text view: the server's own parser and printer, so that there is one grammar.
-import { NO_ANSWER, answerOf, on, onDocument, toast } from "../shared/bus.js";
+import { NO_ANSWER, answerOf, on, onDocument, toast, until } from "../shared/bus.js";
 import { keepInside } from "../shared/dom.js";
 import { combination } from "../shared/keys.js";
 import { keep, recall } from "../shared/store.js";
 
 const KEY = "magi-shorthand"; // what cannot be read yet stays in this tab
 const PAUSE = 350; // milliseconds without a key before what is typed is read
-const LONGEST = 10000; // milliseconds for the form to follow
 const FIELDS = { seconds: "#mg-seconds input[type=number]", prompt: "#mg-prompt textarea" };
 
 /** @param adopt takes a timeline and answers whether it changes anything. @param running: is a video being made? */
@@ -74,11 +73,7 @@ export function mountText(root, server, { value, adopt, running }) {
       return place < 0 || !field || field.value === String(after[place] ?? "");
     });
   /** Until the form holds what the text brought with it: a length, a prompt. */
-  async function formFollows() {
-    const until = performance.now() + LONGEST;
-    while (performance.now() < until && !(filled && fieldsHold(filled)))
-      await new Promise((done) => setTimeout(done, 20));
-  }
+  const formFollows = () => until(() => filled && fieldsHold(filled));
   on(root, "filled", (news) => {
     if (news.names.includes("timeline")) filled = news;
   });
