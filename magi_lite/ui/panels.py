@@ -91,7 +91,7 @@ class FormPanel(Panel):
     triggers = ("restore", "follow", "several", "replan")
 
     def __init__(self, actions: Actions, names: Sequence[str], ids: Sequence[int]) -> None:
-        functions = offered(actions, "saved_names")
+        functions = offered(actions, "saved_names", "bin")
         super().__init__(None, server_functions=functions, names=list(names), ids=list(ids), elem_id="mg-form")
 
 

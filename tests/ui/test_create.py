@@ -413,10 +413,18 @@ def test_the_same_settings_once_more_are_told_and_lead_to_another_video(page: Pa
     wait_for(page, "finished")
     assert page.locator("[data-action=another-seed]").count() == 0
     again = generate(page)
-    page.locator(".mg-toast [data-action=another-seed]").click()
+    action = page.locator(".mg-toast [data-action=another-seed]")
+    assert action.evaluate("node => node.scrollWidth <= node.clientWidth"), "the label is wider than its button"
+    assert action.evaluate(
+        "(node) => { const [a, b] = [node, node.nextSibling].map((one) => one.getBoundingClientRect());"
+        " return a.right <= b.left || a.top >= b.bottom; }"
+    ), "it lies over the message's other button"
+    action.click()
     wait_for_another(page, again)
     wait_for(page, "finished")
     assert Project.open(app.newest()).request.seed != 4321
+    made = [Project.open(path.parent).request.seed for path in app.projects.glob("*/project.json")]
+    assert made.count(4321) == 1, "what was begun and given up stays in the gallery"
     assert page.input_value("#mg-seed input") == "-1"
     page.wait_for_function("id => !magi.state.jobs.some((job) => job.id === id && job.state === 'running')", arg=again)
     generate(page)

@@ -187,12 +187,16 @@ export function mount({ element, props, trigger, server }) {
       run: () => restore(bring),
     });
   });
-  /** Generate with a new seed, once the job that was stopped for it has ended: else the video waits behind it. */
-  on(element, "another-seed", async ({ after }) => {
-    const isMaking = ({ id, state }) => id === after && ["waiting", "running"].includes(state);
+  /**
+   * Generate with a new seed, in the place of a job that was stopped for it: once that has ended, else the video waits
+   * behind it, and its beginning is in the bin.
+   */
+  on(element, "another-seed", async ({ instead }) => {
+    const old = () => app.state.jobs.find((job) => job.id === instead);
     restore({ seed: -1 });
     emit("poll");
-    await until(() => !app.state.jobs.some(isMaking));
+    const hasEnded = await until(() => !old() || !["waiting", "running"].includes(old().state));
+    if (hasEnded && old() && old().project) await call(server.bin({ videos: [old().project] }));
     if (await until(() => now[names.indexOf("seed")] === -1)) document.querySelector("#mg-generate").click();
   });
   /** An undo takes back what came with a timeline, but for what was typed since. */

@@ -288,7 +288,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       name: "another-seed",
       async run() {
         const answer = await call(server.stop({ job: id }));
-        if (!answer.error) emit("another-seed", { after: id });
+        if (!answer.error) emit("another-seed", { instead: id });
       },
     });
   }
