@@ -29,6 +29,7 @@ from magi_lite.files import check_writable, output_errors, replacing
 from magi_lite.models import FPS
 from magi_lite.video import labels
 from magi_lite.video.formats import CONTAINERS, FORMATS, Format, missing_encoder
+from magi_lite.video.priority import ordinary_threads
 from magi_lite.video.sound import Sound, check_sound, lay_sound
 from magi_lite.video.thumbnails import to_png
 from quant.storage.files import write_all
@@ -279,8 +280,11 @@ class _Video(PyAVPlugin):
         for tag in ("color_primaries", "color_trc", "colorspace", "color_range"):
             setattr(picture, tag, getattr(stream.codec_context, tag))
         picture.pts, picture.time_base = self.frames_written, Fraction(1, FPS)
+        opens = self.frames_written == 0
         self.frames_written += 1
-        for packet in stream.encode(picture):
+        with ordinary_threads() if opens else contextlib.nullcontext():
+            packets = stream.encode(picture)
+        for packet in packets:
             container.mux(packet)
         cast(_Sink, self.request.get_file()).check()
 

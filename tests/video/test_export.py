@@ -1,7 +1,9 @@
 """What is written in each format is read back: sizes, depth, colours, tags, sound, and nothing half done."""
 
 import json
+import os
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -55,6 +57,23 @@ def test_videos_are_tagged_and_labelled(tmp_path, name):
     assert json.loads(comment)["settings"] == {"seed": 4}
     assert name != "hevc" or context.codec_tag == "hvc1"
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="policies of threads are Linux's")
+@pytest.mark.parametrize("name", VIDEOS)
+def test_no_thread_takes_the_machine_for_itself(tmp_path, name):
+    """SVT-AV1 makes itself and whoever opens it real-time threads where it may, as root."""
+
+    def policies():
+        return {os.sched_getscheduler(int(task.name)) for task in Path("/proc/self/task").iterdir()}
+
+    before = policies()
+    assert os.SCHED_FIFO not in before
+    with open_export(name, tmp_path / f"a{FORMATS[name].suffix}", SIZE) as writer:
+        for number in range(12):
+            writer.write(gradient(number))
+            assert policies() == before
+    assert policies() == before
 
 
 @pytest.mark.parametrize("name", ["hevc", "av1", "prores"])
