@@ -153,7 +153,8 @@ class GenerationRequest:
         help="where 12 steps are spent: 8,16,16 (default) or 16,16,8",
     )  # fmt: skip
     nearly_clean: bool = option(
-        "switch", True, flag="--lean", inverse=True, label="Extra clean pass", info="Steadier motion, a little slower.",
+        "switch", True, flag="--lean", inverse=True, label="Extra clean pass",
+        info="Steadier motion, a little slower. The demo model does without.",
         help="skip the extra pass over nearly clean seconds (faster)",
     )  # fmt: skip
     reuse: Literal["off", "low", "high"] = option(
