@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.figures import RESULTS, save
 from magi_lite.dit.model import DiT
 from magi_lite.models import DiTConfig
+from magi_lite.weights.opening import open_model
 
 FLOOR_OPERATIONS = ("mm", "addmm", "bmm", "baddbmm", "linear", "scaled_dot_product")
 """Parts of the names of the operations that nobody can leave out."""
@@ -74,7 +75,7 @@ def _config(layers: int, hidden: int, ffn: int, heads: int, groups: int, head_di
 CASES = {
     case.name: case
     for case in (
-        Case("demo", _config(8, 160, 640, 5, 5, 32, 32), 4, 8, ((0, 1), (0, 2), (0, 3), (0, 4)), 24),
+        Case("demo", open_model("demo").spec.dit, 4, 12, ((0, 1), (0, 2), (0, 3), (0, 4)), 24),
         Case("medium", _config(6, 1024, 4096, 16, 8, 64, 128), 3, 32, ((0, 1), (0, 2), (0, 3)), 128),
     )
 }

@@ -122,22 +122,31 @@ def _cudnn() -> Kernel:
     which a thread that decodes meanwhile would meet. Sizes that it has no plan for go to PyTorch's own kernels.
     """
     attend = torch.ops.aten._scaled_dot_product_cudnn_attention
-    refused: set[tuple[torch.Size, torch.Size]] = set()
 
     def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output: Tensor = attend(*(x.transpose(1, 2) for x in (query, key, value)), None, False)[0]
+        return output.transpose(1, 2)
+
+    return _where_it_serves("cudnn", kernel)
+
+
+def _where_it_serves(name: str, kernel: Kernel) -> Kernel:
+    """The kernel, and PyTorch's own for sizes that it refuses though its trial went well: no run is lost for that."""
+    refused: set[tuple[torch.Size, torch.Size]] = set()
+
+    def careful(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         sizes = (query.shape, key.shape)
         if sizes not in refused:
             try:
-                output: Tensor = attend(*(x.transpose(1, 2) for x in (query, key, value)), None, False)[0]
-                return output.transpose(1, 2)
-            except RuntimeError as error:
+                return kernel(query, key, value)
+            except (RuntimeError, ValueError, AssertionError) as error:
                 if devices.is_out_of_memory(error):
                     raise
-                _log.warning("cuDNN's attention does not serve %s: %s", sizes, error)
+                _log.warning("The attention kernel %s does not serve %s: %s", name, sizes, error)
                 refused.add(sizes)
         return sdpa(query, key, value)
 
-    return kernel
+    return careful
 
 
 def _flash() -> Kernel:
@@ -163,7 +172,10 @@ def _has_sage() -> bool:
         return False
     from importlib import metadata
 
-    return int(metadata.version("sageattention").split(".")[0]) >= 2
+    try:
+        return int(metadata.version("sageattention").split(".")[0]) >= 2
+    except (metadata.PackageNotFoundError, ValueError):  # a checkout: its trial will tell
+        return True
 
 
 def available(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[str, ...]:
@@ -199,7 +211,7 @@ def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.f
         raise InputError(
             f"Attention backend {name!r} cannot be used here ({device}, {kind}), because {found.fault}; use {works}."
         )
-    return Backend(name, load(name), speedup=found.speedup)
+    return Backend(name, serving(name), speedup=found.speedup)
 
 
 def _fastest(names: tuple[str, ...], device: str, kind: str) -> Backend:
@@ -213,7 +225,12 @@ def _fastest(names: tuple[str, ...], device: str, kind: str) -> Backend:
         elif found.fault:
             _log.info("The attention kernel %s is not used, because %s.", one, found.fault)
     best = fastest(trials)
-    return Backend(best, load(best), " ".join(notices), trials[best].speedup)
+    return Backend(best, serving(best), " ".join(notices), trials[best].speedup)
+
+
+def serving(name: str) -> Kernel:
+    """A kernel as runs use it: one of a package that fails behind its trial does not cost the run."""
+    return _where_it_serves(name, load(name)) if name in PACKAGED else load(name)
 
 
 def load(name: str) -> Kernel:

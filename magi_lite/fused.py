@@ -60,28 +60,56 @@ def _kernels(index: int) -> ModuleType | None:
     return kernels if kernels.triton is not None else None
 
 
-@lru_cache
 def _heads(
     index: int, dtype: torch.dtype, weights: torch.dtype | None, width: int, rotated: int
 ) -> ModuleType | None:
     kernels = _kernels(index)
     if kernels is None or width > kernels.WIDEST_HEAD:
         return None
-    problem = heads_disagreement(kernels, torch.device("cuda", index), dtype, weights, width, rotated)
-    if problem:
-        _log.warning("The Triton kernel that norms heads is not used on cuda:%d: %s", index, problem)
-    return None if problem else kernels
+    return None if _heads_problem(index, dtype, weights, width, rotated) else kernels
 
 
-@lru_cache
 def _residual(index: int, dtype: torch.dtype, branch: torch.dtype, width: int) -> ModuleType | None:
     kernels = _kernels(index)
     if kernels is None or width > kernels.WIDEST_ROW:
         return None
+    return None if _residual_problem(index, dtype, branch, width) else kernels
+
+
+@lru_cache
+def _heads_problem(index: int, dtype: torch.dtype, weights: torch.dtype | None, width: int, rotated: int) -> str:
+    """The kernel's one trial: why it is not used, or an empty string."""
+    kernels = _kernels(index)
+    assert kernels is not None
+    problem = heads_disagreement(kernels, torch.device("cuda", index), dtype, weights, width, rotated)
+    if problem:
+        _log.warning("The Triton kernel that norms heads is not used on cuda:%d: %s", index, problem)
+    return problem
+
+
+@lru_cache
+def _residual_problem(index: int, dtype: torch.dtype, branch: torch.dtype, width: int) -> str:
+    kernels = _kernels(index)
+    assert kernels is not None
     problem = residual_disagreement(kernels, torch.device("cuda", index), dtype, branch, width)
     if problem:
         _log.warning("The Triton kernel of gated residuals is not used on cuda:%d: %s", index, problem)
-    return None if problem else kernels
+    return problem
+
+
+def notice(index: int, dtype: torch.dtype, weights: torch.dtype, head_dim: int, rotated: int, hidden: int) -> str:
+    """Which kernel a transformer of these sizes does without on a card, and why, as a sentence; else empty.
+
+    Where Triton itself is at fault `quant.slow_paths` says so.
+    """
+    if _kernels(index) is None:
+        return ""
+    heads = _heads_problem(index, dtype, weights, head_dim, rotated)
+    problem = heads or _residual_problem(index, dtype, torch.float32, hidden)
+    if not problem:
+        return ""
+    what = "that norms heads" if heads else "of gated residuals"
+    return f"The kernel {what} is not used on this card, so that every step is slower: {problem.splitlines()[0][:200]}"
 
 
 def heads_disagreement(

@@ -25,6 +25,8 @@ RowScales = Literal["product", "afterwards"]
 """Who scales a product by row: the product's own kernel where the card has one, or a kernel behind it."""
 MEASURED = ((8192, 3072), (12288, 3072))
 """Activations and weight that the two are measured with: the widest linear of the 4.5B model."""
+TRIED = (256, 3072, 12288)
+"""Rows, inputs and outputs of the product that is tried before any is used: 1536 and 3072 are exact in 16 bits."""
 MEASUREMENTS = 12
 WORTHWHILE = 0.97
 """Share of the product's time below which scaling afterwards, which rounds once more, is the better way."""
@@ -53,7 +55,7 @@ def scaled_matmul(
 
     values (rows, in) and weight (out, in) e4m3; scales float32, (rows, 1) with (out, 1), or (1,) with (1,).
     """
-    if backend == "fast" or (backend == "auto" and has_fast_path(values, weight)):
+    if backend == "fast" or (backend == "auto" and _is_fast(values, weight, fast_accumulate, dtype)):
         return _tensor_core_matmul(values, scale, weight, weight_scale, dtype, fast_accumulate, row_scales)
     return _plain_matmul(values, scale, weight, weight_scale, dtype)
 
@@ -65,6 +67,13 @@ def has_fast_path(values: Tensor, weight: Tensor) -> bool:
     if not values.is_cuda:
         return values.is_meta
     return torch.version.hip is None and _capability(values.device.index or 0) >= (8, 9)
+
+
+def _is_fast(values: Tensor, weight: Tensor, fast_accumulate: bool, dtype: torch.dtype) -> bool:
+    """A card's own product is tried before it is trusted: a refusal later would cost the run."""
+    if not has_fast_path(values, weight):
+        return False
+    return not values.is_cuda or not products_missing(values.device.index or 0, fast_accumulate, dtype)
 
 
 def _plain_matmul(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -140,24 +149,44 @@ def _scales_by_row(values: Tensor, dtype: torch.dtype, fast_accumulate: bool, ro
 
 
 @lru_cache
+def products_missing(index: int, fast_accumulate: bool, dtype: torch.dtype) -> str:
+    """Why a card's own FP8 products are not used for results of that type; empty: they are. One is tried."""
+    for kind in {dtype, dtype if dtype == torch.bfloat16 else torch.float32}:
+        reason = _fault(index, fast_accumulate, kind, by_row=False)
+        if reason:
+            return reason
+    return ""
+
+
+@lru_cache
 def row_scales_missing(index: int, fast_accumulate: bool) -> str:
     """Why FP8 products of a card are scaled by a kernel of their own; empty: the product scales by row itself.
 
     The row-scaled kernel is tried once, for which cards have it changed from version to version.
     """
+    return _fault(index, fast_accumulate, torch.bfloat16, by_row=True)
+
+
+def _fault(index: int, fast_accumulate: bool, dtype: torch.dtype, by_row: bool) -> str:
+    """What is wrong with one product of a model's size (smaller ones are taken by other kernels); empty: nothing."""
+    rows, inputs, outputs = TRIED
     device = torch.device("cuda", index)
-    values = torch.ones(32, 32, device=device).to(FP8)
-    scale = torch.full((32, 1), 0.5, device=device)
+    values, weight = (torch.ones(size, inputs, device=device).to(FP8) for size in (rows, outputs))
+    scale = torch.full((rows, 1) if by_row else (1,), 0.5, device=device)
+    weight_scale = torch.ones((1, outputs) if by_row else (1,), device=device)
     try:
         result = torch._scaled_mm(
-            values, values.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16,
-            use_fast_accum=fast_accumulate,
-        )  # fmt: skip
-        return "" if bool((result == 8).all()) else "their result is wrong"
+            values, weight.t(), scale_a=scale, scale_b=weight_scale, out_dtype=dtype, use_fast_accum=fast_accumulate
+        )
+        return "" if bool((result == 0.5 * inputs).all()) else "their result is wrong"
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        return str(error).strip().splitlines()[0][:200] or type(error).__name__
+        return _reason(error)
+
+
+def _reason(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def faster_row_scales(index: int, fast_accumulate: bool = True, dtype: torch.dtype = torch.bfloat16) -> RowScales:
@@ -178,7 +207,12 @@ def faster_row_scales(index: int, fast_accumulate: bool = True, dtype: torch.dty
         for _ in range(MEASUREMENTS):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            _tensor_core_matmul(values, scale, weight, weight_scale, dtype, fast_accumulate, way)
+            try:
+                _tensor_core_matmul(values, scale, weight, weight_scale, dtype, fast_accumulate, way)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # this size is refused, so the other way serves
+                return "afterwards" if way == "product" else "product"
             end.record()
             end.synchronize()
             times.append(begin.elapsed_time(end))

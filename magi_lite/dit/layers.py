@@ -7,7 +7,9 @@ unquantized projection.
 
 from __future__ import annotations
 
+import logging
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ import quant
 from magi_lite import fused
 from magi_lite.dit.rope import rotate
 
+_log = logging.getLogger(__name__)
 SLICE_ROWS = 4096
 """Rows whose float32 copies `Float32Linear` makes at a time, where it has to make any."""
 TIMESTEP_SCALE = 1000.0
@@ -67,7 +70,7 @@ class Float32Linear(nn.Linear):
         both_half = x.dtype == self.weight.dtype == torch.bfloat16
         if (x.is_cuda or x.is_meta) and both_half and self.bias is None and not torch.is_grad_enabled():
             rows = x.flatten(0, -2)
-            if has_wide_product():
+            if has_wide_product(rows.device):
                 flat = torch.mm(rows, self.weight.t(), out_dtype=torch.float32)
             else:
                 flat = self.in_slices(rows)
@@ -85,9 +88,24 @@ class Float32Linear(nn.Linear):
         return result
 
 
-def has_wide_product() -> bool:
-    """Whether this torch multiplies bfloat16 matrices to a float32 one (2.8 and up)."""
-    return "dtype" in torch.ops.aten.mm.overloads()
+def has_wide_product(device: torch.device) -> bool:
+    """Whether this torch multiplies bfloat16 matrices to a float32 one (2.8 and up), and this card takes it."""
+    return "dtype" in torch.ops.aten.mm.overloads() and (device.type != "cuda" or _wide_product_serves(device))
+
+
+@lru_cache
+def _wide_product_serves(device: torch.device) -> bool:
+    """One product of a layer's size is tried: a refusal later would cost the run, the sliced way only time."""
+    rows, inputs, outputs = 256, 6144, 3072
+    ones = torch.ones(rows, inputs, dtype=torch.bfloat16, device=device)
+    weight = torch.ones(outputs, inputs, dtype=torch.bfloat16, device=device)
+    try:
+        return bool((torch.mm(ones, weight.t(), out_dtype=torch.float32) == inputs).all())
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        _log.warning("Products of bfloat16 with float32 results are made in slices on %s: %s", device, error)
+        return False
 
 
 class PatchEmbedding(nn.Module):

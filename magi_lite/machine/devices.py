@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import logging
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -42,6 +44,9 @@ def detect() -> Device:
     if card is not None and not card.missing:
         return card
     if card is None:
+        idle = idle_card()
+        if idle:
+            _warn_once(idle)
         return processor()
     _warn_once(f"{card.missing}. Until then the processor computes.")
     return replace(processor(), missing=card.missing)
@@ -150,11 +155,39 @@ def missing_build(name: str, capability: tuple[int, int], built_for: Sequence[st
             return ""
     if not built_for:  # nothing is known
         return ""
-    index = "cu128" if major >= 10 else "cu126"
     return (
         f"This PyTorch has no code for {name} (compute capability {major}.{minor}); install one that has: "
-        f"pip install --upgrade torch --index-url https://download.pytorch.org/whl/{index}"
+        f"{install_command('cu128' if major >= 10 else 'cu126')}"
     )
+
+
+def install_command(build: str = "cu128") -> str:
+    """The command that puts a CUDA build of PyTorch in the place of whatever is installed.
+
+    Without --force-reinstall pip keeps a build whose number is the same or higher.
+    """
+    return f'pip install --force-reinstall "torch<2.14" --index-url https://download.pytorch.org/whl/{build}'
+
+
+def idle_card() -> str:
+    """Why the NVIDIA card of a machine without a usable one does not serve, with the cure; empty: there is none."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    if cuda_version() is None:
+        why = f"this PyTorch has no CUDA in it; install one that has: {install_command()}"
+    else:
+        why = "this PyTorch cannot use it; update its driver, or see what nvidia-smi says"
+    return f"There is an NVIDIA card, but {why}"
+
+
+def cuda_version() -> str | None:
+    """The version of CUDA that the installed torch was built with, read without loading it; None: for processors."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return None
+    text = (Path(found.origin).parent / "version.py").read_text(encoding="utf-8")
+    match = re.search(r"^cuda\b.*=\s*'([\d.]+)'", text, re.MULTILINE)
+    return match.group(1) if match else None
 
 
 @lru_cache
@@ -256,7 +289,8 @@ def windows_driver() -> bool:
 def stay_on_card() -> None:
     """Let an allocation fail that the card has no room for, where the driver would rather move memory to RAM.
 
-    A run that runs out of memory goes on with a smaller plan; one in RAM would crawl, and nobody would know why.
+    A run that runs out of memory goes on with a smaller plan; one in RAM would crawl, and nobody would know why. The
+    limit is what is free, not what is planned: a plan that was a little short should still come to its end.
     """
     if not cuda_available() or not windows_driver():
         return
@@ -280,7 +314,7 @@ def grow_segments() -> bool:
 
     change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
     change = change or getattr(torch._C, "_cuda_cudaCachingAllocator_set_allocator_settings", None)
-    known = getattr(torch._C, "_accelerator_getAllocatorSettings", lambda: "")()
+    known = getattr(torch._C, "_accelerator_getAllocatorSettings", _settings_in_snapshot)()
     if change is None or known:
         return "expandable_segments:True" in known
     try:
@@ -291,6 +325,15 @@ def grow_segments() -> bool:
         _log.info("The card's memory is kept in segments of fixed size: %s", error)
         return False
     return True
+
+
+def _settings_in_snapshot() -> str:
+    """What the user set for the allocator, from versions of torch that tell it only with everything else."""
+    import torch
+
+    with contextlib.suppress(RuntimeError, KeyError, TypeError):
+        return str(torch.cuda.memory._snapshot()["allocator_settings"]["PYTORCH_CUDA_ALLOC_CONF"])
+    return ""
 
 
 @contextmanager

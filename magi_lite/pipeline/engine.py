@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from magi_lite import attention_choice, planner
+from magi_lite import attention_choice, fused, planner
 from magi_lite.attention import choose as choose_attention
 from magi_lite.dit.model import DiT
 from magi_lite.errors import InputError, OutputError
@@ -163,9 +163,6 @@ def engine(files: ModelFiles, execution: Execution, cancelled: Callable[[], bool
     """
     compute = DTYPES[execution.dtype]
     loaded: list[nn.Module] = []
-    if execution.device == "cuda":
-        devices.grow_segments()
-        devices.stay_on_card()
     try:
         with Residency(execution) as home:
             dit = home.place_dit(load_dit(files, execution, cancelled=cancelled))
@@ -189,14 +186,24 @@ def tune(dit: DiT, device: torch.device, scheme: str) -> tuple[str, ...]:
         name = f"FP8 row scales, {devices.identity(index)}"
         found = findings.find(name, lambda: {"by": quant.faster_row_scales(index)})
         quant.set_row_scales_(dit, "afterwards" if found == {"by": "afterwards"} else "product")
-    return tuple(sentence for sentence in (dit.backend.notice, *quant.slow_paths(dit, device)) if sentence)
+    sentences = (dit.backend.notice, *quant.slow_paths(dit, device), _unused_kernels(dit, device))
+    return tuple(sentence for sentence in sentences if sentence)
+
+
+def _unused_kernels(dit: DiT, device: torch.device) -> str:
+    """Why a kernel of ours is not used for this model on its card; empty: all are, or there is no card."""
+    if device.type != "cuda":
+        return ""
+    weights = dit.get_parameter("videodit_blocks.layers.0.self_attention.q_layernorm.weight").dtype
+    with torch.inference_mode():
+        rotated = dit.rope(0, 1, 1, 1).shape[-1]
+    config = dit.config
+    return fused.notice(device.index or 0, dit.dtype, weights, config.head_dim, rotated, config.hidden_size)
 
 
 @contextmanager
 def decoder(files: ModelFiles, execution: Execution) -> Iterator[Callable[[Tensor], np.ndarray]]:
     """Load the autoencoder alone: scaled latents (1, 16, t, h, w) to frames (T, H, W, 3) uint8 in host memory."""
-    if execution.device == "cuda":
-        devices.grow_segments()
     vae = load_vae(files.vae, DTYPES[execution.dtype])
     try:
         with Residency(execution) as home:

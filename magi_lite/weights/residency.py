@@ -46,6 +46,9 @@ class Residency:
         self._swapped: dict[str, SwappedModule] = {}
 
     def __enter__(self) -> Residency:
+        if self.device.type == "cuda":
+            devices.grow_segments()
+            devices.stay_on_card()
         return self
 
     def __exit__(self, *_: Any) -> None:

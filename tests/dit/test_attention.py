@@ -341,3 +341,28 @@ def test_sizes_that_cudnn_refuses_are_torchs(error: Exception | None, monkeypatc
     for _ in range(2):
         assert (kernel(query, key, value) - plain(query, key, value)).abs().max() < 2e-6
     assert len(calls) == (1 if error else 2)
+
+
+@pytest.mark.parametrize("name", ["flash", "sage"])
+@pytest.mark.parametrize("fault", ["RuntimeError('no kernel image')", "AssertionError()", "ValueError('head size')"])
+def test_sizes_that_a_package_refuses_are_torchs(name: str, fault: str, package: Callable[..., None]) -> None:
+    """Behind a trial that went well; what is out of memory is no refusal."""
+    package(name, f"raise {fault}")
+    query, key, value = random_qkv(6, 2, seed=8)
+    key, value = (x.repeat(1, 40, 1, 1) for x in (key, value))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(os.environ["PYTHONPATH"])
+        for _ in range(2):
+            assert (attention.serving(name)(query, key, value) - plain(query, key, value)).abs().max() < 2e-6
+        patch.setattr("magi_lite.machine.devices.is_out_of_memory", lambda _: True)
+        with pytest.raises((RuntimeError, AssertionError, ValueError)):
+            attention.serving(name)(query, key, value)
+        sys.modules.pop(PACKAGE[name], None)
+
+
+def test_a_sage_without_a_version_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout on the path of imports has no metadata."""
+    (tmp_path / "sageattention.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("magi_lite.machine.devices.cuda_available", lambda: False)
+    assert "sage" in available("cuda", torch.bfloat16)

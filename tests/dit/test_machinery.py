@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from magi_lite.dit import layers
 from magi_lite.dit.layers import Float32Linear
 from magi_lite.dit.model import DiT
 from quant import Fp8, convert_, shared_forward
@@ -104,6 +105,21 @@ def test_single_linear_in_slices_is_the_same(monkeypatch: pytest.MonkeyPatch) ->
     linear = Float32Linear(40, 8, bias=False).requires_grad_(False).bfloat16()
     x = torch.randn(11, 40).bfloat16()
     assert (linear.in_slices(x) - x.double() @ linear.weight.double().T).abs().max() < 1e-5
+
+
+def test_a_wide_product_is_tried_and_believed_only_if_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+
+    ones, serves = torch.ones, layers._wide_product_serves.__wrapped__
+    monkeypatch.setattr(torch, "ones", lambda *size, device=None, **more: ones(*size, **more))
+    for product, wanted in (
+        (lambda a, b, out_dtype: (a.float() @ b.float()).to(out_dtype), True),
+        (lambda a, b, out_dtype: (a.float() @ b.float() + 1).to(out_dtype), False),
+        (refused, False),
+    ):
+        monkeypatch.setattr(torch, "mm", product)
+        assert serves(torch.device("cuda", 0)) is wanted
 
 
 def test_import_has_no_side_effects() -> None:

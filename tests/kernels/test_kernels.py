@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from magi_lite import kernels
+from magi_lite import fused, kernels
 from tests.triton_interpreter import in_own_process
 
 if find_spec("triton") is None:
@@ -68,3 +68,27 @@ def test_gated_residuals_compile(
         monkeypatch, "_gated_kernel", lambda k: k.add_gated_(x, added, gate, weights, weights, 1e-6), kernels
     )
     check(compiled(launch, capability), tmp_path, capability)
+
+
+@pytest.mark.parametrize(
+    ("heads", "residual", "words"),
+    [
+        ("", "", ""),
+        ("OutOfResources: shared memory\nmore", "", "that norms heads is not used on this card"),
+        ("", "its result is unlike", "of gated residuals is not used on this card"),
+    ],
+)
+def test_a_kernel_that_is_not_used_is_said(
+    heads: str, residual: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: (8, 9))
+    monkeypatch.setattr(fused, "heads_disagreement", lambda *_: heads)
+    monkeypatch.setattr(fused, "residual_disagreement", lambda *_: residual)
+    for cached in (fused._heads_problem, fused._residual_problem):
+        cached.cache_clear()
+    sentence = fused.notice(0, HALF, SINGLE, 128, 96, 3072)
+    for cached in (fused._heads_problem, fused._residual_problem):
+        cached.cache_clear()
+    assert words in sentence and bool(sentence) is bool(words) and "more" not in sentence.split()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: (7, 5))
+    assert fused.notice(0, HALF, SINGLE, 128, 96, 3072) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,9 @@ import torch
 from magi_lite import planner
 from magi_lite.errors import InputError, PlanError
 from magi_lite.machine import cards, devices
+from magi_lite.planner.execution import Execution
 from magi_lite.request.request import Overrides
+from magi_lite.weights.residency import Residency
 from tests.plan.asked import request
 
 
@@ -136,6 +139,69 @@ def test_segments_grow_where_they_can_and_the_user_did_not_choose(
 
 
 @pytest.mark.parametrize(
+    ("given", "grows", "asked"),
+    [
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, False, []),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, True, []),
+        ({"PYTORCH_CUDA_ALLOC_CONF": ""}, True, ["expandable_segments:True"]),
+        ({}, True, ["expandable_segments:True"]),
+    ],
+)
+def test_what_the_user_set_stays_with_an_older_torch(
+    given: dict[str, str], grows: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which tells its settings only in a snapshot of the allocator."""
+    said: list[str] = []
+    monkeypatch.setattr(devices, "cuda_available", lambda: True)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("platform.release", lambda: "6.8")
+    monkeypatch.delattr(torch._C, "_accelerator_getAllocatorSettings", raising=False)
+    monkeypatch.delattr(torch._C, "_accelerator_setAllocatorSettings", raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_cudaCachingAllocator_set_allocator_settings", said.append, raising=False)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"allocator_settings": given})
+    assert devices.grow_segments() is grows and said == asked
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_whoever_computes_on_a_card_has_prepared_its_memory(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transformer's engine, the text encoder and a decoder that works alone."""
+    done: list[str] = []
+    monkeypatch.setattr(devices, "grow_segments", lambda: done.append("grow"))
+    monkeypatch.setattr(devices, "stay_on_card", lambda: done.append("stay"))
+    with Residency(Execution(device=device), pin=False):  # type: ignore[arg-type]
+        assert done == (["grow", "stay"] if device == "cuda" else [])
+
+
+@pytest.mark.parametrize(
+    ("program", "cuda", "words"),
+    [
+        ("", "cuda: Optional[str] = None\n", None),
+        ("nvidia-smi", "cuda: Optional[str] = None\n", "pip install --force-reinstall"),
+        ("nvidia-smi", "cuda: Optional[str] = '12.8'\nhip: Optional[str] = None\n", "update its driver"),
+    ],
+)
+def test_a_card_that_lies_idle_is_said_with_the_cure(
+    program: str, cuda: str, words: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "version.py").write_text(f"debug = False\n{cuda}")
+    found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    monkeypatch.setattr("shutil.which", lambda name: name if name == program else None)
+    assert (words or "") in devices.idle_card() and bool(devices.idle_card()) is bool(words)
+
+
+def test_the_version_of_cuda_is_torchs_own() -> None:
+    assert devices.cuda_version() == torch.version.cuda
+
+
+def test_commands_name_the_newest_torch_that_is_allowed() -> None:
+    root = Path(devices.__file__).parents[2]
+    (limit,) = re.findall(r"^torch>=.*(<[\d.]+)$", (root / "requirements.txt").read_text(), re.MULTILINE)
+    assert f"torch{limit}" in devices.install_command() and f"torch{limit}" in (root / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
     ("capability", "built_for", "missing"),
     [
         ((8, 9), ["sm_80", "sm_86", "sm_90"], None),  # machine code of its generation serves
@@ -163,7 +229,7 @@ def test_a_card_that_this_torch_has_no_code_for_is_named_with_the_cure(
 def test_a_card_without_code_is_refused_before_anything_is_loaded() -> None:
     sentence = devices.missing_build("RTX 5090", (12, 0), ["sm_90"])
     card = replace(cards.known_card("RTX 5090"), ram_bytes=64 * cards.GIB, missing=sentence)
-    with pytest.raises(PlanError, match=r"no code for RTX 5090 .* pip install --upgrade torch .*/cu128 .or choose"):
+    with pytest.raises(PlanError, match=r"no code for RTX 5090 .* pip install --force-reinstall .*/cu128 .or choose"):
         planner.plan(request(), device=card)
     on_processor = request(256, 256, overrides=Overrides(device="cpu"))
     assert planner.plan(on_processor, device=card).device.kind == "cpu"
@@ -183,7 +249,7 @@ def test_beside_a_card_without_code_the_processor_serves(built_for: list[str], m
         return
     assert found.kind == "cpu" and "no code for NVIDIA GeForce RTX 5090" in found.missing
     assert planner.plan(request(256, 256), device=found).device.kind == "cpu"
-    with pytest.raises(PlanError, match="pip install --upgrade torch"):
+    with pytest.raises(PlanError, match="pip install --force-reinstall"):
         planner.plan(request(256, 256, overrides=Overrides(device="cuda")), device=found)
 
 

@@ -23,11 +23,14 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A card of compute capability 8.9 whose kernels work, on which nothing computes."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: (8, 9))
     monkeypatch.setattr(gate, "product_disagreement", lambda *_: None)
-    monkeypatch.setattr(fp8, "row_scales_missing", lambda index, fast: "")
-    monkeypatch.setattr("quant.advice.row_scales_missing", lambda index, fast: "")
-    gate.triton_problem.cache_clear()
+    monkeypatch.setattr(fp8, "_fault", lambda *_, **__: "")
+    cached = (gate.triton_problem, fp8.products_missing, fp8.row_scales_missing)
+    for function in cached:
+        function.cache_clear()
     yield
-    gate.triton_problem.cache_clear()
+    monkeypatch.undo()
+    for function in cached:
+        function.cache_clear()
 
 
 def model(scheme: object) -> nn.Module:
@@ -87,6 +90,60 @@ def test_missing_row_scales_are_said_once_and_only_where_they_are_used(
     assert "scale by row" in sentence and "CUBLAS_STATUS_NOT_SUPPORTED" in sentence
     assert quant.slow_paths(model(quant.Fp8("tensor")), CARD) == []
     assert quant.slow_paths(model(quant.Int8()), CARD) == []
+
+
+def test_products_that_a_card_refuses_are_said_and_made_the_plain_way(
+    card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = SimpleNamespace(is_cuda=True, device=CARD)
+    monkeypatch.setattr(fp8, "has_fast_path", lambda *_: True)
+    assert fp8._is_fast(values, values, True, torch.bfloat16)
+    fp8.products_missing.cache_clear()
+    monkeypatch.setattr(fp8, "_fault", lambda *_, **__: "CUBLAS_STATUS_NOT_SUPPORTED")
+    assert not fp8._is_fast(values, values, True, torch.bfloat16)
+    for scheme in (quant.Fp8(), quant.Fp8("tensor")):
+        (sentence,) = quant.slow_paths(model(scheme), CARD)
+        assert "made in bfloat16" in sentence and "CUBLAS_STATUS_NOT_SUPPORTED" in sentence
+    assert quant.slow_paths(model(quant.Int8()), CARD) == []
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_a_product_is_tried_and_believed_only_if_it_is_right(by_row: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ones, full, product = torch.ones, torch.full, torch._scaled_mm
+    monkeypatch.setattr(torch, "ones", lambda *size, device=None, **more: ones(*size, **more))
+    monkeypatch.setattr(torch, "full", lambda *given, device=None, **more: full(*given, **more))
+    monkeypatch.setattr(fp8, "TRIED", (32, 64, 48))
+
+    def fault(made: object) -> str:
+        monkeypatch.setattr(torch, "_scaled_mm", made)
+        return fp8._fault(0, False, torch.bfloat16, by_row)
+
+    def refusing(*_: object, **__: object) -> None:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED when calling cublasLtMatmul\nand so on")
+
+    def full_card(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert fault(product) == ""
+    assert fault(lambda *given, **more: product(*given, **more) + 1) == "their result is wrong"
+    assert fault(refusing) == "CUBLAS_STATUS_NOT_SUPPORTED when calling cublasLtMatmul"
+    with pytest.raises(torch.OutOfMemoryError):
+        fault(full_card)
+
+
+@pytest.mark.parametrize(("refused", "left"), [("product", "afterwards"), ("afterwards", "product")])
+def test_a_way_of_scaling_that_a_size_refuses_is_not_the_faster_one(
+    refused: str, left: str, card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def matmul(*given: object) -> None:
+        if given[-1] == refused:
+            raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda other: 1.0)
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: event)
+    monkeypatch.setattr(fp8, "_tensor_core_matmul", matmul)
+    monkeypatch.setattr(torch, "ones", lambda *size, **_: torch.empty(1))
+    assert quant.faster_row_scales(0) == left
 
 
 @pytest.mark.parametrize(

@@ -89,11 +89,10 @@ def check(made: Any, tmp_path: Path, capability: int) -> None:
     assert f"sm_{capability}" in made.asm["ptx"] and len(made.asm["cubin"]) > 1000
     assert re.search(r"ld\.global[.\w]*\.(v4|b128)", made.asm["ptx"])
     tool = Path(find_spec("triton").origin).parent / "backends/nvidia/bin/cuobjdump"
-    if tool.is_file():
-        file = tmp_path / "kernel.cubin"
-        file.write_bytes(made.asm["cubin"])
-        report = subprocess.run([tool, "--dump-resource-usage", file], capture_output=True, text=True, check=True)
-        assert set(re.findall(r"(?:STACK|LOCAL):(\d+)", report.stdout)) == {"0"}, "registers were spilled to memory"
+    file = tmp_path / "kernel.cubin"
+    file.write_bytes(made.asm["cubin"])
+    report = subprocess.run([tool, "--dump-resource-usage", file], capture_output=True, text=True, check=True)
+    assert set(re.findall(r"(?:STACK|LOCAL):(\d+)", report.stdout)) == {"0"}, "registers were spilled to memory"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +102,7 @@ def check(made: Any, tmp_path: Path, capability: int) -> None:
 def test_quantization_by_row_compiles(
     kind: torch.dtype, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for formula, features in WIDTHS if capability == HOPPER else WIDTHS[1:2]:
+    for formula, features in WIDTHS:
         operation = fusion.example(formula, features, torch.bfloat16, torch.device("cpu"))
         x = torch.zeros(2, features * (2 if formula == "gated_silu" else 1), dtype=torch.bfloat16)
         with monkeypatch.context() as patch:
@@ -114,7 +113,7 @@ def test_quantization_by_row_compiles(
             assert "cvt.rn.satfinite.e4m3x2.f32" in made.asm["ptx"], "one rounding, and the card's own"
 
 
-@pytest.mark.parametrize("capability", [ADA, HOPPER])
+@pytest.mark.parametrize("capability", [ADA, HOPPER, BLACKWELL])
 @pytest.mark.parametrize("one", [True, False])
 def test_quantization_by_fixed_scales_compiles(
     one: bool, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -127,9 +126,14 @@ def test_quantization_by_fixed_scales_compiles(
     check(compiled(launch, capability), tmp_path, capability)
 
 
-@pytest.mark.parametrize("capability", [AMPERE, ADA])
-def test_scaling_of_products_compiles(capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    product, result = torch.zeros(2, 12288, dtype=torch.int32), torch.zeros(2, 12288, dtype=torch.bfloat16)
+@pytest.mark.parametrize("capability", [AMPERE, ADA, HOPPER, BLACKWELL])
+@pytest.mark.parametrize("kind", [torch.int32, torch.float32, torch.bfloat16])
+def test_scaling_of_products_compiles(
+    kind: torch.dtype, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """INT8's products, FP8's in float32, and FP8's in bfloat16, which are scaled in place."""
+    product = torch.zeros(2, 12288, dtype=kind)
+    result = product if kind == torch.bfloat16 else torch.zeros(2, 12288, dtype=torch.bfloat16)
     scales = torch.ones(2, 1), torch.ones(12288, 1)
     launch = launched(monkeypatch, "_scaling_kernel", lambda kernels: kernels.scale_product(product, *scales, result))
     check(compiled(launch, capability), tmp_path, capability)
