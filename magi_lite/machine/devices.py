@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -278,9 +278,7 @@ def grow_segments() -> bool:
         return False
     import torch
 
-    change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
-    change = change or getattr(torch._C, "_cuda_cudaCachingAllocator_set_allocator_settings", None)
-    known = getattr(torch._C, "_accelerator_getAllocatorSettings", lambda: "")()
+    change, known = allocator_settings()
     if change is None or known:
         return "expandable_segments:True" in known
     try:
@@ -291,6 +289,15 @@ def grow_segments() -> bool:
         _log.info("The card's memory is kept in segments of fixed size: %s", error)
         return False
     return True
+
+
+def allocator_settings() -> tuple[Callable[[str], None] | None, str]:
+    """What changes the settings of torch's allocator (None: this torch cannot), and what they are, as far as known."""
+    import torch
+
+    change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    change = change or getattr(torch._C, "_cuda_cudaCachingAllocator_set_allocator_settings", None)
+    return change, getattr(torch._C, "_accelerator_getAllocatorSettings", lambda: "")()
 
 
 @contextmanager
