@@ -2,11 +2,13 @@
 
 Needs torch, triton, transformers, safetensors, numpy, einops, psutil and this repository (bitsandbytes for NF4); no
 network and no weights: the full-size 4.5B is built with random ones. First what a report needs (`gpu_first.py`):
-versions, every fast path as works or not and why, a reference on the processor, and the planned pass at 720x720 with
-its dearest kernels, against the plan and the priced operations. Then one generation with decoding, between the steps
-and beside them, every fast path against the plain one (`gpu_checks.py`), streaming, and passes in every scheme and at
-other sizes. Ends in less than 8 minutes: what no longer fits is listed as skipped, and what hangs is cut off. The file
-is written after every section, so that whatever happens later, what was measured is there.
+versions, every fast path as works or not and why, and a reference on the processor. Then the planned pass at 720x720
+with its dearest kernels, against the plan and the priced operations (`gpu_planned.py`); one generation with decoding,
+between the steps and beside them; every attention kernel and fast path against the plain one (`gpu_checks.py`);
+streamed layers and pinned keys and values with their overlap (`gpu_overlap.py`); Windows's paths (`gpu_windows.py`);
+slices; text encoder and autoencoder (`gpu_coders.py`); and passes in every scheme and at other sizes. Ends in less
+than 8 minutes: what no longer fits is listed as skipped, and what hangs is cut off. The file is written after every
+section, so that whatever happens later, what was measured is there.
 
 `--dry` runs every section with tiny models on the CPU, to keep this file honest where there is no card.
 """
@@ -32,9 +34,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import gpu_checks, gpu_first
+from benchmarks import gpu_checks, gpu_coders, gpu_first, gpu_overlap, gpu_planned, gpu_windows
 from benchmarks.gpu_models import RANGES, key_chunks, stage_inputs
-from benchmarks.gpu_setup import LAST_SECOND, TIME_LIMIT, Setup, setup
+from benchmarks.gpu_setup import LAST_SECOND, TIME_LIMIT, Setup, pass_bytes, setup
 from magi_lite.attention import available, choose
 from magi_lite.machine import devices
 from magi_lite.models import SamplerSettings
@@ -45,8 +47,12 @@ from magi_lite.planner.speed import forward_flops, tokens_per_chunk
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.sampling.results import Caption, CleanChunk
 from magi_lite.sampling.sampler import Sampler
-from magi_lite.vae.tiling import decode_tiled, to_uint8
 from magi_lite.weights.residency import Residency
+
+ROWS, CHUNKS = 3, 3
+"""Of the generation: ways, and seconds of video of each."""
+GENERATION_SECONDS = 60.0
+"""What it may take: decides its size."""
 
 # --- sections -------------------------------------------------------------------------------------------------------
 
@@ -104,33 +110,31 @@ def _forwards(
     """Seconds, TFLOP/s, share of the roofline and peak memory of one window pass each."""
     rows: list[dict[str, Any]] = []
     for scheme in schemes or s.schemes:
-        dit = None
+        built: list[Any] = []  # the transformer, once a pass needs it
         for size in reversed(sizes):
             for window in (4, 1):
                 for name in backends:
                     row = {"scheme": scheme, "size": list(size), "window": window}
-                    expected = s.forward_seconds(s.plan(size, window, s.execution(scheme)))
-                    try:
-                        if not s.fits(scheme, size, window):
-                            rows.append({**row, "skipped": "does not fit this card"})
-                        elif s.left() < 30 + 8 * expected:
-                            rows.append({**row, "skipped": "out of time"})
-                        else:
-                            dit = s.build(scheme) if dit is None else dit
-                            dit.backend = choose(name, s.kind, s.dtype)
-                            rows.append(_forward(s, dit, scheme, size, window, dit.backend.name))
-                    except Exception as error:
-                        reason = "out of memory" if devices.is_out_of_memory(error) else type(error).__name__
-                        rows.append({**row, "failed": f"{reason}: {error}"})
+                    if s.fits(scheme, size, window):
+                        runs = 4 if window == 4 else 12
+                        expected = runs * s.forward_seconds(s.plan(size, window, s.execution(scheme)))
+                        work = partial(_forward, s, built, scheme, size, window, name)
+                        rows.append(s.attempt(row, expected, work))
+                    else:
+                        rows.append({**row, "skipped": "does not fit this card"})
                     devices.free_memory()
-        del dit
+        built.clear()
         devices.free_memory()
     return rows
 
 
-def _forward(s: Setup, dit: Any, scheme: str, size: tuple[int, int], window: int, backend: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"scheme": scheme, "size": list(size), "window": window, "attention": backend}
-    plan = s.plan(size, window, s.execution(scheme, attention=backend))
+def _forward(
+    s: Setup, built: list[Any], scheme: str, size: tuple[int, int], window: int, kernel: str
+) -> dict[str, Any]:
+    dit = built[0] if built else s.build(scheme)
+    built[:] = [dit]
+    dit.backend = choose(kernel, s.kind, s.dtype)
+    plan = s.plan(size, window, s.execution(scheme, attention=dit.backend.name))
     with devices.peak_memory() as peak:
         given = stage_inputs(dit, size, window, s.kind, s.dtype)
         dit(**given)
@@ -140,12 +144,8 @@ def _forward(s: Setup, dit: Any, scheme: str, size: tuple[int, int], window: int
     linear, attention = forward_flops(s.dit, window * tokens, key_chunks(given) * tokens)
     peak_rate = {"fp8": s.device.fp8_tflops, "int8": s.device.int8_tops}.get(scheme) or s.device.bf16_tflops
     ideal = linear / (peak_rate * 1e12) + attention / (s.device.bf16_tflops * 1e12)
-    left_out = {"VAE", "latents", "rotary tables", "captions"}  # not there, or smaller, in this pass
-    planned = sum(
-        i.bytes for i in plan.items if i.phase == "denoise" and i.place == "vram" and i.component not in left_out
-    )
     return {
-        **row,
+        "attention": dit.backend.name,
         **spread,
         "steps_seconds_per_chunk": plan.request.steps / len(RANGES) * _all_ranges(s, dit, given, window, taken),
         "planned_seconds_per_chunk": plan.seconds_per_chunk,
@@ -154,7 +154,7 @@ def _forward(s: Setup, dit: Any, scheme: str, size: tuple[int, int], window: int
         "share_of_roofline": ideal / taken,
         "peak_gb": peak["peak_bytes"] / 1e9,
         "reserved_gb": peak["reserved_bytes"] / 1e9,
-        "planned_gb": planned / 1e9,
+        "planned_gb": pass_bytes(plan) / 1e9,
     }
 
 
@@ -167,63 +167,22 @@ def _all_ranges(s: Setup, dit: Any, given: dict[str, Any], window: int, taken: f
     return sum(s.timed(lambda r=r: dit(**{**given, "kv_ranges": r}), budget=1.0, most=4)["seconds"] for r in reaches)
 
 
-def streaming(s: Setup) -> list[dict[str, Any]]:
-    """How far copies of streamed layers overlap computation: 1 is fully hidden."""
-    scheme = s.schemes[1]
-    dit = s.build(scheme)
-    rows = []
-    for size in s.sizes[: 3 if not s.dry else 1]:
-        given = stage_inputs(dit, size, 1, s.kind, s.dtype)
-        rows.append({"scheme": scheme, "size": list(size), "given": given})
-        rows[-1]["resident"] = s.timed(lambda given=given: dit(**given))["seconds"]
-    with Residency(s.execution(scheme, layers="streamed"), device=s.kind) as home:
-        with torch.inference_mode(False):
-            home.place_dit(dit)
-        devices.free_memory()
-        packed = home._streamer._packed
-        buffer = torch.empty(max(p.size for p in packed), dtype=torch.uint8, device=s.kind)
-        copying = s.timed(lambda: [p.copy_to(buffer) for p in packed])["seconds"]
-        for row in rows:
-            given = row.pop("given")
-            streamed = s.timed(lambda given=given: dit(**given))["seconds"]
-            hidden = (row["resident"] + copying - streamed) / min(row["resident"], copying)
-            gbs = home._streamer.host_bytes / copying / 1e9
-            row.update(streamed=streamed, copying=copying, overlap=hidden, gbs=gbs)
-    return rows
-
-
-def decoding(s: Setup) -> list[dict[str, Any]]:
-    """The autoencoder: seconds and peak memory per chunk."""
-    vae = s.build_vae()
-    rows = []
-    for size in s.sizes:
-        for tile_batch in (1, 4):
-            latents = torch.randn(1, s.vae.z_chans, 6, size[1] // 8, size[0] // 8, device=s.kind)
-            work = lambda latents=latents, n=tile_batch: to_uint8(decode_tiled(vae, latents, tile_batch=n))  # noqa: E731
-            with devices.peak_memory() as peak:
-                work()
-            row = {"size": list(size), "tile_batch": tile_batch, **s.timed(work, budget=1.0)}
-            rows.append({**row, "peak_gb": peak["peak_bytes"] / 1e9})
-    return rows
-
-
 def generation(s: Setup) -> list[dict[str, Any]]:
     """Three seconds of (meaningless) video, sampler and decoder together, against the plan's promise.
 
     In window 4 with decoding between the steps and beside them, which must give the same frames; then in window 1.
     """
     scheme = s.schemes[1]
-    for size in reversed(s.sizes):  # the largest that a third of the time will do
-        if 8 * s.plan(size, 4, s.execution(scheme)).seconds_per_chunk < TIME_LIMIT / 3:
+    for size in reversed(s.sizes):
+        if ROWS * CHUNKS * s.chunk_seconds(s.plan(size, 4, s.execution(scheme))) < GENERATION_SECONDS:
             break
     dit, vae = s.build(scheme), s.build_vae()
     rows: list[dict[str, Any]] = []
     for window, beside in ((4, False), (4, True), (1, False)):
         execution = s.execution(scheme, decode_beside=beside)
-        if s.left() < 20 + 4 * s.plan(size, window, execution).seconds_per_chunk:
-            rows.append({"size": list(size), "window": window, "skipped": "out of time"})
-        else:
-            rows.append(_generation(s, dit, vae, execution, size, window))
+        expected = (CHUNKS + 1) * s.chunk_seconds(s.plan(size, window, execution))
+        row = {"size": list(size), "window": window}
+        rows.append(s.attempt(row, expected, partial(_generation, s, dit, vae, execution, size, window)))
         devices.free_memory()
     sums = [row.pop("frames", None) for row in rows]
     if sums[0] and sums[1]:
@@ -238,11 +197,11 @@ def _generation(
     s: Setup, dit: Any, vae: Any, execution: Execution, size: tuple[int, int], window: int
 ) -> dict[str, Any]:
     steps = 8 if not s.dry else 4
-    plan = s.plan(size, window, execution)
+    plan = s.plan(size, window, execution, seconds=CHUNKS)
     torch.manual_seed(0)  # the same video whoever asks
     caption = torch.randn(12, s.dit.caption_channels, device=s.kind)
     sampler = Sampler(
-        dit, SamplerSettings(steps=steps, window=window), latent_size=(size[1] // 8, size[0] // 8), chunks=3,
+        dit, SamplerSettings(steps=steps, window=window), latent_size=(size[1] // 8, size[0] // 8), chunks=CHUNKS,
         caption=lambda chunk, remaining: Caption(caption), null_caption=Caption(caption[:4]), device=s.kind,
         dtype=s.dtype,
         store_factory=lambda slots: KVRing(slots, dtype=execution.kv_dtype, device=s.kind, streams=devices),
@@ -277,19 +236,27 @@ SECTIONS: dict[str, Callable[[Setup], Any]] = {
     "versions": gpu_first.versions,
     "probes": gpu_first.probes,
     "reference": gpu_first.reference,
-    "planned": gpu_first.planned,
+    "planned": gpu_planned.planned,
     "generation": generation,
-    "machine": machine,
     "attention": gpu_checks.attention,
     "transformer": gpu_checks.transformer,
-    "streaming": streaming,
+    "streaming": gpu_overlap.streaming,
+    "windows": gpu_windows.windows,
+    "slices": gpu_planned.slices,
+    "encoding": gpu_coders.encoding,
+    "machine": machine,
     "linears": gpu_checks.linears,
     "quantization": gpu_checks.quantization,
-    "decoding": decoding,
+    "decoding": gpu_coders.decoding,
     "passes": passes,
     "more_passes": more_passes,
 }
 """In the order of their worth: the clock stops the last ones first."""
+AT_MOST = {
+    "planned": 120.0, "generation": GENERATION_SECONDS, "streaming": 50.0, "windows": 40.0, "slices": 45.0,
+    "encoding": 30.0, "decoding": 20.0,
+}  # fmt: skip
+"""Seconds after which a section begins nothing more, so that those behind it get their turn on a slow card, too."""
 
 
 def run(dry: bool = False, written: Callable[[dict[str, Any]], None] = lambda results: None) -> dict[str, Any]:
@@ -299,12 +266,12 @@ def run(dry: bool = False, written: Callable[[dict[str, Any]], None] = lambda re
     for name, section in SECTIONS.items():
         start = time.perf_counter()
         try:
-            if s.left() < 20:
+            if not s.affords(0.0):
                 results[name] = {"skipped": "out of time"}
             else:
                 torch.manual_seed(0)
                 with torch.inference_mode():
-                    results[name] = section(s)
+                    results[name] = section(s.within(AT_MOST.get(name, TIME_LIMIT)))
         except Exception as error:  # a benchmark's job is to report what fails on this card
             where = traceback.format_exc(limit=-4).splitlines()
             results[name] = {"error": f"{type(error).__name__}: {error}", "where": where}

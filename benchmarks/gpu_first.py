@@ -1,11 +1,10 @@
-"""What `gpu.py` asks first: what is installed, which fast paths work, whether results are right, the planned pass."""
+"""What `gpu.py` asks first: what is installed, which fast paths work, whether results are right."""
 
 from __future__ import annotations
 
 import copy
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
@@ -13,13 +12,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import roofline
-from benchmarks.gpu_models import relative_error, stage_inputs
+from benchmarks.gpu_models import relative_error
 from benchmarks.gpu_setup import Setup
-from magi_lite import attention, fused, planner
+from magi_lite import attention, fused
 from magi_lite.machine import devices
-from magi_lite.planner.execution import Execution
-from magi_lite.vae.tiling import decode_tiled
+from magi_lite.vae.tiling import decode_tiled, encode_tiled
 from quant import gate
 from quant.fp8 import faster_row_scales, row_scales_missing
 from quant.kinds import FP8
@@ -27,8 +24,6 @@ from quant.kinds import FP8
 PACKAGES = ("torch", "triton", "triton-windows", "bitsandbytes", "flash-attn", "sageattention", "transformers")
 ASKED = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "power.draw", "temperature.gpu")
 """What the driver's own tool is asked."""
-KERNELS = 30
-"""Kernels in the table of the dearest."""
 
 
 def versions(s: Setup) -> dict[str, Any]:
@@ -107,8 +102,9 @@ def probes(s: Setup) -> dict[str, Any]:
 
 
 def reference(s: Setup) -> dict[str, Any]:
-    """Three layers and a tile of the autoencoder on this device against the processor in float32."""
-    dit = s.build("float32" if s.dry else "bf16", replace(s.dit, num_layers=3))
+    """Three layers and a tile of the autoencoder in 16 bits on this device against the processor in float32."""
+    s = replace(s, dtype=torch.bfloat16)  # in the dry mode, too: else the same would be compared with the same
+    dit = s.build("bf16", replace(s.dit, num_layers=3))
     config, side = dit.config, 32 if not s.dry else 8
     latents = torch.randn(1, config.latent_channels, 6, side, side)
     captions = torch.randn(1, 12, config.caption_channels)
@@ -128,85 +124,7 @@ def reference(s: Setup) -> dict[str, Any]:
     with torch.inference_mode(False):
         exact_vae = copy.deepcopy(vae).to("cpu", torch.float32)
     results["tile_error"] = relative_error(pixels, decode_tiled(exact_vae, tile).float())
+    frames = torch.rand(1, 3, 4, 4 * side, 4 * side) * 2 - 1
+    encoded = encode_tiled(vae, frames.to(s.kind)).cpu()
+    results["encoded_tile_error"] = relative_error(encoded, encode_tiled(exact_vae, frames))
     return results
-
-
-def planned(s: Setup) -> dict[str, Any]:
-    """The pass that matters most, as the plan executes it: the largest size, window 4; where its time and memory go."""
-    size, window = s.sizes[-1], 4
-    execution = _chosen(s, size, window)
-    dit = s.build(execution.scheme)
-    dit.mlp_slice, dit.attention_slice = execution.mlp_slice, execution.attention_slice
-    dit.backend = attention.choose("auto", s.kind, s.dtype)
-    plan = s.plan(size, window, execution)
-    with devices.peak_memory() as peak:
-        given = stage_inputs(dit, size, window, s.kind, s.dtype)
-        dit(**given)
-    taken = s.timed(lambda: dit(**given), budget=10.0, most=6)
-    start = time.perf_counter()
-    dit(**given)
-    host = time.perf_counter() - start
-    devices.synchronize()
-    results = {
-        "size": list(size), "window": window, "scheme": execution.scheme, "attention": dit.backend.name,
-        "slices": [execution.mlp_slice, execution.attention_slice], **taken, "host_seconds": host,
-        "planned_pass_seconds": s.forward_seconds(plan), "peak_gb": peak["peak_bytes"] / 1e9,
-        "reserved_gb": peak["reserved_bytes"] / 1e9, "planned_gb": plan.peak_per_phase["denoise"] / 1e9,
-    }  # fmt: skip
-    if not s.dry:
-        kernel = "sage" if dit.backend.name == "sage" else "sdpa"
-        case = roofline.Case(
-            s.device, s.model(), *size, window, 8, execution.scheme, kernel, execution.mlp_slice
-        )
-        with torch.inference_mode(False):
-            bill = roofline.price(case)["window pass"]
-        results |= {"priced_seconds": bill.seconds, "floor_seconds": bill.floor, "ratio": taken["seconds"] / bill.floor}
-    results["dearest_kernels"] = _dearest(lambda: dit(**given), s)
-    results["waits_for_the_card"] = _waits(lambda: dit(**given), s)
-    return results
-
-
-def _chosen(s: Setup, size: tuple[int, int], window: int) -> Execution:
-    """What the plan would choose for this card; the transformer resident, as it is built here."""
-    if s.dry:
-        return s.execution(s.schemes[1])
-    request = s.plan(size, window, s.execution("bf16")).request
-    chosen = planner.plan(request, "auto", s.device, s.model(), free_window=True).execution
-    return replace(chosen, layers="resident", kv_place="device", kv_dtype="bf16")
-
-
-def _dearest(work: Callable[[], Any], s: Setup) -> list[dict[str, Any]] | str:
-    """The device kernels that take longest: name, calls, milliseconds on the card and on the host."""
-    from torch.profiler import ProfilerActivity, profile
-
-    activities = [ProfilerActivity.CPU] if s.dry else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-    try:
-        with profile(activities=activities) as seen:
-            work()
-            devices.synchronize()
-        rows = sorted(seen.key_averages(), key=lambda row: -getattr(row, "self_device_time_total", 0.0))
-        return [
-            {
-                "kernel": row.key[:160], "calls": row.count,
-                "ms": getattr(row, "self_device_time_total", 0.0) / 1e3, "host_ms": row.self_cpu_time_total / 1e3,
-            }
-            for row in rows[:KERNELS]
-        ]  # fmt: skip
-    except Exception as error:  # the profiler needs rights that not every machine gives
-        return f"{type(error).__name__}: {error}"
-
-
-def _waits(work: Callable[[], Any], s: Setup) -> str:
-    """The first operation of a pass that makes the processor wait for the card; empty: none does."""
-    if s.dry:
-        return ""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        work()
-    except RuntimeError as error:
-        return str(error).splitlines()[0]
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-        devices.synchronize()
-    return ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,13 +13,17 @@ from torch import Tensor, nn
 
 from magi_lite.dit.model import DiT, parameter_dtype
 from magi_lite.machine import devices
-from magi_lite.models import CHUNK_LATENT_FRAMES, DiTConfig, quantizable
+from magi_lite.models import CHUNK_LATENT_FRAMES, DiTConfig, T5Shape, quantizable
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.vae.model import ViTVAE
+from magi_lite.weights.t5 import hide_weights
 from quant.convert import convert_
 from quant.schemes import SCHEMES
 
 RANGES = (5, 4, 3, 2)
+FEW_LAYERS = 3
+"""Of a transformer where a whole pass would take too long: its inner layers are all alike."""
+NO_CARD = "not run: no card is here"
 
 
 def random_(module: nn.Module, generator: torch.Generator | None = None) -> None:
@@ -72,6 +78,45 @@ def random_vae(config: Any, dtype: torch.dtype, device: Any) -> ViTVAE:
     return vae.to(dtype).requires_grad_(False).eval()
 
 
+@torch.no_grad()
+def random_t5(shape: T5Shape, scheme: str, dtype: torch.dtype, device: Any) -> nn.Module:
+    """A T5 encoder with random weights; never more than one block is held unquantized."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=shape.vocabulary, d_model=shape.width, d_kv=shape.head_dim, d_ff=shape.feed_forward,
+        num_layers=shape.layers, num_heads=shape.heads, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = T5EncoderModel(config)
+    for part in (model.shared, *model.encoder.block, model.encoder.final_layer_norm):
+        part.to_empty(device=device)
+        random_(part)
+        part.to(dtype)
+        if scheme in SCHEMES and part in list(model.encoder.block):
+            convert_(part, SCHEMES[scheme], lambda name: True)
+    model.encoder.set_input_embeddings(model.shared)
+    if scheme in SCHEMES:
+        hide_weights(model)
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def few_layers(dit: DiT) -> Iterator[float]:
+    """Leave some inner layers in a transformer, for passes with inputs made before; yields their share of all."""
+    layers = dit.videodit_blocks.layers
+    dit.videodit_blocks.layers = nn.ModuleList(list(layers)[1 : 1 + FEW_LAYERS])
+    try:
+        yield FEW_LAYERS / len(layers)
+    finally:
+        dit.videodit_blocks.layers = layers
+
+
+def slots_of(window: int) -> int:
+    """Clean chunks that a window in the steady state looks back at."""
+    return max(RANGES[4 * (window - 1 - place) // window] - 1 - place for place in range(window))
+
+
 def stage_inputs(
     dit: DiT, size: tuple[int, int], window: int, device: Any, dtype: torch.dtype, tokens: int = 128, store: Any = None
 ) -> dict[str, Any]:
@@ -83,16 +128,15 @@ def stage_inputs(
     config = dit.config
     width, height = size
     shape = (1, config.latent_channels, CHUNK_LATENT_FRAMES * window, height // 8, width // 8)
-    slots = max(RANGES[4 * (window - 1 - place) // window] - 1 - place for place in range(window))
+    slots = slots_of(window)
     store = store or KVRing(slots, dtype="bf16" if dtype == torch.bfloat16 else "float32", device=device)
     embeddings = torch.randn(window, tokens, config.caption_channels, device=device).to(dtype)
     context = dit.encode_captions(embeddings)
-    for number in range(slots):
-        chunk = torch.randn(1, config.latent_channels, CHUNK_LATENT_FRAMES, *shape[3:], device=device)
-        dit(
-            chunk, torch.full((1, 1), 0.9999, device=device), context.select([0]), first_chunk=number,
-            kv_ranges=((number, number + 1),), store=store, write=True, step_size=4.0,
-        )  # fmt: skip
+    keys = (1, CHUNK_LATENT_FRAMES * math.prod(shape[3:]) // config.patch_size**2, config.num_query_groups)
+    for layer in range(config.num_layers):  # random numbers take the time of real ones, and no clean passes
+        for number in range(slots):
+            pair = (torch.randn(*keys, config.head_dim, device=device).to(dtype) for _ in range(2))
+            store.write(layer, number, *pair)
     ends = range(slots + 1, slots + 1 + window)
     reach = [RANGES[4 * (window - 1 - place) // window] for place in range(window)]
     return {
@@ -111,20 +155,48 @@ def key_chunks(inputs: dict[str, Any]) -> float:
     return sum(last - first for first, last in inputs["kv_ranges"]) / len(inputs["kv_ranges"])
 
 
-def timed(work: Callable[[], Any], *, budget: float = 1.5, most: int = 10) -> dict[str, Any]:
-    """Seconds of `work`, warmed up once, repeated until `budget` seconds are spent: median and spread."""
-    if budget:
+def timed(work: Callable[[], Any], *, budget: float = 1.5, most: int = 10, warm: bool = True) -> dict[str, Any]:
+    """Seconds of `work`, warmed up once, repeated until `budget` seconds are spent: median and spread.
+
+    `host_seconds`: the median until `work` returned, with the card still at it.
+    """
+    if budget and warm:
         work()
         devices.synchronize()
     times: list[float] = []
+    issued: list[float] = []
     begin = time.perf_counter()
     while not times or (len(times) < most and time.perf_counter() - begin < budget):
         start = time.perf_counter()
         work()
+        issued.append(time.perf_counter() - start)
         devices.synchronize()
         times.append(time.perf_counter() - start)
     times.sort()
-    return {"seconds": times[len(times) // 2], "fastest": times[0], "slowest": times[-1], "runs": len(times)}
+    middle = len(times) // 2
+    return {
+        "seconds": times[middle], "fastest": times[0], "slowest": times[-1], "runs": len(times),
+        "host_seconds": sorted(issued)[middle],
+    }  # fmt: skip
+
+
+def profiled(work: Callable[[], Any], dry: bool) -> tuple[list[Any], list[Any]]:
+    """What ran while `work` did: the card's kernels, and the processor's operators; dearest first.
+
+    The profiler books a kernel's time on the operator that launched it as well, so the two are kept apart.
+    """
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU] if dry else [ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        work()
+        devices.synchronize()
+    rows = list(seen.key_averages())
+    kernels = [row for row in rows if row.device_type == DeviceType.CUDA]
+    operators = [row for row in rows if row.device_type == DeviceType.CPU]
+    kernels.sort(key=lambda row: -row.self_device_time_total)
+    operators.sort(key=lambda row: -row.self_cpu_time_total)
+    return kernels, operators
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:

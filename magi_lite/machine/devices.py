@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -312,9 +312,7 @@ def grow_segments() -> bool:
         return False
     import torch
 
-    change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
-    change = change or getattr(torch._C, "_cuda_cudaCachingAllocator_set_allocator_settings", None)
-    known = getattr(torch._C, "_accelerator_getAllocatorSettings", _settings_in_snapshot)()
+    change, known = allocator_settings()
     if change is None or known:
         return "expandable_segments:True" in known
     try:
@@ -325,6 +323,15 @@ def grow_segments() -> bool:
         _log.info("The card's memory is kept in segments of fixed size: %s", error)
         return False
     return True
+
+
+def allocator_settings() -> tuple[Callable[[str], None] | None, str]:
+    """What changes the settings of torch's allocator (None: this torch cannot), and what they are, as far as known."""
+    import torch
+
+    change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    change = change or getattr(torch._C, "_cuda_cudaCachingAllocator_set_allocator_settings", None)
+    return change, getattr(torch._C, "_accelerator_getAllocatorSettings", _settings_in_snapshot)()
 
 
 def _settings_in_snapshot() -> str:

@@ -78,9 +78,7 @@ def load_t5(
         cancelled=cancelled,
     )
     if conversion is not None:
-        encoder: Any = model.encoder
-        for block in encoder.block:
-            block.layer[-1].DenseReluDense.wo = _WithoutWeight(block.layer[-1].DenseReluDense.wo)
+        hide_weights(model)
     return PromptEncoder(model, tokenizer, max_length, device, batch_tokens, fingerprint(folder, scheme))
 
 
@@ -215,8 +213,14 @@ def _conversion(model: nn.Module, scheme: str, device: torch.device | str) -> Co
     return Conversion(scheme_named(scheme), layers, device, lambda name: "The text encoder")
 
 
+def hide_weights(model: Any) -> None:
+    """Hide the quantized weights of transformers' T5 from it: it casts the activations to the type of `wo.weight`."""
+    for block in model.encoder.block:
+        block.layer[-1].DenseReluDense.wo = _WithoutWeight(block.layer[-1].DenseReluDense.wo)
+
+
 class _WithoutWeight(nn.Module):
-    """Hides a quantized weight from transformers' T5, which casts the activations to the type of `wo.weight`."""
+    """A linear that shows no weight."""
 
     weight = None
 
