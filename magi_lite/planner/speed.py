@@ -95,7 +95,7 @@ def predict(
         return sum(one.times * _forward_seconds(model, tokens, one, execution, device) for one in work)
 
     vae = _decode_seconds(request, model, execution, device)
-    loading = _text_seconds(request, model, execution, device) + _load_seconds(model, execution)
+    loading = text_seconds(request, model, execution, device) + load_seconds(model, execution)
     to_first = loading + seconds(work_to_first_second(schedules[0][0])) + vae + WRITE_SECONDS
     return Seconds(_with_decoding(seconds(work_of_shots(schedules)), vae, execution), to_first)
 
@@ -226,7 +226,7 @@ def _decode_seconds(
     return seconds
 
 
-def _text_seconds(request: GenerationRequest, model: ModelSpec, execution: Execution, device: Device) -> float:
+def text_seconds(request: GenerationRequest, model: ModelSpec, execution: Execution, device: Device) -> float:
     """Loading the text encoder and encoding every distinct prompt, padding dropped."""
     before = len(request.timeline.global_prompt)
     lengths = [before + len(prompt) for prompt in {segment.prompt for segment in request.timeline.segments}] or [before]
@@ -241,7 +241,7 @@ def conversion_seconds(model: ModelSpec, execution: Execution) -> float:
     return 0.0 if execution.t5 == "float32" else _CONVERSION_TRAFFIC * model.text_conversion / (DISK_GBS * 1e9)
 
 
-def _load_seconds(model: ModelSpec, execution: Execution) -> float:
+def load_seconds(model: ModelSpec, execution: Execution) -> float:
     """Reading the DiT and the VAE from disk; converting on the fly reads the bf16 checkpoint."""
     dit = all_layers_bytes(model, model.stored_scheme or "bf16", 2) + 4 * shell_weights(model.dit)
     return (dit + 4 * sum(vae_weights(model.vae))) / (DISK_GBS * 1e9)

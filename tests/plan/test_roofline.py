@@ -26,9 +26,13 @@ from benchmarks.roofline import (
     priced,
     sage_kernels,
 )
+from magi_lite import planner
+from magi_lite.machine import findings
 from magi_lite.machine.cards import Device, known_card
 from magi_lite.models import DIT_4_5B, MODELS
-from magi_lite.planner import speed
+from magi_lite.planner import learned, speed
+from magi_lite.request.request import GenerationRequest
+from magi_lite.timeline import Timeline
 from quant.convert import convert_
 from quant.schemes import SCHEMES
 
@@ -290,3 +294,21 @@ def test_one_case_is_priced_and_shown_by_operation(tmp_path: Path, capsys: pytes
     assert (found["case"]["scheme"], found["case"]["fused"]) == ("nf4", False)
     text = capsys.readouterr().out
     assert "layer norms" in text and f"passes of a token's hidden vector by layer: {found['passes']:.2f}" in text
+
+
+@pytest.mark.parametrize(
+    ("triton", "refused", "serve"), [(True, False, True), (False, False, False), (True, True, False)]
+)
+def test_a_plan_for_this_machine_counts_on_kernels_that_serve_here(
+    triton: bool, refused: bool, serve: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "FILE", tmp_path / "findings.json")
+    monkeypatch.setattr(learned, "FILE", tmp_path / "speeds.json")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if triton else None)
+    card = known_card("RTX 4090")
+    if refused:
+        findings.refuse_kernels(f"{card.name}, 8.9, driver 1, torch 2", "its result is unlike the plain formula's")
+    request = GenerationRequest(Timeline(), 4, width=480, height=480, steps=8, window=4, model="4.5B-distill")
+    elsewhere, here = planner.plan(request, device=card), planner.plan(request, device=card, here=True)
+    assert elsewhere.device.kernels and here.device.kernels is serve
+    assert (here.seconds_per_chunk == elsewhere.seconds_per_chunk) is serve
