@@ -225,6 +225,7 @@ def measure(root: Path, scheme: str) -> dict[str, Any]:
     """Make one second of video, beside the plan for it; bytes and seconds."""
     from magi_lite.events import PhaseStarted, PlanReady, Progress
     from magi_lite.pipeline import generate, prompts
+    from magi_lite.planner import speed
     from magi_lite.request.request import GenerationRequest, Overrides
     from magi_lite.timeline.text import parse
 
@@ -246,10 +247,13 @@ def measure(root: Path, scheme: str) -> dict[str, Any]:
                 at.setdefault("step", time.monotonic() - began)
     whole = time.monotonic() - began
     assert plan is not None
+    asked = plan.request, plan.model, plan.execution, plan.device
     return {
         "plan": {
             "ram_bytes": plan.peak_ram_bytes,
             "seconds_to_first_second": round(plan.time_to_first_chunk, 2),
+            "text_seconds": round(speed.text_seconds(*asked), 2),
+            "load_seconds": round(speed.load_seconds(plan.model, plan.execution), 2),
             "seconds_per_second": round(plan.seconds_per_chunk, 2),
             "execution": dataclasses.asdict(plan.execution),
         },

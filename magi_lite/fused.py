@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from magi_lite.machine import devices, findings
+
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 OLDEST = (8, 0)
 """Compute capability from which Triton is supported."""
@@ -84,6 +86,7 @@ def _heads_problem(index: int, dtype: torch.dtype, weights: torch.dtype | None, 
     problem = heads_disagreement(kernels, torch.device("cuda", index), dtype, weights, width, rotated)
     if problem:
         _log.warning("The Triton kernel that norms heads is not used on cuda:%d: %s", index, problem)
+        findings.refuse_kernels(devices.identity(index), problem)  # plans count without them from now on
     return problem
 
 
@@ -94,6 +97,7 @@ def _residual_problem(index: int, dtype: torch.dtype, branch: torch.dtype, width
     problem = residual_disagreement(kernels, torch.device("cuda", index), dtype, branch, width)
     if problem:
         _log.warning("The Triton kernel of gated residuals is not used on cuda:%d: %s", index, problem)
+        findings.refuse_kernels(devices.identity(index), problem)  # plans count without them from now on
     return problem
 
 

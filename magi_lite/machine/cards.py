@@ -45,6 +45,8 @@ class Device:
     """Device memory free right now (of a CPU: RAM); None: not measured."""
     cpu_bf16_tflops: float = 0.0
     """Of a CPU: products in bfloat16; 0: it has no units for them and widens every number first."""
+    kernels: bool = True
+    """Whether our Triton kernels serve, where the capability allows it; of another machine's card that is assumed."""
     missing: str = ""
     """Why this PyTorch cannot use this card, or the one beside this CPU, and what mends it; empty: it can."""
 

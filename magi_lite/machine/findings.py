@@ -7,7 +7,9 @@ anew. No torch: the app's server shows what workers have found.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +45,22 @@ def find(name: str, ask: Callable[[], Finding | None]) -> Finding | None:
     if found is not None and path is not None:
         write_entries(path, {**known(), name: found}, MOST)
     return found
+
+
+def _kernels() -> str:
+    try:
+        return f"kernels refused, triton {metadata.version('triton')}"
+    except metadata.PackageNotFoundError:
+        return "kernels refused, triton"
+
+
+def refuse_kernels(identity: str, problem: str) -> None:
+    """Keep that our Triton kernels failed their trial on a card (`devices.identity`), and why."""
+    find(f"{_kernels()}, {identity}", lambda: {"fault": problem[:200]})
+
+
+def kernels_serve(card: str) -> bool:
+    """Whether our Triton kernels serve on this machine's card of that name: Triton is there, and no trial failed."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return not any(name.startswith(f"{_kernels()}, {card}, ") for name in known())

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from magi_lite.errors import PlanError
-from magi_lite.machine import devices
+from magi_lite.machine import devices, findings
 from magi_lite.machine.cards import GIB, Device, cpu_device, with_memory
 from magi_lite.models import ModelSpec, T5Shape, published_model
 from magi_lite.planner import choose, learned, passes, refusal
@@ -75,6 +75,8 @@ def plan(
         raise PlanError(f"{device.missing} (or choose the processor: device cpu).", ())
     if vram_gb is not None and device.kind == "cuda":
         device = with_memory(device, vram_gb)
+    if here and device.kind == "cuda":
+        device = replace(device, kernels=findings.kernels_serve(device.name))
     windows = [request.window, *(choose.smaller_windows(request, request.window) if free_window else ())]
     for window in windows:
         found = choose.best(request, window, device, spec, fixed, name)

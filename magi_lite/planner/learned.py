@@ -90,6 +90,7 @@ def _key(plan: Plan) -> str:
     size = round(2 * math.log2(max(1, tokens)))
     execution = plan.execution
     made = f"{plan.device.name}, {plan.model.name}, {execution.scheme} {execution.layers}, {size}, {plan.window}"
+    made += "" if plan.device.kernels else ", without kernels"
     return f"{made}, {plan.device.bf16_tflops:.3g} TFLOP/s"  # a factor is against what was promised at that rate
 
 

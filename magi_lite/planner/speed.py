@@ -19,15 +19,37 @@ from magi_lite.request.request import GenerationRequest
 from quant.schemes import SCHEMES
 
 LINEAR_EFFICIENCY = {"float32": 0.6, "bf16": 0.65, "fp8": 0.55, "published": 0.5, "int8": 0.35, "nf4": 0.45}
-"""Share of the scheme's peak rate in the linears, quantizing the activations included."""
+"""Share of the scheme's peak rate in the linears."""
 ATTENTION_EFFICIENCY = {"sdpa": 0.8, "flash": 0.85, "cudnn": 0.85, "sage": 2.2}
 """Share of the bf16 rate; Sage multiplies 8-bit numbers and so exceeds it (431 of 165 TOP/s on an RTX 4090)."""
-FUSED_PASSES, PLAIN_PASSES = 29, 84
-"""Reads and writes of a token's hidden vector per layer outside matrix products: norms, rotation, gates, sums, casts.
 
-With our Triton kernels and without them; counted by `benchmarks/roofline.py`."""
+
+@dataclass(frozen=True)
+class Passes:
+    """Reads and writes of a token's hidden vector per layer outside matrix products: norms, rotation, gates, casts.
+
+    Of a window of 4 chunks; smaller ones join more of the past and need up to a sixth more.
+    """
+
+    fused: int
+    """With our Triton kernels."""
+    plain: int
+    """Without them: quantization, in slices, reads and writes float32 as well."""
+    single: int
+    """Without them in a model that computes in float32, as processors do; a pass has twice the bytes."""
+
+
+PASSES: dict[str, Passes] = {
+    "float32": Passes(29, 43, 43),
+    "bf16": Passes(30, 73, 73),
+    "fp8": Passes(29, 124, 75),
+    "int8": Passes(53, 220, 130),
+    "nf4": Passes(29, 75, 43),
+    "published": Passes(29, 162, 90),
+}
+"""By scheme, as `benchmarks/roofline.py` counts them, with and without `--plain`; a test compares each."""
 FUSED_FROM = (8, 0)
-"""Compute capability from which the kernels serve, where Triton is installed."""
+"""Compute capability from which the kernels serve."""
 COPY_EFFICIENCY = 0.85
 DISK_GBS = 1.5
 """Reading weights from a solid-state disk, GB/s."""
@@ -73,7 +95,7 @@ def predict(
         return sum(one.times * _forward_seconds(model, tokens, one, execution, device) for one in work)
 
     vae = _decode_seconds(request, model, execution, device)
-    loading = _text_seconds(request, model, execution, device) + _load_seconds(model, execution)
+    loading = text_seconds(request, model, execution, device) + load_seconds(model, execution)
     to_first = loading + seconds(work_to_first_second(schedules[0][0])) + vae + WRITE_SECONDS
     return Seconds(_with_decoding(seconds(work_of_shots(schedules)), vae, execution), to_first)
 
@@ -152,12 +174,19 @@ def _compute_seconds(model: ModelSpec, tokens: int, keys: float, execution: Exec
     quantized, plain = linear_flops(model, tokens, execution.scheme)
     attention_rate = device.bf16_tflops * 1e12 * ATTENTION_EFFICIENCY[execution.kernel]
     item = 2 if execution.dtype == "bfloat16" else 4
-    passes = FUSED_PASSES if device.kind == "cuda" and device.capability >= FUSED_FROM else PLAIN_PASSES
-    moved = tokens * dit.hidden_size * item * passes * dit.num_layers
+    moved = tokens * dit.hidden_size * item * passes_of(execution, device) * dit.num_layers
     weights = all_layers_bytes(model, execution.scheme, item)
     memory = (moved + weights) / (device.bandwidth_gbs * 1e9 * COPY_EFFICIENCY)
     linear = quantized / linear_rate(execution, device) + plain / plain_rate(execution, device)
     return linear + attention / attention_rate + memory
+
+
+def passes_of(execution: Execution, device: Device) -> int:
+    """How often a token's hidden vector is read or written in a layer, outside products."""
+    passes = PASSES[execution.scheme]
+    if execution.device == "cuda" and device.kernels and device.capability >= FUSED_FROM:
+        return passes.fused
+    return passes.single if execution.dtype == "float32" else passes.plain
 
 
 def _copy_seconds(model: ModelSpec, tokens: int, kv_chunks: float, execution: Execution, device: Device) -> float:
@@ -197,7 +226,7 @@ def _decode_seconds(
     return seconds
 
 
-def _text_seconds(request: GenerationRequest, model: ModelSpec, execution: Execution, device: Device) -> float:
+def text_seconds(request: GenerationRequest, model: ModelSpec, execution: Execution, device: Device) -> float:
     """Loading the text encoder and encoding every distinct prompt, padding dropped."""
     before = len(request.timeline.global_prompt)
     lengths = [before + len(prompt) for prompt in {segment.prompt for segment in request.timeline.segments}] or [before]
@@ -212,7 +241,7 @@ def conversion_seconds(model: ModelSpec, execution: Execution) -> float:
     return 0.0 if execution.t5 == "float32" else _CONVERSION_TRAFFIC * model.text_conversion / (DISK_GBS * 1e9)
 
 
-def _load_seconds(model: ModelSpec, execution: Execution) -> float:
+def load_seconds(model: ModelSpec, execution: Execution) -> float:
     """Reading the DiT and the VAE from disk; converting on the fly reads the bf16 checkpoint."""
     dit = all_layers_bytes(model, model.stored_scheme or "bf16", 2) + 4 * shell_weights(model.dit)
     return (dit + 4 * sum(vae_weights(model.vae))) / (DISK_GBS * 1e9)

@@ -84,6 +84,7 @@ def test_a_kernel_that_is_not_used_is_said(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: (8, 9))
     monkeypatch.setattr(fused, "heads_disagreement", lambda *_: heads)
     monkeypatch.setattr(fused, "residual_disagreement", lambda *_: residual)
+    monkeypatch.setattr("magi_lite.machine.devices.identity", lambda index: "a card")
     for cached in (fused._heads_problem, fused._residual_problem):
         cached.cache_clear()
     sentence = fused.notice(0, HALF, SINGLE, 128, 96, 3072)
