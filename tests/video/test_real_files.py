@@ -141,9 +141,9 @@ def test_interlaced_clips_have_no_combs(tmp_path):
 def test_interlaced_recordings_whose_size_changes(tmp_path, sizes):
     """As two recordings in one file: each is shown, up to its last frame."""
     whole = b""
-    for size, colour in zip(sizes, ("red", "blue"), strict=True):
+    for size, painted in zip(sizes, ("red", "blue"), strict=True):
         ffmpeg(
-            "-f", "lavfi", "-i", f"color={colour}:s={size}:r=25:d=1,setfield=tff", "-c:v", "mpeg2video",
+            "-f", "lavfi", "-i", f"color={painted}:s={size}:r=25:d=1,setfield=tff", "-c:v", "mpeg2video",
             "-flags", "+ildct+ilme", "-b:v", "2M", "-output_ts_offset", len(whole) and 1, "-f", "mpegts",
             tmp_path / "part.ts",
         )  # fmt: skip
