@@ -47,9 +47,9 @@ class Result:
 
     def frames(self) -> Iterator[np.ndarray]:
         """The video's frames in order, decoded as they are asked for, each (height, width, 3) uint8."""
-        import av
+        from magi_lite.video.containers import open_media
 
-        with av.open(str(self.path)) as container:
+        with open_media(self.path) as container:
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
 

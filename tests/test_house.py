@@ -175,6 +175,47 @@ def test_json_is_read_by_one_function(name: str) -> None:
     assert not re.search(r"json\.loads?\(", text), f"{name} reads JSON itself; use quant.storage.files.parse_json"
 
 
+OPENS_MEDIA = "magi_lite.video.containers"
+"""Its readers are limited to formats that name no other files, and to sizes that are judged by the caller."""
+OPENS_ITS_OWN = "training.photographs"
+"""Reads the pictures that came with packages, in a program of its own."""
+PICTURES = {"imageio", "imageio.v2", "imageio.v3", "PIL.Image"}
+
+
+def media_opened(path: Path) -> list[str]:
+    """Calls that open media or pictures to read them, other than through Picture, which opens them by `open_header`."""
+    tree = ast.parse(path.read_text())
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        module, _, function = ast.unparse(node.func).rpartition(".")
+        called = f"{names.get(module, module)}.{function}" if module else names.get(function, function)
+        module, _, function = called.rpartition(".")
+        written = any(isinstance(value, ast.Constant) and value.value == "w" for value in node.args[1:2])
+        ours = any(key.arg == "plugin" and ast.unparse(key.value) == "Picture" for key in node.keywords)
+        if (module in ("av", "av.container") and function == "open" and not written) or (
+            module in PICTURES
+            and (function == "open" or function.startswith(("imopen", "imread", "imiter", "improps", "imm", "mim")))
+            and not (written or ours)
+        ):
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if n not in (OPENS_MEDIA, OPENS_ITS_OWN)])
+def test_media_are_opened_by_one_module(name: str) -> None:
+    """A "sound" or a "video" can be a list that names other files of the machine."""
+    found = media_opened(modules()[name])
+    assert not found, f"{name} opens media itself, use {OPENS_MEDIA}: {found}"
+
+
 def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

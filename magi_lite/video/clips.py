@@ -171,18 +171,12 @@ class _Clip:
 
     def whole(self, size: tuple[int, int], fit: Fit) -> Whole:
         with self._open() as (container, stream):
-            rate, first, last, length = float(stream.average_rate or stream.guessed_rate or FPS), None, 0.0, 0.0
-            for packet in container.demux(stream):  # looked at one by one: a film does not fit into memory
-                if packet.size and not packet.is_discard and packet.pts is not None:
-                    time = float(packet.pts * packet.time_base)
-                    first = time if first is None else min(first, time)
-                    if time >= last:
-                        last, length = time, float((packet.duration or 0) * packet.time_base) or 1 / rate
-        if first is None:
-            times = self._decoded_times(rate)
-            if not times:
-                raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
-            first, last, length = times[0], times[-1], 1 / rate
+            rate = float(stream.average_rate or stream.guessed_rate or FPS)
+            span, _ = _packet_span(container, stream, 1 / rate)
+        span = span or self._decoded_span(rate)
+        if span is None:
+            raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
+        first, last, length = span
         end = last + min(max(length, 1 / FPS), _LONGEST_FRAME)
         if end - first > _LONGEST_CLIP:  # a single frame may say so
             raise MediaError(f"{self.path.name} lasts {(end - first) / 3600:.0f} hours by its own times; cut it first.")
@@ -210,26 +204,26 @@ class _Clip:
         for start_before_end in (need, None):
             with self._open() as (container, stream):
                 sought = _seek(container, stream, start_before_end)
-                packets: list[Any] = [p for p in container.demux(stream) if p.size and not p.is_discard]
                 self._rate = rate = float(stream.average_rate or stream.guessed_rate or FPS)
                 began = float((stream.start_time or 0) * stream.time_base)
-                if packets and all(p.pts is not None for p in packets):
-                    times = sorted(float(p.pts * p.time_base) for p in packets)
-                    shown = max(packets, key=lambda p: p.pts).duration
-                    length = float(shown * packets[0].time_base) if shown else 1 / rate
-                elif sought:
-                    continue
-                else:
-                    times, length = self._decoded_times(rate), 1 / rate
-            if times and (not sought or times[-1] - times[0] >= frames / FPS):
-                end = times[-1] + min(max(length, 1 / FPS), _LONGEST_FRAME)
+                span, timed = _packet_span(container, stream, 1 / rate)
+                if not timed:
+                    if sought:
+                        continue
+                    span = self._decoded_span(rate)
+            if span is not None and (not sought or span[1] - span[0] >= frames / FPS):
+                first, last, length = span
+                end = last + min(max(length, 1 / FPS), _LONGEST_FRAME)
                 self._end = end - began
-                return times[0], end
+                return first, end
         raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
 
-    def _decoded_times(self, rate: float) -> list[float]:
-        """Times of all frames of a file whose packets carry none."""
-        return [time for time, _ in self._decode(0.0, rate)]
+    def _decoded_span(self, rate: float) -> _Span | None:
+        """What `_packet_span` gives, of a file whose packets carry no times."""
+        times = _Extent()
+        for time, _ in self._decode(0.0, rate):
+            times.add(time, 1 / rate)
+        return times.span
 
     def _pick(self, wanted: list[float], size: tuple[int, int], fit: Fit) -> tuple[list[np.ndarray], float | None]:
         """The pixels shown at each wanted time, and the time of the last frame that could be decoded."""
@@ -278,6 +272,39 @@ class _Clip:
         return fit_pixels(Image.fromarray(np.ascontiguousarray(pixels)), size, fit, aspect)
 
 
+_Span = tuple[float, float, float]
+"""The first and the last time of frames, and how long the last is shown, in seconds."""
+
+
+class _Extent:
+    """The span of times that come in any order; a film's packets, or even its times, do not fit into memory."""
+
+    def __init__(self) -> None:
+        self.span: _Span | None = None
+
+    def add(self, time: float, length: float) -> None:
+        first, last, shown = self.span or (time, time, length)
+        self.span = (min(first, time), time, length) if time >= last else (min(first, time), last, shown)
+
+
+def _packet_span(container: av.container.InputContainer, stream: Any, usual: float) -> tuple[_Span | None, bool]:
+    """The span of a stream's packets from here on, and whether there are any and each has a time.
+
+    Args:
+        usual: seconds that a packet is shown that says nothing.
+    """
+    times, timed = _Extent(), True
+    for packet in container.demux(stream):
+        if packet.size and not packet.is_discard:
+            if packet.pts is None:
+                timed = False
+            else:
+                times.add(
+                    float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base) or usual
+                )
+    return times.span, timed and times.span is not None
+
+
 def _frames(container: av.container.InputContainer, stream: Any) -> Iterator[av.VideoFrame]:
     """Every frame that can be decoded."""
     import av
@@ -306,6 +333,7 @@ def _deinterlaced(frames: Iterator[av.VideoFrame], stream: Any) -> Iterator[av.V
     import av
 
     graph: Any = None
+    kind: tuple[int, int, str] | None = None
 
     def finished() -> Iterator[av.VideoFrame]:
         while True:
@@ -315,7 +343,12 @@ def _deinterlaced(frames: Iterator[av.VideoFrame], stream: Any) -> Iterator[av.V
                 return
 
     for frame in frames:
+        if graph is not None and kind != (frame.width, frame.height, frame.format.name):  # a graph has one size
+            graph.push(None)
+            yield from finished()
+            graph = None
         if graph is None and frame.interlaced_frame:
+            kind = (frame.width, frame.height, frame.format.name)
             graph = av.filter.Graph()
             source = graph.add_buffer(
                 width=frame.width, height=frame.height, format=frame.format, time_base=stream.time_base

@@ -1,20 +1,22 @@
 """Opening foreign media files: by their content, and without anything else being opened with them.
 
-A playlist or a list of files inside a "video" can name other files and addresses; only formats that hold their own
-data are read, and from the file alone.
+A playlist or a list of files inside a "video" or a "sound" can name other files and addresses; only formats that hold
+their own data are read, and from the file alone. Every other module opens media and pictures through this one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from magi_lite.errors import MediaError
 
 if TYPE_CHECKING:
     import av
+    from PIL import Image
 
 MAX_FRAME_PIXELS = 40_000_000
 """Largest frame that is decoded: above 8K."""
@@ -23,7 +25,8 @@ NO_PICTURE = "is not an image that can be read; use PNG, JPEG or WebP."
 _FORMATS = (
     "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h261",
     "h263", "h264", "hevc", "vvc", "av1", "obu", "ivf", "flv", "asf", "ogg", "mxf", "nut", "rm", "dv", "vc1", "wtv",
-    "yuv4mpegpipe", "dnxhd", "mp3", "wav", "w64", "flac", "aac", "ac3", "eac3", "aiff", "caf", "au", "amr",
+    "yuv4mpegpipe", "dnxhd", "mp3", "wav", "w64", "flac", "aac", "ac3", "eac3", "aiff", "caf", "au", "amr", "wv", "ape",
+    "tta", "dts", "dtshd", "truehd",
 )  # fmt: skip
 """Containers and raw streams that are read: none refers to other files."""
 _BRANDS = {b"avif": "picture", b"avis": "picture", b"heic": "heif", b"heix": "heif", b"hevc": "heif", b"hevx": "heif"}
@@ -54,17 +57,51 @@ def kind_of(path: Path) -> str:
 
 
 @contextmanager
-def open_media(path: Path) -> Iterator[av.container.InputContainer]:
-    """A media file, opened for reading.
+def open_media(
+    source: Path | BinaryIO, options: dict[str, str] | None = None
+) -> Iterator[av.container.InputContainer]:
+    """A media file, of pictures or of sound, opened for reading: the one way in which media are opened.
+
+    Args:
+        source: a path, or the content.
+        options: more of FFmpeg's.
 
     Raises:
         av.FFmpegError, OSError, ValueError: it is none, or of a format that refers to other files.
     """
     import av
 
-    options = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file"}
-    with av.open(str(path.absolute()), options=options) as container:  # a relative "a:b.mp4" would be protocol a
+    allowed = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file"}
+    file = str(source.absolute()) if isinstance(source, Path) else source  # a relative "a:b.mp4" would be protocol a
+    with av.open(file, options={**(options or {}), **allowed}) as container:
         yield container
+
+
+def open_header(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
+    """A picture with its header read and its pixels not yet, by Pillow's readers of `formats`, in that order.
+
+    `Image.open` would hold the size against a limit that belongs to the whole process. Here sizes are judged by the
+    caller, for each kind of file, and that limit stays as it is, whatever other threads do.
+
+    Raises:
+        PIL.UnidentifiedImageError: it is of none of these formats.
+        Exception: it is damaged; readers raise anything.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if any(name not in Image.OPEN for name in formats):
+        Image.init()
+    start = file.read(16)
+    for name in formats:
+        read, fits = Image.OPEN.get(name, (None, None))
+        if read is None or (fits is not None and fits(start) is not True):
+            continue
+        file.seek(0)
+        try:
+            return read(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # how a reader says that it is another format
+            continue
+    raise UnidentifiedImageError
 
 
 def moving_pictures(container: av.container.InputContainer, name: str) -> av.VideoStream:

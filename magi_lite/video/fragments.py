@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from magi_lite.video import labels
+from magi_lite.video.containers import open_media
 from quant.storage.files import open_plain
 
 TICKS_PER_FRAME = 1000
@@ -140,7 +141,7 @@ def decodes(init: bytes, fragment: bytes) -> bool:
     import av
 
     try:
-        with av.open(io.BytesIO(init + place(fragment, 0, 0)), options={"err_detect": "explode"}) as container:
+        with open_media(io.BytesIO(init + place(fragment, 0, 0)), {"err_detect": "explode"}) as container:
             context = container.streams.video[0].codec_context
             context.thread_count, context.options = 1, {"err_detect": "explode"}
             return sum(1 for _ in container.decode(video=0)) == frame_count(fragment)

@@ -16,14 +16,15 @@ from typing import Any, Literal
 
 import imageio.v3 as iio
 import numpy as np
-from imageio.core.request import InitializationError
+from imageio.core.request import InitializationError, Request
+from imageio.core.v3_plugin_api import PluginV3
 from imageio.plugins.pillow import PillowPlugin
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from magi_lite.errors import MediaError
 from magi_lite.files import check_source
 from magi_lite.video.colour import is_wide, to_bt709
-from magi_lite.video.containers import NO_PICTURE, kind_of
+from magi_lite.video.containers import NO_PICTURE, kind_of, open_header
 from magi_lite.video.strips import SMALL_PIXELS, CannotReduce, orientation, png_header, reduced
 
 Fit = Literal["crop", "pad", "stretch"]
@@ -32,11 +33,11 @@ MAX_PIXELS = 400_000_000
 MAX_WHOLE_PIXELS = 64_000_000
 """Largest picture of the kinds that can only be decoded as a whole."""
 _ONE_AT_A_TIME = threading.Lock()
-"""Two large pictures at once would take twice the memory; it also guards Pillow's own limit, which is ours here."""
+"""Two large pictures at once would take twice the memory."""
 BACKGROUND = (255, 255, 255)
 """What shows through transparent parts, as in a browser; `pad` bars are black."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM", "TGA", "ICO", "JPEG2000", "MPO", "HEIF")
-"""Formats that are read; others of Pillow's would start outside programs."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM", "ICO", "JPEG2000", "MPO", "HEIF", "TGA")
+"""Formats that are read; others of Pillow's would start outside programs. TGA is last, for it has no first bytes."""
 
 
 def load_image(
@@ -181,6 +182,18 @@ class Picture(PillowPlugin):
     imageio's own `read` decodes at full size and knows neither `draft` nor colour profiles.
     """
 
+    def __init__(self, request: Request) -> None:
+        PluginV3.__init__(self, request)
+        if importlib.util.find_spec("pillow_heif") is not None:
+            from pillow_heif import register_heif_opener
+
+            register_heif_opener()
+        self._image, self.images_to_write = None, []
+        try:
+            self._image = open_header(request.get_file(), FORMATS)
+        except UnidentifiedImageError:
+            raise InitializationError(NO_PICTURE) from None
+
     def __enter__(self) -> Picture:
         return self
 
@@ -194,7 +207,6 @@ def open_picture(path: Path) -> Picture:
     check_source(path, "an image")
     if kind_of(path) == "heif" and importlib.util.find_spec("pillow_heif") is None:
         raise MediaError(f"{path.name} is a HEIC picture; install pillow-heif to read it, or save it as JPEG.")
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # sizes are judged here, for each kind of file
     try:
         picture = iio.imopen(path.absolute(), "r", plugin=Picture)
     except Exception as error:  # imageio wraps what a decoder raises
@@ -206,16 +218,9 @@ def open_picture(path: Path) -> Picture:
         if cause is None or isinstance(cause, InitializationError):
             raise MediaError(f"{path.name} {NO_PICTURE}") from None
         raise _damaged(path, cause) from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    image, problem = picture.image, ""
-    if image.format not in FORMATS:
-        problem = NO_PICTURE
-    elif image.width * image.height > MAX_PIXELS:
-        problem = f"has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first."
-    if problem:
+    if picture.image.width * picture.image.height > MAX_PIXELS:
         picture.close()
-        raise MediaError(f"{path.name} {problem}")
+        raise MediaError(f"{path.name} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first.")
     return picture
 
 

@@ -15,6 +15,7 @@ from magi_lite.errors import MediaError
 from magi_lite.files import check_source
 from magi_lite.models import FPS
 from magi_lite.video import labels
+from magi_lite.video.containers import open_media
 
 SOUND_RATE = 48000
 """Samples per second of a sound track."""
@@ -59,7 +60,7 @@ def check_sound(path: Path) -> None:
 
     check_source(path, "an audio file")
     try:
-        with av.open(str(path.absolute())) as container:
+        with open_media(path) as container:
             found = any(stream.codec_context is not None for stream in container.streams.audio)
     except (av.FFmpegError, OSError, ValueError):
         raise MediaError(f"{path.name} is damaged or not a file with sound; use a WAV, FLAC, MP3 or M4A.") from None
@@ -75,7 +76,7 @@ def lay_sound(video: Path, sound: Sequence[Sound], codec: str, container: str) -
     options = {"movflags": "+faststart"} if container in ("mp4", "mov") else {}
     try:
         with (
-            av.open(str(video.absolute())) as source,
+            open_media(video) as source,
             av.open(str(mixed.absolute()), "w", format=container, options=options) as output,
         ):
             output.metadata.update(
@@ -86,7 +87,7 @@ def lay_sound(video: Path, sound: Sequence[Sound], codec: str, container: str) -
             if pictures.codec_context.codec_tag == "hvc1":
                 video_stream.codec_context.codec_tag = "hvc1"
             track = output.add_stream(codec, rate=SOUND_RATE, layout="stereo")
-            packets = (packet for packet in source.demux(pictures) if packet.dts is not None)
+            packets: Iterator[Any] = (packet for packet in source.demux(pictures) if packet.dts is not None)
             length = _length(video)
             blocks = _sound_blocks(sound, track.codec_context, round(length * SOUND_RATE))
             heard = 0.0
@@ -109,9 +110,7 @@ def lay_sound(video: Path, sound: Sequence[Sound], codec: str, container: str) -
 
 def _length(video: Path) -> float:
     """Seconds of a video that was just written."""
-    import av
-
-    with av.open(str(video.absolute())) as container:
+    with open_media(video) as container:
         stream = container.streams.video[0]
         return sum(1 for packet in container.demux(stream) if packet.size) / FPS
 
@@ -176,8 +175,9 @@ def _heard(path: Path, start: float | None, context: Any, samples: int) -> Itera
     import av
 
     resampler = av.AudioResampler(format=context.format, layout="stereo", rate=SOUND_RATE)
-    with av.open(str(path.absolute())) as container:
-        stream, early = container.streams.audio[0], None
+    with open_media(path) as container:
+        stream = next(stream for stream in container.streams.audio if stream.codec_context is not None)
+        early = None
 
         def decoded() -> Iterator[Any]:
             for packet in container.demux(stream):

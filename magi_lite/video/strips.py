@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from magi_lite.video.containers import open_header
+
 BAND_BYTES = 32 << 20
 """Decoded bytes of one band."""
 SMALL_PIXELS = 24_000_000
@@ -174,7 +176,7 @@ def _unfiltered(block: bytes, above: bytes | None, line: int, pixel: int) -> np.
     for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(block, 0)), (b"IEND", b"")):
         data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
     if depth == 8:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        with open_header(io.BytesIO(data), ("PNG",)) as image:
             raw = np.asarray(image).reshape(rows, line)
     else:
         raw = _decode_16_bit(data).view(np.uint8).reshape(rows, line)
@@ -322,7 +324,7 @@ def _tiff_piece(pieces: list[bytes], width: int, height: int, rows: int, tags: A
         directory += struct.pack(f"{order}HHI", tag, kind, count) + value
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
     whole = head + directory + bytes(4) + beyond + b"".join(pieces)
-    with Image.open(io.BytesIO(whole), formats=("TIFF",)) as image:
+    with open_header(io.BytesIO(whole), ("TIFF",)) as image:
         image.load()
         return image.copy()
 

@@ -226,7 +226,7 @@ def _remux(path: Path, target: Path) -> None:
     import av
 
     with (
-        av.open(str(path.absolute())) as source,
+        open_media(path) as source,
         av.open(str(target.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as output,
     ):
         output.metadata.update({k: v for k, v in source.metadata.items() if k in ("comment", "title")})

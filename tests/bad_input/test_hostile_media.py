@@ -19,7 +19,9 @@ from PIL import Image
 from magi_lite.errors import MediaError
 from magi_lite.ui import uploads
 from magi_lite.video.clips import load_tail
+from magi_lite.video.export import open_export
 from magi_lite.video.images import load_image
+from magi_lite.video.sound import Sound, check_sound, has_sound
 from magi_lite.video.writer import read_settings
 from tests.bad_input.conftest import png_header_only
 
@@ -210,6 +212,45 @@ def test_images(tmp_path, listener, name):
     said = sentence_of(lambda: load_image(path, (32, 32)))
     assert said and said.startswith(name) and wanted in said
     assert sentence_of(lambda: uploads.look_at(path, name))
+    assert not connections
+
+
+SOUNDS = {
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://FOLDER/secret.aac\n#EXT-X-ENDLIST\n",
+    "list.wav": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.aac\n#EXT-X-ENDLIST\n",
+    "away.wav": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:PORT/a.aac\n#EXT-X-ENDLIST\n",
+    "c.wav": "ffconcat version 1.0\nfile secret.wav\n",
+    "c.ffconcat": "ffconcat version 1.0\nfile secret.wav\n",
+    "url.wav": "ffconcat version 1.0\nfile http://127.0.0.1:PORT/a.wav\n",
+    "session.sdp": "v=0\nc=IN IP4 127.0.0.1\nm=audio PORT RTP/AVP 0\n",
+}
+"""Sounds that are lists of other files and addresses."""
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_sounds(tmp_path, listener, name):
+    """None is played: what lies beside it would be in the export, for whoever asked for it."""
+    port, connections = listener
+    for secret, muxer in (("secret.wav", "wav"), ("secret.aac", "adts")):
+        with av.open(str(tmp_path / secret), "w", format=muxer) as container:
+            stream = container.add_stream("pcm_s16le" if muxer == "wav" else "aac", rate=48000, layout="stereo")
+            kind = stream.codec_context.format.name
+            values = np.full((1, 96000), 9000, np.int16) if kind == "s16" else np.full((2, 48000), 0.3, np.float32)
+            sound = av.AudioFrame.from_ndarray(values, kind, "stereo")
+            sound.rate, sound.pts = 48000, 0
+            container.mux(stream.encode(sound))
+            container.mux(stream.encode(None))
+        check_sound(tmp_path / secret)
+    path = tmp_path / name
+    path.write_text(SOUNDS[name].replace("PORT", str(port)).replace("FOLDER", str(tmp_path)))
+    wanted = f"{name} is damaged or not a file with sound; use a WAV, FLAC, MP3 or M4A."
+
+    def export() -> None:
+        with open_export("ffv1", tmp_path / "out.mkv", (64, 48), sound=[Sound(path)]) as writer:
+            writer.write(np.zeros((48, 64, 3), np.float32))
+
+    assert sentence_of(lambda: check_sound(path)) == wanted and not has_sound(path)
+    assert sentence_of(export) == wanted and not (tmp_path / "out.mkv").exists()
     assert not connections
 
 

@@ -1,13 +1,14 @@
 """Every kind of picture becomes upright, opaque 8-bit RGB of the wanted size."""
 
 import struct
+import threading
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from magi_lite.video.images import load_image
+from magi_lite.video.images import is_animated, load_image, shown_size
 
 CORNERS = {
     "top left": (255, 0, 0),
@@ -272,3 +273,30 @@ def test_an_animated_picture_as_a_start_is_noticed(tmp_path):
         found = prefix_pixels(GenerationRequest(parse("[0s-1s: a]"), 1, 32, 32, image=tmp_path / name), 4)
         assert found.notice.startswith(said) and bool(found.notice) == bool(said)
         assert near(found.pixels[0, 16, 16], (40,) * 3)
+
+
+def test_the_limit_of_pillow_stays_as_it_is_in_every_thread(tmp_path, monkeypatch):
+    """It belongs to the process: whoever else opens a picture relies on it, also while one of ours is opened."""
+    quarters(64, 48).save(tmp_path / "a.gif")
+    limit, seen = Image.MAX_IMAGE_PIXELS, []
+    Image.init()
+    opened, fits = Image.OPEN["GIF"]
+
+    def read(file, name):
+        seen.append(Image.MAX_IMAGE_PIXELS)
+        return opened(file, name)
+
+    monkeypatch.setitem(Image.OPEN, "GIF", (read, fits))
+
+    def work():
+        for _ in range(50):
+            is_animated(tmp_path / "a.gif")
+            shown_size(tmp_path / "a.gif")
+            load_image(tmp_path / "a.gif", (32, 32))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert limit == Image.MAX_IMAGE_PIXELS and set(seen) == {limit} and len(seen) == 600

@@ -1,7 +1,9 @@
 """Clips as cameras, phones and browsers make them: shown as players show them, whatever they are called."""
 
+import json
 import struct
 import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -133,6 +135,63 @@ def test_interlaced_clips_have_no_combs(tmp_path):
     assert np.median(comb) < 90, comb
     left = np.array([np.flatnonzero(frame[120] > 128)[0] for frame in pixels])
     assert (np.diff(left) >= 0).all() and left[-1] > left[0] + 60, "and the moments are the right ones"
+
+
+@pytest.mark.parametrize("sizes", [("640x480", "320x240"), ("320x240", "640x480")])
+def test_interlaced_recordings_whose_size_changes(tmp_path, sizes):
+    """As two recordings in one file: each is shown, up to its last frame."""
+    whole = b""
+    for size, painted in zip(sizes, ("red", "blue"), strict=True):
+        ffmpeg(
+            "-f", "lavfi", "-i", f"color={painted}:s={size}:r=25:d=1,setfield=tff", "-c:v", "mpeg2video",
+            "-flags", "+ildct+ilme", "-b:v", "2M", "-output_ts_offset", len(whole) and 1, "-f", "mpegts",
+            tmp_path / "part.ts",
+        )  # fmt: skip
+        whole += (tmp_path / "part.ts").read_bytes()
+    path = tmp_path / "a.ts"
+    path.write_bytes(whole)
+    tail = load_tail(path, (64, 48), frames=36)
+    assert len(tail) == 36 and near(tail[-1][24, 32], (0, 0, 255), 12) and near(tail[6][24, 32], (255, 0, 0), 12)
+    reds = sum(near(frame[24, 32], (255, 0, 0), 12) for frame in tail)
+    assert 11 <= reds <= 13 and reds + sum(near(frame[24, 32], (0, 0, 255), 12) for frame in tail) == 36
+
+
+PEAK = """
+import json, resource, sys
+from pathlib import Path
+from magi_lite.video.clips import load_tail, read_whole
+small, large = sys.argv[1:]
+load_tail(small, (64, 48), frames=4)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+shown = load_tail(large, (64, 48), frames=4)
+read_whole(Path(large), (64, 48), "crop")
+print(json.dumps([(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, len(shown)]))
+"""
+
+
+def test_memory_does_not_grow_with_the_length_of_a_clip(tmp_path):
+    """A hundred megabytes without a length or an index, so that all of it has to be looked at."""
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    for name, count in (("small.mkv", 8), ("large.mkv", 300)):
+        with av.open(str(tmp_path / name), "w", options={"live": "1"}) as container:
+            stream = container.add_stream("mjpeg", rate=24)
+            stream.width, stream.height, stream.pix_fmt = 640, 480, "yuvj444p"
+            stream.options = {"qmin": "1", "qmax": "1"}
+            frame = av.VideoFrame.from_ndarray(noise, format="rgb24").reformat(format="yuvj444p")
+            frame.pts = 0
+            data = bytes(next(packet for packet in (*stream.encode(frame), *stream.encode(None)) if packet.size))
+            for number in range(count):
+                packet = av.Packet(data)
+                packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 24), True
+                packet.pts = packet.dts = number
+                container.mux(packet)
+    assert (tmp_path / "large.mkv").stat().st_size > 80 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "small.mkv"), str(tmp_path / "large.mkv")],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    grown, shown = json.loads(done.stdout)
+    assert shown == 4 and grown < 30
 
 
 def test_transparent_clips_lie_on_white(tmp_path):
