@@ -185,6 +185,8 @@ def ask(
         if settings is not None:
             raise InputError("A run has settings of its own; give a settings file or a run to resume, not both.")
         with Project.open(resume) as project:
+            if redo_from is not None:
+                project.check_whole(redo_from)
             held, finished = project.request, project.chunks
         if redo_from is None:
             return change(held, "resume", finished=finished, **options)

@@ -36,9 +36,10 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def count(number: int, noun: str) -> str:
-    """ "1 frame", "2 frames"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def count(number: float, noun: str) -> str:
+    """ "1 frame", "2 frames", "2.5 seconds"."""
+    shown = f"{number:.4g}" if isinstance(number, float) else f"{number}"
+    return f"{shown} {noun}" if shown == "1" else f"{shown} {noun}s"
 
 
 def size(number: int) -> str:

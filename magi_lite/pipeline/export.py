@@ -23,6 +23,7 @@ from magi_lite.planner.execution import Execution
 from magi_lite.project import Project
 from magi_lite.request.json import request_to_json
 from magi_lite.request.request import GenerationRequest
+from magi_lite.sentences import count
 from magi_lite.video import labels
 from magi_lite.video.clips import NOTHING, Whole, read_whole
 from magi_lite.video.export import check_export, open_export
@@ -102,6 +103,10 @@ def exporting(
         target = target or project.folder / f"{project.name}-{name}{FORMATS[name].suffix}"
         if project.owns(target):
             raise OutputError(f"{target} is a part of the run itself; choose another name.")
+        if seconds is None:
+            project.check_whole()
+        else:
+            project.check_whole(math.ceil(seconds[1] if isinstance(seconds, tuple) else seconds + _ROUNDED / FPS))
         first, end = _frames(project, seconds, name)
         request = project.request
         settings = None
@@ -115,7 +120,7 @@ def exporting(
         in_front = _clip_of(project, first, name) if clip else None
         chunks = _chunks(project, first, end)
         if not in_front and name == COPIED and target.suffix.lower() == ".mp4" and _whole(chunks):
-            yield PhaseStarted("finish", f"Copying {len(chunks)} seconds to {target.name}")
+            yield PhaseStarted("finish", f"Copying {count(len(chunks), 'second')} to {target.name}")
             _copy(project, [index for index, _, _ in chunks], target, settings, sound)
         else:
             files = open_model(request.model, request.models_folder)
@@ -206,7 +211,7 @@ def _frames(project: Project, seconds: tuple[float, float] | float | None, name:
         raise InputError(f"There is no frame from second {start:g} to {stop:g}; ask for at least 1/{FPS} of a second.")
     if not 0 <= first < end <= total:
         raise InputError(
-            f"{project.name} has {total / FPS:.4g} finished seconds; ask for a range inside 0-{total / FPS:.4g}."
+            f"{project.name} has {count(total / FPS, 'finished second')}; ask for a range inside 0-{total / FPS:.4g}."
         )
     return first, end
 
@@ -224,11 +229,11 @@ def _chunks(project: Project, first: int, end: int) -> list[tuple[int, int, int 
     """(second, first frame of it, frame behind the last; None: to its end) of all seconds that the range touches."""
     found: list[tuple[int, int, int | None]] = []
     before = 0
-    for index, count in enumerate(_frame_counts(project)):
-        start, stop = max(0, first - before), min(count, end - before)
+    for index, frames in enumerate(_frame_counts(project)):
+        start, stop = max(0, first - before), min(frames, end - before)
         if start < stop:
-            found.append((index, start, None if stop == count else stop))
-        before += count
+            found.append((index, start, None if stop == frames else stop))
+        before += frames
     return found
 
 

@@ -209,7 +209,7 @@ class Run:
     def make_shot(self, start: ResumePoint, networks: Engine, plan: Plan, bank: PromptBank) -> Iterator[Event]:
         """The rest of one shot; returns before its end where the sampler has to be made anew."""
         sampler = self.make_sampler(networks, plan, bank, start)
-        self.gap = self.project.seconds.has_gap
+        self.gap = self.project.seconds.has_gap(self.request.seconds)
         if self.gap_filled or self.clock.seconds_per_step is None:
             self.clock = Clock(self.steps_before(start.shot) + sampler.steps_done)
         self.gap_filled = self.other_end = False
@@ -430,7 +430,8 @@ class Run:
 
         self.writing.put(write, beside=beside)
         if not beside:
-            self.gap, self.gap_filled = self.project.seconds.has_gap, self.project.chunks > clean.index + 1
+            self.gap = self.project.seconds.has_gap(self.request.seconds)
+            self.gap_filled = self.project.chunks > clean.index + 1
             yield from self.written()
 
     def save_state(self, stage: int, sampler: Sampler, networks: Engine) -> None:

@@ -17,7 +17,7 @@ from magi_lite.files import output_errors
 from magi_lite.models import FPS, ModelSpec
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sampling.schedule import Schedule
-from magi_lite.sentences import size
+from magi_lite.sentences import count, size
 
 _FLOAT = 4
 """Bytes of a number in latents, states and captions."""
@@ -83,8 +83,8 @@ def check_room(request: GenerationRequest, model: ModelSpec, folder: Path, finis
             free = shutil.disk_usage(place).free
         if free < wanted:
             raise OutputError(
-                f"{seconds} seconds of this size need about {size(wanted)} and {place} has {size(free)} free; "
-                "free some space, choose another folder, or ask for less."
+                f"{count(seconds, 'second')} of this size {'needs' if seconds == 1 else 'need'} about {size(wanted)} "
+                f"and {place} has {size(free)} free; free some space, choose another folder, or ask for less."
             )
 
 

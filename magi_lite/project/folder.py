@@ -22,6 +22,8 @@ from quant.errors import DiskError
 from quant.storage.files import remove_folder
 from quant.storage.lock import alone, is_locked
 
+PARTS = ("chunks", "states", "inputs")
+"""Folders in a run's folder."""
 _NUMBER = re.compile("[0-9]{5,9}")
 _STAMP = "%Y%m%d-%H%M%S"
 """Of the time at which a run was made, in front of its name."""
@@ -46,7 +48,7 @@ def _fill(hidden: Path, folder: Path, record: Record, fill: Callable[[Path], Non
     request = record.request
     try:
         with output_errors(folder):
-            for part in ("chunks", "states", "inputs"):
+            for part in PARTS:
                 (hidden / part).mkdir(parents=True)
             known = request.source_sha256 if record.parent is None else None  # a version takes what is there
             for path in (request.image, request.video):
@@ -112,7 +114,7 @@ def move_aside(path: Path) -> None:
     """
     if not os.path.lexists(path):
         return
-    run = path.parent if path.parent.name not in ("chunks", "states", "inputs") else path.parent.parent
+    run = path.parent if path.parent.name not in PARTS else path.parent.parent
     with output_errors(path):
         folder = run / "damaged"
         folder.mkdir(exist_ok=True)

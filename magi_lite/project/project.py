@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors, storage_errors
 from magi_lite.models import FPS
-from magi_lite.project.folder import adopt_pictures, make_folder, move_aside, share
+from magi_lite.project.folder import PARTS, adopt_pictures, make_folder, move_aside, share
 from magi_lite.project.record import (
     PICTURE_NAME,
     PREFIX_NAME,
@@ -53,6 +53,7 @@ from magi_lite.project.tensors import Damaged
 from magi_lite.request.build import DEMO
 from magi_lite.request.json import request_to_json
 from magi_lite.request.request import OPTIONS, GenerationRequest
+from magi_lite.sentences import count
 from magi_lite.timeline import Shot, Timeline
 from magi_lite.timeline.edit import splice
 from quant.storage.files import open_own, remove_folder
@@ -126,12 +127,58 @@ class Project:
         """
         if self._lock is None:
             self._acquire()
+            self._make_folders()
             self._remove_temporary_files()
-            self.notices = self.seconds.repair(self.video, self.states, self._pasted)
+            self.notices = self.seconds.repair(self.video, self.states, self._pasted, self.request.seconds)
             if self.seconds.contradicted_by(self.video):
                 move_aside(self.video)
             for sentence in self.notices:
                 self.log(sentence)
+
+    def check_whole(self, before: int | None = None) -> None:
+        """Refuse a run of which finished seconds are damaged or missing; those that can be are restored first.
+
+        Who only reads seconds, or copies them into another run, has not seen them `lock`ed and repaired.
+
+        Args:
+            before: only the seconds before this one count; None: all.
+
+        Raises:
+            InputError: some can only be made again; says which, and how.
+        """
+        lost = self._lost(before)
+        if lost and self._lock is None:
+            with contextlib.suppress(OutputError):  # being written, or on a disk that can only be read
+                self._restore()
+            lost = self._lost(before)
+        if lost:
+            phrases = [phrase for piece in lost.values() for phrase in piece]
+            more = f" and {count(len(phrases) - 2, 'other piece')}" if len(phrases) > 2 else ""
+            what = (", " if more else " and ").join(phrases[:2]) + more
+            raise InputError(
+                f"{what[0].upper()}{what[1:]} in {self.name} are damaged or missing; resume the run to restore them or "
+                "make them again."
+            )
+
+    def _lost(self, before: int | None) -> dict[int, list[str]]:
+        """See `Seconds.lost`."""
+        length = self.request.seconds
+        finished = length if self._record.status == "finished" and length is not None else 0
+        lost = self.seconds.lost(self.video, length, finished)
+        return {index: phrases for index, phrases in lost.items() if before is None or index < before}
+
+    def _restore(self) -> None:
+        """Make whole what can be, as the one writer for as long as that takes; the rest stays as it is."""
+        self._acquire()
+        try:
+            self._make_folders()
+            for sentence in self.seconds.repair(
+                self.video, self.states, self._pasted, self.request.seconds, only_whole=True
+            ):
+                self.notices.append(sentence)
+                self.log(sentence)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Let others write."""
@@ -324,11 +371,11 @@ class Project:
         from magi_lite.video import fragments
 
         self.lock()
-        count = self.chunks
-        if index < count:
+        finished = self.chunks
+        if index < finished:
             return False
-        if index > count:
-            raise ValueError(f"second {index} comes before second {count} is written")
+        if index > finished:
+            raise ValueError(f"second {index} comes before second {finished} is written")
         video = self._open_video()
         encoded = fragments.encode_chunk(frames, video.fps, video.crf)
         placed = fragments.place(encoded, index, video.frames)
@@ -506,7 +553,7 @@ class Project:
             InputError: not at least 1.
         """
         if seconds is not None and seconds < 1:
-            raise InputError(f"A video cannot be extended by {seconds} seconds; ask for at least 1.")
+            raise InputError(f"A video cannot be extended by {count(seconds, 'second')}; ask for at least 1.")
         self.lock()
         old = self.request.seconds
         end = self.chunks if old is None else old
@@ -522,11 +569,12 @@ class Project:
         """A new version beside this run with the seconds before `from_chunk`, bit for bit; this one stays as it is.
 
         Raises:
-            InputError: there is no such second, or `request` changes what kept seconds depend on.
+            InputError: there is no such second, one is damaged, or `request` changes what kept seconds depend on.
             OutputError: the folder cannot be written.
         """
         from magi_lite.video.fragments import scan
 
+        self.check_whole(from_chunk)
         changed = self._changed(from_chunk, request)
 
         def fill(folder: Path) -> None:
@@ -637,12 +685,14 @@ class Project:
         """`request` with the prompts before second `chunk` left on record."""
         mine = self.request
         if not 0 <= chunk <= self.chunks:
-            raise InputError(f"{self.name} cannot go on from second {chunk}; it has {self.chunks} finished seconds.")
+            held = count(self.chunks, "finished second")
+            raise InputError(f"{self.name} cannot go on from second {chunk}; it has {held}.")
         if request is None:
             return mine
         if request.seconds is not None and request.seconds < chunk:
             raise InputError(
-                f"{chunk} seconds are kept, more than the {request.seconds} asked for; ask for {chunk + 1} or more."
+                f"{count(chunk, 'second')} {'is' if chunk == 1 else 'are'} kept, more than the {request.seconds} asked "
+                f"for; ask for {chunk + 1} or more."
             )
         for name in FIXED:
             old, new = getattr(mine, name), getattr(request, name)
@@ -650,6 +700,14 @@ class Project:
             if chunk and old != new and not unknown:
                 raise InputError(f"The seconds to keep have {name} {old}, not {new}; start a new video to change that.")
         return replace(request, timeline=splice(mine.timeline, chunk, request.timeline))
+
+    def _make_folders(self) -> None:
+        """Those of the run's folders that are missing: what they held is restored or made again."""
+        for path in (self.folder / part for part in PARTS):
+            if not path.is_dir():
+                move_aside(path)
+                with output_errors(path):
+                    path.mkdir()
 
     def _remove_temporary_files(self) -> None:
         with output_errors(self.folder):

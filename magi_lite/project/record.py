@@ -107,8 +107,6 @@ def read_record(folder: Path) -> Record:
         video = folder / "video.mp4"
         cure = f"; its settings are also in {video}, and --settings makes it again" if video.is_file() else ""
         raise InputError(f"{folder.name} cannot be opened: its project.json is damaged{cure}.") from None
-    if not (folder / "chunks").is_dir() or not (folder / "states").is_dir():
-        raise InputError(f"{folder.name} cannot be opened: its chunks or states folder is missing.")
     return record
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ LATENTS, FRAGMENT, THUMBNAILS = "safetensors", "m4s", "jpg"
 KINDS = (LATENTS, THUMBNAILS, FRAGMENT)
 """In the order in which they are written: with the fragment a second is finished."""
 _FRAGMENT_SUM = "fragment"
-"""Entry of the latents' header: SHA-256 of the fragment beside them."""
+"""Entry of the latents' header: SHA-256 of the fragment beside them; empty where no fragment is known to be theirs."""
 _PARAMETERS = "parameters"
 """Another: the fragment's parameter sets in hexadecimal, without which its pictures cannot be decoded."""
 _LARGEST_GAP = 1000
@@ -63,6 +64,9 @@ class Seconds:
             with os.scandir(self.folder) as entries:
                 names = {entry.name for entry in entries}
         except OSError as error:
+            gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+            if gone and self.folder.parent.is_dir():  # the seconds alone: what the video still holds can be restored
+                return 0
             raise InputError(f"The folder {self.folder.parent} cannot be read ({error.strerror}).") from None
         count = 0
         while {self.path(count, LATENTS).name, self.path(count, FRAGMENT).name} <= names:
@@ -133,9 +137,9 @@ class Seconds:
             Damaged: they are missing or not those that were written.
         """
         path = self.path(index, FRAGMENT)
-        fragment, wanted = _read_fragment(path, index), (self._header(index) or {}).get(_FRAGMENT_SUM)
-        if not fragment or wanted not in (None, _sum(fragment)):
-            raise Damaged(path)
+        fragment, header = _read_fragment(path, index), self._header(index)
+        if not fragment or header is None or header.get(_FRAGMENT_SUM) not in (None, _sum(fragment)):
+            raise Damaged(path)  # where the latents are, so is what vouches for the frames
         return fragment
 
     def parameters(self, index: int) -> bytes | None:
@@ -162,21 +166,45 @@ class Seconds:
         """A phrase for every piece that is missing or damaged, such as "the frames of second 3"."""
         return [phrase for index in range(self._end()) for phrase in self._damage_of(index)]
 
+    def lost(self, video: Path, length: int | None, finished: int = 0) -> dict[int, list[str]]:
+        """What is missing or damaged of each second that was finished, as later ones, the video or a record say.
+
+        Args:
+            length: seconds of the whole video, behind which nothing belongs to it; None: endless.
+            finished: how many are on record as finished.
+
+        Returns:
+            By second, phrases such as "the frames of second 3".
+        """
+        in_video = _VideoPieces(video)
+        whole = max(self._end(length) - 1, finished, min(len(in_video), _least(length)), self.count())
+        whole = min(whole, _least(length))
+        return {index: phrases for index in range(whole) if (phrases := self._damage_of(index))}
+
     def undecoded(self) -> int | None:
         """The second behind the finished ones where its latents are whole, so that only its frames are missing."""
         index = self.count()
         return None if self._header(index) is None else index
 
-    @property
-    def has_gap(self) -> bool:
-        """Whether whole seconds lie behind one that is not finished."""
-        return self._end() > self.count() + 1
+    def has_gap(self, length: int | None) -> bool:
+        """Whether whole seconds of a video of `length` seconds lie behind one that is not finished."""
+        return self._end(length) > self.count() + 1
 
-    def repair(self, video: Path, states: States, changed: Container[int] = ()) -> list[str]:
+    def repair(
+        self,
+        video: Path,
+        states: States,
+        changed: Container[int] = (),
+        length: int | None = None,
+        *,
+        only_whole: bool = False,
+    ) -> list[str]:
         """Move damaged pieces aside, and put in their place what the video and the sampler's states still hold.
 
         Args:
             changed: seconds of which states hold other latents than those that were emitted.
+            length: seconds of the whole video; None: endless.
+            only_whole: touch only seconds that are whole afterwards.
 
         Returns:
             A sentence for each second that was damaged.
@@ -184,15 +212,17 @@ class Seconds:
         Raises:
             OutputError: the disk refuses.
         """
-        end = self._end()
-        damaged = {index: phrases for index in range(end) if (phrases := self._damage_of(index))}
-        if not damaged:
-            return []
         in_video = _VideoPieces(video)
-        sentences = []
+        end = self._end(length)
+        held = max(end, min(len(in_video), _least(length)))
+        damaged = {index: phrases for index in range(held) if (phrases := self._damage_of(index))}
+        sentences = [] if only_whole else self._clear_behind(end)
         for index, phrases in damaged.items():
             copy, known = in_video.read(index), self._header(index) is not None
-            self._repair_latents(index, None if index in changed else states, copy)
+            held_by = None if index in changed else states
+            if (only_whole or index >= end) and not self._restorable(index, held_by, copy):
+                continue
+            self._repair_latents(index, held_by, copy)
             self._repair_fragment(index, copy, known)
             if index < end - 1 or copy:  # else a crash came before it was finished
                 how = "will be made again" if self._damage_of(index) else "could be restored"
@@ -208,29 +238,46 @@ class Seconds:
             and all(in_video.read(index) == self.path(index, FRAGMENT).read_bytes() for index in range(len(in_video)))
         )
 
+    def _clear_behind(self, end: int) -> list[str]:
+        """Move aside damaged files that lie behind the video's end, and that it would run into if it were extended."""
+        sentences = []
+        for index in range(end, self._end()):
+            there = [path for kind in (LATENTS, FRAGMENT) if os.path.lexists(path := self.path(index, kind))]
+            if there and self._damage_of(index):
+                for path in there:
+                    move_aside(path)
+                names = ", ".join(path.name for path in there)
+                sentences.append(f"What lay damaged behind the video's end ({names}) was moved to the folder damaged.")
+        return sentences
+
+    def _restorable(self, index: int, states: States | None, in_video: bytes) -> bool:
+        """Whether `repair` makes a damaged second whole."""
+        header, fragment = self._header(index), _read_fragment(self.path(index, FRAGMENT), index)
+        if header is None:
+            return bool(in_video) and fragment in (b"", in_video) and _held(index, states) is not None
+        wanted = header.get(_FRAGMENT_SUM)
+        return bool(in_video) if wanted is None else wanted in [_sum(data) for data in (fragment, in_video) if data]
+
     def _repair_latents(self, index: int, states: States | None, in_video: bytes) -> None:
         path = self.path(index, LATENTS)
         if self._header(index) is not None:
             return
         move_aside(path)
-        for stage in states.stages() if states else ():
-            state = states.read(stage) if states and stage >= index else None
-            found = state.latents(index) if state else None
-            if found is not None:  # the fragment's checksum went with the damaged file: two copies vouch for each other
-                fragment = _read_fragment(self.path(index, FRAGMENT), index)
-                known = {_FRAGMENT_SUM: _sum(fragment)} if fragment and fragment == in_video else {}
-                save_tensors(path, {"latents": found}, known)
-                return
+        found = _held(index, states)
+        if found is not None:  # the fragment's checksum went with the damaged file: two copies vouch for each other
+            fragment = _read_fragment(self.path(index, FRAGMENT), index)
+            vouched = bool(in_video) and fragment in (b"", in_video)
+            save_tensors(path, {"latents": found}, {_FRAGMENT_SUM: _sum(in_video) if vouched else ""})
 
     def _repair_fragment(self, index: int, in_video: bytes, known: bool) -> None:
         """See `repair`; known: whether the latents are those that were written with the fragment."""
         path, header = self.path(index, FRAGMENT), self._header(index) or {}
         wanted, fragment = header.get(_FRAGMENT_SUM), _read_fragment(path, index)
         unvouched = (b"", fragment) if known else (fragment,)  # earlier versions' latents say nothing of it
-        if fragment and (wanted == _sum(fragment) if wanted else in_video in unvouched):
+        if fragment and (in_video in unvouched if wanted is None else wanted == _sum(fragment)):
             return
         move_aside(path)
-        if in_video and (wanted == _sum(in_video) if wanted else not fragment):
+        if in_video and (not fragment if wanted is None else wanted == _sum(in_video)):
             write_atomic(path, in_video)
 
     def _damage_of(self, index: int) -> list[str]:
@@ -248,14 +295,33 @@ class Seconds:
         except Damaged:
             return None
 
-    def _end(self) -> int:
-        """One more than the last second of which anything is there, but for what lies far behind all others."""
+    def _end(self, length: int | None = None) -> int:
+        """One more than the last second of which anything is there, but for what lies far behind all others.
+
+        Args:
+            length: seconds of the whole video; what lies behind is no part of it. None: endless.
+        """
         end = 0
         for index in sorted({*numbers_in(self.folder, LATENTS), *numbers_in(self.folder, FRAGMENT)}):
-            if index > end + _LARGEST_GAP:
+            if index > end + _LARGEST_GAP or index >= _least(length):
                 break
             end = index + 1
         return end
+
+
+def _least(length: int | None) -> int:
+    """The length of a video as a limit; that of an endless one is none."""
+    return sys.maxsize if length is None else length
+
+
+def _held(index: int, states: States | None) -> Tensor | None:
+    """The latents of a second that one of the sampler's states still holds."""
+    for stage in states.stages() if states else ():
+        state = states.read(stage) if states and stage >= index else None
+        found = state.latents(index) if state else None
+        if found is not None:
+            return found
+    return None
 
 
 def _read_fragment(path: Path, index: int) -> bytes:
@@ -266,7 +332,7 @@ def _read_fragment(path: Path, index: int) -> bytes:
         data = read_small(path, _LARGEST_FRAGMENT)
         kinds = [kind for kind, _, _ in fragments.boxes(data)]
         whole = kinds == [b"moof", b"mdat"] and fragments.frame_count(data) > 0 and fragments.place_of(data) == index
-        return data if whole else b""
+        return data if whole and fragments.place(data, index, 0) else b""
     except Exception:  # whatever a damaged file makes the reader stumble over, it is damaged
         return b""
 

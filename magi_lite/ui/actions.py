@@ -212,6 +212,7 @@ class Actions:
         """
         project = self._project(video)
         request = project.request
+        project.check_whole(second + 1)
         if not 0 <= second < project.chunks:
             raise InputError(f"There is no finished second {shown(second)}; choose 0 to {project.chunks - 1}.")
         end = request.seconds or project.chunks

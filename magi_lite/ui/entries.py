@@ -99,8 +99,8 @@ def stamp_of(folder: Path) -> tuple[int, ...]:
     Raises:
         OSError: there is no such run.
     """
-    known = [(folder / name).stat() for name in ("project.json", "chunks")]
-    for name in (LABELS, "video.mp4"):
+    known = [(folder / "project.json").stat()]
+    for name in ("chunks", LABELS, "video.mp4"):
         with contextlib.suppress(OSError):
             known.append((folder / name).stat())
     return tuple(number for one in known for number in (one.st_mtime_ns, one.st_ino, one.st_size))

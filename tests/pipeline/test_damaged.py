@@ -14,8 +14,9 @@ import pytest
 
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError
-from magi_lite.events import ChunkFinished, Event, Finished, Notice
+from magi_lite.events import ChunkFinished, Event, Finished, Notice, PhaseStarted
 from magi_lite.pipeline import generate
+from magi_lite.pipeline.export import exporting
 from magi_lite.project import Project
 from tests.pipeline.conftest import latents_of, same_bits
 
@@ -333,3 +334,141 @@ def test_checksums_of_the_version_before_still_hold(finished_run: Path, copy_of:
     flip(path / "chunks" / "00001.safetensors")
     assert "The latents of second 1 were damaged" in notices(resume(path))
     assert same_bits(latents_of(path), latents_of(finished_run))
+
+
+# --- who copies seconds without resuming the run
+
+
+def exclusive_or(path: Path) -> None:
+    """The byte in the middle: pictures or numbers, and no header."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def without_tfdt(path: Path) -> None:
+    """The fragment's own headers are whole, and one that places it is called otherwise."""
+    data = bytearray(path.read_bytes())
+    data[data.index(b"tfdt")] ^= 1
+    path.write_bytes(data)
+
+
+def hurt(run: Path, what: str) -> None:
+    fragment, latents = run / "chunks" / "00001.m4s", run / "chunks" / "00001.safetensors"
+    match what:
+        case "frames":
+            exclusive_or(fragment)
+        case "frames and latents":
+            exclusive_or(fragment)
+            exclusive_or(latents)
+        case "latents":
+            exclusive_or(latents)
+        case "header":
+            without_tfdt(fragment)
+        case "second deleted":
+            for path in (run / "chunks").glob("00001.*"):
+                path.unlink()
+        case "last second deleted":
+            for path in (run / "chunks").glob("00003.*"):
+                path.unlink()
+        case "states deleted":
+            shutil.rmtree(run / "states")
+        case "chunks deleted":
+            shutil.rmtree(run / "chunks")
+
+
+HURTS = ("frames", "frames and latents", "latents", "header", "second deleted", "last second deleted")
+FOLDERS = ("states deleted", "chunks deleted")
+
+
+@pytest.mark.parametrize("what", HURTS + FOLDERS)
+def test_an_export_restores_what_is_damaged_or_refuses(
+    what: str, finished_run: Path, copy_of: Callable, tmp_path: Path
+) -> None:
+    path = copy_of(finished_run)
+    hurt(path, what)
+    try:
+        events = list(exporting(path, tmp_path / "out.mp4"))
+    except InputError as error:
+        assert what in ("frames and latents", "chunks deleted"), error
+        assert str(error).endswith("in run are damaged or missing; resume the run to restore them or make them again.")
+        assert not (tmp_path / "out.mp4").exists()
+        resume(path)
+        events = list(exporting(path, tmp_path / "out.mp4"))
+    assert any("Copying 4 seconds" in event.detail for event in events if isinstance(event, PhaseStarted))
+    assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(finished_run / "video.mp4"))
+
+
+@pytest.mark.parametrize("what", HURTS + FOLDERS)
+def test_a_redo_restores_what_is_damaged_or_refuses(
+    what: str, finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    from magi_lite.library import ask
+
+    path = copy_of(finished_run)
+    hurt(path, what)
+
+    def redo() -> Path:
+        request = ask(resume=path, redo_from=3, seed=9)
+        return next(e.project for e in generate(request, resume=path, from_chunk=3) if isinstance(e, Finished))
+
+    try:
+        made = redo()
+    except InputError as error:
+        assert what in ("frames and latents", "chunks deleted"), error
+        assert str(error).endswith("in run are damaged or missing; resume the run to restore them or make them again.")
+        assert [one.name for one in path.parent.iterdir() if not one.name.startswith(".")] == ["run"]
+        resume(path)
+        made = redo()
+    assert same_bits(latents_of(made)[:3], latents_of(finished_run)[:3])
+    for index in range(3):
+        name = f"chunks/{index:05}.m4s"
+        assert (made / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+@pytest.mark.parametrize("what", HURTS + FOLDERS)
+def test_a_resume_makes_whole_whatever_is_damaged(
+    what: str, finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    path = copy_of(finished_run)
+    hurt(path, what)
+    assert isinstance(resume(path)[-1], Finished)
+    assert same_bits(latents_of(path), latents_of(finished_run))
+    assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
+
+
+def test_which_copy_of_the_frames_is_whole_is_not_guessed(
+    finished_run: Path, copy_of: Callable, run: Callable, tmp_path: Path
+) -> None:
+    """The video is the damaged one, the latents with the checksum are too: an export that refuses decides nothing."""
+    path = copy_of(finished_run)
+    fragment = (path / "chunks" / "00001.m4s").read_bytes()
+    video = bytearray((path / "video.mp4").read_bytes())
+    video[video.index(fragment) + len(fragment) // 2] ^= 0xFF
+    (path / "video.mp4").write_bytes(video)
+    exclusive_or(path / "chunks" / "00001.safetensors")
+    with pytest.raises(InputError, match="The latents of second 1 in run are damaged or missing"):
+        list(exporting(path, tmp_path / "out.mp4"))
+    resume(path)
+    assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
+
+
+def test_a_part_before_what_is_damaged_can_be_exported(finished_run: Path, copy_of: Callable, tmp_path: Path) -> None:
+    path = copy_of(finished_run)
+    for name in ("chunks/00001.m4s", "chunks/00001.safetensors", "video.mp4"):
+        (path / name).unlink()
+    events = list(exporting(path, tmp_path / "out.mp4", (0, 1)))
+    assert any("Copying 1 second to" in event.detail for event in events if isinstance(event, PhaseStarted))
+    with pytest.raises(InputError, match="of second 1 and the frames of second 1 in run are damaged or missing"):
+        list(exporting(path, tmp_path / "all.mp4"))
+
+
+@pytest.mark.parametrize("kind", ["m4s", "safetensors"])
+def test_a_stray_file_behind_the_end_makes_no_second_missing(
+    kind: str, finished_run: Path, copy_of: Callable, run: Callable
+) -> None:
+    path = copy_of(finished_run)
+    (path / "chunks" / f"00007.{kind}").write_bytes(b"x")
+    said = notices(resume(path))
+    assert "made again" not in said and f"behind the video's end (00007.{kind})" in said
+    assert not (path / "chunks" / f"00007.{kind}").exists()

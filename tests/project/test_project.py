@@ -331,8 +331,6 @@ def test_broken_folders_are_refused_with_their_reason(finished):
         shutil.copytree(finished.folder, root / name)
         path = root / name / "project.json"
         path.write_text(damage(path.read_text()))
-    shutil.copytree(finished.folder, root / "bare")
-    shutil.rmtree(root / "bare" / "chunks")
     assert reason(finished.folder) == ""
     damaged = "cannot be opened: its project.json is damaged; "
     damaged += "its settings are also in {}, and --settings makes it again."
@@ -342,7 +340,6 @@ def test_broken_folders_are_refused_with_their_reason(finished):
         "list": f"list {damaged.format(root / 'list' / 'video.mp4')}",
         "binary": f"binary {damaged.format(root / 'binary' / 'video.mp4')}",
         "future": "future cannot be opened: it was made by another version of the program (format 9).",
-        "bare": "bare cannot be opened: its chunks or states folder is missing.",
     }
     assert {name: reason(root / name) for name in expected} == expected
     assert reason(root / "unknown").startswith(
