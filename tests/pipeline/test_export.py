@@ -171,8 +171,9 @@ def test_a_second_that_cannot_be_read_leaves_no_file(finished, tmp_path):
     import shutil
 
     folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
-    chunk = folder / "chunks" / "00002.safetensors"
-    chunk.write_bytes(chunk.read_bytes()[:-8])
+    states = [path for path in (folder / "states").iterdir() if path.is_file()]
+    for path in (folder / "chunks" / "00002.safetensors", folder / "chunks" / "00002.m4s", *states):
+        path.write_bytes(path.read_bytes()[:-8])  # some of them alone would be restored
     for target in (tmp_path / "a.mkv", tmp_path / "frames"):
         with pytest.raises(InputError, match="damaged"):
             list(exporting(folder, target))
