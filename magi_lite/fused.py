@@ -62,6 +62,7 @@ def _kernels(index: int) -> ModuleType | None:
     return kernels if kernels.triton is not None else None
 
 
+@lru_cache
 def _heads(
     index: int, dtype: torch.dtype, weights: torch.dtype | None, width: int, rotated: int
 ) -> ModuleType | None:
@@ -71,6 +72,7 @@ def _heads(
     return None if _heads_problem(index, dtype, weights, width, rotated) else kernels
 
 
+@lru_cache
 def _residual(index: int, dtype: torch.dtype, branch: torch.dtype, width: int) -> ModuleType | None:
     kernels = _kernels(index)
     if kernels is None or width > kernels.WIDEST_ROW:

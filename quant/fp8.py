@@ -7,6 +7,7 @@ path (`torch._scaled_mm`, compute capability 8.9 and up) and the plain path agre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from functools import lru_cache
 from typing import Literal
@@ -151,11 +152,8 @@ def _scales_by_row(values: Tensor, dtype: torch.dtype, fast_accumulate: bool, ro
 @lru_cache
 def products_missing(index: int, fast_accumulate: bool, dtype: torch.dtype) -> str:
     """Why a card's own FP8 products are not used for results of that type; empty: they are. One is tried."""
-    for kind in {dtype, dtype if dtype == torch.bfloat16 else torch.float32}:
-        reason = _fault(index, fast_accumulate, kind, by_row=False)
-        if reason:
-            return reason
-    return ""
+    kinds = (dtype,) if dtype == torch.bfloat16 else (dtype, torch.float32)  # what `scaled_afterwards` multiplies in
+    return next((fault for kind in kinds if (fault := _fault(index, fast_accumulate, kind, by_row=False))), "")
 
 
 @lru_cache
@@ -182,11 +180,7 @@ def _fault(index: int, fast_accumulate: bool, dtype: torch.dtype, by_row: bool) 
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        return _reason(error)
-
-
-def _reason(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def faster_row_scales(index: int, fast_accumulate: bool = True, dtype: torch.dtype = torch.bfloat16) -> RowScales:
@@ -200,9 +194,9 @@ def faster_row_scales(index: int, fast_accumulate: bool = True, dtype: torch.dty
     device = torch.device("cuda", index)
     values, weight = (torch.ones(size, device=device, dtype=dtype).to(FP8) for size in MEASURED)
     scale, weight_scale = (torch.ones(size[0], 1, device=device) for size in MEASURED)
-    ways: tuple[RowScales, RowScales] = ("product", "afterwards")
-    seconds = {}
-    for way in ways:
+
+    def milliseconds(way: RowScales) -> float:
+        """Of a product; endless where this size is refused."""
         times = []
         for _ in range(MEASUREMENTS):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -211,13 +205,14 @@ def faster_row_scales(index: int, fast_accumulate: bool = True, dtype: torch.dty
                 _tensor_core_matmul(values, scale, weight, weight_scale, dtype, fast_accumulate, way)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError:  # this size is refused, so the other way serves
-                return "afterwards" if way == "product" else "product"
+            except RuntimeError:
+                return math.inf
             end.record()
             end.synchronize()
             times.append(begin.elapsed_time(end))
-        seconds[way] = sorted(times)[MEASUREMENTS // 4]  # the first ones start the card's clocks and kernels
-    return "afterwards" if seconds["afterwards"] < WORTHWHILE * seconds["product"] else "product"
+        return sorted(times)[MEASUREMENTS // 4]  # the first ones start the card's clocks and kernels
+
+    return "afterwards" if milliseconds("afterwards") < WORTHWHILE * milliseconds("product") else "product"
 
 
 # --- the layer -----------------------------------------------------------------------------------------------------

@@ -44,9 +44,8 @@ def detect() -> Device:
     if card is not None and not card.missing:
         return card
     if card is None:
-        idle = idle_card()
-        if idle:
-            _warn_once(idle)
+        if idle := idle_card():
+            _warn_once(f"{idle}. Until then the processor computes.")
         return processor()
     _warn_once(f"{card.missing}. Until then the processor computes.")
     return replace(processor(), missing=card.missing)

@@ -137,8 +137,8 @@ class Machine:
         device = self.device
         if device.missing:
             found.append(f"{device.missing}.")
-        elif device.kind == "cpu" and devices.idle_card():
-            found.append(f"{devices.idle_card()}.")
+        elif device.kind == "cpu" and (idle := devices.idle_card()):
+            found.append(f"{idle}.")
         elif device.kind == "cpu":
             found.append(
                 "Without an NVIDIA card only the demo model is fast enough; the 4.5B model runs on cards from 6 GB up."

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -381,20 +382,30 @@ HURTS = ("frames", "frames and latents", "latents", "header", "second deleted", 
 FOLDERS = ("states deleted", "chunks deleted")
 
 
+def at_once_or_resumed(what: str, path: Path, work: Callable[[], Any], untouched: Callable[[], bool]) -> Any:
+    """What `work` makes of a hurt run: at once, or, where two copies are gone, refused and made behind a resume."""
+    try:
+        return work()
+    except InputError as error:
+        assert what in ("frames and latents", "chunks deleted"), error
+        assert str(error).endswith("in run are damaged or missing; resume the run to restore them or make them again.")
+    assert untouched()
+    resume(path)
+    return work()
+
+
+def runs_beside(path: Path) -> list[str]:
+    return [one.name for one in path.parent.iterdir() if not one.name.startswith(".")]
+
+
 @pytest.mark.parametrize("what", HURTS + FOLDERS)
 def test_an_export_restores_what_is_damaged_or_refuses(
     what: str, finished_run: Path, copy_of: Callable, tmp_path: Path
 ) -> None:
     path = copy_of(finished_run)
     hurt(path, what)
-    try:
-        events = list(exporting(path, tmp_path / "out.mp4"))
-    except InputError as error:
-        assert what in ("frames and latents", "chunks deleted"), error
-        assert str(error).endswith("in run are damaged or missing; resume the run to restore them or make them again.")
-        assert not (tmp_path / "out.mp4").exists()
-        resume(path)
-        events = list(exporting(path, tmp_path / "out.mp4"))
+    out = tmp_path / "out.mp4"
+    events = at_once_or_resumed(what, path, lambda: list(exporting(path, out)), lambda: not out.exists())
     assert any("Copying 4 seconds" in event.detail for event in events if isinstance(event, PhaseStarted))
     assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(finished_run / "video.mp4"))
 
@@ -412,14 +423,7 @@ def test_a_redo_restores_what_is_damaged_or_refuses(
         request = ask(resume=path, redo_from=3, seed=9)
         return next(e.project for e in generate(request, resume=path, from_chunk=3) if isinstance(e, Finished))
 
-    try:
-        made = redo()
-    except InputError as error:
-        assert what in ("frames and latents", "chunks deleted"), error
-        assert str(error).endswith("in run are damaged or missing; resume the run to restore them or make them again.")
-        assert [one.name for one in path.parent.iterdir() if not one.name.startswith(".")] == ["run"]
-        resume(path)
-        made = redo()
+    made = at_once_or_resumed(what, path, redo, lambda: runs_beside(path) == ["run"])
     assert same_bits(latents_of(made)[:3], latents_of(finished_run)[:3])
     for index in range(3):
         name = f"chunks/{index:05}.m4s"
