@@ -12,7 +12,7 @@ from typing import cast
 from magi_lite.errors import MagiLiteError
 from magi_lite.jobs.job import RESUMABLE, Job, State
 from magi_lite.project import Project
-from magi_lite.project.folder import place_in_time
+from magi_lite.project.folder import is_run, place_in_time, runs_in
 
 
 def unfinished(folder: Path) -> Iterator[Job]:
@@ -25,9 +25,10 @@ def unfinished(folder: Path) -> Iterator[Job]:
 def runs(folder: Path) -> Iterator[Job]:
     """A job for every run in a folder, the oldest first."""
     found = []
-    for path in sorted(folder.glob("[!.]*/project.json")):  # a hidden folder is in the making, or being deleted
+    for path in (folder / name for name in runs_in(folder)):
         with contextlib.suppress(MagiLiteError, OSError):
-            found.append(Project.open(path.parent))
+            if is_run(path):
+                found.append(Project.open(path))
     for place, project in enumerate(sorted(found, key=lambda one: place_in_time(one.name, one.created))):
         yield replace(job_of(project, uuid.uuid4().hex[:12]), position=float(place))
 

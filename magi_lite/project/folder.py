@@ -135,6 +135,34 @@ def remove_leftovers(root: Path) -> None:
             remove_folder(root / name)
 
 
+def runs_in(folder: Path) -> list[str]:
+    """Names of the folders that may be runs; one that is being made or deleted has a hidden name.
+
+    One whose name is no text, as old disks have them, cannot be named to a page or on record, and is left out.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_text(entry.name))
+    except OSError:
+        return []
+
+
+def is_run(path: Path) -> bool:
+    """Whether there is a run's record in a folder; of no folder that cannot be, such as one of too long a name."""
+    try:
+        return (path / "project.json").is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def place_in_time(name: str, created: str) -> str:
     """What runs are sorted by: the time in a run's name, or in its record where its name has none."""
     if _stamp_of(name):

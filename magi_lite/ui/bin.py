@@ -9,19 +9,12 @@ from pathlib import Path
 
 from magi_lite.errors import InputError, OutputError
 from magi_lite.files import output_errors, storage_errors
+from magi_lite.project.folder import is_run, runs_in
+from magi_lite.sentences import shown
 from quant.storage.lock import FileLock
 
 ENDING = 3.0
 """Seconds that a run which has just ended is waited for: its worker says so before it lets go of the folder."""
-
-
-def runs_in(folder: Path) -> list[str]:
-    """Names of the folders that may be runs; one that is being made or deleted has a hidden name."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    except OSError:
-        return []
 
 
 def run_named(folder: Path, name: str, where: str) -> Path:
@@ -31,8 +24,8 @@ def run_named(folder: Path, name: str, where: str) -> Path:
         InputError: there is none.
     """
     path = folder / Path(name).name
-    if not name or name != path.name or name.startswith(".") or not (path / "project.json").is_file():
-        raise InputError(f"There is no video {name!r} {where}.")
+    if not name or name != path.name or name.startswith(".") or not is_run(path):
+        raise InputError(f"There is no video {shown(name)} {where}.")
     return path
 
 

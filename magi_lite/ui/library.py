@@ -22,7 +22,8 @@ from magi_lite.files import output_errors
 from magi_lite.jobs.job import Job
 from magi_lite.jobs.recover import job_of
 from magi_lite.project import Project
-from magi_lite.ui.bin import Bin, run_named, runs_in
+from magi_lite.project.folder import runs_in
+from magi_lite.ui.bin import Bin, run_named
 from magi_lite.ui.entries import Entry, read_entry, settings_table, stamp_of, title
 from magi_lite.ui.labels import Labels, changed, read_labels, write_labels
 

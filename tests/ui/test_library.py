@@ -169,6 +169,24 @@ def test_folders_in_the_making_and_on_their_way_out_are_no_videos(library: Libra
     assert [job.project and job.project.name for job in unfinished(library.folder)] == ["v04"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_folder_whose_name_is_no_text_disturbs_no_other(library: Library, queue: JobQueue) -> None:
+    """As old disks have them; such a name cannot be sent to a page."""
+    before = ids(library)
+    shutil.copytree(library.path("v04"), library.folder / os.fsdecode(b"bad\xff"))
+    shutil.copytree(library.path("v02"), library.folder / ".bin" / os.fsdecode(b"gone\xff"))
+    assert library.page()["binned"] == 0
+    assert ids(library) == before and json.dumps(library.page()).encode()
+    assert library.version().encode()
+    assert [job.project and job.project.name for job in unfinished(library.folder)] == ["v04"]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "bad\udcff"])
+def test_a_video_of_an_impossible_name_is_none(name: str, library: Library) -> None:
+    with pytest.raises(InputError, match=r"There is no video .{1,60} in"):
+        library.open(name)
+
+
 def test_only_what_changed_is_read_again(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     library.entries()
     read: list[str] = []
@@ -215,8 +233,11 @@ def queue(tmp_path: Path) -> Iterator[JobQueue]:
     made.close()
 
 
-def test_a_redo_never_makes_the_same_seconds_again(library: Library, queue: JobQueue) -> None:
+def test_a_redo_never_makes_the_same_seconds_again(
+    library: Library, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without another prompt it takes another seed; with one the seed stays, so that the prompt alone is compared."""
+    monkeypatch.setattr("magi_lite.project.Project.check_whole", lambda *_: None)  # these seconds hold nothing
     actions = Actions(queue, library, Machine(library.folder / "models"))
     assert actions.redo("v02", 1)["seed"] != 42
     assert actions.redo("v02", 1, prompt="a green square")["seed"] == 42
