@@ -161,13 +161,15 @@ def check_writable(path: Path) -> None:
     """Refuse, before hours of work, a file that could not be written in the end.
 
     Raises:
-        OutputError: no such folder, no permission, or a folder of that name.
+        OutputError: no such folder, no permission, or a folder, device or pipe of that name.
     """
     with output_errors(path):
         if not stat.S_ISDIR(path.parent.stat().st_mode):
             raise NotADirectoryError(errno.ENOTDIR, "")
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is a device or a pipe, which a file would replace; give another name.")
     if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise output_error(PermissionError(errno.EACCES, ""), path)
 

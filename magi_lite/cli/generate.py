@@ -14,7 +14,7 @@ from magi_lite.cli import faults
 from magi_lite.cli.reading import add_options, check_paths, options_given
 from magi_lite.cli.show import show
 from magi_lite.control import RunControl
-from magi_lite.errors import MagiLiteError
+from magi_lite.errors import MagiLiteError, OutputError
 from magi_lite.request.request import OPTIONS, GenerationRequest
 
 GROUPS = {"what": "what to make", "how": "how to make it", "where": "where it goes"}
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     groups["how"].add_argument(
         "--record-activations", type=Path, metavar="FILE", help="write what the linears see, to calibrate FP8 with"
     )
-    groups["where"].add_argument("--overwrite", action="store_true", help="let --out replace a file that is there")
+    groups["where"].add_argument("--overwrite", action="store_true", help="replace a file of that name that is there")
     groups["where"].add_argument(
         "--projects", type=Path, default=Path("outputs"), help="where runs are kept (default: outputs)"
     )
@@ -54,6 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     library.check_free(
         request, arguments.resume, arguments.redo_from, arguments.out, overwrite=arguments.overwrite
     )
+    recorded = arguments.record_activations
+    if recorded is not None and recorded.exists() and not arguments.overwrite:
+        raise OutputError(f"{recorded} exists; give another name, or add --overwrite.")
     bring_special_tokens(request)
     control = RunControl()
     with stop_on_interrupt(control), faults.sentence(arguments.kept, ours=arguments.ours):

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from magi_lite.cli import main
 from magi_lite.errors import CheckpointError, InputError, MagiLiteError
 from magi_lite.library import plan
 from magi_lite.machine import findings
@@ -168,3 +169,26 @@ def test_numbers_that_nothing_has(folder: str, part: str | None, name: str, valu
     for use in (lambda: check_contents(open_model(tmp_path / "m")), lambda: plan("a", model=str(tmp_path / "m"))):
         with pytest.raises(CheckpointError, match=f"{name} .* which must be a whole number from 1 to"):
             use()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/null"])
+@pytest.mark.parametrize("option", ["--out", "--record-activations"])
+def test_no_output_takes_the_place_of_a_device(
+    kind: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out.mp4"
+    put(kind, target)
+    before = target.lstat()
+    command = ["generate", "--model", "demo", "--preset", "demo", "--seconds", "1", "--prompt", "a red ball"]
+    assert main([*command, "--projects", str(tmp_path / "runs"), option, str(target), "--overwrite"]) != 0
+    assert "is a device or a pipe, which a file would replace; give another name." in capsys.readouterr().err
+    assert target.lstat() == before and not list((tmp_path).glob("runs/2*"))
+
+
+def test_recorded_activations_replace_no_file_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dear = tmp_path / "dear.txt"
+    dear.write_text("dear")
+    command = ["generate", "--model", "demo", "--preset", "demo", "--seconds", "1", "--prompt", "a red ball"]
+    assert main([*command, "--projects", str(tmp_path / "runs"), "--record-activations", str(dear)]) != 0
+    assert f"{dear} exists; give another name, or add --overwrite." in capsys.readouterr().err
+    assert dear.read_text() == "dear"
