@@ -252,8 +252,8 @@ def measure(root: Path, scheme: str) -> dict[str, Any]:
         "plan": {
             "ram_bytes": plan.peak_ram_bytes,
             "seconds_to_first_second": round(plan.time_to_first_chunk, 2),
-            "text_seconds": round(speed.text_seconds(*asked), 2),
-            "load_seconds": round(speed.load_seconds(plan.model, plan.execution), 2),
+            "text_seconds": float(f"{speed.text_seconds(*asked):.3g}"),
+            "load_seconds": float(f"{speed.load_seconds(plan.model, plan.execution):.3g}"),
             "seconds_per_second": round(plan.seconds_per_chunk, 2),
             "execution": dataclasses.asdict(plan.execution),
         },

@@ -98,7 +98,7 @@ def prefix_latents(request: GenerationRequest, reach: int) -> Tensor | None:
         with Project.open(video.parent) as source:
             if source.video.resolve() != video:
                 return None
-            source.check_whole()  # else its latents end earlier than its video, or are not what was shown
+            source.check_whole(restore=False)  # else its latents end earlier than its video, or are not what was shown
             same_size = (source.request.width, source.request.height) == (request.width, request.height)
             if not source.chunks or not same_size or source.request.model != request.model:
                 return None

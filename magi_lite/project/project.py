@@ -135,19 +135,20 @@ class Project:
             for sentence in self.notices:
                 self.log(sentence)
 
-    def check_whole(self, before: int | None = None) -> None:
+    def check_whole(self, before: int | None = None, *, restore: bool = True) -> None:
         """Refuse a run of which finished seconds are damaged or missing; those that can be are restored first.
 
         Who only reads seconds, or copies them into another run, has not seen them `lock`ed and repaired.
 
         Args:
             before: only the seconds before this one count; None: all.
+            restore: False leaves the run as it is, for somebody who only looks at it.
 
         Raises:
             InputError: some can only be made again; says which, and how.
         """
         lost = self._lost(before)
-        if lost and self._lock is None:
+        if lost and restore and self._lock is None:
             with contextlib.suppress(OutputError):  # being written, or on a disk that can only be read
                 self._restore()
             lost = self._lost(before)

@@ -28,6 +28,7 @@ def dit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DiT:
     monkeypatch.setattr(devices, "capability", lambda index=None: (8, 9))
     monkeypatch.setattr(devices, "identity", lambda index=0: "Some Card")
     monkeypatch.setattr(quant, "slow_paths", lambda model, device: ["Triton is not installed."], raising=False)
+    monkeypatch.setattr("magi_lite.fused.notice", lambda *_: "A kernel is not used.")
     made = DiT(SMALL).requires_grad_(False)
     quant.convert_(made, quant.Fp8(), lambda name: "mlp" in name)
     return made
@@ -87,4 +88,5 @@ def test_other_schemes_measure_nothing(scheme: str, dit: DiT, monkeypatch: pytes
 
 def test_what_is_slow_is_said(dit: DiT) -> None:
     dit.backend = Backend("sdpa", SDPA.kernel, "The attention kernel flash is not used.")
-    assert tune(dit, CARD, "bf16") == ("The attention kernel flash is not used.", "Triton is not installed.")
+    sentences = ("The attention kernel flash is not used.", "Triton is not installed.", "A kernel is not used.")
+    assert tune(dit, CARD, "bf16") == sentences
