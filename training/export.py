@@ -117,7 +117,7 @@ def average_with(folder: Path, other: Path) -> None:
     for path in (AUTOENCODER, *averaged):
         if not (other / path).is_file():
             raise InputError(f"{other} is no model folder of this training: it has no {path}.")
-    if (folder / AUTOENCODER).read_bytes() != (other / AUTOENCODER).read_bytes():
+    if _encoder(folder) != _encoder(other):
         raise InputError(f"{other} has another autoencoder than {folder}; their weights mean different things.")
     for path in averaged:
         mine, theirs = load_file(folder / path), load_file(other / path)
@@ -125,6 +125,12 @@ def average_with(folder: Path, other: Path) -> None:
             raise InputError(f"{other / path} has other weights than {folder / path}.")
         means = {name: ((tensor.float() + theirs[name].float()) / 2).to(tensor.dtype) for name, tensor in mine.items()}
         save_file(means, folder / path)
+
+
+def _encoder(folder: Path) -> dict[str, bytes]:
+    """What makes a model's latents, to be compared; the decoder may have been trained on alone."""
+    encoder = {name: tensor for name, tensor in load_file(folder / AUTOENCODER).items() if name.startswith("encoder.")}
+    return {name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in encoder.items()}
 
 
 def token_table(vectors: Tensor) -> dict[str, Tensor]:
@@ -192,9 +198,10 @@ def from_work(work: Path, distilled: bool = True) -> TrainedModel:
     from training.train_dit import DEMO_DIT, make_model
     from training.train_vae import DEMO_VAE
 
-    final = work / "vae_final.safetensors"
+    decoders = (work / f"vae_{name}.safetensors" for name in ("tuned", "final", "folded"))
     groups, _ = checkpoint.load(work / ("distilled.safetensors" if distilled else "dit.safetensors"))
-    autoencoder, _ = checkpoint.load(final if final.is_file() else work / "vae_folded.safetensors")
+    newest = next((path for path in decoders if path.is_file()), work / "vae_folded.safetensors")
+    autoencoder, _ = checkpoint.load(newest)
     model = make_model()
     model.load_state_dict(groups["average"], strict=False)
     return TrainedModel(

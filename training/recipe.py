@@ -13,30 +13,37 @@ from magi_lite.vae.model import ViTVAE
 from training import checkpoint
 from training.checkpoint import Budget
 from training.photographs import Album, album
-from training.reel import Reel
+from training.reel import HELD_OUT, Reel
+from training.takes import Takes
 from training.train_vae import (
     Gates,
     coarse_to_fine,
     fold_normalization,
     fold_sizes,
     held_out_clips,
+    made_latents,
     make_vae,
+    measure_takes,
     measure_vae,
     reached,
     refine_decoder,
     train_vae,
+    true_latents,
 )
 
-STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "export")
-STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 9350, "distill": 500}
+STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "tune", "export")
+STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 1600}
 """Steps of every stage; after those of the whole autoencoder its decoder goes on alone."""
-FOLDED, FINAL = "vae_folded.safetensors", "vae_final.safetensors"
+FOLDED, FINAL, TUNED = "vae_folded.safetensors", "vae_final.safetensors", "vae_tuned.safetensors"
 FOLD_CLIPS = 96
 """Clips of each kind that the latents' mean and deviation are taken from."""
 SIZED_CLIPS = 24
 """Half seconds on which it is measured what every channel shows."""
 GATE_CLIPS = 32
 """Clips of each kind that the gates are measured on."""
+TUNING_RATES = (5e-4, 0.004)
+FIRST_TAKES, CHECKED_TAKES = 60, 32
+"""Seconds as the transformer makes them: with which the tuning begins, and on which it is measured."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ def run(stage: str, recipe: Recipe) -> None:
         "pool": fill_pool,
         "dit": train_transformer,
         "distill": train_student,
+        "tune": tune,
         "export": write_model,
     }[stage](recipe)
 
@@ -133,7 +141,8 @@ def sharpen(recipe: Recipe) -> None:
     folded = load_folded(recipe.work)
     reel = Reel(pictures.trained, seed=50_000)
     check = {name: some[:12] for name, some in clips.items()}
-    vae = refine_decoder(recipe.work, Budget(steps=recipe.steps("decoder")), reel, folded.state_dict(), check=check)
+    budget = Budget(steps=recipe.steps("decoder"))
+    vae = refine_decoder(recipe.work, budget, true_latents(reel), folded.state_dict(), check=check)
     measured = measure_vae(vae, clips)
     recipe.log("gates of the decoder", passed=Gates().passed(measured), **measured)
     checkpoint.save(recipe.work / FINAL, {"model": vae.state_dict()}, {"step": recipe.steps("decoder")})
@@ -161,6 +170,33 @@ def train_student(recipe: Recipe) -> None:
     from training.distill import distill
 
     distill(recipe.work, Budget(steps=recipe.steps("distill")), guidance=recipe.guidance)
+
+
+def tune(recipe: Recipe) -> None:
+    """Train the decoder on what the distilled transformer makes; its latents stay."""
+    from training.text_model import make_tokenizer
+    from training.train_dit import make_model
+
+    if (recipe.work / TUNED).is_file():
+        return
+    vae = load_folded(recipe.work, FINAL if (recipe.work / FINAL).is_file() else FOLDED)
+    student, tokenizer, pictures = make_model().eval(), make_tokenizer(), recipe.album()
+    student.load_state_dict(checkpoint.load(recipe.work / "distilled.safetensors")[0]["average"], strict=False)
+    held_back = Takes(student, vae, tokenizer, pictures.held_back, first=CHECKED_TAKES, seed=HELD_OUT)
+    recipe.log("takes of the decoder", **measure_takes(vae, held_back))
+    takes = Takes(student, vae, tokenizer, pictures.trained, first=FIRST_TAKES)
+    tuned = refine_decoder(
+        recipe.work,
+        Budget(steps=recipe.steps("tune")),
+        made_latents(takes, Reel(pictures.trained, seed=60_000)),
+        vae.state_dict(),
+        name="tune",
+        rates=TUNING_RATES,
+        check=held_out_clips(pictures.held_back, 12),
+    )
+    clips = held_out_clips(pictures.held_back, GATE_CLIPS)
+    recipe.log("takes of the tuned decoder", **measure_takes(tuned, held_back), **measure_vae(tuned, clips))
+    checkpoint.save(recipe.work / TUNED, {"model": tuned.state_dict()}, {"step": recipe.steps("tune")})
 
 
 def write_model(recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from training.photographs import draw_shot, film_shot
 from training.precision import half_is_faster, half_products
 from training.principal import start_from_components
 from training.reel import HELD_OUT, TILE, Reel, to_signed
+from training.takes import Takes
 from training.world import film_many, make_scene
 from training.world.draw import SIZE
 
@@ -162,6 +164,20 @@ def measure_vae(vae: ViTVAE, clips: dict[str, Tensor]) -> dict[str, float]:
         facts[f"{name}_psnr"] = round(float((10 * torch.log10(4 / error)).mean()), 2)
         facts[f"{name}_border"] = round(border_ratio(one, two), 3)
     return facts | {"border": max(value for name, value in facts.items() if name.endswith("_border"))}
+
+
+@torch.no_grad()
+def measure_takes(vae: ViTVAE, takes: Takes) -> dict[str, float]:
+    """PSNR in dB, mean over the seconds that are kept, and border ratio of what the decoder makes of them."""
+    made, x = [], []
+    for latents, frames in takes.kept:
+        halves = latents.float().chunk(2, dim=1)
+        made.append(torch.cat([vae.decoder(half[None]) for half in halves], dim=2).clamp(-1, 1))
+        x.append(to_signed(frames[None]))
+    one, two = torch.cat(made), torch.cat(x)
+    error = (one - two).square().mean((1, 2, 3, 4))
+    psnr = round(float((10 * torch.log10(4 / error)).mean()), 2)
+    return {"made_psnr": psnr, "made_border": round(border_ratio(one, two), 3)}
 
 
 @torch.no_grad()
@@ -318,14 +334,44 @@ class Patches(nn.Module):
         return self.layers(clips)
 
 
+Draw = Callable[[ViTVAE, int, torch.Generator], tuple[Tensor, Tensor]]
+"""A batch for a step of the decoder's training: unscaled latents, and the clips that they should show."""
+
+
+def true_latents(reel: Reel, batch: int = BATCH) -> Draw:
+    """Half seconds and, one batch in eight, images, with the latents that the encoder makes of them."""
+
+    def draw(vae: ViTVAE, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        reel.renew()
+        x = reel.batch(batch, step % 8 == 7, generator)
+        with torch.no_grad():
+            return vae.moments(x)[0], x
+
+    return draw
+
+
+def made_latents(takes: Takes, reel: Reel, batch: int = BATCH) -> Draw:
+    """Half seconds as the transformer makes them; one in each batch, and one batch in eight, as the encoder does."""
+
+    def draw(vae: ViTVAE, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if step % 8 == 7:
+            return true_latents(reel, batch)(vae, step, generator)
+        takes.renew()
+        latents, x = true_latents(reel, 1)(vae, step, generator)
+        made, shown = takes.batch(batch - 1, generator)
+        return torch.cat([made, latents]), torch.cat([shown, x])
+
+    return draw
+
+
 def refine_decoder(
     work: Path,
     budget: Budget,
-    reel: Reel,
+    draw: Draw,
     start: dict[str, Tensor],
     *,
+    name: str = "decoder",
     config: VAEConfig = DEMO_VAE,
-    batch: int = BATCH,
     seed: int = 3,
     rates: tuple[float, float] = (7e-4, 0.006),
     check: dict[str, Tensor] | None = None,
@@ -335,11 +381,14 @@ def refine_decoder(
     """Train the decoder alone from the weights `start`, or go on, with a discriminator of patches (hinge loss).
 
     The latents stay, so that a transformer trained on them stays valid. Returns the averaged weights.
+
+    Args:
+        name: of the checkpoint and in the log. check: clips of `held_out_clips`, measured every 250 steps.
     """
     torch.manual_seed(seed)
     vae, patches = make_vae(config), Patches()
     vae.load_state_dict(start)
-    path, log = work / "decoder.safetensors", work / "training.jsonl"
+    path, log = work / f"{name}.safetensors", work / "training.jsonl"
     generator = checkpoint.generators(seed + 1)
     optimizer = Optimizer({n: p for n, p in vae.named_parameters() if n.startswith("decoder.")}, *rates)
     judge = Optimizer(dict(patches.named_parameters()), PATCH_RATE, 0.0)
@@ -354,8 +403,8 @@ def refine_decoder(
         judge.load_state_dict(groups["judge"], step)
         generator.set_state(groups["generator"]["state"])
     if half is None:
-        x = reel.batch(batch, False, checkpoint.generators(0))
-        half, _ = half_is_faster(vae, lambda: vae_loss(vae, x, checkpoint.generators(0)).backward())
+        latents, x = draw(vae, 0, checkpoint.generators(0))
+        half, _ = half_is_faster(vae, lambda: reconstruction_loss(vae.decoder(latents), x).backward())
     optimizer.half = half
 
     def keep() -> None:
@@ -372,11 +421,8 @@ def refine_decoder(
     kept = time.monotonic()
     with half_products(vae) if half else checkpoint.nothing():
         while (fraction := budget.fraction(step)) < 1:
-            reel.renew()
-            image = step % 8 == 7
-            x = reel.batch(batch, image, generator)
-            with torch.no_grad():
-                latents = vae.moments(x)[0]
+            latents, x = draw(vae, step, generator)
+            image = x.shape[2] < TILE
             made = vae.decoder(latents)
             loss = reconstruction_loss(made, x)
             if not image:
@@ -394,11 +440,11 @@ def refine_decoder(
             update_average(average, vae.state_dict(), step, 0.995)
             if step % 50 == 0:
                 losses = {"loss": round(loss.item(), 4), "patches": round(patch_loss.item(), 3)}
-                checkpoint.record(log, "decoder", step=step, **losses, used=round(fraction, 3))
+                checkpoint.record(log, name, step=step, **losses, used=round(fraction, 3))
             if step % 250 == 0 and check:
                 measured = make_vae(config)
                 measured.load_state_dict(average)
-                checkpoint.record(log, "decoder measured", step=step, **measure_vae(measured, check))
+                checkpoint.record(log, f"{name} measured", step=step, **measure_vae(measured, check))
             if time.monotonic() - kept > keep_every:
                 keep()
                 kept = time.monotonic()

@@ -177,6 +177,15 @@ def test_the_mean_with_another_model_is_in_between(model: e.TrainedModel, tmp_pa
     torch.testing.assert_close(tokens[learned], model.tokens[learned] + 0.5)
 
 
+def test_a_decoder_that_was_trained_on_alone_is_kept(model: e.TrainedModel, tmp_path: Path) -> None:
+    theirs = {name: tensor + 1 if name.startswith("decoder.") else tensor for name, tensor in model.vae.items()}
+    e.export(tmp_path / "one", model)
+    e.export(tmp_path / "other", dataclasses.replace(model, vae=theirs))
+    before = (tmp_path / "one" / e.AUTOENCODER).read_bytes()
+    e.average_with(tmp_path / "one", tmp_path / "other")
+    assert (tmp_path / "one" / e.AUTOENCODER).read_bytes() == before
+
+
 def test_models_that_mean_different_things_are_not_averaged(model: e.TrainedModel, tmp_path: Path) -> None:
     e.export(tmp_path / "one", model)
     e.export(tmp_path / "drawn", dataclasses.replace(model, vae=randomize(ViTVAE(VAE), 22).state_dict()))

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from magi_lite.errors import InputError
 from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.weights.opening import open_model
 from training import export, latents, recipe
+from training.checkpoint import load
+from training.export import AUTOENCODER
 from training.photographs import Album
 from training.recipe import STAGES, Recipe, run
 from training.reel import Reel
@@ -27,6 +30,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "GATE_CLIPS", 2)
     monkeypatch.setattr(recipe, "FOLD_CLIPS", 4)
     monkeypatch.setattr(recipe, "SIZED_CLIPS", 2)
+    monkeypatch.setattr(recipe, "FIRST_TAKES", 2)
+    monkeypatch.setattr(recipe, "CHECKED_TAKES", 1)
     monkeypatch.setattr(recipe, "Reel", lambda pictures, first=2, seed=0: Reel(pictures, first=2, seed=seed))
     monkeypatch.setattr(latents, "CLIPS", 2)
     monkeypatch.setattr(latents, "POOLS", 1)
@@ -48,6 +53,14 @@ def test_the_whole_recipe_ends_in_a_model_folder(tmp_path: Path, small: None) ->
         run(stage, made)
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     assert before == after, "what is done is not done again"
+
+    tuned, exported = load(tmp_path / "vae_tuned.safetensors")[0]["model"], load_file(tmp_path / "demo" / AUTOENCODER)
+    folded = load(tmp_path / "vae_folded.safetensors")[0]["model"]
+    assert {name for name in tuned if not torch.equal(tuned[name].to(exported[name].dtype), exported[name])} == set()
+    changed = {name for name in tuned if not torch.equal(tuned[name], folded[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed), "the latents stay"
+    takes = [line for line in lines if line["what"].startswith("takes of the")]
+    assert [line["what"] for line in takes] == ["takes of the decoder", "takes of the tuned decoder"]
 
     files = open_model(tmp_path / "demo")
     shards = list((tmp_path / "demo").rglob("*.safetensors"))

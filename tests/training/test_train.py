@@ -89,9 +89,9 @@ def test_autoencoder_learns_and_a_resumed_run_goes_on(tmp_path, reel):
 def test_refining_the_decoder_leaves_the_latents_alone(tmp_path, reel):
     start = train_vae.make_vae(TINY_VAE).state_dict()
     before = {name: tensor.clone() for name, tensor in start.items()}
-    options = {"config": TINY_VAE, "batch": 2, "half": False}
-    train_vae.refine_decoder(tmp_path, Budget(2), reel, start, **options)
-    vae = train_vae.refine_decoder(tmp_path, Budget(4), reel, start, **options)
+    draw, options = train_vae.true_latents(reel, 2), {"config": TINY_VAE, "half": False}
+    train_vae.refine_decoder(tmp_path, Budget(2), draw, start, **options)
+    vae = train_vae.refine_decoder(tmp_path, Budget(4), draw, start, **options)
     changed = {n for n, t in vae.state_dict().items() if not torch.equal(t, before[n])}
     assert changed and all(name.startswith("decoder.") for name in changed)
     assert checkpoint.load(tmp_path / "decoder.safetensors")[1]["step"] == 4

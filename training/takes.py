@@ -1,0 +1,109 @@
+"""What the transformer makes of seconds whose picture is known: pairs for the decoder.
+
+A true second is covered with noise as it is some steps before the end, and the distilled model takes it from there.
+What the second shows is settled by then, and stays; what the last steps draw wrongly is what the decoder, which sees
+all latents of half a second at once, can put right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magi_lite.models import CHUNK_LATENT_FRAMES, SCALE_FACTOR
+from magi_lite.sampling.schedule import step_size_number
+from magi_lite.vae.model import ViTVAE
+from training import checkpoint
+from training.diffusion import ANY, CLEAN, DemoModel, draw_example, predict
+from training.distill import advanced
+from training.latents import Pool, encode_clips, per_latent, token_rows
+from training.photographs import draw_shot, film_shot
+from training.reel import TILE, to_signed
+from training.world import FRAMES, film_touched, make_scene
+
+STEPS = 8
+LEFT = ((4, 0.2), (3, 0.3), (2, 0.3), (1, 0.2))
+"""Steps that the transformer makes, of `STEPS`, and how often; before its last four a thing's place is still open."""
+PHOTOGRAPHS = 0.3
+CONTINUED = 0.6
+"""Share of the seconds that follow a clean one, and of those that are photographs."""
+
+
+@dataclass
+class Takes:
+    """Seconds as the transformer makes them, unscaled latents (16, 6, h, w), and what they show, (24, H, W, 3) uint8.
+
+    Args:
+        student: the distilled model. vae: whose encoder made its latents. tokenizer: of the captions.
+        pictures: photographs. first: seconds with which it begins. most: that are kept. seed: of everything drawn.
+    """
+
+    student: DemoModel
+    vae: ViTVAE
+    tokenizer: object
+    pictures: tuple[np.ndarray, ...]
+    first: int
+    most: int = 1200
+    seed: int = 2_000_000
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _made: int = 0
+
+    def __post_init__(self) -> None:
+        self._rng = np.random.default_rng((self.seed, 21))
+        self._generator = checkpoint.generators(self.seed)
+        for _ in range(self.first):
+            self.renew()
+
+    def renew(self) -> None:
+        """Make one more second; a full store forgets its oldest."""
+        take = self._take(self.seed + self._made)
+        if len(self.kept) < self.most:
+            self.kept.append(take)
+        else:
+            self.kept[self._made % self.most] = take
+        self._made += 1
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Half seconds: unscaled latents (B, 16, 3, h, w), and what they should show (B, 3, 12, H, W) in [-1, 1]."""
+        picks = torch.randint(len(self.kept), (size,), generator=generator).tolist()
+        halves = torch.randint(2, (size,), generator=generator).tolist()
+        width = CHUNK_LATENT_FRAMES // 2
+        latents, frames = [], []
+        for pick, half in zip(picks, halves, strict=True):
+            made, shown = self.kept[pick]
+            latents.append(made[:, half * width : (half + 1) * width].float())
+            frames.append(shown[half * TILE : (half + 1) * TILE])
+        return torch.stack(latents), to_signed(torch.stack(frames))
+
+    @torch.no_grad()
+    def _take(self, seed: int) -> tuple[Tensor, Tensor]:
+        seconds = 2 if self._rng.random() < CONTINUED else 1
+        if self.pictures and self._rng.random() < PHOTOGRAPHS:
+            shot = draw_shot(self.pictures[int(self._rng.integers(len(self.pictures)))], seconds, self._rng)
+            frames, captions, starts = film_shot(shot), shot.captions, True
+            body = torch.zeros(len(frames) // 4, frames.shape[1] // 8, frames.shape[2] // 8, dtype=torch.bool)
+        else:
+            scene = make_scene(seed, seconds)
+            (frames, touched), captions, starts = film_touched(scene), scene.captions, scene.begins_otherwise
+            body = per_latent(touched)
+        latents, images = encode_clips(self.vae, frames[None])
+        tokens = token_rows(self.tokenizer, captions)[None]
+        pool = Pool(latents, images, body[None], tokens, torch.tensor([starts]))
+        left = int(self._rng.choice([n for n, _ in LEFT], p=[share for _, share in LEFT]))
+        return self._finish(pool, left).half(), frames[-FRAMES:]
+
+    def _finish(self, pool: Pool, left: int) -> Tensor:
+        """The last second of a clip after the last `left` steps, unscaled (16, 6, h, w)."""
+        pattern = (CLEAN, ANY) if pool.seconds == 2 else (ANY,)
+        progress = torch.tensor([[(STEPS - left) / STEPS if quarter == ANY else 0.0 for quarter in pattern]])
+        example = draw_example(pool, pattern, 1, self._generator, text_drop=0.0, progress=progress)
+        made, number = example.noisy, step_size_number(STEPS, 1.0)
+        for step in range(left):
+            times, after = (advanced(example, n / STEPS) for n in (step, step + 1))
+            velocity = predict(self.student, example, number, noisy=made, times=times)
+            by = (after - times).repeat_interleave(CHUNK_LATENT_FRAMES, 1)[:, None, :, None, None]
+            made = torch.where(example.fixed, made, made + by * velocity)
+        return made[0, :, -CHUNK_LATENT_FRAMES:] / SCALE_FACTOR
