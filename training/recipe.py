@@ -32,7 +32,7 @@ from training.train_vae import (
 )
 
 STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "tune", "export")
-STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 1600}
+STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 2600}
 """Steps of every stage; after those of the whole autoencoder its decoder goes on alone."""
 FOLDED, FINAL, TUNED = "vae_folded.safetensors", "vae_final.safetensors", "vae_tuned.safetensors"
 FOLD_CLIPS = 96
@@ -41,7 +41,7 @@ SIZED_CLIPS = 24
 """Half seconds on which it is measured what every channel shows."""
 GATE_CLIPS = 32
 """Clips of each kind that the gates are measured on."""
-TUNING_RATES = (5e-4, 0.004)
+TUNING_RATES, JUDGED_FROM = (1e-3, 0.008), 0.75
 FIRST_TAKES, CHECKED_TAKES = 60, 32
 """Seconds as the transformer makes them: with which the tuning begins, and on which it is measured."""
 
@@ -191,6 +191,7 @@ def tune(recipe: Recipe) -> None:
         made_latents(takes, Reel(pictures.trained, seed=60_000)),
         vae.state_dict(),
         name="tune",
+        judged_from=JUDGED_FROM,
         rates=TUNING_RATES,
         check=held_out_clips(pictures.held_back, 12),
     )

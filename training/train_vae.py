@@ -356,7 +356,8 @@ def made_latents(takes: Takes, reel: Reel, batch: int = BATCH) -> Draw:
     def draw(vae: ViTVAE, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if step % 8 == 7:
             return true_latents(reel, batch)(vae, step, generator)
-        takes.renew()
+        if step % 2 == 0:
+            takes.renew()
         latents, x = true_latents(reel, 1)(vae, step, generator)
         made, shown = takes.batch(batch - 1, generator)
         return torch.cat([made, latents]), torch.cat([shown, x])
@@ -371,6 +372,7 @@ def refine_decoder(
     start: dict[str, Tensor],
     *,
     name: str = "decoder",
+    judged_from: float = 0.0,
     config: VAEConfig = DEMO_VAE,
     seed: int = 3,
     rates: tuple[float, float] = (7e-4, 0.006),
@@ -383,7 +385,8 @@ def refine_decoder(
     The latents stay, so that a transformer trained on them stays valid. Returns the averaged weights.
 
     Args:
-        name: of the checkpoint and in the log. check: clips of `held_out_clips`, measured every 250 steps.
+        name: of the checkpoint and in the log. judged_from: share of the budget after which the discriminator begins,
+            which takes as long as the decoder itself. check: clips of `held_out_clips`, measured every 250 steps.
     """
     torch.manual_seed(seed)
     vae, patches = make_vae(config), Patches()
@@ -393,7 +396,7 @@ def refine_decoder(
     optimizer = Optimizer({n: p for n, p in vae.named_parameters() if n.startswith("decoder.")}, *rates)
     judge = Optimizer(dict(patches.named_parameters()), PATCH_RATE, 0.0)
     average = {n: t.clone() for n, t in vae.state_dict().items()}
-    step = 0
+    step, first_judged = 0, round(judged_from * budget.steps)
     if path.is_file():
         groups, facts = checkpoint.load(path)
         vae.load_state_dict(groups["model"])
@@ -422,16 +425,16 @@ def refine_decoder(
     with half_products(vae) if half else checkpoint.nothing():
         while (fraction := budget.fraction(step)) < 1:
             latents, x = draw(vae, step, generator)
-            image = x.shape[2] < TILE
+            judged = x.shape[2] == TILE and step >= first_judged
             made = vae.decoder(latents)
             loss = reconstruction_loss(made, x)
-            if not image:
-                loss = loss - PATCH_WEIGHT * min(1.0, step / 200) * patches(made).mean()
+            if judged:
+                loss = loss - PATCH_WEIGHT * min(1.0, (step - first_judged) / 200) * patches(made).mean()
             vae.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step(warm_cosine(fraction, step, 20, flat=0.3))
             patch_loss = torch.zeros(())
-            if not image:
+            if judged:
                 patch_loss = F.relu(1 - patches(x)).mean() + F.relu(1 + patches(made.detach())).mean()
                 patches.zero_grad(set_to_none=True)
                 patch_loss.backward()

@@ -16,6 +16,7 @@ from playwright.sync_api import Page, expect
 
 from magi_lite.project import Project
 from magi_lite.timeline.text import print_shorthand
+from magi_lite.ui.examples import FOLDER as TIMELINES
 from magi_lite.video.writer import read_settings
 from magi_lite.weights.layout import DEMO_FOLDER
 from quant.storage.shards import has_weights
@@ -102,8 +103,6 @@ def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(
     assert any(re.search(r"Second \d+ of 12·step \d+ of \d+", text) for text in seen["status"]), seen["status"]
     page.wait_for_function("(v => !v.hidden && v.readyState >= 2 && !v.paused)(document.querySelector('.wa-video'))")
     assert page.evaluate("document.querySelectorAll('.tl-thumb').length") == 12
-    shoot(page, "create")
-
     project = Project.open(app.newest())
     assert project.status == "finished" and project.request.seed == 1234
     assert len(frames_of(project.video)) in range(285, 289)  # 24 a second; the first frame of all may stand alone
@@ -118,6 +117,27 @@ def test_text_to_video_plays_while_it_grows_and_its_file_restores_the_settings(
     page.wait_for_function("document.querySelector('#mg-seconds input[type=number]').value === '12'")
     assert page.input_value("#mg-seconds input[type=number]") == "12"
     assert read_settings(project.video)["seed"] == 1234
+
+
+def test_one_click_on_an_example_makes_its_video(page: Page, app: App) -> None:
+    example = json.loads((TIMELINES / "0_demo.json").read_text(encoding="utf-8"))
+    story = [(block["start"], block["end"], block["prompt"]) for block in example["timeline"]["segments"]]
+    set_seed(page, 1)
+    page.click("#mg-size-head button")
+    before = page.evaluate("magi.attached")
+    page.click(".wa-card[data-example='0_demo']")
+    wait_for_another(page, before)
+    assert segments(page) == story
+    wait_for(page, "finished")
+    page.wait_for_function("n => document.querySelectorAll('.tl-thumb').length === n", arg=example["seconds"])
+    page.locator(".tb-chip", has_text="Ready").wait_for()
+    page.wait_for_function("(v => !v.hidden && v.readyState >= 2 && !v.paused)(document.querySelector('.wa-video'))")
+    page.evaluate("(v => { v.pause(); v.currentTime = 2.7; })(document.querySelector('.wa-video'))")
+    page.wait_for_function("(v => !v.seeking && v.readyState >= 2)(document.querySelector('.wa-video'))")
+    shoot(page, "create")
+    request = Project.open(app.newest()).request
+    assert request.seconds == example["seconds"] and request.seed == 1
+    assert [(block.start, block.end, block.prompt) for block in request.timeline.segments] == story
 
 
 def test_an_image_starts_a_video_and_picks_the_mode(page: Page, app: App, tmp_path: Path) -> None:
