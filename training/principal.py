@@ -60,17 +60,17 @@ def start_from_components(vae: ViTVAE, frames: Tensor) -> None:
     _set_decoder(vae, mean, components[:latents] * variances[:latents, None].sqrt())
 
 
-def _stream(width: int) -> tuple[int, Tensor, Tensor]:
+def stream(width: int) -> tuple[int, Tensor, Tensor]:
     """How the residual stream is shared: entries of the signal; the carrier behind them; what a norm divides by."""
     signal = width // 2
-    carrier = CARRIER * _signs(width - signal)
+    carrier = CARRIER * signs(width - signal)
     return signal, carrier, ((carrier.square().sum() + ENERGY) / width).sqrt()
 
 
 def _set_encoder(vae: ViTVAE, mean: Tensor, components: Tensor, variances: Tensor) -> None:
     """Patches to their leading components, beside the carrier; the first of these, of variance 1, are the latents."""
     width, latents = vae.config.embed_dim, vae.config.z_chans
-    signal, carrier, norm = _stream(width)
+    signal, carrier, norm = stream(width)
     embed, last = vae.encoder.patch_embed.proj, vae.encoder.last_layer
     scale = (ENERGY / variances[:signal].sum()).sqrt()
     embed.weight[:signal] = scale * components[:signal].view(signal, *embed.weight.shape[1:])
@@ -88,17 +88,17 @@ def _set_encoder(vae: ViTVAE, mean: Tensor, components: Tensor, variances: Tenso
 def _set_decoder(vae: ViTVAE, mean: Tensor, paints: Tensor) -> None:
     """Latents to patches: each adds its paint (latents, 3 * pixels) to the mean, and a carrier passes the last norm."""
     width, latents = vae.config.embed_dim, vae.config.z_chans
-    signal, carrier, norm = _stream(width)
+    signal, carrier, norm = stream(width)
     decoder, spread = vae.decoder, (ENERGY / latents) ** 0.5
     decoder.proj_in.weight.zero_()
     decoder.proj_in.weight[:latents] = spread * torch.eye(latents)
     decoder.proj_in.bias.copy_(torch.cat([torch.zeros(signal), carrier]))
 
-    pictures, level = _four_channels(paints), _four_channels(mean[None])[..., 0]
+    pictures, level = four_channels(paints), four_channels(mean[None])[..., 0]
     whole = torch.zeros(*pictures.shape[:2], width)
     whole[..., :latents] = pictures * norm / spread
     whole[..., signal:] = -whole[..., :latents].sum(-1, keepdim=True) / len(carrier)
-    pattern = (2 * CARRIER * _signs(len(level)))[:, None].expand(-1, decoder.channels)
+    pattern = (2 * CARRIER * signs(len(level)))[:, None].expand(-1, decoder.channels)
     decoder.final_proj.weight.copy_(whole.flatten(0, 1))
     decoder.final_proj.bias.copy_((level + pattern).flatten())
     size = (pattern.square().mean() + pictures.square().sum(-1).mean() + level.square().mean()).sqrt()
@@ -112,13 +112,13 @@ def _set_decoder(vae: ViTVAE, mean: Tensor, paints: Tensor) -> None:
         smooth.weight[colour, colour, 1, 1, 1] += 1
 
 
-def _four_channels(rows: Tensor) -> Tensor:
+def four_channels(rows: Tensor) -> Tensor:
     """Patches (N, 3 * pixels) -> (pixels, 4, N): the fourth keeps the mean over all at zero, which a norm takes off."""
     colours = rows.t().unflatten(0, (3, -1)).transpose(0, 1)
     return torch.cat([colours, -colours.sum(1, keepdim=True)], dim=1)
 
 
-def _signs(count: int) -> Tensor:
+def signs(count: int) -> Tensor:
     """Ones of alternating sign, whose sum is zero for an even count."""
     signs = torch.ones(count)
     signs[1::2] = -1

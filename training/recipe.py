@@ -12,6 +12,7 @@ from magi_lite.models import SCALE_FACTOR
 from magi_lite.vae.model import ViTVAE
 from training import checkpoint
 from training.checkpoint import Budget
+from training.neighbours import look_around
 from training.photographs import Album, album
 from training.reel import HELD_OUT, Reel
 from training.takes import Takes
@@ -32,7 +33,7 @@ from training.train_vae import (
 )
 
 STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "tune", "export")
-STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 2600}
+STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 2000}
 """Steps of every stage; after those of the whole autoencoder its decoder goes on alone."""
 FOLDED, FINAL, TUNED = "vae_folded.safetensors", "vae_final.safetensors", "vae_tuned.safetensors"
 FOLD_CLIPS = 96
@@ -41,8 +42,8 @@ SIZED_CLIPS = 24
 """Half seconds on which it is measured what every channel shows."""
 GATE_CLIPS = 32
 """Clips of each kind that the gates are measured on."""
-TUNING_RATES, JUDGED_FROM = (1e-3, 0.008), 0.75
-FIRST_TAKES, CHECKED_TAKES = 60, 32
+TUNING_RATES = (1e-3, 0.006)
+FIRST_TAKES, CHECKED_TAKES = 100, 32
 """Seconds as the transformer makes them: with which the tuning begins, and on which it is measured."""
 
 
@@ -173,7 +174,7 @@ def train_student(recipe: Recipe) -> None:
 
 
 def tune(recipe: Recipe) -> None:
-    """Train the decoder on what the distilled transformer makes; its latents stay."""
+    """Set the decoder anew, looking around, and train it on what the distilled transformer makes; the latents stay."""
     from training.text_model import make_tokenizer
     from training.train_dit import make_model
 
@@ -185,14 +186,17 @@ def tune(recipe: Recipe) -> None:
     held_back = Takes(student, vae, tokenizer, pictures.held_back, first=CHECKED_TAKES, seed=HELD_OUT)
     recipe.log("takes of the decoder", **measure_takes(vae, held_back))
     takes = Takes(student, vae, tokenizer, pictures.trained, first=FIRST_TAKES)
+    anew = load_folded(recipe.work)
+    look_around(anew, *takes.halves())
     tuned = refine_decoder(
         recipe.work,
         Budget(steps=recipe.steps("tune")),
         made_latents(takes, Reel(pictures.trained, seed=60_000)),
-        vae.state_dict(),
+        anew.state_dict(),
         name="tune",
-        judged_from=JUDGED_FROM,
+        judged_from=1.0,
         rates=TUNING_RATES,
+        by_width=True,
         check=held_out_clips(pictures.held_back, 12),
     )
     clips = held_out_clips(pictures.held_back, GATE_CLIPS)

@@ -376,6 +376,7 @@ def refine_decoder(
     config: VAEConfig = DEMO_VAE,
     seed: int = 3,
     rates: tuple[float, float] = (7e-4, 0.006),
+    by_width: bool = False,
     check: dict[str, Tensor] | None = None,
     half: bool | None = None,
     keep_every: float = 180.0,
@@ -393,7 +394,8 @@ def refine_decoder(
     vae.load_state_dict(start)
     path, log = work / f"{name}.safetensors", work / "training.jsonl"
     generator = checkpoint.generators(seed + 1)
-    optimizer = Optimizer({n: p for n, p in vae.named_parameters() if n.startswith("decoder.")}, *rates)
+    trained = {n: p for n, p in vae.named_parameters() if n.startswith("decoder.")}
+    optimizer = Optimizer(trained, *rates, by_width=by_width)
     judge = Optimizer(dict(patches.named_parameters()), PATCH_RATE, 0.0)
     average = {n: t.clone() for n, t in vae.state_dict().items()}
     step, first_judged = 0, round(judged_from * budget.steps)
