@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 SESSIONS = 64
 """Pages whose state Gradio keeps, about a quarter of a megabyte each; the one unused for longest is forgotten."""
 
+TIDY_SECONDS = 600.0
+"""From one look for uploads that nobody came back to, to the next."""
 LAST_ANSWERS_SECONDS = 1.0
 """For answers that are on their way when the app ends. Every open page holds a stream, which never ends by itself."""
 
@@ -123,13 +126,17 @@ def _end_when_asked() -> None:
     signal.signal(signal.SIGTERM, handle)
 
 
-def _wait(demo: Blocks) -> None:
+def _wait(demo: Blocks, now_and_then: Callable[[], None]) -> None:
     """Until Ctrl-C, which also ends the public link: `block_thread` without its words."""
     from gradio.tunneling import CURRENT_TUNNELS
 
+    done = time.monotonic()
     try:
         while demo.is_running:
             time.sleep(0.1)
+            if time.monotonic() - done > TIDY_SECONDS:
+                now_and_then()
+                done = time.monotonic()
     except KeyboardInterrupt:
         print("MAGI Lite is ending; the video in the making is saved.", flush=True)
         demo.server.should_exit = True
@@ -175,6 +182,9 @@ def serve(arguments: argparse.Namespace) -> int:
         _check_mcp(local)
     projects = arguments.projects.resolve()
     alone = alone_in(projects / ".queue")
+    arriving = projects / uploads.ARRIVING
+    uploads.forget(arriving)
+    os.environ["GRADIO_TEMP_DIR"] = str(arriving)  # a folder of our own, which we may empty
     fleet = workers(arguments, projects)
     queue = JobQueue(projects / ".queue", fleet.runners, lambda: unfinished(projects))
     chosen = Path(queue.setting("models_folder", ""))
@@ -215,7 +225,7 @@ def serve(arguments: argparse.Namespace) -> int:
         print(f"The page is http://{_shown(arguments)}/; Ctrl-C ends the app.", flush=True)
         if demo.share_url:
             hosts.public.add(urlsplit(demo.share_url).hostname or "")
-        _wait(demo)
+        _wait(demo, lambda: uploads.forget(arriving, uploads.FORGOTTEN_SECONDS))
     except OSError as error:
         raise InputError(f"Port {arguments.port} cannot be used ({error}); choose another one with --port.") from None
     finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from magi_lite.video.containers import DAMAGED, NO_PICTURE, kind_of
 NOT_UPLOADED = "This file was not uploaded through the page; drop it into the box."
 LIMIT_BYTES = 500_000_000
 """Largest file taken."""
+ARRIVING = ".arriving"
+"""Folder beside the runs for what pages send, until it is looked at and kept."""
+FORGOTTEN_SECONDS = 24 * 3600.0
+"""After which a file that was sent and not kept is deleted; an app that starts deletes them all."""
 _PICTURES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".apng", ".heic", ".heif",
     ".jp2", ".ico", ".ppm", ".tga",
@@ -83,6 +88,25 @@ def received_folder() -> Path:
     return Path(get_upload_folder())
 
 
+def forget(folder: Path, older_than: float = 0.0) -> None:
+    """Delete what pages sent, whole or cut off in the middle, and nobody came back to for `older_than` seconds.
+
+    What a form or a job uses was copied when it came (`keep`).
+    """
+    before = time.time() - older_than
+    old = []
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # gone in between
+            if path.lstat().st_mtime <= before:
+                old.append(path)
+    for path in sorted(old, reverse=True):  # what lies in a folder before the folder
+        with suppress(OSError):  # still open on Windows, or a folder that holds something newer
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink()
+
+
 def received(path: str) -> Path:
     """A file that a page has sent.
 
@@ -90,8 +114,7 @@ def received(path: str) -> Path:
         InputError: the path is not one of those.
     """
     found = Path(path).resolve()
-    roots = (received_folder().resolve(), Path(tempfile.gettempdir()).resolve() / "gradio")
-    if not any(found.is_relative_to(root) for root in roots) or not found.is_file():
+    if not found.is_relative_to(received_folder().resolve()) or not found.is_file():
         raise InputError(NOT_UPLOADED)
     return found
 

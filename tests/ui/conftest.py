@@ -45,7 +45,7 @@ class App:
         command = [sys.executable, *self.begin, "--port", str(self.port), "--projects", str(self.projects)]
         command += ["--models", str(self.folder / "models"), *self.extra]
         log = (self.folder / "app.log").open("ab")
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(self.folder / "uploads")}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
         log.close()
         return self.wait()

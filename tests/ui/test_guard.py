@@ -26,6 +26,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Browser, Page, Playwright
 
+from magi_lite.ui import uploads
 from magi_lite.ui.guard import Hosts
 from tests.conftest import ARGUMENTS
 from tests.ui.conftest import ROOT, WAIT, App, patient
@@ -296,13 +297,13 @@ def test_a_page_of_another_site_steers_nothing(
     app: App, visitor: Page, elsewhere: Callable[[str], str], name: str
 ) -> None:
     call = {**panel_call(app, "hold"), "data": {"held": True}}
-    before = sorted((app.folder / "uploads").rglob("*"))
+    before = sorted((app.projects / ".arriving").rglob("*"))
     script = STEER.replace("APP", json.dumps(f"http://{name}:{app.port}/")).replace("CALL", json.dumps(call))
     visitor.goto(elsewhere(script))
     results = visitor.evaluate("results")
     assert len(results) == 11 and all(kind in ("opaque", "blocked") for _, _, kind, _ in results), results
     assert held(app) is False
-    assert sorted((app.folder / "uploads").rglob("*")) == before
+    assert sorted((app.projects / ".arriving").rglob("*")) == before
 
 
 def test_a_link_from_another_site_opens_the_app(app: App, visitor: Page, elsewhere: Callable[[str], str]) -> None:
@@ -514,7 +515,7 @@ def test_nothing_goes_out_at_start_or_in_use(own: App, visitor: Page, tmp_path: 
     log = (own.folder / "app.log").open("ab")
     own.process = subprocess.Popen(
         [sys.executable, "-c", WATCHED_APP, str(seen), *options], cwd=ROOT, stdout=log, stderr=log,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(own.folder / "uploads")},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     own.wait()
     visitor.goto(own.url)
@@ -529,6 +530,45 @@ def test_nothing_goes_out_at_start_or_in_use(own: App, visitor: Page, tmp_path: 
         ask(own, "POST", "/gradio_api/run/generate", {"data": ["x", 1, "", data]}, Content_Type="application/json")
     assert client.predict(job, api_name="/status")["shown"]["state"] == "finished"
     assert seen.read_text().splitlines() == ["watching"]
+
+
+def test_what_pages_sent_is_gone_at_the_next_start(own: App) -> None:
+    """Whole or cut off, and in a folder of the app's own: what other programs keep elsewhere is not touched."""
+    arriving = own.projects / ".arriving"
+    old = arriving / "0123abcd" / "old.png"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"from the run before")
+    own.start()
+    assert not old.exists() and not old.parent.exists()
+    head = "POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 900000\r\n"
+    part = '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    begun = head.format(port=own.port) + "Content-Type: multipart/form-data; boundary=x\r\n\r\n" + part
+    with socket.create_connection(("127.0.0.1", own.port)) as connection:
+        connection.sendall(begun.encode() + bytes(200_000))
+        until = time.monotonic() + 20
+        while not list(arriving.iterdir()) and time.monotonic() < until:
+            time.sleep(0.05)
+    assert list(arriving.iterdir()), "it arrives in the app's own folder"
+    own.stop()
+    own.start()
+    assert not list(arriving.iterdir())
+
+
+def test_uploads_that_nobody_came_back_to_are_forgotten(tmp_path: Path) -> None:
+    now = time.time()
+    for name, age in (("a/old.png", 90_000), ("a/new.png", 10), ("b/old.png", 90_000), ("tmpcut", 90_000)):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+        os.utime(path, (now - age, now - age))
+    os.utime(tmp_path / "b", (now - 90_000, now - 90_000))
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    uploads.forget(tmp_path, uploads.FORGOTTEN_SECONDS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["new.png"]
+    uploads.forget(tmp_path)
+    assert not list(tmp_path.iterdir()), "and all of them at the next start"
+    uploads.forget(tmp_path / "was never there")
 
 
 def test_sessions_are_bounded(app: App) -> None:
