@@ -92,7 +92,7 @@ def around(
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
-        app.middleware_stack = Guard(app.middleware_stack, hosts, folders, mcp, functions=lambda: app.get_blocks().fns)
+        app.middleware_stack = Guard(app.middleware_stack, hosts, folders, mcp, blocks=app.get_blocks)
         yield
 
     return lifespan
@@ -114,7 +114,7 @@ class Guard:
         hosts: names that the app goes by.
         folders: where served files and files named in requests may lie.
         mcp: whether tools are offered.
-        functions: gives Gradio's functions by their number.
+        blocks: gives Gradio's page: its functions (`fns`) and its parts (`blocks`) by their numbers.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class Guard:
         hosts: Hosts,
         folders: Iterable[Path],
         mcp: bool = False,
-        functions: Callable[[], Mapping[int, Any]] = dict,
+        blocks: Callable[[], Any] | None = None,
     ) -> None:
-        self._app, self._hosts, self._mcp, self._functions = app, hosts, mcp, functions
+        self._app, self._hosts, self._mcp, self._blocks = app, hosts, mcp, blocks
         self._folders = tuple(Path(folder).resolve() for folder in folders)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -150,9 +150,12 @@ class Guard:
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Let the app answer; where it stumbles over what was asked, and not over itself, say so."""
         held: list[Message] = []
+        streaming = False
 
         async def sending(message: Message) -> None:
+            nonlocal streaming
             failed = message["type"] == "http.response.start" and message["status"] == 500
+            streaming = message.get("more_body", False)
             if held or failed:
                 held.append(message)
             else:
@@ -161,6 +164,9 @@ class Guard:
         try:
             await self._app(scope, receive, sending)
         except Exception as error:
+            if streaming and not held and _refused_in_midst(error):  # what there was to say has been sent
+                await send({"type": "http.response.body", "body": b""})
+                return
             refused = _fault_of_request(scope["path"], error) if held else None
             if refused is None:
                 for message in held:
@@ -236,7 +242,16 @@ class Guard:
     def _check_function(self, path: str, asked: Any) -> None:
         """Refuse a call of what is no function of the app, and one of an action that leaves arguments out."""
         asked = asked if isinstance(asked, dict) else {}
-        call, number, functions = _CALL.fullmatch(path), asked.get("fn_index"), self._functions()
+        blocks = self._blocks() if self._blocks else None
+        functions: Mapping[int, Any] = blocks.fns if blocks else {}
+        if blocks and path.rstrip("/") == f"{API}component_server":
+            with suppress(ValueError, TypeError, OverflowError):  # as below
+                part = int(asked.get("component_id"))  # type: ignore[arg-type]
+                if part not in blocks.blocks:
+                    raise Refused(404, f"The page has no part {shown(part)}; load it again.")
+        call, number = _CALL.fullmatch(path), asked.get("fn_index")
+        if path.startswith(f"{API}call/"):  # goes by the name alone
+            number = None
         if not (functions and (call or path.rstrip("/") == f"{API}queue/join")):
             return
         if number is not None:
@@ -357,6 +372,13 @@ def _fault_of_request(path: str, error: Exception) -> Refused | None:
     if path.startswith(f"{API}call/v2/") and isinstance(error, (LookupError, TypeError, ValueError)):
         return Refused(422, f"The arguments do not fit ({brief(error, 120)}); {API}info lists them.")
     return None
+
+
+def _refused_in_midst(error: Exception) -> bool:
+    """Whether a stream of events ended because what was asked for is not there."""
+    from starlette.exceptions import HTTPException
+
+    return isinstance(error, RuntimeError) and isinstance(error.__cause__, HTTPException)
 
 
 class _Body:

@@ -182,6 +182,8 @@ def test_json_that_is_none_is_one_sentence(app: App, body: bytes) -> None:
         ("call/hold", {"data": []}, 422, "hold takes 1 argument, not 0; null leaves one out."),
         ("call/status/", {"data": ["a"]}, 422, "status takes 3 arguments, not 1; null leaves one out."),
         ("call/v2/hold", {"hald": True}, 422, "The arguments do not fit ("),
+        ("component_server", {"component_id": -1, "fn_name": "status"}, 404, "The page has no part -1; load it again."),
+        ("component_server/", {"component_id": "999999"}, 404, "The page has no part 999999; load it again."),
     ],
 )  # fmt: skip
 def test_a_call_that_names_nothing_or_leaves_arguments_out(
@@ -189,6 +191,51 @@ def test_a_call_that_names_nothing_or_leaves_arguments_out(
 ) -> None:
     found, text = ask(app, "POST", f"/gradio_api/{path}", body, **JSON)
     assert (found, json.loads(text)["error"][: len(sentence)]) == (status, sentence)
+
+
+ODD = (None, [], {}, "x", 1, -1, 1e308, True, "\0", "\u00e9" * 10, [1], {"a": 1})
+
+
+@pytest.fixture
+def quiet(app: App) -> Iterator[None]:
+    """No program error reaches the console meanwhile."""
+    before = (app.folder / "app.log").stat().st_size
+    yield
+    assert "Traceback" not in (app.folder / "app.log").read_bytes()[before:].decode(errors="replace")
+
+
+CALLED = ["component_server", "queue/join", "call/status", "run/status", "api/gallery", "cancel", "reset"]
+
+
+@pytest.mark.parametrize("path", CALLED)
+def test_odd_values_in_a_call_are_no_program_error(app: App, quiet: None, path: str) -> None:
+    call = {**panel_call(app, "status"), "fn_index": 0, "data": [], "event_id": "e", "trigger_id": 1}
+    for key in call:
+        bodies = [{**call, key: value} for value in ODD] + [{k: v for k, v in call.items() if k != key}]
+        for body in [*bodies, *ODD]:
+            status, text = ask(app, "POST", f"/gradio_api/{path}", body, **JSON)
+            assert status < 500, (body, status, text)
+
+
+STREAMS = ["call/gallery/no-job", "call/nothing/%00", "queue/data?session_hash=zz", "queue/data?session_hash="]
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_a_stream_of_what_is_not_there_ends_as_it_should(app: App, quiet: None, path: str) -> None:
+    status, text = ask(app, "GET", f"/gradio_api/{path}")  # read to its end: cut off, it would raise
+    assert status == 200 and "error" in text
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
+def test_no_path_makes_the_program_stumble(app: App, quiet: None, method: str) -> None:
+    found = ["info", "app_id", "token", "user", "theme.css", "openapi.json", "login_check", "queue/status"]
+    found += ["heartbeat/", "upload", "upload_progress", "cancel", "reset", "call", "run"]
+    found += ["custom_component/1/client/component/x"]
+    inside = [f"/gradio_api/{path}{query}" for path in found for query in ("", "?session_hash=%00", "?upload_id=zz")]
+    outside = ["/", "/config", "/static/../x", "/assets/x", "/%ff", "/?view=zz", "/?deep_link=../x", "//"]
+    for path in inside + outside:
+        status, text = ask(app, method, path, **(JSON if method == "POST" else {}))
+        assert status < 500, (path, status, text)
 
 
 def test_arguments_by_name_are_taken(app: App) -> None:
