@@ -246,7 +246,7 @@ class Guard:
         functions: Mapping[int, Any] = blocks.fns if blocks else {}
         if blocks and path.rstrip("/") == f"{API}component_server":
             with suppress(ValueError, TypeError, OverflowError):  # as below
-                part = int(asked.get("component_id"))  # type: ignore[arg-type]
+                part = int(asked.get("component_id"))
                 if part not in blocks.blocks:
                     raise Refused(404, f"The page has no part {shown(part)}; load it again.")
         call, number = _CALL.fullmatch(path), asked.get("fn_index")
