@@ -52,6 +52,10 @@ def output_errors(path: Path) -> Iterator[None]:
         raise output_error(error, path) from error
 
 
+check_working_folder = storage_errors()(files.check_working_folder)
+"""`files.check_working_folder`; OutputError where it is gone."""
+
+
 @storage_errors()
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file that after any crash holds either all of `data` or what it held before.

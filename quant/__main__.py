@@ -9,6 +9,7 @@ from pathlib import Path
 from quant.errors import QuantError
 from quant.schemes import SCHEMES, Fp8, Scheme, scheme_named
 from quant.select import KEEP, Selection
+from quant.storage.files import check_working_folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +37,11 @@ def _megabytes(text: str) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run; 0 done, 1 refused with one sentence on stderr, 130 interrupted."""
     options = parser().parse_args(arguments)
+    try:
+        check_working_folder()
+    except QuantError as error:
+        print(error, file=sys.stderr)
+        return 1
     from quant.calibrate import read_recording
     from quant.folder import convert_folder
 

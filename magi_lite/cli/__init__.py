@@ -13,6 +13,7 @@ from magi_lite import __version__
 from magi_lite.cli.show import INTERRUPTED
 from magi_lite.cli.terminal import streams
 from magi_lite.errors import MagiLiteError, OutputError
+from magi_lite.files import check_working_folder
 
 PROGRAM = "magi-lite" if Path(sys.argv[0]).stem == "magi-lite" else "python -m magi_lite"
 """How this command line was called, for its help."""
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     try:
+        check_working_folder()
         return parsed.run(parsed)
     except MagiLiteError as error:
         if parsed.debug:

@@ -153,7 +153,7 @@ def download(
     if special_tokens is None and not verify and missing_files(name, root) == [SPECIAL_TOKEN_FILES[0]]:
         download_special_tokens(root, progress=progress, source=source)  # what other tools' downloads do not bring
         return find_model(name, root)
-    with network(f"{REPOSITORY_ID} cannot be listed; check the connection"):
+    with network(lambda: f"{REPOSITORY_ID} cannot be listed; check the connection"):
         files = source.files()
     wanted = needed_files(files, family)
     pickles = [file for file in wanted if _is_text_pickle(file.path)]

@@ -107,7 +107,9 @@ def bring(source: Source, url: str, file: RemoteFile, target: Path, counter: Cou
                 done = growing.seek(0)
             counter.at(done, file.path)
             if done < file.size:
-                with network(f"{file.path} was cut; what arrived is kept, run the download again to continue"):
+                cut = f"{file.path} was cut; what arrived is kept, run the download again to continue"
+                none = f"{file.path} cannot be fetched; run the download again when there is a connection"
+                with network(lambda: cut if growing.tell() else none):
                     source.fetch(url, growing, done, file.size)
         _check(partial, file)
         with writing(target):
@@ -155,8 +157,8 @@ def check_space(root: Path, files: list[RemoteFile], more: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def network(what: str) -> Iterator[None]:
-    """Turn the many errors of a transfer into one sentence."""
+def network(what: Callable[[], str]) -> Iterator[None]:
+    """Turn the many errors of a transfer into one sentence, which `what` begins."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its versions differ in whose it is
 
     try:
@@ -167,7 +169,7 @@ def network(what: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DownloadError(f"{what} ({reason}).") from error
+        raise DownloadError(f"{what()} ({reason}).") from error
 
 
 @contextlib.contextmanager

@@ -54,6 +54,18 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise DiskError(disk_sentence(error, path)) from error
 
 
+def check_working_folder() -> None:
+    """Refuse to run in a folder that was deleted: libraries cannot be loaded there, and one of them aborts.
+
+    Raises:
+        DiskError: it is gone.
+    """
+    try:
+        Path.cwd()
+    except OSError:
+        raise DiskError("The folder that this was started in is no longer there; change to another one.") from None
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write every byte; raises OSError."""
     view = memoryview(data)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from quant.errors import Cancelled, LockedError
+from quant.errors import Cancelled, DiskError, LockedError
 from quant.storage.files import disk_errors, open_own
 
 _PATIENCE = 0.5
@@ -30,6 +30,8 @@ class FileLock:
     """
 
     def __init__(self, path: Path, what: str, patience: float = _PATIENCE) -> None:
+        if path.is_dir():
+            raise DiskError(f"{path} is a folder in the place of the lock's file; remove it.")
         with disk_errors(path):
             self._descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
         try:

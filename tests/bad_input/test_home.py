@@ -28,3 +28,16 @@ def test_a_home_that_takes_nothing(home: str, tmp_path: Path) -> None:
     assert (tmp_path / "a.mp4").stat().st_size > 1000
     assert not any(word in done.stderr for word in ("ermission", "Traceback", "arning", "rror")), done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "runs"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows deletes no folder that somebody is in")
+@pytest.mark.parametrize("program", ["magi_lite plan", "magi_lite generate --prompt x", "quant a b --scheme int8"])
+def test_a_working_folder_that_was_deleted(program: str, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = f"import os, runpy, sys; os.rmdir(os.getcwd()); sys.argv = {program.split()!r}; "
+    command += "runpy.run_module(sys.argv[0], run_name='__main__')"
+    where = {"cwd": tmp_path / "gone", "env": os.environ | {"PYTHONPATH": str(REPOSITORY)}}
+    done = subprocess.run([sys.executable, "-c", command], **where, capture_output=True, text=True, timeout=60)
+    assert done.returncode and not done.stdout
+    sentence = "The folder that this was started in is no longer there; change to another one."
+    assert done.stderr.strip().removeprefix("error: ") == sentence

@@ -114,6 +114,14 @@ def test_a_dead_download_goes_on_where_it_was_cut(hub: FakeHub, tmp_path: Path) 
     assert list(tmp_path.rglob("*.part")) == []
 
 
+def test_what_never_began_is_not_said_to_be_kept(hub: FakeHub, tmp_path: Path) -> None:
+    hub.cut_after, hub.cuts_left = 0, 1
+    with pytest.raises(DownloadError) as refused:
+        fetch(hub, tmp_path)
+    assert "cannot be fetched; run the download again when there is a connection" in str(refused.value)
+    assert "kept" not in str(refused.value)
+
+
 def test_what_is_there_is_not_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
     fetch(hub, tmp_path)
     hub.requests.clear()
