@@ -239,15 +239,15 @@ class Seconds:
         )
 
     def _clear_behind(self, end: int) -> list[str]:
-        """Move aside damaged files that lie behind the video's end, and that it would run into if it were extended."""
+        """Move aside what lies behind the video's end: extended, it would run into it, or take it for its own."""
         sentences = []
         for index in range(end, self._end()):
             there = [path for kind in (LATENTS, FRAGMENT) if os.path.lexists(path := self.path(index, kind))]
-            if there and self._damage_of(index):
-                for path in there:
-                    move_aside(path)
+            for path in there:
+                move_aside(path)
+            if there:
                 names = ", ".join(path.name for path in there)
-                sentences.append(f"What lay damaged behind the video's end ({names}) was moved to the folder damaged.")
+                sentences.append(f"What lay behind the video's end ({names}) was moved to the folder damaged.")
         return sentences
 
     def _restorable(self, index: int, states: States | None, in_video: bytes) -> bool:

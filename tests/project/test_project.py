@@ -165,6 +165,23 @@ def test_extend_goes_on_as_if_the_longer_video_had_been_asked_for(tmp_path, fini
         project.extend(0)
 
 
+def test_a_second_of_another_run_is_not_taken_for_one_of_the_extension(tmp_path, finished, ask):
+    """Whole, it lies just behind the end: copied there by hand, or by a program that puts folders together."""
+    with Project.create(tmp_path / "long", ask(seconds=6, seed=77)) as other:
+        run(other)
+    with Project.create(tmp_path / "right", ask(seconds=6)) as longer:
+        run(longer)
+    for kind in ("safetensors", "m4s"):
+        shutil.copy(other.folder / "chunks" / f"00004.{kind}", finished.folder / "chunks")
+    stray = (finished.folder / "chunks" / "00004.safetensors").read_bytes()
+    with Project.open(finished.folder) as project:
+        project.extend(2)
+        assert project.chunks == 4
+        run(project)
+    assert differences(seconds_of(project), seconds_of(longer)) == []
+    assert any(path.read_bytes() == stray for path in (project.folder / "damaged").iterdir()), "it is kept aside"
+
+
 @pytest.mark.parametrize(("old", "more", "kept"), [(4, 2, range(4)), (4, None, range(4)), (None, 1, range(5))])
 def test_extending_drops_the_states_that_cannot_go_on(tmp_path, ask, old, more, kept):
     with Project.create(tmp_path, ask(seconds=old, window=4)) as project:
@@ -470,6 +487,14 @@ def test_leftovers_of_crashes_are_removed_and_what_is_in_the_making_stays(tmp_pa
     lock.release()
     Project.create(tmp_path, ask()).close()
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_folder_in_the_place_of_the_lock_is_named(finished):
+    lock = finished.folder / ".lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    with pytest.raises(OutputError, match=r"\.lock is a folder in the place of the lock's file; remove it"):
+        Project.open(finished.folder).lock()
 
 
 def test_runs_stand_in_the_order_in_which_they_were_made_whatever_the_clock_says(tmp_path, ask, monkeypatch):
