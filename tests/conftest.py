@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -57,6 +58,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("alone")
         if any(place in item.path.parents or place == item.path for place in SLOW):
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """What stays to the end anyway is not looked at again: every run collects garbage, half a second for all of it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries that count at the end what was not let go find nothing."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
