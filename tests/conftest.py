@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,8 @@ SLOW = tuple(
 )
 """Whole videos are made and exported here, models trained, processes started and killed, full-size passes counted, a
 wheel built and installed. What is left takes some three minutes of one processor core."""
+FROZEN = pytest.StashKey[int]()
+"""How many modules were there when their objects were taken out of garbage collection."""
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
@@ -57,6 +61,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("alone")
         if any(place in item.path.parents or place == item.path for place in SLOW):
             item.add_marker("slow")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What stays to the end is not looked at again: every run collects garbage, half a second for all libraries."""
+    modules = item.config.stash.get(FROZEN, 0)
+    if len(sys.modules) > modules + 20:  # the first test, or the one before imported something large
+        gc.collect()
+        gc.freeze()
+        item.config.stash[FROZEN] = len(sys.modules)
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries that count at the end what was not let go find nothing."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

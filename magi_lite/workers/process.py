@@ -7,6 +7,7 @@ with its state saved, as if it had been paused.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import logging
 import os
@@ -68,6 +69,7 @@ class WorkerProcess:
         if devices.cuda_driver():
             threading.Thread(target=self._report_memory, daemon=True).start()
         importlib.import_module("magi_lite.pipeline.run")  # torch: seconds, in which the first job may already wait
+        gc.freeze()  # libraries stay to the end: not looked at again when a run's memory is freed, thrice a run
         self._out.send({"ready": os.getpid()})
         while True:
             job = self._jobs.get()

@@ -46,7 +46,11 @@ class App:
         command += ["--models", str(self.folder / "models"), *self.extra]
         log = (self.folder / "app.log").open("ab")
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, env=environment,
+            # a shell without job control has what it starts in the background ignore Ctrl-C, and all below it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         log.close()
         return self.wait()
 
@@ -73,13 +77,14 @@ class App:
         self.process.wait()
 
     def stop(self) -> None:
-        """As Ctrl-C does."""
+        """As Ctrl-C does, which no app may ignore."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
-                self.process.wait(40)
+                self.process.wait(PATIENCE / 1000)
             except subprocess.TimeoutExpired:
                 self.kill()
+                raise
 
     def newest(self) -> Path:
         """The project that was made last."""
