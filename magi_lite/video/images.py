@@ -19,19 +19,42 @@ import numpy as np
 from imageio.core.request import InitializationError, Request
 from imageio.core.v3_plugin_api import PluginV3
 from imageio.plugins.pillow import PillowPlugin
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from magi_lite.errors import MediaError
 from magi_lite.files import check_source
 from magi_lite.video.colour import is_wide, to_bt709
 from magi_lite.video.containers import NO_PICTURE, kind_of, open_header
-from magi_lite.video.strips import SMALL_PIXELS, CannotReduce, orientation, png_header, reduced
+from magi_lite.video.strips import (
+    SMALL_PIXELS,
+    CannotReduce,
+    jpeg_factor,
+    jpeg_frame,
+    orientation,
+    png_header,
+    reduced,
+    whole_factor,
+)
 
 Fit = Literal["crop", "pad", "stretch"]
 MAX_PIXELS = 400_000_000
 """Largest picture that is read, twice what phones make: JPEG, PNG, TIFF and JPEG 2000 are made smaller on the way."""
 MAX_WHOLE_PIXELS = 64_000_000
 """Largest picture of the kinds that can only be decoded as a whole."""
+MAX_HELD_BYTES = 384_000_000
+"""Largest JPEG of several passes, by what its decoder holds until the last of them, at whatever size it decodes."""
+_BAND_PIXELS = 4_000_000
+"""Pixels whose colours are converted at once."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
 _ONE_AT_A_TIME = threading.Lock()
 """Two large pictures at once would take twice the memory."""
 BACKGROUND = (255, 255, 255)
@@ -63,14 +86,14 @@ def load_image(
         warnings.simplefilter("ignore")  # oddly tagged pictures are judged below
         with open_picture(path) as picture:
             try:
-                image = to_rgb(_decoded(path, picture.image, 2 * max(size), background), background)
+                image = to_rgb(_decoded(path, picture.image, 2 * max(size), background), background, 2 * max(size))
+                return fit_pixels(image, size, fit)
             except CannotReduce:
                 raise MediaError(f"{path.name} {_too_large(picture.image)}") from None
             except MediaError:
                 raise
             except Exception as error:  # decoders of foreign files raise anything
                 raise _damaged(path, error) from None
-    return fit_pixels(image, size, fit)
 
 
 def is_animated(path: Path) -> bool:
@@ -108,14 +131,49 @@ def shown_size(path: Path) -> tuple[int, int]:
         MediaError: it is no picture.
     """
     with open_picture(path) as picture:
-        image = picture.image
-        turned = orientation(image) in (5, 6, 7, 8)
-        return (image.height, image.width) if turned else (image.width, image.height)
+        return turned_size(picture.image)
 
 
-def to_rgb(image: Image.Image, background: tuple[int, int, int] = BACKGROUND) -> Image.Image:
-    """A decoded picture upright, in sRGB, opaque, with 8 bits a colour."""
-    image = _upright(image)
+def turned_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture as it is shown; Pillow turns a TIFF's itself."""
+    turned = image.format != "TIFF" and orientation(image) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def to_rgb(
+    image: Image.Image, background: tuple[int, int, int] = BACKGROUND, longest: int | None = None
+) -> Image.Image:
+    """A decoded picture upright, in sRGB, opaque, with 8 bits a colour.
+
+    Colours are converted in bands, for each step of it makes a copy.
+
+    Args:
+        image: decoded.
+        background: shows through transparent parts.
+        longest: what the shorter side need not exceed; None: the size stays.
+    """
+    factor = 1 if longest is None else whole_factor(image.size, longest) if _pixels(image) > SMALL_PIXELS else 1
+    scale = _range_of(image)
+    rows = max(1, _BAND_PIXELS // (image.width * factor)) * factor
+    if rows >= image.height and factor == 1:
+        result = _band_to_rgb(image, background, scale)
+    else:
+        result = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+        for top in range(0, image.height, rows):
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            small = _band_to_rgb(band, background, scale)
+            result.paste(small.reduce(factor) if factor > 1 else small, (0, top // factor))
+    turn = _TURNS.get(orientation(image))
+    return result if turn is None else result.transpose(turn)
+
+
+def _pixels(image: Image.Image) -> int:
+    return image.width * image.height
+
+
+def _band_to_rgb(image: Image.Image, background: tuple[int, int, int], scale: float) -> Image.Image:
+    if scale != 1 or _is_deep(image):
+        image = _to_8_bit(image, scale)
     primaries, transfer = image.info.get("cicp", (1, 13))
     if is_wide(transfer, primaries):
         signal = np.asarray(_opaque(image, background), np.float32) / 255
@@ -129,9 +187,14 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
         chunks = png_header(path)[1]
         if len(chunks.get(b"cICP", b"")) >= 2:
             image.info["cicp"] = tuple(chunks[b"cICP"][:2])
-    pixels = image.width * image.height
+    pixels = _pixels(image)
     if image.format in ("JPEG", "MPO"):
-        image.draft("RGB", (longest, longest))  # decoded at a half, a quarter or an eighth
+        frame = jpeg_frame(path)
+        if frame.held > MAX_HELD_BYTES or (not frame.scalable and pixels > MAX_WHOLE_PIXELS):
+            raise CannotReduce
+        if frame.scalable:
+            factor = jpeg_factor(image.size, longest)
+            image.draft("RGB", (image.width // factor, image.height // factor))
     elif image.format == "JPEG2000":
         halvings = max(0, min(5, (min(image.size) // longest).bit_length() - 1))
         if halvings:
@@ -150,7 +213,10 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
 
 def _too_large(image: Image.Image) -> str:
     """The sentence for a picture that cannot be made smaller while it is read."""
-    return f"has {image.width * image.height / 1e6:.0f} megapixels in one piece; save it as JPEG, or make it smaller."
+    megapixels = f"{_pixels(image) / 1e6:.0f} megapixels"
+    if image.format in ("JPEG", "MPO"):
+        return f"has {megapixels} in a progressive or lossless JPEG; save it as baseline, or make it smaller."
+    return f"has {megapixels} in one piece; save it as JPEG, or make it smaller."
 
 
 def fit_pixels(image: Image.Image, size: tuple[int, int], fit: Fit, pixel_aspect: float = 1.0) -> np.ndarray:
@@ -224,14 +290,6 @@ def open_picture(path: Path) -> Picture:
     return picture
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; a damaged EXIF says nothing."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
-
-
 def _to_srgb(image: Image.Image) -> Image.Image:
     """Colours of an embedded profile, or a PNG's gamma, in sRGB; a damaged profile is left aside."""
     profile = image.info.get("icc_profile")
@@ -239,8 +297,6 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         gamma = image.info.get("gamma", 0)
         plain = "cicp" in image.info or "srgb" in image.info or image.mode not in ("L", "LA", "RGB", "RGBA", "P")
         return image if plain or not 0.1 < gamma < 3 or abs(gamma - 1 / 2.2) < 0.03 else _by_gamma(image, gamma)
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image = _to_8_bit(image)
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
     elif image.mode == "1":
@@ -277,25 +333,48 @@ def _by_gamma(image: Image.Image, gamma: float) -> Image.Image:
 
 def _opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """RGB, 8 bit, without transparency."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image = _to_8_bit(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         under = Image.new("RGBA", image.size, (*background, 255))
         return Image.alpha_composite(under, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bit (0..65535), 32 bit or float (0..1, or 0..255) to 8 bit; Pillow's own conversion clips instead."""
-    values = np.asarray(image).astype(np.float32)
-    values = np.nan_to_num(values, posinf=0, neginf=0)
-    highest = float(values.max(initial=0))
-    if image.mode == "F":
-        scale = 255.0 if highest <= 1 else 1.0
-    else:
-        scale = 255 / 65535 if highest > 255 or image.mode.startswith("I;16") else 1.0
-    return Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
+def _is_deep(image: Image.Image) -> bool:
+    """Whether it is grey of 16 bit, 32 bit or float."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;")
+
+
+def _range_of(image: Image.Image) -> float:
+    """What samples of a grey picture are multiplied with to be 0..255; 1 for all others.
+
+    They are 0..65535 (16 bit), 0..1 (float), or else whatever range of 255, 65535 or more their highest one shows.
+    """
+    if not _is_deep(image):
+        return 1.0
+    if image.mode.startswith("I;16"):
+        return 255 / 65535
+    rows, highest = max(1, _BAND_PIXELS // image.width), 0.0
+    for top in range(0, image.height, rows):
+        highest = max(highest, float(_finite(image.crop((0, top, image.width, min(top + rows, image.height)))).max()))
+    if image.mode == "F" and highest <= 1:
+        return 255.0
+    return 1.0 if highest <= 255 else 255 / max(65535.0, highest)
+
+
+def _finite(image: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
+
+
+def _to_8_bit(image: Image.Image, scale: float) -> Image.Image:
+    """Grey samples times `scale`, as 8 bit, with what is transparent; Pillow's own conversion clips instead."""
+    values = _finite(image)
+    done = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
+    done.info.update({name: value for name, value in image.info.items() if name != "transparency"})
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):  # a sample of the depth that the picture has
+        done.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return done
 
 
 def _damaged(path: Path, error: BaseException) -> MediaError:

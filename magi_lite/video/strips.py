@@ -1,4 +1,4 @@
-"""Very large PNG and TIFF pictures, decoded a band at a time and made smaller on the way.
+"""Very large pictures, made smaller while they are read: PNG and TIFF a band at a time.
 
 Pillow decodes a picture as a whole, four bytes a pixel and more. A band of it is a picture too: rows of a PNG, with the
 row above them in front because filters refer to it, or strips and tiles of a TIFF, each in a small file of its own that
@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -48,9 +48,9 @@ def reduced(path: Path, image: Image.Image, longest: int, background: tuple[int,
         CannotReduce: it has no bands.
         OSError, ValueError, SyntaxError, zlib.error: it is damaged.
     """
-    width, height = image.size
-    factor = max(1, min(width, height) // longest, int(np.ceil(np.sqrt(width * height / SMALL_PIXELS))))
     is_png = image.format == "PNG"
+    height = image.height if is_png else image.tag_v2[257]  # type: ignore[attr-defined]  # as stored, not yet turned
+    factor = whole_factor(image.size, longest)
     bands = _png_bands(path, factor, background) if is_png else _tiff_bands(path, image, factor)
     result, at = None, 0
     for band in bands:
@@ -69,14 +69,78 @@ def reduced(path: Path, image: Image.Image, longest: int, background: tuple[int,
     return result
 
 
+def whole_factor(size: tuple[int, int], longest: int) -> int:
+    """By what a large picture is made smaller: its shorter side stays above `longest`, if memory allows."""
+    width, height = size
+    return max(1, min(width, height) // longest, int(np.ceil(np.sqrt(width * height / SMALL_PIXELS))))
+
+
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation of a picture that need not be decoded for it; a damaged EXIF says nothing."""
-    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it to look behind the pixels
+    try:  # a PNG's own `getexif` would decode it to look behind the pixels
+        found = (Image.Image.getexif(image) if image.format == "PNG" else image.getexif()).get(0x0112, 1)
+        return found if found in range(1, 9) else 1
+    except Exception:  # readers of foreign files raise anything
         return 1
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:
-        return 1
+
+
+# --- JPEG ------------------------------------------------------------------------------------------------------------
+
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+"""Markers that begin a frame (ITU-T T.81, table B.1)."""
+_PROGRESSIVE, _LOSSLESS = (0xC2, 0xC6, 0xCA, 0xCE), (0xC3, 0xC7, 0xCB, 0xCF)
+_NO_LENGTH = (0x00, 0x01, *range(0xD0, 0xDA))
+
+
+class JpegFrame(NamedTuple):
+    """How a JPEG is stored.
+
+    Attributes:
+        scalable: whether it can be decoded at a fraction; of a lossless one libjpeg would write far behind its buffer.
+        held: bytes that its decoder holds of the whole picture, at every scale: coefficients, if they come in several
+            passes; a picture of one pass is decoded row by row.
+    """
+
+    scalable: bool
+    held: int
+
+
+def jpeg_frame(path: Path) -> JpegFrame:
+    """How a JPEG is stored, by the headers before its pixels; one without them is damaged and not scalable."""
+    kind = coefficients = components = 0
+    with path.open("rb") as file:
+        file.seek(2)
+        while True:
+            mark = file.read(1)
+            while mark and mark != b"\xff":
+                mark = file.read(1)
+            while mark == b"\xff":
+                mark = file.read(1)
+            if not mark:
+                return JpegFrame(False, 0)
+            if mark[0] in _NO_LENGTH:
+                continue
+            content = file.read(max(0, int.from_bytes(file.read(2), "big") - 2))
+            if mark[0] in _FRAMES and len(content) >= 6:
+                kind = mark[0]
+                height, width, components = struct.unpack_from(">HHB", content, 1)
+                factors = [(byte >> 4, byte & 15) for byte in content[7::3][:components]]
+                if not factors or not all(across and down for across, down in factors):
+                    return JpegFrame(False, 0)
+                most_across, most_down = max(a for a, _ in factors), max(d for _, d in factors)
+                units = -(-width // (8 * most_across)) * -(-height // (8 * most_down))
+                coefficients = 64 * units * sum(across * down for across, down in factors)
+            elif mark[0] == 0xDA and content:
+                passes = kind in _PROGRESSIVE or content[0] < components
+                return JpegFrame(kind not in (0, *_LOSSLESS), 2 * coefficients if passes else 0)
+
+
+def jpeg_factor(size: tuple[int, int], longest: int) -> int:
+    """The fraction at which a JPEG is decoded, 1, 2, 4 or 8: as `whole_factor`, as far as decoders know it."""
+    most_detail = 1 << max(0, (min(size) // longest).bit_length() - 1)
+    pixels = size[0] * size[1]
+    least_memory = next((factor for factor in (1, 2, 4) if pixels <= SMALL_PIXELS * factor**2), 8)
+    return min(8, max(most_detail, least_memory))
 
 
 # --- PNG -------------------------------------------------------------------------------------------------------------
@@ -244,7 +308,7 @@ def _on(colours: np.ndarray, alpha: np.ndarray | None, background: tuple[int, in
 
 def _tiff_bands(path: Path, image: Any, factor: int) -> Iterator[Image.Image]:
     tags = image.tag_v2
-    width, height = image.size
+    width, height = tags[256], tags[257]  # the picture itself says them turned
     if (tags.get(284, 1) != 1 and tags.get(277, 1) > 1) or tags.get(259, 1) == 6:
         raise CannotReduce
     tiled = 324 in tags
@@ -336,7 +400,8 @@ def _reducible(image: Image.Image, background: tuple[int, int, int]) -> Image.Im
     if image.mode == "1":
         return image.convert("L")
     if image.mode.startswith("I"):
-        return Image.fromarray(np.asarray(image).astype(np.float32) / 65535)
+        values = np.asarray(image).astype(np.float32)
+        return Image.fromarray(values if image.mode == "I" else values / 65535)
     if image.mode in ("RGBA", "LA"):
         under = Image.new("RGBA", image.size, (*background, 255))
         return Image.alpha_composite(under, image.convert("RGBA")).convert("RGB")

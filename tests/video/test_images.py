@@ -123,6 +123,13 @@ def test_16_bit(tmp_path):
         assert near(load_image(path, (64, 16)), wanted, 2), path.name
 
 
+def test_a_16_bit_grey_that_means_transparent(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_16(np.array([[30000, 30000, 30001, 30001]] * 4, np.uint16)))
+    with_chunk(tmp_path / "a.png", b"tRNS", struct.pack(">H", 30000))
+    pixels = load_image(tmp_path / "a.png", (4, 4))
+    assert near(pixels[:, 0], (255,) * 3, 1) and near(pixels[:, 3], (117,) * 3, 1)
+
+
 def test_colour_profiles(tmp_path):
     """A damaged or an equal profile changes nothing, and inks come out as the colours they print."""
     from PIL import ImageCms
