@@ -38,8 +38,6 @@ _TOLERANCE = 0.25 / FPS
 """Containers round times, to milliseconds for instance; a frame that starts this little late has started."""
 _SEEK_MARGIN = 2.0
 """Seconds before the wanted ones that are read, for durations that are a little wrong."""
-_LONGEST_ANIMATION = 600
-"""Seconds of an animated picture that are read as a whole: all of it is in memory."""
 _LONGEST_CLIP = 12 * 3600
 """Seconds of a clip that are read as a whole: the moment of each frame is held."""
 _LONGEST_FRAME = 1.0
@@ -82,8 +80,7 @@ def read_tail(path: Path, size: tuple[int, int], fit: Fit, frames: int) -> tuple
     """
     check_source(path, "a video")
     if kind_of(path) != "other":
-        if not is_animated(path):
-            raise MediaError(f"{path.name} is a single image; start with it as an image instead.")
+        _check_moves(path)
         from magi_lite.video.animations import animation_tail
 
         pixels, facts = animation_tail(path, size, fit, frames)
@@ -91,6 +88,11 @@ def read_tail(path: Path, size: tuple[int, int], fit: Fit, frames: int) -> tuple
     with _damage_named(path):
         clip = _Clip(path)
         return clip.tail(size, fit, frames), clip.facts()
+
+
+def _check_moves(path: Path) -> None:
+    if not is_animated(path):
+        raise MediaError(f"{path.name} is a single image; start with it as an image instead.")
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,10 @@ def read_whole(path: Path, size: tuple[int, int], fit: Fit) -> Whole:
     """
     check_source(path, "a video")
     if kind_of(path) != "other":
-        pixels, _ = read_tail(path, size, fit, _LONGEST_ANIMATION * FPS)
-        return Whole(None, len(pixels), iter(pixels))
+        _check_moves(path)
+        from magi_lite.video.animations import animation_whole
+
+        return animation_whole(path, size, fit)
     with _damage_named(path):
         whole = _Clip(path).whole(size, fit)
     return replace(whole, frames=_read(path, whole.frames))

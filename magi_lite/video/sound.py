@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +175,8 @@ def _heard(path: Path, start: float | None, context: Any, samples: int) -> Itera
     """What a file holds from a moment on, at most `samples`."""
     import av
 
-    resampler = av.AudioResampler(format=context.format, layout="stereo", rate=SOUND_RATE)
     with open_media(path) as container:
         stream = next(stream for stream in container.streams.audio if stream.codec_context is not None)
-        early = None
 
         def decoded() -> Iterator[Any]:
             for packet in container.demux(stream):
@@ -185,26 +184,42 @@ def _heard(path: Path, start: float | None, context: Any, samples: int) -> Itera
                     yield from packet.decode()
                 except av.InvalidDataError:
                     continue
-            yield None
 
-        for frame in decoded():
-            if early is None and frame is not None:  # samples before the stretch, or missing at its beginning
-                known = start is not None and frame.time is not None
-                early = round((start - frame.time) * SOUND_RATE) if known else 0
-                if early < 0:
-                    gap = min(-early, samples)
-                    yield from _silence(context, gap)
-                    samples, early = samples - gap, 0
-            if frame is not None:
-                frame.pts = None
-            for block in resampler.resample(frame):
-                first, last = min(early or 0, block.samples), min(block.samples, (early or 0) + samples)
-                early = (early or 0) - first
-                if first < last:
-                    yield _cut(block, first, last)
-                    samples -= last - first
-                if not samples:
-                    return
+        frames = decoded()
+        head = next(frames, None)
+        if head is None:
+            return
+        known = start is not None and head.time is not None
+        early = round((start - head.time) * SOUND_RATE) if known else 0  # samples before the stretch
+        if early < 0:  # missing at its beginning
+            gap = min(-early, samples)
+            yield from _silence(context, gap)
+            samples, early = samples - gap, 0
+        for block in _resampled(chain([head], frames), context):
+            if not samples:
+                return
+            first, last = min(early, block.samples), min(block.samples, early + samples)
+            early -= first
+            if first < last:
+                yield _cut(block, first, last)
+                samples -= last - first
+
+
+def _resampled(frames: Iterable[Any], context: Any) -> Iterator[Any]:
+    """Frames at one rate, in stereo; their own rate, channels and format may change on the way."""
+    import av
+
+    resampler, kind = None, None
+    for frame in frames:
+        own = (frame.sample_rate, frame.layout.name, frame.format.name)
+        if own != kind:
+            if resampler is not None:
+                yield from resampler.resample(None)
+            resampler, kind = av.AudioResampler(format=context.format, layout="stereo", rate=SOUND_RATE), own
+        frame.pts = None
+        yield from resampler.resample(frame)
+    if resampler is not None:
+        yield from resampler.resample(None)
 
 
 def _silence(context: Any, samples: int) -> Iterator[Any]:

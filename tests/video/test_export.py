@@ -305,6 +305,36 @@ def test_a_sound_that_is_cut_off_fades_out(tmp_path, name, seconds, stretches, f
     assert np.abs(made - expected).max() < 2 / 32768
 
 
+def test_a_sound_whose_rate_and_channels_change(tmp_path):
+    """As in a recording that was cut together, or a stream: one tone, then a higher one at another rate in stereo."""
+    parts = []
+    for rate, channels, tone in ((22050, 1, 400), (44100, 2, 1600)):
+        part = tmp_path / f"{rate}.aac"
+        with av.open(str(part), "w", format="adts") as container:
+            stream = container.add_stream("aac", rate=rate, layout="mono" if channels == 1 else "stereo")
+            wave = 0.5 * np.sin(2 * np.pi * tone * np.arange(rate) / rate).astype(np.float32)
+            for begin in range(0, rate, 1024):
+                frame = av.AudioFrame.from_ndarray(
+                    np.tile(wave[begin : begin + 1024], (channels, 1)), format="fltp", layout=stream.layout.name
+                )
+                frame.sample_rate, frame.pts = rate, begin
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        parts.append(part.read_bytes())
+    both = tmp_path / "both.aac"
+    both.write_bytes(b"".join(parts))
+    target = tmp_path / "a.mov"
+    write("prores", target, count=48, sound=[Sound(both)])
+    with av.open(str(target)) as container:
+        sound = np.concatenate([f.to_ndarray().astype(np.float64) for f in container.decode(audio=0)], axis=1)
+        rate, packed = container.streams.audio[0].rate, not container.streams.audio[0].format.is_planar
+    sound = sound[0, ::2] if packed else sound[0]
+    for begin, tone in ((0.3, 400), (1.4, 1600)):
+        piece = sound[int(begin * rate) : int((begin + 0.4) * rate)]
+        found = np.abs(np.fft.rfft(piece * np.hanning(len(piece)))).argmax() / 0.4
+        assert found == pytest.approx(tone, abs=10)
+
+
 def test_sound_that_cannot_be(tmp_path):
     tone(tmp_path / "a.wav", 1)
     with pytest.raises(InputError, match="A file of format gif has no sound; choose h264, hevc"):

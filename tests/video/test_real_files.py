@@ -1,5 +1,6 @@
 """Clips as cameras, phones and browsers make them: shown as players show them, whatever they are called."""
 
+import io
 import json
 import struct
 import subprocess
@@ -221,6 +222,52 @@ def test_animated_pictures_are_clips(tmp_path, ending, options, named):
     seen = uploads.look_at(path, path.name)
     assert (seen["kind"], seen["width"], seen["height"]) == ("video", 64, 48) and "1.0 s" in seen["info"]
     assert near(load_image(path, (32, 32))[16, 16], (40,) * 3, 4), "as a picture it is its first one"
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "avif"])
+def test_an_animation_read_as_a_whole_is_its_tail_frame_by_frame(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    values = np.random.default_rng().integers(0, 256, 9)
+    pictures = [Image.new("RGB", (64, 48), (int(value),) * 3) for value in values]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[0, 40, 90, 5, 200, 1000, 30, 70, 60])
+    whole = read_whole(path, (32, 32), "crop")
+    frames = list(whole.frames)
+    assert len(frames) == whole.count and whole.start is None
+    assert np.array_equal(np.stack(frames), load_tail(path, (32, 32), frames=whole.count + 5))
+
+
+def test_an_animation_read_as_a_whole_is_not_held(tmp_path):
+    """300 pictures of 1280 x 720 are 829 MB; read one by one they take the memory of a few."""
+    path = tmp_path / "a.gif"
+    pictures = [Image.new("L", (64, 36), number % 256) for number in range(300)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40)
+    code = """if True:
+        import resource, sys
+        from pathlib import Path
+        from magi_lite.video.clips import read_whole
+        whole = read_whole(Path(sys.argv[1]), (1280, 720), "crop")
+        next(whole.frames)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        count = 1 + sum(1 for _ in whole.frames)
+        print(count == whole.count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    command, where = [sys.executable, "-c", code, str(path)], Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True)
+    counted, more = done.stdout.split()
+    assert counted == "True" and int(more) < 100_000, done.stderr
+
+
+def test_an_animation_that_takes_minutes_is_refused_at_once(tmp_path):
+    path = tmp_path / "a.gif"
+    frame = io.BytesIO()
+    Image.new("L", (6000, 6000)).save(frame, "GIF")
+    data = frame.getvalue()
+    start = data.index(b",", 13)  # the picture's descriptor; behind it its data, and a byte that ends the file
+    path.write_bytes(data[:-1] + data[start:-1] * 79 + b";")
+    sentence = r"^a\.gif has 80 pictures of 6000 x 6000, which take minutes to decode; give a video of it, or a smaller"
+    for read in (lambda: load_tail(path, (32, 32)), lambda: read_whole(path, (32, 32), "crop"), lambda: look_at(path)):
+        with pytest.raises(MediaError, match=sentence):
+            read()
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.5, 0.7, 0.9, 0.98])
