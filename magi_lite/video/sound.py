@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -209,16 +209,11 @@ def _resampled(frames: Iterable[Any], context: Any) -> Iterator[Any]:
     """Frames at one rate, in stereo; their own rate, channels and format may change on the way."""
     import av
 
-    resampler, kind = None, None
-    for frame in frames:
-        own = (frame.sample_rate, frame.layout.name, frame.format.name)
-        if own != kind:
-            if resampler is not None:
-                yield from resampler.resample(None)
-            resampler, kind = av.AudioResampler(format=context.format, layout="stereo", rate=SOUND_RATE), own
-        frame.pts = None
-        yield from resampler.resample(frame)
-    if resampler is not None:
+    for _, alike in groupby(frames, lambda frame: (frame.sample_rate, frame.layout.name, frame.format.name)):
+        resampler = av.AudioResampler(format=context.format, layout="stereo", rate=SOUND_RATE)
+        for frame in alike:
+            frame.pts = None
+            yield from resampler.resample(frame)
         yield from resampler.resample(None)
 
 
