@@ -170,7 +170,7 @@ def pytest(options: argparse.Namespace, passed_on: Sequence[str]) -> bool:
 def selections(options: argparse.Namespace) -> list[tuple[str, list[str]]]:
     """The runs of pytest by name, with the arguments that divide the tests between them."""
     leave_out = "" if options.all else " and not thorough"
-    sharing = ["-n", str(options.processes), "--dist", "loadscope"]
+    sharing = ["-n", str(options.processes), "--dist", "loadscope", "--no-loadscope-reorder"]
     if options.fast:
         return [("pytest", ["-m", f"not alone and not slow{leave_out}", *sharing])]
     return [

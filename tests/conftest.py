@@ -38,6 +38,8 @@ SLOW = tuple(
         "video/test_export.py",
         "test_library.py",
         "test_package.py",
+        "ui/test_memory.py",
+        "ui/test_server.py",
     )
 )
 """Whole videos are made and exported here, models trained, processes started and killed, full-size passes counted, a
@@ -54,13 +56,16 @@ ARGUMENTS = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests in a browser are marked `alone`: browser, app and worker keep two processor cores busy by themselves.
 
-    `slow` are those of the places where nearly every test takes seconds (`SLOW`).
+    `slow` are those of the places where nearly every test takes seconds (`SLOW`). Files with such tests come first, so
+    that several processes have short ones left to share at the end.
     """
     for item in items:
         if {"browser", "app"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("alone")
         if any(place in item.path.parents or place == item.path for place in SLOW):
             item.add_marker("slow")
+    first = {item.path for item in items if item.get_closest_marker("slow") and not item.get_closest_marker("alone")}
+    items.sort(key=lambda item: item.path not in first)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -207,9 +207,9 @@ def test_sage_may_be_less_exact_than_flash(package: Callable[..., None]) -> None
 
 def test_a_kernel_that_hangs_is_given_up(package: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     package("flash", "import time; time.sleep(600)")
-    monkeypatch.setattr(attention_trial, "PATIENCE_SECONDS", 15.0)
+    monkeypatch.setattr(attention_trial, "PATIENCE_SECONDS", 5.0)
     found = attention_trial.trial("flash", "cpu", "float32")
-    assert found == Trial("it did not answer within 15 seconds", lasting=False)
+    assert found == Trial("it did not answer within 5 seconds", lasting=False)
 
 
 def test_the_trial_is_asked_once_and_the_next_kernel_serves(

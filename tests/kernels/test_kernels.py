@@ -20,6 +20,7 @@ CARDS = (AMPERE, ADA, HOPPER, BLACKWELL)
 HALF, SINGLE = torch.bfloat16, torch.float32
 
 
+@pytest.mark.slow
 def test_the_kernels_in_the_interpreter() -> None:
     in_own_process(Path(__file__).with_name("interpreted.py"))
 
