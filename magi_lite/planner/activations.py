@@ -107,7 +107,9 @@ def product_bytes(numbers: int, execution: Execution) -> int:
 def sage_bytes(queries: int, keys: int) -> int:
     """What one call of SageAttention takes besides its arguments and result.
 
-    Queries and keys as 8-bit integers, values as 8-bit floats and, on the way there, transposed in 16 bits.
+    Queries and keys as 8-bit integers, values as 8-bit floats and, on the way there, transposed in 16 bits. Some of its
+    ways also take the keys' mean from them, in 16 bits; that copy is gone before the values come (sageattention/core.py
+    of 2.2: keys are quantized first, in a call of their own).
 
     Args:
         queries, keys: numbers of the queries, and of the keys (as many as of the values).

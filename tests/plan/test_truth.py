@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from magi_lite import planner
 from magi_lite.machine.cards import known_card
 from magi_lite.models import MODELS
 from magi_lite.planner import memory
+from magi_lite.planner.activations import sage_bytes
 from magi_lite.planner.execution import Execution
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Timeline
@@ -94,3 +96,11 @@ def test_peak_of_encoding_a_picture_or_a_clip(
     tracked, _ = encode(plan)
     assert -UNDER <= plan.peak_per_phase["encode"] / tracked - 1 <= OVER
     assert plan.phases == ("text", "encode", "denoise", "decode")
+
+
+def test_a_call_of_sage_holds_what_its_source_holds_at_its_fullest_moment() -> None:
+    """In the order of `sageattn_qk_int8_pv_fp8_cuda` of SageAttention 2.2, smoothing the keys, on any capability."""
+    queries, keys = (int(number) for number in np.random.default_rng().integers(1, 10**9, 2))
+    as_integers, smooth, transposed, as_floats = queries + keys, 2 * keys, 2 * keys, keys
+    moments = [as_integers + smooth, as_integers, as_integers + transposed, as_integers + transposed + as_floats]
+    assert sage_bytes(queries, keys) == max(moments)
