@@ -33,7 +33,7 @@ from training.train_vae import (
 )
 
 STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "tune", "export")
-STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 2000}
+STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 1600}
 """Steps of every stage; after those of the whole autoencoder its decoder goes on alone."""
 FOLDED, FINAL, TUNED = "vae_folded.safetensors", "vae_final.safetensors", "vae_tuned.safetensors"
 FOLD_CLIPS = 96
