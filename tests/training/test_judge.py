@@ -40,6 +40,19 @@ def test_what_is_shown_as_asked_is_obeyed_whole_and_without_ghosts(rng: np.rando
 
 
 @pytest.mark.parametrize(
+    ("asked", "x"),
+    [
+        (Asked("cat", "white", "small", "town", "falls", "night", "snow"), 33.53),
+        (Asked("box", "white", "small", "town", "moves left", "night"), 31.23),
+        (Asked("car", "green", "small", "meadow", "stands still", "night"), 27.43),
+    ],
+)
+def test_what_hardly_stands_out_has_its_shape_wherever_it_is(asked: Asked, x: float) -> None:
+    verdict = judge(clip(asked, Start(x, 18.0 if asked.motion == "falls" else 0.0)), asked)
+    assert verdict.iou > 0.85 and 0.85 < verdict.area < 1.15
+
+
+@pytest.mark.parametrize(
     ("attribute", "shown"),
     [("thing", "cat"), ("colour", "blue"), ("size", "small"), ("place", "town"), ("light", "night"),
      ("weather", "snow"), ("camera", "zooms in"), ("motion", "moves left"), ("motion", "jumps")],
