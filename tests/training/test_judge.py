@@ -44,6 +44,7 @@ def test_what_is_shown_as_asked_is_obeyed_whole_and_without_ghosts(rng: np.rando
     [
         (Asked("cat", "white", "small", "town", "falls", "night", "snow"), 33.53),
         (Asked("box", "white", "small", "town", "moves left", "night"), 31.23),
+        (Asked("box", "purple", "small", "town", "moves right", "night", "rain"), 39.81),
         (Asked("car", "green", "small", "meadow", "stands still", "night"), 27.43),
     ],
 )
