@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from magi_lite.errors import InputError
 from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.weights.opening import open_model
-from training import export, latents, recipe
+from training import distill, export, latents, precision, recipe, train_dit
 from training.checkpoint import load
 from training.export import AUTOENCODER
 from training.photographs import Album
@@ -27,6 +28,11 @@ from training.world.draw import SIZE
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps on a few clips."""
     monkeypatch.setattr(recipe, "STEPS", dict.fromkeys(recipe.STEPS, 1))
+    monkeypatch.setattr(precision, "seconds_of", partial(precision.seconds_of, times=1))
+    for stage in (recipe.train_vae, recipe.true_latents, recipe.made_latents):
+        monkeypatch.setattr(recipe, stage.__name__, partial(stage, batch=2))
+    for stage in (train_dit.train_dit, distill.distill):
+        monkeypatch.setattr(f"{stage.__module__}.{stage.__name__}", partial(stage, chunks_per_batch=2))
     monkeypatch.setattr(recipe, "GATE_CLIPS", 2)
     monkeypatch.setattr(recipe, "FOLD_CLIPS", 4)
     monkeypatch.setattr(recipe, "SIZED_CLIPS", 2)

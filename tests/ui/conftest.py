@@ -27,6 +27,11 @@ WAIT = 120_000
 expect.set_options(timeout=WAIT)
 
 
+def heed_ctrl_c() -> None:
+    """A shell without job control has what it starts in the background ignore Ctrl-C, and all below it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class App:
     """`python app.py` on a folder of its own, or what else starts it on a machine that is pretended."""
 
@@ -47,9 +52,7 @@ class App:
         log = (self.folder / "app.log").open("ab")
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=log, env=environment,
-            # a shell without job control has what it starts in the background ignore Ctrl-C, and all below it
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            command, cwd=ROOT, stdout=log, stderr=log, env=environment, preexec_fn=heed_ctrl_c
         )  # fmt: skip
         log.close()
         return self.wait()
@@ -81,7 +84,7 @@ class App:
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
-                self.process.wait(PATIENCE / 1000)
+                self.process.wait(120)
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise

@@ -29,7 +29,7 @@ from playwright.sync_api import Browser, Page, Playwright
 from magi_lite.ui import uploads
 from magi_lite.ui.guard import Hosts
 from tests.conftest import ARGUMENTS
-from tests.ui.conftest import ROOT, WAIT, App, patient
+from tests.ui.conftest import ROOT, WAIT, App, heed_ctrl_c, patient
 
 JSON = {"Content-Type": "application/json"}
 
@@ -562,7 +562,7 @@ def test_nothing_goes_out_at_start_or_in_use(own: App, visitor: Page, tmp_path: 
     log = (own.folder / "app.log").open("ab")
     own.process = subprocess.Popen(
         [sys.executable, "-c", WATCHED_APP, str(seen), *options], cwd=ROOT, stdout=log, stderr=log,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     own.wait()
     visitor.goto(own.url)
