@@ -182,8 +182,7 @@ def serve(arguments: argparse.Namespace) -> int:
         _check_mcp(local)
     projects = arguments.projects.resolve()
     alone = alone_in(projects / ".queue")
-    arriving = projects / uploads.ARRIVING
-    uploads.forget(arriving)
+    arriving = uploads.arriving_folder(projects)
     os.environ["GRADIO_TEMP_DIR"] = str(arriving)  # a folder of our own, which we may empty
     fleet = workers(arguments, projects)
     queue = JobQueue(projects / ".queue", fleet.runners, lambda: unfinished(projects))
@@ -207,7 +206,7 @@ def serve(arguments: argparse.Namespace) -> int:
             allowed_paths=[str(projects)],
             blocked_paths=[str(projects / ".queue")],
             app_kwargs={
-                "lifespan": guard.around(hosts, (projects, uploads.received_folder()), mcp=arguments.mcp),
+                "lifespan": guard.around(hosts, (projects,), mcp=arguments.mcp),
                 "routes": assets.routes(),
             },
             state_session_capacity=SESSIONS,

@@ -240,7 +240,7 @@ class Guard:
         return _replaying(body, receive)
 
     def _check_function(self, path: str, asked: Any) -> None:
-        """Refuse a call of what is no function of the app, and one of an action that leaves arguments out."""
+        """Refuse a call of what is no part or function of the app, and one of an action that leaves arguments out."""
         asked = asked if isinstance(asked, dict) else {}
         blocks = self._blocks() if self._blocks else None
         functions: Mapping[int, Any] = blocks.fns if blocks else {}

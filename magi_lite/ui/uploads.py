@@ -88,6 +88,21 @@ def received_folder() -> Path:
     return Path(get_upload_folder())
 
 
+def arriving_folder(projects: Path) -> Path:
+    """The empty folder for what pages will send; what a run of the app before has left there is deleted.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    folder = projects / ARRIVING
+    with output_errors(folder):
+        if folder.is_symlink() or folder.is_file():  # never through a link: what lies behind it is not ours
+            folder.unlink()
+        forget(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def forget(folder: Path, older_than: float = 0.0) -> None:
     """Delete what pages sent, whole or cut off in the middle, and nobody came back to for `older_than` seconds.
 
@@ -132,7 +147,7 @@ def keep(path: Path, name: str, folder: Path) -> Path:
 
 
 def clean(folder: Path, used: set[Path]) -> None:
-    """Delete kept files that nothing refers to any more."""
-    for path in folder.iterdir() if folder.is_dir() else ():
+    """Delete kept files that nothing refers to any more; behind a link, whose they are is not known."""
+    for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
         if path not in used:
             path.unlink(missing_ok=True)

@@ -601,6 +601,23 @@ def test_what_pages_sent_is_gone_at_the_next_start(own: App) -> None:
     assert not list(arriving.iterdir())
 
 
+def test_nothing_is_deleted_or_served_through_a_link(own: App, tmp_path: Path) -> None:
+    """A folder of runs from somebody else may hold links to anything of the user's."""
+    dear = tmp_path / "dear"
+    dear.mkdir()
+    (dear / "letter.png").write_bytes(b"dear to someone")
+    own.projects.mkdir(parents=True)
+    for name in (".arriving", ".uploads"):
+        (own.projects / name).symlink_to(dear)
+    own.start()
+    assert (dear / "letter.png").read_bytes() == b"dear to someone"
+    for path in (dear / "letter.png", own.projects / ".uploads" / "letter.png"):
+        assert ask(own, "GET", f"/gradio_api/file={path}")[0] == 403
+    assert (own.projects / ".arriving").is_dir() and not (own.projects / ".arriving").is_symlink()
+    with pytest.raises(Exception, match="not uploaded"):
+        Client(own.url, verbose=False).predict("x", 1, image={"path": str(dear / "letter.png")}, api_name="/generate")
+
+
 def test_uploads_that_nobody_came_back_to_are_forgotten(tmp_path: Path) -> None:
     now = time.time()
     for name, age in (("a/old.png", 90_000), ("a/new.png", 10), ("b/old.png", 90_000), ("tmpcut", 90_000)):
