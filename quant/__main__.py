@@ -38,16 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run; 0 done, 1 refused with one sentence on stderr, 130 interrupted."""
     options = parser().parse_args(arguments)
     try:
-        check_working_folder()
-    except QuantError as error:
-        print(error, file=sys.stderr)
-        return 1
-    from quant.calibrate import read_recording
-    from quant.folder import convert_folder
+        check_working_folder()  # before torch, which is loaded here
+        from quant.calibrate import read_recording
+        from quant.folder import convert_folder
 
-    scheme: Scheme = Fp8(options.granularity) if options.scheme == "fp8" else scheme_named(options.scheme)
-    selection = Selection(options.include, options.exclude, not options.all_blocks)
-    try:
+        scheme: Scheme = Fp8(options.granularity) if options.scheme == "fp8" else scheme_named(options.scheme)
+        selection = Selection(options.include, options.exclude, not options.all_blocks)
         recording = read_recording(options.calibration) if options.calibration else None
         manifest = convert_folder(
             options.source, options.target, scheme, selection,

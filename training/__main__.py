@@ -8,7 +8,7 @@ The recipe, each stage resumable (call the same again; checkpoints and the log `
     pool      film and encode clips of five seconds
     dit       transformer, text encoder and special tokens: single chunks, then windows, then full windows
     distill   one model for 8 to 64 steps
-    tune      the decoder alone goes on, on latents as that model makes them
+    tune      the decoder, set anew with eyes for its neighbours, on latents as that model makes them
     export    what DIR holds as a model folder (--out, default DIR/demo); with --before FOLDER the mean with that model
     all       everything that is not done yet, in this order
 

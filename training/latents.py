@@ -93,6 +93,33 @@ def token_rows(tokenizer: object, captions: tuple[str, ...]) -> Tensor:
     return torch.tensor([row[:CAPTION_TOKENS] + [0] * (CAPTION_TOKENS - len(row)) for row in rows])
 
 
+@dataclass(frozen=True)
+class Filmed:
+    """A clip: frames (24S, H, W, 3) uint8, one caption per second, which latents a body touches, (6S, h, w) bool.
+
+    `pictured`: whether it only makes sense as the continuation of a picture.
+    """
+
+    frames: Tensor
+    captions: tuple[str, ...]
+    body: Tensor
+    pictured: bool
+
+
+def film_clip(
+    seed: int, seconds: int, pictures: tuple[np.ndarray, ...], photographs: float, rng: np.random.Generator
+) -> Filmed:
+    """Film the scene of a seed, or, with chance `photographs` where there are pictures, a photograph."""
+    if pictures and rng.random() < photographs:
+        shot = draw_shot(pictures[int(rng.integers(len(pictures)))], seconds, rng)
+        frames = film_shot(shot)
+        body = torch.zeros(len(frames) // 4, frames.shape[1] // 8, frames.shape[2] // 8, dtype=torch.bool)
+        return Filmed(frames, shot.captions, body, True)
+    scene = make_scene(seed, seconds)
+    frames, touched = film_touched(scene)
+    return Filmed(frames, scene.captions, per_latent(touched), scene.begins_otherwise)
+
+
 def make_pool(
     vae: ViTVAE,
     tokenizer: object,
@@ -106,20 +133,13 @@ def make_pool(
     rng = np.random.default_rng((seed, 13))
     latents, images, bodies, tokens, pictured = [], [], [], [], []
     for number in range(clips):
-        if pictures and rng.random() < photographs:
-            shot = draw_shot(pictures[int(rng.integers(len(pictures)))], seconds, rng)
-            frames, captions, starts = film_shot(shot), shot.captions, True
-            body = torch.zeros(seconds * 6, frames.shape[1] // 8, frames.shape[2] // 8, dtype=torch.bool)
-        else:
-            scene = make_scene(seed * 1_000_000 + number, seconds)
-            (frames, touched), captions, starts = film_touched(scene), scene.captions, scene.begins_otherwise
-            body = per_latent(touched)
-        one, two = encode_clips(vae, frames[None])
+        clip = film_clip(seed * 1_000_000 + number, seconds, pictures, photographs, rng)
+        one, two = encode_clips(vae, clip.frames[None])
         latents.append(one.half())
         images.append(two.half())
-        bodies.append(body[None])
-        tokens.append(token_rows(tokenizer, captions)[None])
-        pictured.append(starts)
+        bodies.append(clip.body[None])
+        tokens.append(token_rows(tokenizer, clip.captions)[None])
+        pictured.append(clip.pictured)
     return Pool(torch.cat(latents), torch.cat(images), torch.cat(bodies), torch.cat(tokens), torch.tensor(pictured))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from magi_lite.vae.model import ViTVAE
+from magi_lite.vae.model import ViTDecoder, ViTVAE
 
 CARRIER = 3.0
 """Size of the constant entries, in the blocks' residual stream and before the decoder's last norm."""
@@ -98,15 +98,30 @@ def _set_decoder(vae: ViTVAE, mean: Tensor, paints: Tensor) -> None:
     whole = torch.zeros(*pictures.shape[:2], width)
     whole[..., :latents] = pictures * norm / spread
     whole[..., signal:] = -whole[..., :latents].sum(-1, keepdim=True) / len(carrier)
+    pattern = set_painter(decoder, whole, level)
+    size = (pattern.square().mean() + pictures.square().sum(-1).mean() + level.square().mean()).sqrt()
+    decoder.final_norm.weight.fill_(float(size))
+    decoder.last_layer.weight *= 0.1
+    pass_colours(decoder)
+
+
+def set_painter(decoder: ViTDecoder, whole: Tensor, level: Tensor) -> Tensor:
+    """Let the last linear paint `whole` (pixels, 4, width) on `level` (pixels, 4).
+
+    Returns:
+        The pattern that passes the last norm beside them, (pixels, 4), which is taken off behind it; how large it and
+        the picture are together, the caller sets as that norm's weight.
+    """
     pattern = (2 * CARRIER * signs(len(level)))[:, None].expand(-1, decoder.channels)
     decoder.final_proj.weight.copy_(whole.flatten(0, 1))
     decoder.final_proj.bias.copy_((level + pattern).flatten())
-    size = (pattern.square().mean() + pictures.square().sum(-1).mean() + level.square().mean()).sqrt()
-    decoder.final_norm.weight.fill_(float(size))
     decoder.final_norm.bias.copy_(-pattern.flatten())
+    return pattern
 
+
+def pass_colours(decoder: ViTDecoder) -> None:
+    """Let the last convolution, whose weights are small, pass three of its channels on as they are."""
     smooth = decoder.last_layer
-    smooth.weight *= 0.1
     smooth.bias.zero_()
     for colour in range(3):
         smooth.weight[colour, colour, 1, 1, 1] += 1

@@ -186,13 +186,12 @@ def tune(recipe: Recipe) -> None:
     held_back = Takes(student, vae, tokenizer, pictures.held_back, first=CHECKED_TAKES, seed=HELD_OUT)
     recipe.log("takes of the decoder", **measure_takes(vae, held_back))
     takes = Takes(student, vae, tokenizer, pictures.trained, first=FIRST_TAKES)
-    anew = load_folded(recipe.work)
-    look_around(anew, *takes.halves())
+    look_around(vae, *takes.halves())  # takes need its encoder alone
     tuned = refine_decoder(
         recipe.work,
         Budget(steps=recipe.steps("tune")),
         made_latents(takes, Reel(pictures.trained, seed=60_000)),
-        anew.state_dict(),
+        vae.state_dict(),
         name="tune",
         judged_from=1.0,
         rates=TUNING_RATES,

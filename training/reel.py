@@ -7,6 +7,7 @@ a few clips, every step adds one of each kind until it is full, and then replace
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -54,10 +55,10 @@ class Reel:
         number = self._made
         self._made += 1
         made = film_many([make_scene(self.seed + number)])[0]
-        _put(self.world, made, number, self.most)
+        put(self.world, made, number, self.most)
         if self.pictures:
             picture = self.pictures[int(self._rng.integers(len(self.pictures)))]
-            _put(self.photographs, film_shot(draw_shot(picture, 1, self._rng)), number, self.most)
+            put(self.photographs, film_shot(draw_shot(picture, 1, self._rng)), number, self.most)
 
     def batch(self, size: int, image: bool, generator: torch.Generator) -> Tensor:
         """Half seconds (B, 3, 12, H, W), or images as (B, 3, 4, H, W) of four frames alike, in [-1, 1]."""
@@ -72,7 +73,11 @@ class Reel:
         return to_signed(torch.stack(clips))
 
 
-def _put(store: list[Tensor], clip: Tensor, number: int, most: int) -> None:
+T = TypeVar("T")
+
+
+def put(store: list[T], clip: T, number: int, most: int) -> None:
+    """Put clip `number` into a store; a full one forgets its oldest."""
     if len(store) < most:
         store.append(clip)
     else:

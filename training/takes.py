@@ -18,11 +18,10 @@ from magi_lite.sampling.schedule import step_size_number
 from magi_lite.vae.model import ViTVAE
 from training import checkpoint
 from training.diffusion import ANY, CLEAN, DemoModel, draw_example, predict
-from training.distill import advanced
-from training.latents import Pool, encode_clips, per_latent, token_rows
-from training.photographs import draw_shot, film_shot
-from training.reel import TILE, to_signed
-from training.world import FRAMES, film_touched, make_scene
+from training.distill import advanced, per_latent
+from training.latents import Pool, encode_clips, film_clip, token_rows
+from training.reel import TILE, put, to_signed
+from training.world import FRAMES
 
 STEPS = 8
 LEFT = ((4, 0.2), (3, 0.3), (2, 0.3), (1, 0.2))
@@ -59,11 +58,7 @@ class Takes:
 
     def renew(self) -> None:
         """Make one more second; a full store forgets its oldest."""
-        take = self._take(self.seed + self._made)
-        if len(self.kept) < self.most:
-            self.kept.append(take)
-        else:
-            self.kept[self._made % self.most] = take
+        put(self.kept, self._take(self.seed + self._made), self._made, self.most)
         self._made += 1
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -86,19 +81,12 @@ class Takes:
     @torch.no_grad()
     def _take(self, seed: int) -> tuple[Tensor, Tensor]:
         seconds = 2 if self._rng.random() < CONTINUED else 1
-        if self.pictures and self._rng.random() < PHOTOGRAPHS:
-            shot = draw_shot(self.pictures[int(self._rng.integers(len(self.pictures)))], seconds, self._rng)
-            frames, captions, starts = film_shot(shot), shot.captions, True
-            body = torch.zeros(len(frames) // 4, frames.shape[1] // 8, frames.shape[2] // 8, dtype=torch.bool)
-        else:
-            scene = make_scene(seed, seconds)
-            (frames, touched), captions, starts = film_touched(scene), scene.captions, scene.begins_otherwise
-            body = per_latent(touched)
-        latents, images = encode_clips(self.vae, frames[None])
-        tokens = token_rows(self.tokenizer, captions)[None]
-        pool = Pool(latents, images, body[None], tokens, torch.tensor([starts]))
+        clip = film_clip(seed, seconds, self.pictures, PHOTOGRAPHS, self._rng)
+        latents, images = encode_clips(self.vae, clip.frames[None])
+        tokens = token_rows(self.tokenizer, clip.captions)[None]
+        pool = Pool(latents, images, clip.body[None], tokens, torch.tensor([clip.pictured]))
         left = int(self._rng.choice([n for n, _ in LEFT], p=[share for _, share in LEFT]))
-        return self._finish(pool, left).half(), frames[-FRAMES:]
+        return self._finish(pool, left).half(), clip.frames[-FRAMES:]
 
     def _finish(self, pool: Pool, left: int) -> Tensor:
         """The last second of a clip after the last `left` steps, unscaled (16, 6, h, w)."""
@@ -109,6 +97,5 @@ class Takes:
         for step in range(left):
             times, after = (advanced(example, n / STEPS) for n in (step, step + 1))
             velocity = predict(self.student, example, number, noisy=made, times=times)
-            by = (after - times).repeat_interleave(CHUNK_LATENT_FRAMES, 1)[:, None, :, None, None]
-            made = torch.where(example.fixed, made, made + by * velocity)
+            made = torch.where(example.fixed, made, made + per_latent(after - times, velocity) * velocity)
         return made[0, :, -CHUNK_LATENT_FRAMES:] / SCALE_FACTOR

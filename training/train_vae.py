@@ -353,12 +353,14 @@ def true_latents(reel: Reel, batch: int = BATCH) -> Draw:
 def made_latents(takes: Takes, reel: Reel, batch: int = BATCH) -> Draw:
     """Half seconds as the transformer makes them; one in each batch, and one batch in eight, as the encoder does."""
 
+    images, one = true_latents(reel, batch), true_latents(reel, 1)
+
     def draw(vae: ViTVAE, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if step % 8 == 7:
-            return true_latents(reel, batch)(vae, step, generator)
+            return images(vae, step, generator)
         if step % 2 == 0:
             takes.renew()
-        latents, x = true_latents(reel, 1)(vae, step, generator)
+        latents, x = one(vae, step, generator)
         made, shown = takes.batch(batch - 1, generator)
         return torch.cat([made, latents]), torch.cat([shown, x])
 

@@ -81,14 +81,13 @@ def animation_whole(path: Path, size: tuple[int, int], fit: Fit) -> Whole:
     end = times[-1][1]
     first = next(start for start, until in times if until > end - LONGEST_SECONDS)
     moments = _moments(first, end, LONGEST_SECONDS * FPS)
-    return Whole(None, len(moments), _at(path, moments, size, fit))
+    return Whole(None, len(moments), _at(path, count, moments, size, fit))
 
 
-def _at(path: Path, moments: list[float], size: tuple[int, int], fit: Fit) -> Iterator[np.ndarray]:
+def _at(path: Path, count: int, moments: list[float], size: tuple[int, int], fit: Fit) -> Iterator[np.ndarray]:
     """What is shown at moments that rise, the last for the rest where the file has been damaged since."""
     done, held = 0, None
     with open_picture(path) as picture:
-        count = _checked_count(path, picture.image)
         for shown in _pictures(picture.image, count, size, fit, wanted_from=0):
             while held is not None and done < len(moments) and moments[done] < shown.start:
                 yield held

@@ -78,7 +78,6 @@ def test_batches_for_the_decoder_are_mostly_what_the_transformer_makes(vae, monk
     monkeypatch.setattr(takes, "predict", straight_to_the_truth)
     made, reel = Takes(make_model(), vae, make_tokenizer(), (), first=2), Reel((), first=2)
     made.kept = [(torch.full((16, 6, 12, 12), 77.0), frames) for _, frames in made.kept]
-    made.most = 0
     monkeypatch.setattr(made, "renew", lambda: None)
     draw = train_vae.made_latents(made, reel)
     latents, x = draw(vae, 0, torch.Generator().manual_seed(1))
