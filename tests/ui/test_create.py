@@ -132,7 +132,7 @@ def test_one_click_on_an_example_makes_its_video(page: Page, app: App) -> None:
     page.wait_for_function("n => document.querySelectorAll('.tl-thumb').length === n", arg=example["seconds"])
     page.locator(".tb-chip", has_text="Ready").wait_for()
     page.wait_for_function("(v => !v.hidden && v.readyState >= 2 && !v.paused)(document.querySelector('.wa-video'))")
-    page.evaluate("(v => { v.pause(); v.currentTime = 2.7; })(document.querySelector('.wa-video'))")
+    page.evaluate("(v => { v.pause(); v.currentTime = 0.8; })(document.querySelector('.wa-video'))")
     page.wait_for_function("(v => !v.seeking && v.readyState >= 2)(document.querySelector('.wa-video'))")
     shoot(page, "create")
     request = Project.open(app.newest()).request
