@@ -22,6 +22,8 @@ ARRIVING = ".arriving"
 """Folder beside the runs for what pages send, until it is looked at and kept."""
 FORGOTTEN_SECONDS = 24 * 3600.0
 """After which a file that was sent and not kept is deleted; an app that starts deletes them all."""
+KEPT_SECONDS = 14 * 24 * 3600.0
+"""For which a picture or clip that no job uses is kept: a page keeps what is in its form over any number of starts."""
 _PICTURES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".apng", ".heic", ".heif",
     ".jp2", ".ico", ".ppm", ".tga",
@@ -139,7 +141,10 @@ def keep(path: Path, name: str, folder: Path) -> Path:
     digest = content_hash(path)
     suffix = Path(name).suffix.lower()
     kept = folder / (digest[:20] + (suffix if suffix in SUFFIXES else ".media"))  # never one that a browser would run
-    if not kept.exists():
+    if kept.exists():
+        with suppress(OSError):  # its time tells when it was wanted last
+            kept.touch()
+    else:
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         copy_source(path, kept, digest)
@@ -147,7 +152,12 @@ def keep(path: Path, name: str, folder: Path) -> Path:
 
 
 def clean(folder: Path, used: set[Path]) -> None:
-    """Delete kept files that nothing refers to any more; behind a link, whose they are is not known."""
+    """Delete kept files that no job refers to and that came `KEPT_SECONDS` ago: a form may still show a younger one.
+
+    Behind a link, whose they are is not known.
+    """
+    before = time.time() - KEPT_SECONDS
     for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
-        if path not in used:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if path not in used and path.lstat().st_mtime <= before:
+                path.unlink()

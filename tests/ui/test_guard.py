@@ -635,6 +635,19 @@ def test_uploads_that_nobody_came_back_to_are_forgotten(tmp_path: Path) -> None:
     uploads.forget(tmp_path / "was never there")
 
 
+def test_kept_files_go_when_no_job_and_no_form_of_late_uses_them(tmp_path: Path) -> None:
+    now, folder = time.time(), tmp_path / ".uploads"
+    source = tmp_path / "a.png"
+    source.write_bytes(b"a picture")
+    again = uploads.keep(source, "a.png", folder)
+    for name, age in ((again.name, 40), ("old.png", 40), ("of a job.png", 40), ("young.png", 3)):
+        (folder / name).touch()
+        os.utime(folder / name, (now - age * 86400,) * 2)
+    assert uploads.keep(source, "a.png", folder) == again  # the same picture, dropped once more
+    uploads.clean(folder, {folder / "of a job.png"})
+    assert {path.name for path in folder.iterdir()} == {again.name, "of a job.png", "young.png"}
+
+
 def test_sessions_are_bounded(app: App) -> None:
     assert app.process
     process = psutil.Process(app.process.pid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page
 
 from magi_lite.project import Project
@@ -19,7 +20,7 @@ from tests.ui.conftest import (
     wait_for,
     wait_for_another,
 )
-from tests.ui.test_create import LEFT, RIGHT, finished
+from tests.ui.test_create import LEFT, RIGHT, drop, finished
 
 __all__ = ["finished"]
 LATE = """(() => {
@@ -165,6 +166,32 @@ def test_the_page_says_that_the_app_is_gone_and_connects_again(watched: Watched,
         watched.reload(page)
         page.wait_for_function("document.querySelector('#mg-prompt textarea').value === 'typed while it was gone'")
         page.wait_for_function("id => magi.state.shown && magi.state.shown.id === id", arg=job)
+    finally:
+        app.stop()
+
+
+def test_a_picture_in_the_form_outlives_the_app(watched: Watched, tmp_path: Path) -> None:
+    """No job uses it yet; the page shows it again, and a video starts from it."""
+    watched.forgiven = lambda text: any(part in text for part in ("ERR_CONNECTION", "Failed to", "INCOMPLETE"))
+    picture = tmp_path / "start.png"
+    Image.new("RGB", (96, 96), (200, 60, 40)).save(picture)
+    app = App(tmp_path).start()
+    try:
+        page = watched.open(app.url)
+        drop(page, picture)
+        page.wait_for_selector(".so-drop.filled img")
+        page.fill("#mg-prompt textarea", "a photograph at night")
+        set_length(page, 1)
+        page.wait_for_function("localStorage.getItem('magi-draft')?.includes('at night')")
+        app.kill()
+        app.start()
+        page.wait_for_function("!magi.offline")
+        watched.reload(page)
+        page.wait_for_function("document.querySelector('.so-drop.filled img')?.naturalWidth > 0")
+        generate(page)
+        wait_for(page, "finished")
+        image = Project.open(app.newest()).request.image
+        assert image is not None and Path(image).read_bytes() == picture.read_bytes()
     finally:
         app.stop()
 
