@@ -4,13 +4,15 @@ The recipe, each stage resumable (call the same again; checkpoints and the log `
 
     vae       autoencoder on half seconds of the world and of photographs, until its gates are passed, then `fold`
     fold      latents to zero mean and the sizes that suit, inside the autoencoder's own linears (once)
-    decoder   the decoder alone goes on with a discriminator of patches, latents frozen
     pool      film and encode clips of five seconds
     dit       transformer, text encoder and special tokens: single chunks, then windows, then full windows
     distill   one model for 8 to 64 steps
-    tune      the decoder, set anew with eyes for its neighbours, on latents as that model makes them
+    tune      the decoder alone, on latents as that model makes them
     export    what DIR holds as a model folder (--out, default DIR/demo); with --before FOLDER the mean with that model
     all       everything that is not done yet, in this order
+
+On a card: `python -m training all --work DIR --device cuda --minutes 17` films with the other processor cores
+meanwhile, keeps the clips in the card's memory (3.3 MB each) and shares the minutes among the stages.
 
 Photographs lie in DIR/photos, unpacked from the packages that training/CREDITS.md names. `--share 0.5` halves every
 budget of steps. A gate that is not passed after twice its budget is stated in the log, and the training goes on.
@@ -19,6 +21,7 @@ budget of steps. A gate that is not passed after twice its budget is stated in t
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -40,14 +43,24 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="where a model folder is written")
     parser.add_argument("--undistilled", action="store_true", help="export the model before distillation")
     parser.add_argument("--before", type=Path, default=None, help="the model that training went on from, for the mean")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--minutes", type=float, default=None, help="for all stages, in place of numbers of steps")
+    parser.add_argument("--clips", type=int, default=12_000, help="that a card keeps, of five seconds each")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipe = Recipe(
-        arguments.work, arguments.share, arguments.guidance, arguments.out, not arguments.undistilled, arguments.before
+        arguments.work,
+        arguments.share,
+        arguments.guidance,
+        arguments.out,
+        not arguments.undistilled,
+        arguments.before,
+        minutes=arguments.minutes,
     )
     try:
-        for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
-            run(stage, recipe)
+        with recipe.on_card(arguments.clips) if arguments.device == "cuda" else nullcontext(recipe) as recipe:
+            for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
+                run(stage, recipe)
     except MagiLiteError as error:
         print(error)
         return error.exit_code

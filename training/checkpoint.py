@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +18,19 @@ from magi_lite.files import write_tensors
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage lasts: until `steps` steps are made behind the first `first_step`, in one run or in many."""
+    """How long a stage lasts: until `steps` steps are made behind the first `first_step`, in one run or in many, or
+    until a run has lasted for `seconds`, whichever comes first; None of one: the other alone counts.
+    """
 
-    steps: int
+    steps: int | None = None
     first_step: int = 0
+    seconds: float | None = None
 
-    def fraction(self, step: int) -> float:
-        """How much of the budget is used at `step`; 1 and more: stop."""
-        return (step - self.first_step) / self.steps
+    def fraction(self, step: int, passed: float = 0.0) -> float:
+        """How much of the budget is used at `step`, `passed` seconds after a run's first; 1 and more: stop."""
+        of_steps = (step - self.first_step) / self.steps if self.steps is not None else 0.0
+        of_time = passed / self.seconds if self.seconds is not None else 0.0
+        return max(of_steps, of_time)
 
 
 def save(path: Path, groups: dict[str, dict[str, Tensor]], facts: dict[str, object]) -> None:
@@ -60,10 +64,12 @@ def generators(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@contextmanager
-def nothing() -> Iterator[None]:
-    """A context that does nothing."""
-    yield
+def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Normal numbers on a device; a card draws them itself, from a seed of the generator's."""
+    if device.type == "cpu":
+        return torch.randn(tuple(shape), generator=generator)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.randn(tuple(shape), generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 def record(path: Path, what: str, **facts: object) -> None:

@@ -17,6 +17,7 @@ from magi_lite.dit.captions import CaptionContext
 from magi_lite.dit.model import DiT
 from magi_lite.models import CHUNK_LATENT_FRAMES
 from magi_lite.sampling.schedule import kv_ranges
+from training.checkpoint import draw_noise
 from training.latents import BODY_WEIGHT, Pool
 from training.text_model import CAPTION_LENGTH, CHANNELS
 
@@ -73,23 +74,26 @@ class DemoModel(nn.Module):
             quality: with the quality token. wordless: (B,) bool, the null caption in place of the words.
             dropped: (B,) bool, which learned row the condition gets.
         """
+        device = self.tokens.other_tokens.device
         lengths = (ids != 0).sum(1)
         ids = ids[:, : int(lengths.max())]
         unique, back = torch.unique(ids, dim=0, return_inverse=True)
-        words = self.text(input_ids=unique, attention_mask=(unique != 0).long()).last_hidden_state[back]
+        unique = unique.to(device)
+        encoded = self.text(input_ids=unique, attention_mask=(unique != 0).long()).last_hidden_state
+        words = encoded.float()[back.to(device)]
         parts, extra = [words], 0
         if quality:
             parts.insert(0, self.tokens.other_tokens[QUALITY_ROW].expand(len(ids), 1, -1))
             extra += 1
         if remaining is not None:
-            parts.insert(0, self.tokens.other_tokens[DURATION_ROW - 1 + remaining.clamp(1, 8)][:, None])
+            parts.insert(0, self.tokens.other_tokens[(DURATION_ROW - 1 + remaining.clamp(1, 8)).to(device)][:, None])
             extra += 1
         rows = torch.cat(parts, dim=1)[:, :CAPTION_LENGTH]
         numbers = (lengths + extra).clamp(max=CAPTION_LENGTH)
         if wordless.any():
             null = self.dit.y_embedder.null_caption_embedding
             rows = nn.functional.pad(rows, (0, 0, 0, len(null) - rows.shape[1]))
-            rows = torch.where(wordless[:, None, None], null, rows)
+            rows = torch.where(wordless[:, None, None].to(device), null, rows)
             numbers = torch.where(wordless, len(null), numbers)
         return self.dit.encode_captions(rows, numbers.tolist(), dropped=dropped)
 
@@ -116,7 +120,7 @@ class Example:
     """A batch of N windows of K chunks, ready for a forward.
 
     `clean`, `noisy` (N, C, 6K, H, W); `times` (N, K); `weight` (N, 1, 6K, H, W) of the loss; captions' inputs, rows in
-    (n, k) order.
+    (n, k) order, which are always on the processor: how long they are decides shapes.
     """
 
     clean: Tensor
@@ -158,29 +162,32 @@ def draw_example(
     text_drop: float = 0.1,
     progress: Tensor | None = None,
     prefixes: bool = True,
+    picks: Tensor | None = None,
 ) -> Example:
-    """Draw a batch of windows of one pattern from a pool. `progress` (N, K) replaces the drawn one."""
-    n, k, width = batch, len(pattern), CHUNK_LATENT_FRAMES
-    picks = torch.randint(len(pool), (n,), generator=generator)
+    """Draw a batch of windows of one pattern from a pool, on its device.
+
+    Args:
+        progress: (N, K) in place of the drawn one. picks: (N,) clips in place of drawn ones.
+    """
+    n, k, width, device = batch, len(pattern), CHUNK_LATENT_FRAMES, pool.latents.device
+    picks = torch.randint(len(pool), (n,), generator=generator) if picks is None else picks
     begins = torch.randint(pool.seconds - k + 1, (n,), generator=generator)
     if pattern[0] != CLEAN:  # nothing is before them: mostly a video's first seconds
         begins = torch.where(torch.rand(n, generator=generator) < FIRST, 0, begins)
-    frames = (begins[:, None] * width + torch.arange(k * width))[:, None]
-    clean = torch.stack([pool.latents[p][:, f[0]] for p, f in zip(picks.tolist(), frames, strict=True)]).float()
-    body = torch.stack([pool.body[p][f[0]] for p, f in zip(picks.tolist(), frames, strict=True)])[:, None]
-    seconds = begins[:, None] + torch.arange(k)
-    ids = pool.tokens[picks[:, None], seconds].flatten(0, 1)
+    part = pool.cut(picks, begins, k)
+    clean, body, ids = part.latents.float(), part.body[:, None], part.tokens.flatten(0, 1)
     if progress is None:
         progress = _progress(pattern, n, generator)
     is_clean = torch.tensor([q == CLEAN for q in pattern]).expand(n, k)
     times = torch.where(is_clean, 0.9999, grid_time(progress))
-    level = torch.where(is_clean, 1 - 0.05 * torch.rand(n, k, generator=generator), times)
-    fixed = is_clean.repeat_interleave(width, 1)[:, None, :, None, None].expand(-1, -1, -1, *clean.shape[3:]).clone()
-    noise = torch.randn(clean.shape, generator=generator)
+    level = torch.where(is_clean, 1 - 0.05 * torch.rand(n, k, generator=generator), times).to(device)
+    fixed = is_clean.repeat_interleave(width, 1)[:, None, :, None, None].to(device)
+    fixed = fixed.expand(-1, -1, -1, *clean.shape[3:]).clone()
+    noise = draw_noise(clean.shape, generator, device)
     mix = level.repeat_interleave(width, 1)[:, None, :, None, None]
     noisy = (1 - mix) * noise + mix * clean
     if prefixes and pattern[0] != CLEAN:
-        _put_prefixes(pool, picks, begins, clean, noisy, fixed, generator)
+        _put_prefixes(part, begins, clean, noisy, fixed, generator)
     weight = torch.where(fixed, 0.0, 1 + (BODY_WEIGHT - 1) * body.float())
     drop = torch.rand(n, generator=generator) < text_drop
     wordless = is_clean | drop[:, None]
@@ -189,8 +196,8 @@ def draw_example(
     last = torch.randint(1, 9, (n,), generator=generator)
     remaining = (last[:, None] + torch.arange(k - 1, -1, -1)).clamp(max=8).flatten() if kind < 0.93 else None
     return Example(
-        clean, noisy, noise, times, weight, ids, remaining, kind < 0.9 or kind > 0.95, wordless.flatten(),
-        dropped.flatten(), pattern_ranges(pattern), pattern, progress, fixed,
+        clean, noisy, noise, times.to(device), weight, ids, remaining, kind < 0.9 or kind > 0.95, wordless.flatten(),
+        dropped.flatten(), pattern_ranges(pattern), pattern, progress.to(device), fixed,
     )  # fmt: skip
 
 
@@ -203,23 +210,23 @@ def _progress(pattern: tuple[int, ...], n: int, generator: torch.Generator) -> T
 
 
 def _put_prefixes(
-    pool: Pool, picks: Tensor, begins: Tensor, clean: Tensor, noisy: Tensor, fixed: Tensor, generator: torch.Generator
+    part: Pool, begins: Tensor, clean: Tensor, noisy: Tensor, fixed: Tensor, generator: torch.Generator
 ) -> None:
     """Give a seventh of the windows an image to start from, and a ninth the first frames of a clip; in place.
 
     Windows that their words do not tell get one in any case: clips that only make sense as the continuation of a
     picture, and those that are not seen from their start.
     """
-    kinds = torch.rand(len(picks), generator=generator)
-    lengths = torch.randint(1, CHUNK_LATENT_FRAMES, (len(picks),), generator=generator)
-    for row, kind in enumerate(kinds.tolist()):
-        kind = 0.25 * kind if pool.pictured[picks[row]] or begins[row] > 0 else kind
-        if kind < 0.14:
-            clean[row, :, 0] = pool.images[picks[row], begins[row]].float()
-        if kind < 0.25:
-            length = 1 if kind < 0.14 else int(lengths[row])
-            noisy[row, :, :length] = clean[row, :, :length]
-            fixed[row, :, :length] = True
+    device = clean.device
+    kinds = torch.rand(len(part), generator=generator)
+    lengths = torch.randint(1, CHUNK_LATENT_FRAMES, (len(part),), generator=generator)
+    kinds = torch.where(part.pictured | (begins > 0), 0.25 * kinds, kinds)
+    lengths = torch.where(kinds < 0.14, 1, torch.where(kinds < 0.25, lengths, 0)).to(device)
+    pictured = (kinds < 0.14).to(device)[:, None, None, None]
+    clean[:, :, 0] = torch.where(pictured, part.images[:, 0].float(), clean[:, :, 0])
+    given = torch.arange(clean.shape[2], device=device) < lengths[:, None]
+    fixed |= given[:, None, :, None, None]
+    noisy.copy_(torch.where(given[:, None, :, None, None], clean, noisy))
 
 
 def predict(

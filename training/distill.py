@@ -34,7 +34,7 @@ from training.diffusion import (
 )
 from training.latents import Pool
 from training.optim import Optimizer, update_average, warm_cosine
-from training.precision import half_is_faster, half_products
+from training.precision import fast_products, half_is_faster
 from training.train_dit import CHUNKS_PER_BATCH, DEMO_DIT, load_pools, make_model
 
 SHORTEST = 64
@@ -66,7 +66,7 @@ def progress_on_grid(pattern: tuple[int, ...], batch: int, steps: int, generator
 
 def advanced(example: Example, by: float) -> Tensor:
     """(N, K) times after `by` more progress; clean chunks stay."""
-    clean = torch.tensor([q == CLEAN for q in example.pattern])
+    clean = torch.tensor([q == CLEAN for q in example.pattern]).to(example.times.device)
     return torch.where(clean, example.times, grid_time((example.progress + by).clamp(max=1.0)))
 
 
@@ -81,7 +81,7 @@ def two_steps(first: Tensor, second: Tensor, start: Tensor, middle: Tensor, end:
     Velocities (N, C, 6K, H, W), times (N, K). Where no time passes (clean chunks) the first velocity is kept.
     """
     whole = end - start
-    share = torch.where(whole > 0, (middle - start) / whole.where(whole > 0, torch.ones(())), 1.0)
+    share = torch.where(whole > 0, (middle - start) / whole.where(whole > 0, 1.0), 1.0)
     share = per_latent(share, first)
     return share * first + (1 - share) * second
 
@@ -151,11 +151,12 @@ def distill(
     half: bool | None = None,
     seed: int = 0,
     keep_every: float = 180.0,
+    log_every: int = 22,
 ) -> DemoModel:
     """Distill the averaged weights of `work/dit.safetensors`, or go on doing it; returns the averaged student.
 
     The text encoder and the special tokens stay as they are: the teacher's words are the student's. With little time,
-    fewer `teacher_parts` leave more batches to the shortcuts.
+    fewer `teacher_parts` leave more batches to the shortcuts. It is trained on the device of its pool.
 
     Raises:
         CheckpointError: there is no trained model in `work`.
@@ -166,6 +167,7 @@ def distill(
     models = [make_model(config) for _ in range(3)]
     for model in models:
         model.load_state_dict(taught["average"], strict=False)
+        model.to(pool.latents.device)
     student, averaged, teacher = models
     for frozen in (student.text, student.tokens, averaged, teacher):
         frozen.requires_grad_(False)
@@ -199,13 +201,10 @@ def distill(
         }
         checkpoint.save(path, groups, {"step": step, "guidance": guidance})
 
-    running: dict[int, float] = {}
-    kept = time.monotonic()
-    undo = [half_products(model) for model in models] if half else []
-    for context in undo:
-        context.__enter__()
-    try:
-        while (fraction := budget.fraction(step)) < 1:
+    running: dict[int, Tensor] = {}
+    kept = began = time.monotonic()
+    with fast_products(models, half):
+        while (fraction := budget.fraction(step, time.monotonic() - began)) < 1:
             warming = fraction < WARM_SHARE
             steps = warm_cycle[step % len(warm_cycle)] if warming else cycle[step % len(cycle)]
             pattern = draw_pattern(patterns, pool.seconds, generator)
@@ -219,15 +218,13 @@ def distill(
             step += 1
             with torch.no_grad():
                 update_average(average, parameters, step, AVERAGE_DECAY)
-            running[steps] = 0.9 * running.get(steps, loss.item()) + 0.1 * loss.item()
-            if step % 22 == 0:
-                losses = {str(s): round(v, 4) for s, v in sorted(running.items())}
+            loss = loss.detach()
+            running[steps] = 0.9 * running.get(steps, loss) + 0.1 * loss
+            if step % log_every == 0:
+                losses = {str(s): round(float(v), 4) for s, v in sorted(running.items())}
                 checkpoint.record(log, "distill", step=step, loss_by_steps=losses, used=round(fraction, 3))
             if time.monotonic() - kept > keep_every:
                 keep()
                 kept = time.monotonic()
-    finally:
-        for context in undo:
-            context.__exit__(None, None, None)
     keep()
     return averaged

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,7 +27,7 @@ from magi_lite.models import SCALE_FACTOR, DiTConfig, VAEConfig
 from training import checkpoint
 from training.text_model import vocabulary_file
 
-WEIGHTS = Path("ckpt/magi/demo/inference_weight.distill/model.safetensors")
+WEIGHTS = Path("ckpt/magi/demo/inference_weight.distill")
 AUTOENCODER = Path("ckpt/vae/diffusion_pytorch_model.safetensors")
 TEXT = Path("ckpt/t5/demo/model.safetensors")
 TOKENS = Path("special_tokens.safetensors")
@@ -33,6 +35,8 @@ WITHOUT_EXTRA_PASS = 1.0
 """No chunk's t is above this, so none is seen alone once it is nearly clean: that copy knows nothing of the second
 before, and a small model then draws where a first second would begin (over a border between seconds the picture moved
 4.0 times as far as within them, 2.7 times without)."""
+LARGEST_FILE = 15_000_000
+"""Bytes of one file of the transformer's weights."""
 LEARNED_ROWS = (1, *range(7, 15))
 """Rows of the special-token table that training used: quality, and one to eight seconds remaining."""
 TOKEN_ROWS = 100
@@ -113,7 +117,7 @@ def average_with(folder: Path, other: Path) -> None:
     Raises:
         InputError: the other is no model of this kind, or draws with another autoencoder.
     """
-    averaged = (WEIGHTS, TEXT, TOKENS)
+    averaged = (*(path.relative_to(folder) for path in sorted((folder / WEIGHTS).glob("*.safetensors"))), TEXT, TOKENS)
     for path in (AUTOENCODER, *averaged):
         if not (other / path).is_file():
             raise InputError(f"{other} is no model folder of this training: it has no {path}.")
@@ -124,7 +128,9 @@ def average_with(folder: Path, other: Path) -> None:
         if {name: tensor.shape for name, tensor in mine.items()} != {n: t.shape for n, t in theirs.items()}:
             raise InputError(f"{other / path} has other weights than {folder / path}.")
         means = {name: ((tensor.float() + theirs[name].float()) / 2).to(tensor.dtype) for name, tensor in mine.items()}
-        save_file(means, folder / path)
+        with safe_open(folder / path, "pt") as file:
+            noted = file.metadata()
+        save_file(means, folder / path, metadata=noted)
 
 
 def _encoder(folder: Path) -> dict[str, bytes]:
@@ -142,13 +148,13 @@ def token_table(vectors: Tensor) -> dict[str, Tensor]:
 
 
 def _write_dit(path: Path, model: TrainedModel, steps: int) -> None:
-    path.parent.mkdir(parents=True)
+    path.mkdir(parents=True)
     state = {n: t.to(parameter_dtype(n, torch.bfloat16)).contiguous() for n, t in model.dit.items()}
-    save_file(state, path)
+    save_torch_state_dict(state, path, max_shard_size=LARGEST_FILE)
     fields = dataclasses.asdict(model.dit_config)
     published = {("kv_channels" if name == "head_dim" else name): value for name, value in fields.items()}
     _write_json(
-        path.parent.parent / "config.json",
+        path.parent / "config.json",
         {
             "model_config": published,
             "runtime_config": {"cfg_number": 1, "num_steps": steps, "window_size": 4, "chunk_width": 6},
@@ -198,7 +204,7 @@ def from_work(work: Path, distilled: bool = True) -> TrainedModel:
     from training.train_dit import DEMO_DIT, make_model
     from training.train_vae import DEMO_VAE
 
-    decoders = (work / f"vae_{name}.safetensors" for name in ("tuned", "final", "folded"))
+    decoders = (work / f"vae_{name}.safetensors" for name in ("tuned", "folded"))
     groups, _ = checkpoint.load(work / ("distilled.safetensors" if distilled else "dit.safetensors"))
     newest = next((path for path in decoders if path.is_file()), work / "vae_folded.safetensors")
     autoencoder, _ = checkpoint.load(newest)

@@ -16,12 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magi_lite.files import write_tensors
-from magi_lite.models import SCALE_FACTOR
+from magi_lite.models import CHUNK_LATENT_FRAMES, SCALE_FACTOR
 from magi_lite.text.cleaning import clean_prompt
 from magi_lite.vae.model import ViTVAE
-from training.checkpoint import nothing
 from training.photographs import draw_shot, film_shot
-from training.precision import half_is_faster, half_products
+from training.precision import fast_products, half_is_faster
 from training.reel import TILE, to_signed
 from training.world import FRAMES, film_touched, make_scene
 
@@ -41,7 +40,8 @@ class Pool:
     """P clips of S seconds; tokens padded with 0.
 
     `latents` (P, 16, 6S, H, W), `images` (P, S, 16, H, W), `body` (P, 6S, H, W) bool, `tokens` (P, S, L) int64,
-    `pictured` (P,) bool: clips that start from a picture.
+    `pictured` (P,) bool: clips that start from a picture. The last two are on the processor, the others where they are
+    trained on.
     """
 
     latents: Tensor
@@ -64,6 +64,21 @@ class Pool:
     def load(cls, path: Path) -> Pool:
         return cls(**load_file(path))
 
+    def cut(self, picks: Tensor, begins: Tensor, seconds: int) -> Pool:
+        """Some seconds of some clips; picks (N,), begins (N,) count clips and seconds and are on the processor."""
+        device, width = self.latents.device, CHUNK_LATENT_FRAMES
+        clips, first = picks[:, None], begins[:, None]
+        there = clips.to(device)
+        frames = (first * width + torch.arange(seconds * width)).to(device)
+        numbers = first + torch.arange(seconds)
+        return Pool(
+            latents=self.latents[there, :, frames].transpose(1, 2).contiguous(),
+            images=self.images[there, numbers.to(device)],
+            body=self.body[there, frames],
+            tokens=self.tokens[clips, numbers],
+            pictured=self.pictured[picks],
+        )
+
     @classmethod
     def cat(cls, pools: list[Pool]) -> Pool:
         return cls(**{n: torch.cat([getattr(pool, n) for pool in pools]) for n in cls.__dataclass_fields__})
@@ -73,7 +88,7 @@ class Pool:
 def encode_clips(vae: ViTVAE, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Clips (P, 24S, H, W, 3) uint8 -> scaled latents (P, 16, 6S, h, w); each second's first frame (P, S, 16, h, w)."""
     clips, length = frames.shape[:2]
-    x = to_signed(frames)
+    x = to_signed(frames.to(next(vae.parameters()).device))
     tiles = x.unflatten(2, (length // TILE, TILE)).transpose(1, 2).flatten(0, 1)
     latents = vae.encode(tiles).unflatten(0, (clips, -1)).transpose(1, 2).flatten(2, 3)
     firsts = x[:, :, ::FRAMES].transpose(1, 2).flatten(0, 1)[:, :, None]
@@ -151,7 +166,7 @@ def make_pools(work: Path, vae: ViTVAE, pictures: tuple[np.ndarray, ...], share:
     from training.text_model import make_tokenizer
 
     tile = torch.zeros(2, 3, TILE, vae.config.video_size, vae.config.video_size)
-    with half_products(vae) if half_is_faster(vae, lambda: vae.encode(tile))[0] else nothing():
+    with fast_products([vae], half_is_faster(vae, lambda: vae.encode(tile))[0]):
         for kind, seconds, first in (("second", 1, 101), ("pool", SECONDS, 1)):
             for seed in range(first, first + POOLS):
                 path, clips = work / f"{kind}-{seed}.safetensors", CLIPS * SECONDS // seconds

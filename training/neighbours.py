@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from magi_lite.vae.layers import Transformer
 from magi_lite.vae.model import ViTDecoder, ViTVAE
 from training.principal import four_channels, pass_colours, patches, set_painter, signs, stream
 
@@ -76,18 +77,33 @@ def look_around(vae: ViTVAE, latents: Tensor, frames: Tensor) -> None:
     frequencies = draw_frequencies(decoder.grid)
     decoder.pos_embed.zero_()
     decoder.pos_embed[0, 1:, read : read + 2 * FREQUENCIES] = position_codes(decoder.grid, frequencies)
-    _set_blocks(decoder, channels, read, frequencies)
+    _set_blocks(decoder, channels, read, frequencies, brings=True)
     torch.nn.init.normal_(decoder.last_layer.weight, std=0.01)
     pass_colours(decoder)
     _fit(decoder, read, latents, frames, (vae.config.patch_length, vae.config.patch_size, vae.config.patch_size))
 
 
-def _set_blocks(decoder: ViTDecoder, channels: int, read: int, frequencies: Tensor) -> None:
-    """Queries and keys for the neighbours; the first layer brings their latents, the others nothing yet."""
+@torch.no_grad()
+def look_around_encoder(vae: ViTVAE) -> None:
+    """Let an encoder that starts from components ask for its neighbours too; what it makes of a picture stays."""
+    encoder, channels = vae.encoder, vae.config.z_chans
+    signal = stream(vae.config.embed_dim)[0]
+    read = channels * (1 + len(SIDES))
+    frequencies = draw_frequencies(encoder.grid)
+    encoder.patch_embed.proj.weight[read : read + 2 * FREQUENCIES] = 0
+    encoder.patch_embed.proj.bias[read : read + 2 * FREQUENCIES] = 0
+    assert read + 2 * FREQUENCIES <= signal
+    encoder.pos_embed.zero_()
+    encoder.pos_embed[0, 1:, read : read + 2 * FREQUENCIES] = position_codes(encoder.grid, frequencies)
+    _set_blocks(encoder, channels, read, frequencies, brings=False)
+
+
+def _set_blocks(half: Transformer, channels: int, read: int, frequencies: Tensor, *, brings: bool) -> None:
+    """Queries and keys for the neighbours; the first layer `brings` their latents, the others nothing yet."""
     generator = torch.Generator().manual_seed(0)
     one, two = torch.arange(FREQUENCIES), torch.arange(FREQUENCIES, 2 * FREQUENCIES)
     both = torch.arange(2 * FREQUENCIES)
-    for number, (block, sides) in enumerate(zip(decoder.blocks, LAYERS, strict=True)):
+    for number, (block, sides) in enumerate(zip(half.blocks, LAYERS, strict=True)):
         heads = len(sides)
         width = block.attn.proj.in_features // heads
         weight = block.attn.qkv.weight.view(3, heads, width, -1)
@@ -106,7 +122,7 @@ def _set_blocks(decoder: ViTDecoder, channels: int, read: int, frequencies: Tens
                 weight[0, head, two, read + two] = turn.cos()
                 weight[1, head, both, read + both] = 1
             found = FOUND
-            if number == 0:
+            if number == 0 and brings:
                 found = channels
                 beside = channels * (1 + head)
                 weight[2, head, :channels, :channels] = torch.eye(channels)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,11 +15,15 @@ from magi_lite.models import SCALE_FACTOR
 from magi_lite.vae.model import ViTVAE
 from training import checkpoint
 from training.checkpoint import Budget
-from training.neighbours import look_around
+from training.footage import Footage
 from training.photographs import Album, album
 from training.reel import HELD_OUT, Reel
 from training.takes import Takes
+from training.train_dit import CHUNKS_PER_BATCH
 from training.train_vae import (
+    BATCH,
+    MATRIX_RATE,
+    RATE,
     Gates,
     coarse_to_fine,
     fold_normalization,
@@ -29,20 +36,36 @@ from training.train_vae import (
     reached,
     refine_decoder,
     train_vae,
-    true_latents,
 )
 
-STAGES = ("vae", "fold", "decoder", "pool", "dit", "distill", "tune", "export")
-STEPS = {"vae": 700, "decoder": 2000, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 1600}
-"""Steps of every stage; after those of the whole autoencoder its decoder goes on alone."""
-FOLDED, FINAL, TUNED = "vae_folded.safetensors", "vae_final.safetensors", "vae_tuned.safetensors"
+STAGES = ("vae", "fold", "pool", "dit", "distill", "tune", "export")
+STEPS = {"vae": 700, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 1600}
+"""Steps of every stage on a processor."""
+TIME = {"vae": 0.30, "single": 0.06, "windows": 0.11, "full": 0.28, "distill": 0.10, "tune": 0.15}
+"""Shares of the time that is given on a card."""
+FOLDED, TUNED = "vae_folded.safetensors", "vae_tuned.safetensors"
 FOLD_CLIPS = 96
 """Clips of each kind that the latents' mean and deviation are taken from."""
 SIZED_CLIPS = 24
 """Half seconds on which it is measured what every channel shows."""
 GATE_CLIPS = 32
 """Clips of each kind that the gates are measured on."""
-TUNING_RATES = (1e-3, 0.006)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is learned from at once, and how fast: half seconds of the autoencoder, seconds of the transformer."""
+
+    halves: int
+    chunks: int
+    takes: int
+    vae_rates: tuple[float, float]
+    log_every: int
+    check_every: int
+
+
+PROCESSOR = Scale(BATCH, CHUNKS_PER_BATCH, 1, (RATE, MATRIX_RATE), 50, 250)
+CARD = Scale(64, 160, 32, (1e-3, 0.01), 200, 4000)
 FIRST_TAKES, CHECKED_TAKES = 100, 32
 """Seconds as the transformer makes them: with which the tuning begins, and on which it is measured."""
 
@@ -51,7 +74,9 @@ FIRST_TAKES, CHECKED_TAKES = 100, 32
 class Recipe:
     """A training run: its folder, the share of every budget, the guidance that is distilled in, what is exported.
 
-    `before`: the model folder that the run has gone on from, if the mean of both is to be exported.
+    `before`: the model folder that the run has gone on from, if the mean of both is to be exported. `footage`: what is
+    filmed for a card; None: the processor trains, and films for itself. `minutes`: for all stages together, in place of
+    numbers of steps.
     """
 
     work: Path
@@ -60,9 +85,26 @@ class Recipe:
     out: Path | None = None
     distilled: bool = True
     before: Path | None = None
+    footage: Footage | None = None
+    minutes: float | None = None
 
-    def steps(self, stage: str) -> int:
-        return max(1, round(STEPS[stage] * self.share))
+    @property
+    def device(self) -> torch.device:
+        return self.footage.device if self.footage else torch.device("cpu")
+
+    @property
+    def scale(self) -> Scale:
+        return CARD if self.device.type == "cuda" else PROCESSOR
+
+    def budget(self, stage: str, times: int = 1, first_step: int = 0) -> Budget:
+        """How long a stage lasts."""
+        if self.minutes is not None:
+            return Budget(None, first_step, seconds=60 * self.minutes * TIME[stage])
+        return Budget(times * max(1, round(STEPS[stage] * self.share)), first_step)
+
+    def reel(self, pictures: Album, first: int = 120, seed: int = 0) -> Reel | Footage:
+        """What the autoencoder learns from."""
+        return self.footage or Reel(pictures.trained, first=first, seed=seed)
 
     def album(self) -> Album:
         """The photographs in the work folder, or none: the world alone can be trained on."""
@@ -70,6 +112,23 @@ class Recipe:
             return album(self.work / "photos", self.work / "album.safetensors")
         except InputError:
             return Album((), (), (), ())
+
+    @contextmanager
+    def on_card(self, clips: int) -> Iterator[Recipe]:
+        """The same on a card, with `clips` filmed by all but one of the processor's cores while the context lasts.
+
+        Raises:
+            InputError: there is no card.
+        """
+        from training.text_model import make_tokenizer
+
+        if not torch.cuda.is_available():
+            raise InputError("There is no CUDA card here; leave --device out to train on the processor.")
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and windows have many
+        films = max(1, (os.cpu_count() or 2) - 1)
+        card = torch.device("cuda")
+        with Footage(self.album().trained, clips, make_tokenizer(), card, films) as footage:
+            yield replace(self, footage=footage)
 
     def log(self, what: str, **facts: object) -> None:
         checkpoint.record(self.work / "training.jsonl", what, **facts)
@@ -81,7 +140,6 @@ def run(stage: str, recipe: Recipe) -> None:
     {
         "vae": train_autoencoder,
         "fold": fold,
-        "decoder": sharpen,
         "pool": fill_pool,
         "dit": train_transformer,
         "distill": train_student,
@@ -95,14 +153,23 @@ def train_autoencoder(recipe: Recipe) -> None:
     if (recipe.work / FOLDED).is_file():
         return
     pictures = recipe.album()
-    reel = Reel(pictures.trained)
+    reel, scale = recipe.reel(pictures), recipe.scale
     clips = held_out_clips(pictures.held_back, GATE_CLIPS)
     check = {name: some[:12] for name, some in clips.items()}
     for times in (1, 2):
-        vae = train_vae(recipe.work, Budget(steps=times * recipe.steps("vae")), reel, check=check)
+        vae = train_vae(
+            recipe.work,
+            recipe.budget("vae", times),
+            reel,
+            batch=scale.halves,
+            rates=scale.vae_rates,
+            check=check,
+            log_every=scale.log_every,
+            check_every=scale.check_every,
+        )
         measured = measure_vae(vae, clips)
         recipe.log("gates of the autoencoder", budget=times, passed=Gates().passed(measured), **measured)
-        if reached(measured, Gates(), times == 2):
+        if reached(measured, Gates(), times == 2 or recipe.minutes is not None):
             return
 
 
@@ -111,9 +178,9 @@ def fold(recipe: Recipe) -> None:
     if (recipe.work / FOLDED).is_file():
         return
     groups, facts = checkpoint.load(recipe.work / "vae.safetensors")
-    vae = make_vae()
+    vae = make_vae().to(recipe.device)
     vae.load_state_dict(groups["average"])
-    reel = Reel(recipe.album().trained, first=FOLD_CLIPS, seed=700_001)
+    reel = recipe.reel(recipe.album(), FOLD_CLIPS, 700_001)
     generator = checkpoint.generators(1)
     with torch.no_grad():
         latents = torch.cat([vae.encode(reel.batch(8, False, generator)) for _ in range(FOLD_CLIPS // 4)])
@@ -126,81 +193,82 @@ def fold(recipe: Recipe) -> None:
     checkpoint.save(recipe.work / FOLDED, {"model": vae.state_dict()}, {"step": facts["step"]})
 
 
-def load_folded(work: Path, name: str = FOLDED) -> ViTVAE:
+def load_folded(recipe: Recipe) -> ViTVAE:
     """The autoencoder whose latents the transformer is trained on."""
     vae = make_vae()
-    vae.load_state_dict(checkpoint.load(work / name)[0]["model"])
-    return vae.eval()
-
-
-def sharpen(recipe: Recipe) -> None:
-    """Train the decoder alone; the gates are measured once more, and the better decoder is kept."""
-    if (recipe.work / FINAL).is_file():
-        return
-    pictures = recipe.album()
-    clips = held_out_clips(pictures.held_back, GATE_CLIPS)
-    folded = load_folded(recipe.work)
-    reel = Reel(pictures.trained, seed=50_000)
-    check = {name: some[:12] for name, some in clips.items()}
-    budget = Budget(steps=recipe.steps("decoder"))
-    vae = refine_decoder(recipe.work, budget, true_latents(reel), folded.state_dict(), check=check)
-    measured = measure_vae(vae, clips)
-    recipe.log("gates of the decoder", passed=Gates().passed(measured), **measured)
-    checkpoint.save(recipe.work / FINAL, {"model": vae.state_dict()}, {"step": recipe.steps("decoder")})
+    vae.load_state_dict(checkpoint.load(recipe.work / FOLDED)[0]["model"])
+    return vae.to(recipe.device).eval()
 
 
 def fill_pool(recipe: Recipe) -> None:
-    """Film and encode clips of five seconds."""
+    """Film and encode clips of five seconds; what a card has as footage is encoded when it is needed."""
     from training.latents import make_pools
 
-    make_pools(recipe.work, load_folded(recipe.work), recipe.album().trained, recipe.share)
+    if recipe.footage is None:
+        make_pools(recipe.work, load_folded(recipe), recipe.album().trained, recipe.share)
+    else:
+        recipe.log("footage", clips=recipe.footage.count)
 
 
 def train_transformer(recipe: Recipe) -> None:
     """Single chunks, windows, full windows: each phase's steps behind those of the phases before."""
     from training.train_dit import train_dit
 
-    until = 0
+    first, scale = 0, recipe.scale
     for phase, peak in (("single", 1.0), ("windows", 0.7), ("full", 0.5)):
-        begin, until = until, until + recipe.steps(phase)
-        train_dit(recipe.work, Budget(steps=until - begin, first_step=begin), phase=phase, peak=peak)
+        budget = recipe.budget(phase, first_step=first)
+        train_dit(
+            recipe.work,
+            budget,
+            phase=phase,
+            peak=peak,
+            pool=recipe.footage and recipe.footage.pool(load_folded(recipe)),
+            chunks_per_batch=scale.chunks,
+            log_every=scale.log_every,
+        )
+        first += budget.steps or 0
 
 
 def train_student(recipe: Recipe) -> None:
     """One model for 8 to 64 steps."""
     from training.distill import distill
 
-    distill(recipe.work, Budget(steps=recipe.steps("distill")), guidance=recipe.guidance)
+    distill(
+        recipe.work,
+        recipe.budget("distill"),
+        guidance=recipe.guidance,
+        pool=recipe.footage and recipe.footage.pool(load_folded(recipe)),
+        chunks_per_batch=recipe.scale.chunks,
+    )
 
 
 def tune(recipe: Recipe) -> None:
-    """Set the decoder anew, looking around, and train it on what the distilled transformer makes; the latents stay."""
+    """Train the decoder on what the distilled transformer makes; the latents stay."""
     from training.text_model import make_tokenizer
     from training.train_dit import make_model
 
     if (recipe.work / TUNED).is_file():
         return
-    vae = load_folded(recipe.work, FINAL if (recipe.work / FINAL).is_file() else FOLDED)
-    student, tokenizer, pictures = make_model().eval(), make_tokenizer(), recipe.album()
+    vae, scale = load_folded(recipe), recipe.scale
+    student, tokenizer, pictures = make_model().to(recipe.device).eval(), make_tokenizer(), recipe.album()
     student.load_state_dict(checkpoint.load(recipe.work / "distilled.safetensors")[0]["average"], strict=False)
     held_back = Takes(student, vae, tokenizer, pictures.held_back, first=CHECKED_TAKES, seed=HELD_OUT)
     recipe.log("takes of the decoder", **measure_takes(vae, held_back))
-    takes = Takes(student, vae, tokenizer, pictures.trained, first=FIRST_TAKES)
-    look_around(vae, *takes.halves())  # takes need its encoder alone
+    takes = Takes(student, vae, tokenizer, pictures.trained, FIRST_TAKES, footage=recipe.footage, together=scale.takes)
     tuned = refine_decoder(
         recipe.work,
-        Budget(steps=recipe.steps("tune")),
-        made_latents(takes, Reel(pictures.trained, seed=60_000)),
+        recipe.budget("tune"),
+        made_latents(takes, recipe.reel(pictures, seed=60_000), scale.halves),
         vae.state_dict(),
-        name="tune",
-        judged_from=1.0,
-        rates=TUNING_RATES,
-        by_width=True,
         check=held_out_clips(pictures.held_back, 12),
+        log_every=scale.log_every,
+        check_every=scale.check_every,
+        device=recipe.device,
     )
     clips = held_out_clips(pictures.held_back, GATE_CLIPS)
     recipe.log("takes of the tuned decoder", **measure_takes(tuned, held_back), **measure_vae(tuned, clips))
-    checkpoint.save(recipe.work / TUNED, {"model": tuned.state_dict()}, {"step": recipe.steps("tune")})
+    _, facts = checkpoint.load(recipe.work / "tune.safetensors")
+    checkpoint.save(recipe.work / TUNED, {"model": tuned.state_dict()}, {"step": facts["step"]})
 
 
 def write_model(recipe: Recipe) -> None:

@@ -43,6 +43,7 @@ class Reel:
     photograph_share: float = 0.4
     world: list[Tensor] = field(default_factory=list)
     photographs: list[Tensor] = field(default_factory=list)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _made: int = 0
 
     def __post_init__(self) -> None:
@@ -59,6 +60,11 @@ class Reel:
         if self.pictures:
             picture = self.pictures[int(self._rng.integers(len(self.pictures)))]
             put(self.photographs, film_shot(draw_shot(picture, 1, self._rng)), number, self.most)
+
+    def some(self, number: int) -> Tensor:
+        """The first seconds of each kind, (at most number, 24, H, W, 3) uint8."""
+        half = number // 2
+        return torch.stack([*self.world[:half], *self.photographs[:half]])
 
     def batch(self, size: int, image: bool, generator: torch.Generator) -> Tensor:
         """Half seconds (B, 3, 12, H, W), or images as (B, 3, 4, H, W) of four frames alike, in [-1, 1]."""

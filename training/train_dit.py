@@ -30,15 +30,15 @@ from training.diffusion import (
 )
 from training.latents import Pool
 from training.optim import Optimizer, update_average, warm_cosine
-from training.precision import half_is_faster, half_products
+from training.precision import fast_products, half_is_faster
 from training.text_model import CAPTION_LENGTH, CHANNELS, make_encoder
 
 DEMO_DIT = DiTConfig(
     num_layers=10,
-    hidden_size=192,
-    ffn_hidden_size=768,
-    num_attention_heads=6,
-    num_query_groups=6,
+    hidden_size=256,
+    ffn_hidden_size=1024,
+    num_attention_heads=8,
+    num_query_groups=8,
     head_dim=32,
     in_channels=16,
     out_channels=16,
@@ -92,11 +92,13 @@ def train_dit(
     half: bool | None = None,
     seed: int = 0,
     keep_every: float = 180.0,
+    log_every: int = 50,
 ) -> DemoModel:
     """Train, or go on training, the model in `work`; returns it with the averaged weights.
 
     Args:
-        phase: which windows are drawn, a key of `PHASES`. pool: training clips; None: those in `work`.
+        phase: which windows are drawn, a key of `PHASES`. pool: training clips, on the device that trains; None: those
+            in `work`.
         peak: of the learning rates, smaller when going on. flat: share of the budget before rates fall.
         warm: steps in which they rise, once.
         half: products in bfloat16; None: what is faster. keep_every: seconds between checkpoints.
@@ -104,8 +106,8 @@ def train_dit(
     A budget counts all steps that were ever made, unless its `first_step` says from where.
     """
     torch.manual_seed(seed)
-    model = make_model(config)
     pool = pool or load_pools(work, phase)
+    model = make_model(config).to(pool.latents.device)
     path, log = work / "dit.safetensors", work / "training.jsonl"
     generator = checkpoint.generators(seed + 17)
     parameters = dict(model.named_parameters())
@@ -137,9 +139,10 @@ def train_dit(
         }
         checkpoint.save(path, groups, {"step": step, "phase": phase})
 
-    running, kept = None, time.monotonic()
-    with half_products(model) if half else checkpoint.nothing():
-        while (fraction := budget.fraction(step)) < 1:
+    running: torch.Tensor | None = None
+    kept = began = time.monotonic()
+    with fast_products([model], half):
+        while (fraction := budget.fraction(step, time.monotonic() - began)) < 1:
             pattern = draw_pattern(PHASES[phase], pool.seconds, generator)
             example = draw_example(pool, pattern, max(1, chunks_per_batch // len(pattern)), generator)
             sized = torch.rand((), generator=generator) < 0.5
@@ -150,9 +153,10 @@ def train_dit(
             optimizer.step(peak * warm_cosine(fraction, step, warm, flat=flat))
             step += 1
             update_average(average, parameters, step, AVERAGE_DECAY)
-            running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-            if step % 50 == 0:
-                facts = {"step": step, "loss": round(running, 4), "used": round(fraction, 3)}
+            loss = loss.detach()
+            running = loss if running is None else 0.98 * running + 0.02 * loss
+            if step % log_every == 0:
+                facts = {"step": step, "loss": round(float(running), 4), "used": round(fraction, 3)}
                 checkpoint.record(log, f"dit {phase}", **facts)
             if time.monotonic() - kept > keep_every:
                 keep()

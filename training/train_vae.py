@@ -8,8 +8,7 @@ time, weighted strongly, for an error that stays the same is seen far less than 
 four frames of a latent come out alike and the picture jumps six times a second; and those of the first differences in
 space, for edges. A KL term only keeps the latents from drifting. `fold_normalization` moves the latents' mean and
 deviation into the encoder's last and the decoder's first linear, so that encode * 0.18215 has unit variance, and
-`fold_sizes` makes channels that show more larger. Last, the decoder alone goes on with a small discriminator of patches
-in space and time, the latents frozen.
+`fold_sizes` makes channels that show more larger. Last, the decoder alone goes on, on what the transformer makes.
 """
 
 from __future__ import annotations
@@ -22,16 +21,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from magi_lite.models import SCALE_FACTOR, VAEConfig
 from magi_lite.vae.model import ViTVAE
 from training import checkpoint
-from training.checkpoint import Budget
+from training.checkpoint import Budget, draw_noise
+from training.footage import Footage
+from training.neighbours import look_around, look_around_encoder
 from training.optim import Optimizer, update_average, warm_cosine
 from training.photographs import draw_shot, film_shot
-from training.precision import half_is_faster, half_products
+from training.precision import fast_products, half_is_faster
 from training.principal import start_from_components
 from training.reel import HELD_OUT, TILE, Reel, to_signed
 from training.takes import Takes
@@ -42,6 +43,8 @@ DEMO_VAE = VAEConfig(
     video_size=SIZE, video_length=TILE, embed_dim=256, depth=4, num_heads=4, z_chans=16, use_final_proj=True
 )
 BATCH = 4
+STARTED_FROM = 48
+"""Seconds from which the first weights are reckoned."""
 KL_WEIGHT = 2e-5
 AVERAGE_DECAY = 0.997
 RATE, MATRIX_RATE = 5e-4, 0.003
@@ -54,8 +57,8 @@ MOVING_WEIGHT = 3.0
 """How much more a pixel counts that changes from frame to frame: most of the picture stands still and is easy."""
 MOVING = 0.03
 """Change of a pixel from frame to frame, of a range of 2, from which it moves."""
-PATCH_RATE = 3e-4
-PATCH_WEIGHT = 0.02
+TUNING_RATES = (1e-3, 0.006)
+"""Of the decoder alone, as `RATE` and `MATRIX_RATE`."""
 COARSENESS = 0.4
 """Power of what a channel shows, by which it is larger than the finest one: 0 gives all the same size."""
 MOVED = 0.3
@@ -110,11 +113,19 @@ def reconstruction_loss(made: Tensor, x: Tensor) -> Tensor:
     return loss + SPACE_WEIGHT * (differences(error, 3).abs().mean() + differences(error, 4).abs().mean())
 
 
+@torch.no_grad()
+def _look_around(vae: ViTVAE, frames: Tensor) -> None:
+    """Let both halves of an autoencoder that is the best linear one begin with the neighbours in sight."""
+    look_around_encoder(vae)
+    halves = torch.cat(frames.split(TILE, dim=2)[: frames.shape[2] // TILE])
+    look_around(vae, torch.cat([vae.encode(some) for some in halves.split(8)]), halves)
+
+
 def vae_loss(vae: ViTVAE, x: Tensor, generator: torch.Generator) -> Tensor:
     """The reconstruction's loss and the KL term."""
     mean, log_variance = vae.moments(x)
     log_variance = log_variance.clamp(max=4.0)
-    noise = torch.randn(mean.shape, generator=generator)
+    noise = draw_noise(mean.shape, generator, mean.device)
     kl = (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     return reconstruction_loss(vae.decoder(mean + noise * (0.5 * log_variance).exp()), x) + KL_WEIGHT * kl
 
@@ -136,7 +147,7 @@ def held_out_clips(pictures: tuple[np.ndarray, ...], clips: int) -> dict[str, Te
 @torch.no_grad()
 def reconstruct(vae: ViTVAE, frames: Tensor) -> Tensor:
     """What is left of seconds (N, 24, H, W, 3) uint8, in tiles of half a second, as signed (N, 3, 24, H, W)."""
-    x = to_signed(frames)
+    x = to_signed(frames).to(next(vae.parameters()).device)
     parts = [vae.decode(vae.encode(x[:, :, i : i + TILE])) for i in range(0, x.shape[2], TILE)]
     return torch.cat(parts, dim=2).clamp(-1, 1)
 
@@ -157,7 +168,7 @@ def measure_vae(vae: ViTVAE, clips: dict[str, Tensor]) -> dict[str, float]:
     for name, frames in clips.items():
         made, x = [], []
         for part in frames.split(4):
-            made.append(reconstruct(vae, part))
+            made.append(reconstruct(vae, part).float().cpu())
             x.append(to_signed(part))
         one, two = torch.cat(made), torch.cat(x)
         error = (one - two).square().mean((1, 2, 3, 4))
@@ -172,8 +183,8 @@ def measure_takes(vae: ViTVAE, takes: Takes) -> dict[str, float]:
     made, x = [], []
     for latents, frames in takes.kept:
         halves = latents.float().chunk(2, dim=1)
-        made.append(torch.cat([vae.decoder(half[None]) for half in halves], dim=2).clamp(-1, 1))
-        x.append(to_signed(frames[None]))
+        made.append(torch.cat([vae.decoder(half[None]) for half in halves], dim=2).clamp(-1, 1).float().cpu())
+        x.append(to_signed(frames[None]).cpu())
     one, two = torch.cat(made), torch.cat(x)
     error = (one - two).square().mean((1, 2, 3, 4))
     psnr = round(float((10 * torch.log10(4 / error)).mean()), 2)
@@ -225,7 +236,7 @@ def coarse_to_fine(vae: ViTVAE, latents: Tensor, seed: int = 0) -> Tensor:
     shown = []
     for channel in range(latents.shape[1]):
         moved = latents.clone()
-        moved[:, channel] += MOVED * torch.randn(moved[:, channel].shape, generator=generator)
+        moved[:, channel] += MOVED * draw_noise(moved[:, channel].shape, generator, moved.device)
         shown.append((vae.decode(moved / SCALE_FACTOR) - plain).square().mean().sqrt())
     table = torch.stack(shown)
     return (table / table.min()) ** COARSENESS
@@ -237,7 +248,7 @@ def coarse_to_fine(vae: ViTVAE, latents: Tensor, seed: int = 0) -> Tensor:
 def train_vae(
     work: Path,
     budget: Budget,
-    reel: Reel,
+    reel: Reel | Footage,
     *,
     config: VAEConfig = DEMO_VAE,
     batch: int = BATCH,
@@ -248,30 +259,37 @@ def train_vae(
     check: dict[str, Tensor] | None = None,
     half: bool | None = None,
     keep_every: float = 180.0,
+    log_every: int = 50,
+    check_every: int = 250,
 ) -> ViTVAE:
     """Train, or go on training, the autoencoder in `work`; returns the averaged weights.
 
     The budget counts all steps ever made, so that a run that was cut off goes on where it was.
 
     Args:
-        check: clips of `held_out_clips`, measured every 250 steps. half: products in bfloat16; None: what is faster.
-        keep_every: seconds between checkpoints.
+        reel: what is filmed; the autoencoder is trained on its device.
+        check: clips of `held_out_clips`, measured every `check_every` steps.
+        half: products in bfloat16; None: what is faster. keep_every: seconds between checkpoints.
     """
     torch.manual_seed(seed)
     vae = make_vae(config)
     path, log = work / "vae.safetensors", work / "training.jsonl"
     generator = checkpoint.generators(seed + 1)
+    if not path.is_file():
+        frames = to_signed(reel.some(STARTED_FROM).cpu())
+        start_from_components(vae, frames)
+        if config == DEMO_VAE:
+            _look_around(vae, frames)
+    vae.to(reel.device)
     optimizer = Optimizer(dict(vae.named_parameters()), *rates, by_width=True)
+    average = {n: t.clone() for n, t in vae.state_dict().items()}
     step = 0
     if path.is_file():
         groups, facts = checkpoint.load(path)
         vae.load_state_dict(groups["model"])
-        average, step = groups["average"], int(facts["step"])
+        average, step = {n: t.to(reel.device) for n, t in groups["average"].items()}, int(facts["step"])
         optimizer.load_state_dict(groups["optimizer"], step)
         generator.set_state(groups["generator"]["state"])
-    else:
-        start_from_components(vae, to_signed(torch.stack([*reel.world, *reel.photographs])))
-        average = {n: t.clone() for n, t in vae.state_dict().items()}
     if budget.fraction(step) >= 1:
         vae.load_state_dict(average)
         return vae
@@ -290,9 +308,10 @@ def train_vae(
         }
         checkpoint.save(path, groups, {"step": step})
 
-    kept, running = time.monotonic(), None
-    with half_products(vae) if half else checkpoint.nothing():
-        while (fraction := budget.fraction(step)) < 1:
+    running: Tensor | None = None
+    kept = began = time.monotonic()
+    with fast_products([vae], half):
+        while (fraction := budget.fraction(step, time.monotonic() - began)) < 1:
             reel.renew()
             loss = vae_loss(vae, reel.batch(batch, step % 8 == 7, generator), generator)
             vae.zero_grad(set_to_none=True)
@@ -300,10 +319,11 @@ def train_vae(
             optimizer.step(warm_cosine(fraction, step, warm, flat=flat))
             step += 1
             update_average(average, vae.state_dict(), step, AVERAGE_DECAY)
-            running = loss.item() if running is None else 0.97 * running + 0.03 * loss.item()
-            if step % 50 == 0:
-                checkpoint.record(log, "vae", step=step, loss=round(running, 4), used=round(fraction, 3))
-            if step % 250 == 0 and check:
+            loss = loss.detach()
+            running = loss if running is None else 0.97 * running + 0.03 * loss
+            if step % log_every == 0:
+                checkpoint.record(log, "vae", step=step, loss=round(float(running), 4), used=round(fraction, 3))
+            if step % check_every == 0 and check:
                 trained = {n: t.clone() for n, t in vae.state_dict().items()}
                 vae.load_state_dict(average)
                 checkpoint.record(log, "vae measured", step=step, **measure_vae(vae, check))
@@ -316,29 +336,11 @@ def train_vae(
     return vae
 
 
-class Patches(nn.Module):
-    """A small 3-D discriminator: clips (N, 3, T, H, W) to a score for every patch of about 15 x 15 pixels."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv3d(3, width, (3, 4, 4), (1, 2, 2), 1),
-            nn.LeakyReLU(0.2),
-            nn.Conv3d(width, 2 * width, (3, 4, 4), (2, 2, 2), 1),
-            nn.GroupNorm(8, 2 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv3d(2 * width, 1, 3, 1, 1),
-        )
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return self.layers(clips)
-
-
 Draw = Callable[[ViTVAE, int, torch.Generator], tuple[Tensor, Tensor]]
 """A batch for a step of the decoder's training: unscaled latents, and the clips that they should show."""
 
 
-def true_latents(reel: Reel, batch: int = BATCH) -> Draw:
+def true_latents(reel: Reel | Footage, batch: int = BATCH) -> Draw:
     """Half seconds and, one batch in eight, images, with the latents that the encoder makes of them."""
 
     def draw(vae: ViTVAE, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -350,18 +352,18 @@ def true_latents(reel: Reel, batch: int = BATCH) -> Draw:
     return draw
 
 
-def made_latents(takes: Takes, reel: Reel, batch: int = BATCH) -> Draw:
-    """Half seconds as the transformer makes them; one in each batch, and one batch in eight, as the encoder does."""
+def made_latents(takes: Takes, reel: Reel | Footage, batch: int = BATCH) -> Draw:
+    """Half seconds as the transformer makes them; a quarter of a batch, and one batch in eight, as the encoder does."""
 
-    images, one = true_latents(reel, batch), true_latents(reel, 1)
+    images, some = true_latents(reel, batch), true_latents(reel, max(1, batch // 4))
 
     def draw(vae: ViTVAE, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if step % 8 == 7:
             return images(vae, step, generator)
         if step % 2 == 0:
             takes.renew()
-        latents, x = one(vae, step, generator)
-        made, shown = takes.batch(batch - 1, generator)
+        latents, x = some(vae, step, generator)
+        made, shown = takes.batch(batch - len(x), generator)
         return torch.cat([made, latents]), torch.cat([shown, x])
 
     return draw
@@ -373,41 +375,40 @@ def refine_decoder(
     draw: Draw,
     start: dict[str, Tensor],
     *,
-    name: str = "decoder",
-    judged_from: float = 0.0,
+    name: str = "tune",
     config: VAEConfig = DEMO_VAE,
     seed: int = 3,
-    rates: tuple[float, float] = (7e-4, 0.006),
-    by_width: bool = False,
+    rates: tuple[float, float] = TUNING_RATES,
     check: dict[str, Tensor] | None = None,
     half: bool | None = None,
     keep_every: float = 180.0,
+    log_every: int = 50,
+    check_every: int = 250,
+    device: torch.device | None = None,
 ) -> ViTVAE:
-    """Train the decoder alone from the weights `start`, or go on, with a discriminator of patches (hinge loss).
+    """Train the decoder alone from the weights `start`, or go on; returns the averaged weights.
 
-    The latents stay, so that a transformer trained on them stays valid. Returns the averaged weights.
+    The latents stay, so that a transformer trained on them stays valid.
 
     Args:
-        name: of the checkpoint and in the log. judged_from: share of the budget after which the discriminator begins,
-            which takes as long as the decoder itself. check: clips of `held_out_clips`, measured every 250 steps.
+        name: of the checkpoint and in the log. check: clips of `held_out_clips`, measured every `check_every` steps.
+        device: where it is trained; None: the processor.
     """
     torch.manual_seed(seed)
-    vae, patches = make_vae(config), Patches()
+    vae, device = make_vae(config), device or torch.device("cpu")
     vae.load_state_dict(start)
+    vae.to(device)
     path, log = work / f"{name}.safetensors", work / "training.jsonl"
     generator = checkpoint.generators(seed + 1)
     trained = {n: p for n, p in vae.named_parameters() if n.startswith("decoder.")}
-    optimizer = Optimizer(trained, *rates, by_width=by_width)
-    judge = Optimizer(dict(patches.named_parameters()), PATCH_RATE, 0.0)
+    optimizer = Optimizer(trained, *rates, by_width=True)
     average = {n: t.clone() for n, t in vae.state_dict().items()}
-    step, first_judged = 0, round(judged_from * budget.steps)
+    step = 0
     if path.is_file():
         groups, facts = checkpoint.load(path)
         vae.load_state_dict(groups["model"])
-        patches.load_state_dict(groups["patches"])
-        average, step = groups["average"], int(facts["step"])
+        average, step = {n: t.to(device) for n, t in groups["average"].items()}, int(facts["step"])
         optimizer.load_state_dict(groups["optimizer"], step)
-        judge.load_state_dict(groups["judge"], step)
         generator.set_state(groups["generator"]["state"])
     if half is None:
         latents, x = draw(vae, 0, checkpoint.generators(0))
@@ -417,39 +418,29 @@ def refine_decoder(
     def keep() -> None:
         groups = {
             "model": vae.state_dict(),
-            "patches": patches.state_dict(),
             "average": average,
             "optimizer": optimizer.state_dict(),
-            "judge": judge.state_dict(),
             "generator": {"state": generator.get_state()},
         }
         checkpoint.save(path, groups, {"step": step})
 
-    kept = time.monotonic()
-    with half_products(vae) if half else checkpoint.nothing():
-        while (fraction := budget.fraction(step)) < 1:
+    running: Tensor | None = None
+    kept = began = time.monotonic()
+    with fast_products([vae], half):
+        while (fraction := budget.fraction(step, time.monotonic() - began)) < 1:
             latents, x = draw(vae, step, generator)
-            judged = x.shape[2] == TILE and step >= first_judged
-            made = vae.decoder(latents)
-            loss = reconstruction_loss(made, x)
-            if judged:
-                loss = loss - PATCH_WEIGHT * min(1.0, (step - first_judged) / 200) * patches(made).mean()
+            loss = reconstruction_loss(vae.decoder(latents), x)
             vae.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step(warm_cosine(fraction, step, 20, flat=0.3))
-            patch_loss = torch.zeros(())
-            if judged:
-                patch_loss = F.relu(1 - patches(x)).mean() + F.relu(1 + patches(made.detach())).mean()
-                patches.zero_grad(set_to_none=True)
-                patch_loss.backward()
-                judge.step(1.0)
             step += 1
             update_average(average, vae.state_dict(), step, 0.995)
-            if step % 50 == 0:
-                losses = {"loss": round(loss.item(), 4), "patches": round(patch_loss.item(), 3)}
-                checkpoint.record(log, name, step=step, **losses, used=round(fraction, 3))
-            if step % 250 == 0 and check:
-                measured = make_vae(config)
+            loss = loss.detach()
+            running = loss if running is None else 0.97 * running + 0.03 * loss
+            if step % log_every == 0:
+                checkpoint.record(log, name, step=step, loss=round(float(running), 4), used=round(fraction, 3))
+            if step % check_every == 0 and check:
+                measured = make_vae(config).to(device)
                 measured.load_state_dict(average)
                 checkpoint.record(log, f"{name} measured", step=step, **measure_vae(measured, check))
             if time.monotonic() - kept > keep_every:

@@ -14,13 +14,15 @@ from safetensors.torch import load_file
 from magi_lite.errors import InputError
 from magi_lite.text.vocabulary import Vocabulary
 from magi_lite.weights.opening import open_model
-from training import distill, export, latents, precision, recipe, train_dit
+from training import export, latents, precision, recipe
 from training.checkpoint import load
 from training.export import AUTOENCODER
+from training.footage import Footage
 from training.photographs import Album
 from training.recipe import STAGES, Recipe, run
 from training.reel import Reel
 from training.studio import Studio
+from training.text_model import make_tokenizer
 from training.world.draw import SIZE
 
 
@@ -29,10 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps on a few clips."""
     monkeypatch.setattr(recipe, "STEPS", dict.fromkeys(recipe.STEPS, 1))
     monkeypatch.setattr(precision, "seconds_of", partial(precision.seconds_of, times=1))
-    for stage in (recipe.train_vae, recipe.true_latents, recipe.made_latents):
-        monkeypatch.setattr(recipe, stage.__name__, partial(stage, batch=2))
-    for stage in (train_dit.train_dit, distill.distill):
-        monkeypatch.setattr(f"{stage.__module__}.{stage.__name__}", partial(stage, chunks_per_batch=2))
+    monkeypatch.setattr(recipe, "PROCESSOR", replace(recipe.PROCESSOR, halves=2, chunks=2))
     monkeypatch.setattr(recipe, "GATE_CLIPS", 2)
     monkeypatch.setattr(recipe, "FOLD_CLIPS", 4)
     monkeypatch.setattr(recipe, "SIZED_CLIPS", 2)
@@ -79,9 +78,27 @@ def test_the_whole_recipe_ends_in_a_model_folder(tmp_path: Path, small: None) ->
 
     averaged = replace(made, out=tmp_path / "mean", before=tmp_path / "demo")
     run("export", averaged)
-    one, mean = (tmp_path / name / export.WEIGHTS for name in ("demo", "mean"))
+    one, mean = (next((tmp_path / name / export.WEIGHTS).glob("*.safetensors")) for name in ("demo", "mean"))
     assert mean.read_bytes() == one.read_bytes(), "the mean with itself"
     kept = one.stat().st_mtime_ns
     with pytest.raises(InputError, match="choose another --out"):
         run("export", replace(made, out=tmp_path / "demo", before=tmp_path / "demo"))
     assert one.stat().st_mtime_ns == kept
+
+
+def test_with_footage_all_stages_learn_from_the_same_clips(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "TIME", dict.fromkeys(recipe.TIME, 0.05 / 60))
+    with Footage((), 2, make_tokenizer()) as footage:
+        made = Recipe(tmp_path, footage=footage, minutes=1.0)
+        for stage in STAGES:
+            run(stage, made)
+        assert footage.count == 2
+    assert not list(tmp_path.glob("pool-*")), "what is filmed stays in memory"
+    lines = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    gates = [line for line in lines if line["what"] == "gates of the autoencoder"]
+    assert [line["budget"] for line in gates] == [1], "who gives minutes waits no longer"
+    torch.manual_seed(0)
+    frames = Studio(open_model(tmp_path / "demo")).film(["a red car moves left in a town"], seed=1)
+    assert frames.shape == (24, SIZE, SIZE, 3)

@@ -94,7 +94,7 @@ def test_refining_the_decoder_leaves_the_latents_alone(tmp_path, reel):
     vae = train_vae.refine_decoder(tmp_path, Budget(4), draw, start, **options)
     changed = {n for n, t in vae.state_dict().items() if not torch.equal(t, before[n])}
     assert changed and all(name.startswith("decoder.") for name in changed)
-    assert checkpoint.load(tmp_path / "decoder.safetensors")[1]["step"] == 4
+    assert checkpoint.load(tmp_path / "tune.safetensors")[1]["step"] == 4
 
 
 @torch.no_grad()
