@@ -1,7 +1,7 @@
 """All that only a GPU can show, in one command: `python benchmarks/gpu.py --out FILE`.
 
-Needs torch, triton, transformers, safetensors, numpy, einops, psutil and this repository (bitsandbytes for NF4); no
-network and no weights: the full-size 4.5B is built with random ones. First what a report needs (`gpu_first.py`):
+Needs torch, triton, transformers, safetensors, numpy, psutil and this repository (bitsandbytes for NF4); no network
+and no weights: the full-size 4.5B is built with random ones. First what a report needs (`gpu_first.py`):
 versions, every fast path as works or not and why, and a reference on the processor. Then the planned pass at 720x720
 with its dearest kernels, against the plan and the priced operations (`gpu_planned.py`); one generation with decoding,
 between the steps and beside them; every attention kernel and fast path against the plain one (`gpu_checks.py`);

@@ -19,13 +19,19 @@ from magi_lite.errors import InputError
 from magi_lite.machine import devices
 from magi_lite.sampling.kv_store import KVRing
 from magi_lite.weights.residency import Residency, move_except
-from quant import activations, fusion, kinds
+from quant import activations, fusion, kernels, kinds
 from quant.convert import quantized_linear
 from quant.schemes import SCHEMES, Fp8, Scheme
 
 LINEARS = {"qkv": (3072, 3072), "projection": (6144, 3072), "fc1": (3072, 12288), "fc2": (12288, 3072)}
 """The linears of a layer of the 4.5B: inputs, outputs."""
 TINY_LINEARS = {"fc1": (64, 128)}
+ROW_SETTINGS: dict[str, dict[str, Callable[[int], Any]]] = {
+    "8 warps": {"warps": lambda features: 8},
+    "16 warps": {"warps": lambda features: 16},
+    "one part": {"parts": lambda features: (1 << (features - 1).bit_length(), 1)},
+}
+"""How else `quant.kernels` could divide the work on a row, to be timed beside what it does."""
 
 
 def attention(s: Setup) -> dict[str, Any]:
@@ -99,6 +105,10 @@ def quantization(s: Setup) -> list[dict[str, Any]]:
             few = slice(0, 1024)
             row["steps_from_plain"] = kinds.steps_apart(values[few], plain[few].float() / scale[few])
             row["together"] = s.timed(lambda x=x, k=kind, o=operation: activations.per_token(x, k, o))
+            row["together_with"] = {
+                name: s.timed(lambda x=x, k=kind, o=operation, c=changes: _quantized_with(x, k, o, c), budget=0.1)
+                for name, changes in ROW_SETTINGS.items()
+            }
             if operation is not None:
                 row["apart"] = s.timed(lambda x=x, k=kind, o=operation: activations.per_token(o(x), k))
             with mock.patch.object(activations, "fast_kernels", lambda *_: None):
@@ -107,6 +117,14 @@ def quantization(s: Setup) -> list[dict[str, Any]]:
             row["gbs"] = moved / row["together"]["seconds"] / 1e9
             rows.append(row)
     return rows
+
+
+def _quantized_with(
+    x: Tensor, kind: torch.dtype, operation: fusion.Operation | None, changes: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """`activations.per_token` with other settings of the kernels."""
+    with mock.patch.multiple(kernels, **changes):
+        return activations.per_token(x, kind, operation)
 
 
 def linears(s: Setup) -> list[dict[str, Any]]:

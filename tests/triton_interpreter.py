@@ -26,7 +26,10 @@ def in_own_process(file: Path) -> None:
 
 
 def round_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Casts between floats are torch's: the interpreter's own truncate, and lose a carry in e4m3."""
+    """Casts between floats are torch's: the interpreter's own truncate, and lose a carry in e4m3.
+
+    And a product that is added to a float32 number is rounded once, with it.
+    """
     from triton.runtime import interpreter
 
     sizes = {8: (torch.uint8, np.uint8), 16: (torch.int16, np.uint16), 32: (torch.int32, np.uint32)}
@@ -38,4 +41,10 @@ def round_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         bits, array = sizes[wanted.primitive_bitwidth]
         return values.view(bits).numpy().view(array)
 
+    def fused(builder: Any, x: Any, y: Any, z: Any) -> Any:
+        with np.errstate(over="ignore", invalid="ignore"):
+            exact = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
+            return interpreter.TensorHandle(exact.astype(x.data.dtype), z.dtype.scalar)
+
     monkeypatch.setattr(interpreter, "_convert_float", cast)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", fused)
