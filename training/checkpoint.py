@@ -64,6 +64,11 @@ def generators(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the processor's on a device, without waiting until a card has done what it is at."""
+    return tensor.to(device, non_blocking=True)
+
+
 def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
     """Normal numbers on a device; a card draws them itself, from a seed of the generator's."""
     if device.type == "cpu":

@@ -17,7 +17,7 @@ from magi_lite.dit.captions import CaptionContext
 from magi_lite.dit.model import DiT
 from magi_lite.models import CHUNK_LATENT_FRAMES
 from magi_lite.sampling.schedule import kv_ranges
-from training.checkpoint import draw_noise
+from training.checkpoint import draw_noise, sent
 from training.latents import BODY_WEIGHT, Pool
 from training.text_model import CAPTION_LENGTH, CHANNELS
 
@@ -78,22 +78,23 @@ class DemoModel(nn.Module):
         lengths = (ids != 0).sum(1)
         ids = ids[:, : int(lengths.max())]
         unique, back = torch.unique(ids, dim=0, return_inverse=True)
-        unique = unique.to(device)
+        unique = sent(unique, device)
         encoded = self.text(input_ids=unique, attention_mask=(unique != 0).long()).last_hidden_state
-        words = encoded.float()[back.to(device)]
+        words = encoded.float()[sent(back, device)]
         parts, extra = [words], 0
         if quality:
             parts.insert(0, self.tokens.other_tokens[QUALITY_ROW].expand(len(ids), 1, -1))
             extra += 1
         if remaining is not None:
-            parts.insert(0, self.tokens.other_tokens[(DURATION_ROW - 1 + remaining.clamp(1, 8)).to(device)][:, None])
+            duration_rows = sent(DURATION_ROW - 1 + remaining.clamp(1, 8), device)
+            parts.insert(0, self.tokens.other_tokens[duration_rows][:, None])
             extra += 1
         rows = torch.cat(parts, dim=1)[:, :CAPTION_LENGTH]
         numbers = (lengths + extra).clamp(max=CAPTION_LENGTH)
         if wordless.any():
             null = self.dit.y_embedder.null_caption_embedding
             rows = nn.functional.pad(rows, (0, 0, 0, len(null) - rows.shape[1]))
-            rows = torch.where(wordless[:, None, None].to(device), null, rows)
+            rows = torch.where(sent(wordless, device)[:, None, None], null, rows)
             numbers = torch.where(wordless, len(null), numbers)
         return self.dit.encode_captions(rows, numbers.tolist(), dropped=dropped)
 
@@ -180,8 +181,8 @@ def draw_example(
         progress = _progress(pattern, n, generator)
     is_clean = torch.tensor([q == CLEAN for q in pattern]).expand(n, k)
     times = torch.where(is_clean, 0.9999, grid_time(progress))
-    level = torch.where(is_clean, 1 - 0.05 * torch.rand(n, k, generator=generator), times).to(device)
-    fixed = is_clean.repeat_interleave(width, 1)[:, None, :, None, None].to(device)
+    level = sent(torch.where(is_clean, 1 - 0.05 * torch.rand(n, k, generator=generator), times), device)
+    fixed = sent(is_clean.repeat_interleave(width, 1), device)[:, None, :, None, None]
     fixed = fixed.expand(-1, -1, -1, *clean.shape[3:]).clone()
     noise = draw_noise(clean.shape, generator, device)
     mix = level.repeat_interleave(width, 1)[:, None, :, None, None]
@@ -196,8 +197,8 @@ def draw_example(
     last = torch.randint(1, 9, (n,), generator=generator)
     remaining = (last[:, None] + torch.arange(k - 1, -1, -1)).clamp(max=8).flatten() if kind < 0.93 else None
     return Example(
-        clean, noisy, noise, times.to(device), weight, ids, remaining, kind < 0.9 or kind > 0.95, wordless.flatten(),
-        dropped.flatten(), pattern_ranges(pattern), pattern, progress.to(device), fixed,
+        clean, noisy, noise, sent(times, device), weight, ids, remaining, kind < 0.9 or kind > 0.95,
+        wordless.flatten(), dropped.flatten(), pattern_ranges(pattern), pattern, sent(progress, device), fixed,
     )  # fmt: skip
 
 
@@ -221,8 +222,8 @@ def _put_prefixes(
     kinds = torch.rand(len(part), generator=generator)
     lengths = torch.randint(1, CHUNK_LATENT_FRAMES, (len(part),), generator=generator)
     kinds = torch.where(part.pictured | (begins > 0), 0.25 * kinds, kinds)
-    lengths = torch.where(kinds < 0.14, 1, torch.where(kinds < 0.25, lengths, 0)).to(device)
-    pictured = (kinds < 0.14).to(device)[:, None, None, None]
+    lengths = sent(torch.where(kinds < 0.14, 1, torch.where(kinds < 0.25, lengths, 0)), device)
+    pictured = sent(kinds < 0.14, device)[:, None, None, None]
     clean[:, :, 0] = torch.where(pictured, part.images[:, 0].float(), clean[:, :, 0])
     given = torch.arange(clean.shape[2], device=device) < lengths[:, None]
     fixed |= given[:, None, :, None, None]

@@ -66,7 +66,7 @@ def progress_on_grid(pattern: tuple[int, ...], batch: int, steps: int, generator
 
 def advanced(example: Example, by: float) -> Tensor:
     """(N, K) times after `by` more progress; clean chunks stay."""
-    clean = torch.tensor([q == CLEAN for q in example.pattern]).to(example.times.device)
+    clean = checkpoint.sent(torch.tensor([q == CLEAN for q in example.pattern]), example.times.device)
     return torch.where(clean, example.times, grid_time((example.progress + by).clamp(max=1.0)))
 
 

@@ -7,11 +7,14 @@ is trained and is full long before the transformer has seen everything in it; wh
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from magi_lite.models import CHUNK_LATENT_FRAMES
 from magi_lite.vae.model import ViTVAE
+from training.checkpoint import sent
 from training.latents import CAPTION_TOKENS, SECONDS, Pool, encode_clips, film_clip, token_rows
 from training.precision import fast_products
 from training.reel import TILE, to_signed
@@ -37,16 +41,6 @@ AHEAD = 2
 WAIT = 0.2
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A `Filmed` clip as it comes from another process: arrays are sent as they are, tensors by shared memory."""
-
-    frames: np.ndarray
-    body: np.ndarray
-    captions: tuple[str, ...]
-    pictured: bool
-
-
 _pictures: tuple[np.ndarray, ...] = ()
 """In a process that films: the photographs, sent once."""
 
@@ -57,9 +51,25 @@ def _begin(pictures: tuple[np.ndarray, ...]) -> None:
     torch.set_num_threads(1)
 
 
-def _filmed(seed: int) -> Shown:
+def _filmed(seed: int, folder: str) -> Shown:
     clip = film_clip(seed, SECONDS, _pictures, FILMED_PHOTOGRAPHS, np.random.default_rng((seed, 13)))
-    return Shown(clip.frames.numpy(), clip.body.numpy(), clip.captions, clip.pictured)
+    file = Path(folder, f"{seed}.npy")
+    np.save(file, clip.frames.numpy())
+    return Shown(file, clip.body.numpy(), clip.captions, clip.pictured)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A `Filmed` clip as it comes from another process.
+
+    Its frames are in a file: through the processes' pipe they would come in pieces of 64 KB, for each of which the
+    thread that reads has to wait until the one that trains lets it.
+    """
+
+    frames: Path
+    body: np.ndarray
+    captions: tuple[str, ...]
+    pictured: bool
 
 
 @dataclass
@@ -132,7 +142,7 @@ class Footage:
                 picks.append(clips[torch.randint(len(clips), (number,), generator=generator)])
         starts = torch.randint(self.frames.shape[1] - TILE + 1, (size, 1), generator=generator)
         places = starts + (torch.zeros(4, dtype=torch.long) if image else torch.arange(TILE))
-        return to_signed(self.frames[torch.cat(picks)[:, None].to(self.device), places.to(self.device)])
+        return to_signed(self.frames[sent(torch.cat(picks), self.device)[:, None], sent(places, self.device)])
 
     def pool(self, vae: ViTVAE) -> Pool:
         """All that is filmed, as latents; what was encoded before is not encoded again."""
@@ -149,28 +159,32 @@ class Footage:
     def cut(self, picks: Tensor, begins: Tensor, seconds: int) -> Tensor:
         """Some seconds of some clips: picks (N,), begins (N,) in seconds -> (N, 24 * seconds, H, W, 3) uint8."""
         places = begins[:, None] * FRAMES + torch.arange(seconds * FRAMES)
-        return self.frames[picks[:, None].to(self.device), places.to(self.device)]
+        return self.frames[sent(picks, self.device)[:, None], sent(places, self.device)]
 
     def _film(self) -> None:
         # processes that begin anew, for copies of this one would keep the locks that its other threads hold
         seeds = itertools.count(self.seed)
+        memory = Path("/dev/shm")
+        folder = tempfile.mkdtemp(prefix="footage-", dir=memory if memory.is_dir() else None)
         crew = ProcessPoolExecutor(self.processes, get_context("spawn"), _begin, (self.pictures,))
         try:
-            asked = {crew.submit(_filmed, next(seeds)) for _ in range(AHEAD * self.processes)}
+            asked = {crew.submit(_filmed, next(seeds), folder) for _ in range(AHEAD * self.processes)}
             while self.count < self.most and not self._ended.is_set():
                 done, asked = wait(asked, timeout=WAIT, return_when=FIRST_COMPLETED)
                 for clip in list(done)[: self.most - self.count]:
                     self._put(clip.result())
-                    asked.add(crew.submit(_filmed, next(seeds)))
+                    asked.add(crew.submit(_filmed, next(seeds), folder))
         except BaseException as error:  # the thread that waits for clips says so
             self._fault = error
         finally:
             crew.shutdown(cancel_futures=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _put(self, clip: Shown) -> None:
         place = self.count
-        self.frames[place] = torch.from_numpy(clip.frames).to(self.device)
-        self.body[place] = torch.from_numpy(clip.body).to(self.device)
+        self.frames[place] = sent(torch.from_numpy(np.load(clip.frames)), self.device)
+        clip.frames.unlink()
+        self.body[place] = sent(torch.from_numpy(clip.body), self.device)
         self.tokens[place] = token_rows(self.tokenizer, clip.captions)
         self.pictured[place] = clip.pictured
         self.photograph[place] = PHOTOGRAPH in clip.captions[0]

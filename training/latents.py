@@ -19,6 +19,7 @@ from magi_lite.files import write_tensors
 from magi_lite.models import CHUNK_LATENT_FRAMES, SCALE_FACTOR
 from magi_lite.text.cleaning import clean_prompt
 from magi_lite.vae.model import ViTVAE
+from training.checkpoint import sent
 from training.photographs import draw_shot, film_shot
 from training.precision import fast_products, half_is_faster
 from training.reel import TILE, to_signed
@@ -68,12 +69,12 @@ class Pool:
         """Some seconds of some clips; picks (N,), begins (N,) count clips and seconds and are on the processor."""
         device, width = self.latents.device, CHUNK_LATENT_FRAMES
         clips, first = picks[:, None], begins[:, None]
-        there = clips.to(device)
-        frames = (first * width + torch.arange(seconds * width)).to(device)
+        there = sent(clips, device)
+        frames = sent(first * width + torch.arange(seconds * width), device)
         numbers = first + torch.arange(seconds)
         return Pool(
             latents=self.latents[there, :, frames].transpose(1, 2).contiguous(),
-            images=self.images[there, numbers.to(device)],
+            images=self.images[there, sent(numbers, device)],
             body=self.body[there, frames],
             tokens=self.tokens[clips, numbers],
             pictured=self.pictured[picks],

@@ -35,10 +35,10 @@ from training.text_model import CAPTION_LENGTH, CHANNELS, make_encoder
 
 DEMO_DIT = DiTConfig(
     num_layers=10,
-    hidden_size=256,
-    ffn_hidden_size=1024,
-    num_attention_heads=8,
-    num_query_groups=8,
+    hidden_size=192,
+    ffn_hidden_size=768,
+    num_attention_heads=6,
+    num_query_groups=6,
     head_dim=32,
     in_channels=16,
     out_channels=16,
@@ -117,7 +117,7 @@ def train_dit(
     if path.is_file():
         groups, facts = checkpoint.load(path)
         model.load_state_dict(groups["model"], strict=False)
-        average, step = groups["average"], int(facts["step"])
+        average, step = {n: t.to(pool.latents.device) for n, t in groups["average"].items()}, int(facts["step"])
         if "optimizer" in groups:  # else weights alone: the averages of squares begin anew
             optimizer.load_state_dict(groups["optimizer"], step)
             generator.set_state(groups["generator"]["state"])
