@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from training.neighbours import SIDES, look_around
+from magi_lite.vae.layers import normalize_heads
+from training.neighbours import SIDES, look_around, look_around_encoder
+from training.principal import start_from_components
+from training.reel import to_signed
 from training.train_vae import make_vae
+from training.world import film_many, make_scene
 
 GRID = (3, 12, 12)
 
@@ -72,4 +76,36 @@ def test_it_can_be_trained_at_once(told):
     look_around(vae, latents[:4], frames[:4])
     (vae.decoder(latents[:2]) - frames[:2]).square().mean().backward()
     gradients = [p.grad for n, p in vae.named_parameters() if n.startswith("decoder.") and p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+
+
+@torch.no_grad()
+def test_an_encoder_that_looks_around_makes_nearly_the_same_and_sees_its_neighbours():
+    vae = make_vae()
+    frames = to_signed(film_many([make_scene(int(torch.randint(500_000, ()))) for _ in range(3)]))
+    start_from_components(vae, frames)
+    halves = torch.cat(frames.split(12, dim=2))
+    before = vae.encode(halves)
+    look_around_encoder(vae)
+    after = vae.encode(halves)
+    assert (after - before).square().mean() < 0.03 * before.var()
+
+    block, seen = vae.encoder.blocks[0], []
+    block.attn.qkv.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    vae.encode(halves[:1])
+    q, k, _ = normalize_heads(seen[0].unflatten(-1, (3, 4, -1))).permute(2, 0, 3, 1, 4)
+    attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)[0, :, 1:, 1:]
+    for head, side in enumerate(SIDES):
+        places = torch.arange(432).view(1, 1, *GRID).float()
+        inside = beside(torch.ones(1, 1, *GRID), side).bool().flatten()
+        found = attention[head].argmax(-1)[inside]
+        assert (found == beside(places, side).flatten()[inside]).float().mean() > 0.9, side
+
+
+def test_an_encoder_that_looks_around_can_be_trained_at_once():
+    vae = make_vae()
+    start_from_components(vae, torch.rand(2, 3, 12, 96, 96) * 2 - 1)
+    look_around_encoder(vae)
+    vae.moments(torch.rand(1, 3, 12, 96, 96))[0].square().mean().backward()
+    gradients = [p.grad for n, p in vae.named_parameters() if n.startswith("encoder.") and p.grad is not None]
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
