@@ -41,7 +41,7 @@ from training.train_vae import (
 STAGES = ("vae", "fold", "pool", "dit", "distill", "tune", "export")
 STEPS = {"vae": 700, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 1600}
 """Steps of every stage on a processor."""
-TIME = {"vae": 0.30, "single": 0.06, "windows": 0.11, "full": 0.28, "distill": 0.10, "tune": 0.15}
+TIME = {"vae": 0.25, "single": 0.04, "windows": 0.11, "full": 0.38, "distill": 0.10, "tune": 0.12}
 """Shares of the time that is given on a card."""
 FOLDED, TUNED = "vae_folded.safetensors", "vae_tuned.safetensors"
 FOLD_CLIPS = 96
