@@ -30,6 +30,7 @@ from magi_lite.video.strips import (
     CannotReduce,
     jpeg_factor,
     jpeg_frame,
+    jpeg_scans,
     orientation,
     png_header,
     reduced,
@@ -43,6 +44,8 @@ MAX_WHOLE_PIXELS = 64_000_000
 """Largest picture of the kinds that can only be decoded as a whole."""
 MAX_HELD_BYTES = 384_000_000
 """Largest JPEG of several passes, by what its decoder holds until the last of them, at whatever size it decodes."""
+MAX_SCANS = 200
+"""Passes of the JPEG that is read: encoders write some ten, and each takes time for the whole picture."""
 _BAND_PIXELS = 4_000_000
 """Pixels whose colours are converted at once."""
 _TURNS = {
@@ -192,6 +195,8 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
         frame = jpeg_frame(path)
         if frame.held > MAX_HELD_BYTES or (not frame.scalable and pixels > MAX_WHOLE_PIXELS):
             raise CannotReduce
+        if frame.held and jpeg_scans(path, MAX_SCANS) > MAX_SCANS:
+            raise MediaError(f"{path.name} has more than {MAX_SCANS} passes in a JPEG; save it as baseline.")
         if frame.scalable:
             factor = jpeg_factor(image.size, longest)
             image.draft("RGB", (image.width // factor, image.height // factor))
@@ -199,7 +204,7 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
         halvings = max(0, min(5, (min(image.size) // longest).bit_length() - 1))
         if halvings:
             image.reduce = halvings  # type: ignore[method-assign, assignment]  # an attribute here, as Pillow documents
-    elif pixels > SMALL_PIXELS and image.format in ("PNG", "TIFF"):
+    elif pixels > SMALL_PIXELS and (image.format in ("PNG", "TIFF") or _is_still_webp(image, pixels)):
         try:
             return reduced(path, image, longest, background)
         except CannotReduce:
@@ -209,6 +214,10 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
         raise CannotReduce
     image.load()
     return image
+
+
+def _is_still_webp(image: Image.Image, pixels: int) -> bool:
+    return image.format == "WEBP" and pixels <= MAX_WHOLE_PIXELS and pictures_in(image) == 1
 
 
 def _too_large(image: Image.Image) -> str:

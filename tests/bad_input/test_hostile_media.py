@@ -80,6 +80,13 @@ def bomb_png(side: int, interlace: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def many_passes(count: int) -> bytes:
+    """A progressive JPEG whose last pass comes `count` times more: at full size each takes a tenth of a second."""
+    data = saved("JPEG", Image.new("RGB", (640, 640)), progressive=True)
+    last = data[data.rindex(b"\xff\xc4", 0, data.rindex(b"\xff\xda")) : -2]
+    return data[:-2] + last * count + b"\xff\xd9"
+
+
 SMALL = Image.new("RGB", (64, 48), (200, 60, 40))
 CLIPS = {
     "v58.mp4": (lambda: (CASES / "v58.mp4").read_bytes(), NO_DECODER),
@@ -131,6 +138,7 @@ IMAGES = {
     ),
     "large.ppm": (lambda: b"P6 9000 9000 255\n" + bytes(10), WHOLE),
     "cut.jpg": (lambda: saved("JPEG", SMALL)[:400], DAMAGED),
+    "passes.jpg": (lambda: many_passes(5000), "has more than 200 passes in a JPEG; save it as baseline."),
     "two_heads.jpg": (lambda: b"\xff\xd8\xff\xe0" + noise(5, 300), ""),
     "cut.tif": (lambda: saved("TIFF", SMALL)[:-40], ""),
     "far.tif": (lambda: b"II*\0\xff\xff\xff\x7f" + bytes(40), ""),
@@ -315,3 +323,12 @@ def test_frames_that_grow_on_the_way_are_refused(tmp_path):
     path.write_bytes(changed(data, (at + 4, b"\xff\xff\xff")))
     said = sentence_of(lambda: load_tail(path, (32, 32), frames=12))
     assert said is None or said.startswith("grow.ts")
+
+
+def test_a_jpeg_of_as_many_passes_as_encoders_write_is_read(tmp_path):
+    """Passes are counted in the picture alone: not in its preview, nor behind its end."""
+    path, preview = tmp_path / "a.jpg", many_passes(500)
+    note = b"\xff\xe5" + struct.pack(">H", len(preview) + 2) + preview
+    for content in (many_passes(50), many_passes(0) + preview, b"\xff\xd8" + note + many_passes(0)[2:]):
+        path.write_bytes(content)
+        assert load_image(path, (32, 32)).shape == (32, 32, 3)
