@@ -63,6 +63,15 @@ def to_bt709(signal: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
     return np.rint(coded * 255).clip(0, 255).astype(np.uint8)
 
 
+def from_light(light: np.ndarray) -> np.ndarray:
+    """Light, of which 1 is diffuse white, as sRGB (IEC 61966-2-1) uint8 of the same shape; (..., 3) keep their hue."""
+    light = light.astype(np.float32).clip(0)
+    brightest = light.max(-1, keepdims=True) if light.shape[-1] == 3 and light.ndim == 3 else light
+    light = light * (_compressed(brightest) / np.maximum(brightest, 1e-6))
+    coded = np.where(light < 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.rint(coded * 255).clip(0, 255).astype(np.uint8)
+
+
 def pq_nits(signal: np.ndarray) -> np.ndarray:
     """The PQ curve: signal 0..1 to nits 0..10000."""
     power = np.clip(signal, 0, 1) ** (32 / 2523)

@@ -37,6 +37,16 @@ _STARTS = (
     *(b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "),
 )
 """How PNG, JPEG, GIF, TIFF, ICO and JPEG 2000 begin."""
+RAW = "a raw picture of a camera"
+_UNREAD = {
+    b"8BPS": "a Photoshop picture", b"gimp xcf": "a GIMP picture", b"v/1\x01": "an OpenEXR picture",
+    b"#?RADIANCE": "a Radiance picture", b"#?RGBE": "a Radiance picture", b"\xff\x0a": "a JPEG XL picture",
+    b"\0\0\0\x0cJXL ": "a JPEG XL picture", b"%PDF-": "a PDF", b"FUJIFILMCCD-RAW": RAW, b"IIRO": RAW, b"IIRS": RAW,
+    b"IIU\0": RAW,
+}  # fmt: skip
+"""How pictures begin that people have and that are not read."""
+_CANON = b"crx "
+"""The brand of a raw picture."""
 
 
 def kind_of(path: Path) -> str:
@@ -49,11 +59,32 @@ def kind_of(path: Path) -> str:
             *(head[at : at + 4] for at in range(16, min(len(head), int.from_bytes(head[:4], "big")), 4)),
         ]
         found = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
+        found += ["picture"] if head[8:12] == _CANON else []
         return "picture" if "picture" in found else "heif" if brands[0] in _BRANDS else "other"
     known = head.startswith(_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
     known |= head[:2] == b"BM" and head[6:10] == bytes(4)
+    known |= head.startswith(tuple(_UNREAD))
     known |= head[:1] == b"P" and head[1:2] in b"1234567" and head[2:3].isspace()
     return "picture" if known or path.suffix.lower() == ".tga" else "other"
+
+
+def check_read(path: Path) -> None:
+    """Refuse a picture of a kind that is known and not read.
+
+    Raises:
+        MediaError: it is one; the sentence names its kind.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+    raw = head[4:12] == b"ftyp" + _CANON or (head[:4] == b"II*\0" and head[8:10] == b"CR")
+    kind = RAW if raw else next((kind for start, kind in _UNREAD.items() if head.startswith(start)), "")
+    if kind:
+        raise MediaError(f"{path.name} {unread(kind)}")
+
+
+def unread(kind: str) -> str:
+    """The sentence for a kind of picture that is not read."""
+    return f"is {kind}, which is not read; save it as PNG or JPEG."
 
 
 @contextmanager

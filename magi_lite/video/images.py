@@ -23,8 +23,8 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from magi_lite.errors import MediaError
 from magi_lite.files import check_source
-from magi_lite.video.colour import is_wide, to_bt709
-from magi_lite.video.containers import NO_PICTURE, kind_of, open_header
+from magi_lite.video.colour import from_light, is_wide, to_bt709
+from magi_lite.video.containers import NO_PICTURE, RAW, check_read, kind_of, open_header, unread
 from magi_lite.video.strips import (
     SMALL_PIXELS,
     CannotReduce,
@@ -58,6 +58,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation."""
+_SUBFILE_TYPE, _SUB_IFDS, _DNG_VERSION = 254, 330, 50706
+"""Tags of TIFFs."""
 _ONE_AT_A_TIME = threading.Lock()
 """Two large pictures at once would take twice the memory."""
 BACKGROUND = (255, 255, 255)
@@ -174,7 +176,7 @@ def _pixels(image: Image.Image) -> int:
     return image.width * image.height
 
 
-def _band_to_rgb(image: Image.Image, background: tuple[int, int, int], scale: float) -> Image.Image:
+def _band_to_rgb(image: Image.Image, background: tuple[int, int, int], scale: float | None) -> Image.Image:
     if scale != 1 or _is_deep(image):
         image = _to_8_bit(image, scale)
     primaries, transfer = image.info.get("cicp", (1, 13))
@@ -280,6 +282,7 @@ class Picture(PillowPlugin):
 def open_picture(path: Path) -> Picture:
     """The picture with its header read only; close it."""
     check_source(path, "an image")
+    check_read(path)
     if kind_of(path) == "heif" and importlib.util.find_spec("pillow_heif") is None:
         raise MediaError(f"{path.name} is a HEIC picture; install pillow-heif to read it, or save it as JPEG.")
     try:
@@ -293,10 +296,19 @@ def open_picture(path: Path) -> Picture:
         if cause is None or isinstance(cause, InitializationError):
             raise MediaError(f"{path.name} {NO_PICTURE}") from None
         raise _damaged(path, cause) from None
+    if _is_preview(picture.image):
+        picture.close()
+        raise MediaError(f"{path.name} {unread(RAW)}")
     if picture.image.width * picture.image.height > MAX_PIXELS:
         picture.close()
         raise MediaError(f"{path.name} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first.")
     return picture
+
+
+def _is_preview(image: Image.Image) -> bool:
+    """Whether it is the small picture in front of a camera's raw one: DNG, NEF, ARW and others are TIFFs."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    return _DNG_VERSION in tags or (_SUB_IFDS in tags and bool(tags.get(_SUBFILE_TYPE, 0) & 1))
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -354,20 +366,26 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;")
 
 
-def _range_of(image: Image.Image) -> float:
-    """What samples of a grey picture are multiplied with to be 0..255; 1 for all others.
+def _range_of(image: Image.Image) -> float | None:
+    """What samples of a grey picture are multiplied with to be 0..255; 1 for all others, None for light.
 
     They are 0..65535 (16 bit), 0..1 (float), or else whatever range of 255, 65535 or more their highest one shows.
+    Floats of which most are up to 1 and some above it are light, with 1 as white, as HDR pictures have it; whole
+    numbers are none.
     """
     if not _is_deep(image):
         return 1.0
     if image.mode.startswith("I;16"):
         return 255 / 65535
-    rows, highest = max(1, _BAND_PIXELS // image.width), 0.0
+    rows, highest, up_to_1, whole = max(1, _BAND_PIXELS // image.width), 0.0, 0, True
     for top in range(0, image.height, rows):
-        highest = max(highest, float(_finite(image.crop((0, top, image.width, min(top + rows, image.height)))).max()))
+        values = _finite(image.crop((0, top, image.width, min(top + rows, image.height))))
+        highest, up_to_1 = max(highest, float(values.max())), up_to_1 + int((values <= 1).sum())
+        whole = whole and bool((values == np.rint(values)).all())
     if image.mode == "F" and highest <= 1:
         return 255.0
+    if not whole and 2 * up_to_1 > _pixels(image):
+        return None
     return 1.0 if highest <= 255 else 255 / max(65535.0, highest)
 
 
@@ -375,11 +393,14 @@ def _finite(image: Image.Image) -> np.ndarray:
     return np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
 
 
-def _to_8_bit(image: Image.Image, scale: float) -> Image.Image:
-    """Grey samples times `scale`, as 8 bit, with what is transparent; Pillow's own conversion clips instead."""
+def _to_8_bit(image: Image.Image, scale: float | None) -> Image.Image:
+    """Grey samples as `_range_of` says, as 8 bit, with what is transparent; Pillow's own conversion clips instead."""
     values = _finite(image)
-    done = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
-    done.info.update({name: value for name, value in image.info.items() if name != "transparency"})
+    done = Image.fromarray(
+        from_light(values) if scale is None else (values * scale).clip(0, 255).round().astype(np.uint8)
+    )
+    left_out = ("transparency", "icc_profile") if scale is None else ("transparency",)  # light is not by a profile
+    done.info.update({name: value for name, value in image.info.items() if name not in left_out})
     clear = image.info.get("transparency")
     if isinstance(clear, int):  # a sample of the depth that the picture has
         done.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from magi_lite.errors import MediaError
+from magi_lite.ui.uploads import look_at
+from magi_lite.video.clips import load_tail
 from magi_lite.video.images import is_animated, load_image, shown_size
 
 CORNERS = {
@@ -121,6 +124,25 @@ def test_16_bit(tmp_path):
     (tmp_path / "colour.png").write_bytes(png_16(grey[..., None].repeat(3, -1)))
     for path in tmp_path.iterdir():
         assert near(load_image(path, (64, 16)), wanted, 2), path.name
+
+
+def test_light_of_a_float_picture(tmp_path):
+    """HDR: 1 is white, and most is below. A ramp of 0..255 or of 0..65535, and a mask of whole numbers, are none."""
+    light = np.full((16, 64), 0.18, np.float32)
+    light[:, 40:48], light[:, 48:56], light[:, 56:] = 1.0, 4.0, 900.0
+    Image.fromarray(light).save(tmp_path / "light.tif")
+    grey, white, lamp, sun = load_image(tmp_path / "light.tif", (64, 16))[8, [8, 44, 52, 60], 0].tolist()
+    assert abs(grey - 118) <= 1, "a grey card is 118 in sRGB"
+    assert abs(white - 237) <= 1 and white < lamp <= sun == 255
+    for top, name in ((255, "bytes"), (65535, "words")):
+        ramp = np.linspace(0, top, 64, dtype=np.float32)[None].repeat(16, 0)
+        Image.fromarray(ramp).save(tmp_path / f"{name}.tif")
+        wanted = np.linspace(0, 255, 64)[None, :, None].repeat(16, 0).repeat(3, -1)
+        assert near(load_image(tmp_path / f"{name}.tif", (64, 16)), wanted, 1), name
+    mask = np.zeros((16, 64), np.float32)
+    mask[:, 48:], mask[:, 32:48] = 255, 100
+    Image.fromarray(mask).save(tmp_path / "mask.tif")
+    assert load_image(tmp_path / "mask.tif", (64, 16))[8, [8, 40, 60], 0].tolist() == [0, 100, 255]
 
 
 def test_a_16_bit_grey_that_means_transparent(tmp_path):
@@ -280,6 +302,42 @@ def test_an_animated_picture_as_a_start_is_noticed(tmp_path):
         found = prefix_pixels(GenerationRequest(parse("[0s-1s: a]"), 1, 32, 32, image=tmp_path / name), 4)
         assert found.notice.startswith(said) and bool(found.notice) == bool(said)
         assert near(found.pixels[0, 16, 16], (40,) * 3)
+
+
+KNOWN = {
+    "a.psd": (b"8BPS\0\1", "a Photoshop picture"),
+    "a.xcf": (b"gimp xcf v011", "a GIMP picture"),
+    "a.exr": (b"v/1\x01\2\0\0\0", "an OpenEXR picture"),
+    "a.hdr": (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe", "a Radiance picture"),
+    "a.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
+    "b.jxl": (b"\xff\x0a\xfa\x1f", "a JPEG XL picture"),
+    "a.pdf": (b"%PDF-1.7", "a PDF"),
+    "a.raf": (b"FUJIFILMCCD-RAW 0201", "a raw picture of a camera"),
+    "a.orf": (b"IIRO\x08\0\0\0", "a raw picture of a camera"),
+    "a.cr2": (b"II*\0\x10\0\0\0CR\2\0", "a raw picture of a camera"),
+    "a.cr3": (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a raw picture of a camera"),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_kinds_that_are_known_and_not_read(tmp_path, name):
+    start, kind = KNOWN[name]
+    (tmp_path / name).write_bytes(start + bytes(200))
+    sentence = rf"^{name} is {kind}, which is not read; save it as PNG or JPEG\.$"
+    works = (load_image, (32, 32)), (look_at, name), (load_tail, (32, 32))
+    for work, argument in works:
+        with pytest.raises(MediaError, match=sentence):
+            work(tmp_path / name, argument)
+
+
+@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1, 330: (8,)}])
+def test_a_raw_picture_is_not_its_preview(tmp_path, tags):
+    """DNG and NEF are TIFFs that begin with a small picture."""
+    quarters(64, 48).save(tmp_path / "a.dng", "TIFF", tiffinfo=tags)
+    with pytest.raises(MediaError, match=r"^a\.dng is a raw picture of a camera, which is not read; save it as PNG"):
+        load_image(tmp_path / "a.dng", (32, 32))
+    quarters(64, 48).save(tmp_path / "a.tif", tiffinfo={254: 0, 330: (8,)})
+    assert near(corners(load_image(tmp_path / "a.tif", (64, 48))), list(CORNERS.values()))
 
 
 def test_the_limit_of_pillow_stays_as_it_is_in_every_thread(tmp_path, monkeypatch):
