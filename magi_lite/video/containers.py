@@ -136,7 +136,7 @@ def open_header(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
 
 
 def moving_pictures(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    """The stream of a clip's pictures; covers of music do not count.
+    """The stream of a clip's pictures, the one to show if a file says so; covers of music do not count.
 
     Raises:
         MediaError: there is none that can be decoded, or its frames are too large; one sentence.
@@ -148,9 +148,10 @@ def moving_pictures(container: av.container.InputContainer, name: str) -> av.Vid
         raise MediaError(f"{name} {DAMAGED}")
     if not pictures:
         raise MediaError(f"{name} has no moving pictures in it; use an MP4, MOV or WebM.")
-    stream = next((stream for stream in pictures if stream.codec_context is not None), None)
-    if stream is None:
+    known = [stream for stream in pictures if stream.codec_context is not None]
+    if not known:
         raise MediaError(f"{name} has pictures in a format that cannot be decoded; convert it to H.264 first.")
+    stream = next((stream for stream in known if stream.disposition & av.stream.Disposition.default), known[0])
     if stream.codec_context.width * stream.codec_context.height > MAX_FRAME_PIXELS:
         raise MediaError(f"{name} {too_large()}")
     return stream
