@@ -149,12 +149,30 @@ def moving_pictures(container: av.container.InputContainer, name: str) -> av.Vid
     if not pictures:
         raise MediaError(f"{name} has no moving pictures in it; use an MP4, MOV or WebM.")
     known = [stream for stream in pictures if stream.codec_context is not None]
+    if not known and _header_is_cut(container):
+        raise MediaError(f"{name} {DAMAGED}")
     if not known:
         raise MediaError(f"{name} has pictures in a format that cannot be decoded; convert it to H.264 first.")
     stream = next((stream for stream in known if stream.disposition & av.stream.Disposition.default), known[0])
     if stream.codec_context.width * stream.codec_context.height > MAX_FRAME_PIXELS:
         raise MediaError(f"{name} {too_large()}")
     return stream
+
+
+def _header_is_cut(container: av.container.InputContainer) -> bool:
+    """Whether an MP4 or MOV ends within its header, so that what it holds is not known."""
+    path = Path(container.name)
+    if "mov" not in container.format.name or not path.is_file():
+        return False
+    size, at = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            length, kind = struct.unpack(">I4s", file.read(8))
+            if kind == b"moov":
+                return at + length > size
+            at += max(8, length)
+    return False
 
 
 def too_large() -> str:

@@ -111,6 +111,7 @@ CLIPS = {
     "noise.webm": (lambda: b"\x1aE\xdf\xa3" + noise(2, 4096), NO_CLIP),
     "riff.avi": (lambda: b"RIFF\xff\xff\xff\xffAVI LIST" + noise(3, 512), NO_CLIP),
     "only_ftyp.mp4": (lambda: base()[:32], NO_CLIP),
+    "cut_header.mp4": (lambda: base()[:32] + base()[base().index(b"moov") - 4 : base().index(b"stsd")], NO_CLIP),
     "huge_box.mp4": (lambda: base()[:32] + struct.pack(">I4sQ", 1, b"moov", 2**62) + bytes(64), NO_CLIP),
     "no_samples.mp4": (lambda: after(base(), b"stsz", 8, bytes(4)), "base"),
     "many_samples.mp4": (lambda: after(base(), b"stsz", 8, b"\x7f\xff\xff\xff"), "base"),
