@@ -23,8 +23,9 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from magi_lite.errors import MediaError
 from magi_lite.files import check_source
-from magi_lite.video.colour import from_light, is_wide, to_bt709
+from magi_lite.video.colour import from_light, is_wide, scale_of, to_bt709
 from magi_lite.video.containers import NO_PICTURE, RAW, check_read, kind_of, open_header, unread
+from magi_lite.video.deep_tiff import DeepTiff, open_deep
 from magi_lite.video.strips import (
     SMALL_PIXELS,
     CannotReduce,
@@ -192,6 +193,8 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
         chunks = png_header(path)[1]
         if len(chunks.get(b"cICP", b"")) >= 2:
             image.info["cicp"] = tuple(chunks[b"cICP"][:2])
+    if isinstance(image, DeepTiff):
+        return image.decoded(path, longest, background)
     pixels = _pixels(image)
     if image.format in ("JPEG", "MPO"):
         frame = jpeg_frame(path)
@@ -267,7 +270,7 @@ class Picture(PillowPlugin):
             register_heif_opener()
         self._image, self.images_to_write = None, []
         try:
-            self._image = open_header(request.get_file(), FORMATS)
+            self._image = open_deep(request.get_file()) or open_header(request.get_file(), FORMATS)
         except UnidentifiedImageError:
             raise InitializationError(NO_PICTURE) from None
 
@@ -369,9 +372,7 @@ def _is_deep(image: Image.Image) -> bool:
 def _range_of(image: Image.Image) -> float | None:
     """What samples of a grey picture are multiplied with to be 0..255; 1 for all others, None for light.
 
-    They are 0..65535 (16 bit), 0..1 (float), or else whatever range of 255, 65535 or more their highest one shows.
-    Floats of which most are up to 1 and some above it are light, with 1 as white, as HDR pictures have it; whole
-    numbers are none.
+    They are 0..65535 (16 bit), or what `colour.scale_of` says.
     """
     if not _is_deep(image):
         return 1.0
@@ -382,11 +383,8 @@ def _range_of(image: Image.Image) -> float | None:
         values = _finite(image.crop((0, top, image.width, min(top + rows, image.height))))
         highest, up_to_1 = max(highest, float(values.max())), up_to_1 + int((values <= 1).sum())
         whole = whole and bool((values == np.rint(values)).all())
-    if image.mode == "F" and highest <= 1:
-        return 255.0
-    if not whole and 2 * up_to_1 > _pixels(image):
-        return None
-    return 1.0 if highest <= 255 else 255 / max(65535.0, highest)
+    full = 65535.0 if image.mode == "F" else 2.0**31 - 1
+    return scale_of(highest, up_to_1 / _pixels(image), whole, floats=image.mode == "F", full=full)
 
 
 def _finite(image: Image.Image) -> np.ndarray:

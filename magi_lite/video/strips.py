@@ -398,11 +398,11 @@ def _tiff_bands(path: Path, image: Any, factor: int) -> Iterator[Image.Image]:
             band: Any = None
             if tiled:
                 for column, piece in enumerate(pieces):
-                    tile = _tiff_piece([piece], across, down, down, tags, order)
+                    tile = tiff_piece([piece], across, down, down, tags, order)
                     band = band or Image.new(tile.mode, (width, min(down, height - top)))
                     band.paste(tile, (column * across, 0))
             else:
-                band = _tiff_piece(pieces, width, min(len(pieces) * down, height - top), down, tags, order)
+                band = tiff_piece(pieces, width, min(len(pieces) * down, height - top), down, tags, order)
             gathered = band if gathered is None else _below(gathered, band)
             usable = gathered.height // factor * factor
             if usable:
@@ -419,7 +419,7 @@ def _below(above: Image.Image, below: Image.Image) -> Image.Image:
     return both
 
 
-def _tiff_piece(pieces: list[bytes], width: int, height: int, rows: int, tags: Any, order: str) -> Image.Image:
+def tiff_piece(pieces: list[bytes], width: int, height: int, rows: int, tags: Any, order: str) -> Image.Image:
     """Some strips, or one tile as a strip, decoded by Pillow from a TIFF of their own."""
     entries: dict[int, tuple[int, bytes, int]] = {}
 

@@ -24,6 +24,7 @@ from magi_lite.video.images import load_image
 from magi_lite.video.sound import Sound, check_sound, has_sound
 from magi_lite.video.writer import read_settings
 from tests.bad_input.conftest import png_header_only
+from tests.video.test_images import tiff
 
 CASES = Path(__file__).parents[1] / "video" / "cases"
 NO_CLIP = "is damaged or not a video that can be read; use an MP4, MOV or WebM."
@@ -87,6 +88,12 @@ def many_passes(count: int) -> bytes:
     return data[:-2] + last * count + b"\xff\xd9"
 
 
+def narrow_tiff(width: int) -> bytes:
+    """A TIFF of floats that claims to be one line."""
+    small, entry = tiff(np.zeros((1, 1, 3)), "f4"), struct.pack("<HHII", 256, 4, 1, 1)
+    return small.replace(entry, struct.pack("<HHII", 256, 4, 1, width))
+
+
 SMALL = Image.new("RGB", (64, 48), (200, 60, 40))
 CLIPS = {
     "v58.mp4": (lambda: (CASES / "v58.mp4").read_bytes(), NO_DECODER),
@@ -145,6 +152,8 @@ IMAGES = {
     "far.tif": (lambda: b"II*\0\xff\xff\xff\x7f" + bytes(40), ""),
     "circle.tif": (lambda: b"II*\0\x08\0\0\0\0\0\x08\0\0\0", ""),
     "script.eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n", NO_IMAGE),
+    "narrow.tif": (lambda: narrow_tiff(400_000_000), WHOLE),
+    "hollow.tif": (lambda: narrow_tiff(2_000_000), DAMAGED),
     "page.svg": (
         lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="http://127.0.0.1:PORT/"/></svg>',
         NO_IMAGE,

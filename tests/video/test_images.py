@@ -304,6 +304,124 @@ def test_an_animated_picture_as_a_start_is_noticed(tmp_path):
         assert near(found.pixels[0, 16, 16], (40,) * 3)
 
 
+def tiff(values, kind, *, order="<", photometric=None, planes=False, predictor=1, tags=()):
+    """A TIFF made by hand: (H, W) or (H, W, n) samples of any numpy kind in strips of 5 rows, deflated if predicted."""
+    values = values.astype(order + kind)
+    height, width = values.shape[:2]
+    count, size = (1 if values.ndim == 2 else values.shape[2]), values.itemsize
+    sheets = [values.reshape(height, width, count)]
+    if planes:
+        sheets = [sheets[0][..., k : k + 1] for k in range(count)]
+    strips = []
+    for sheet in sheets:
+        for top in range(0, height, 5):
+            rows, n = np.ascontiguousarray(sheet[top : top + 5]), sheet.shape[2]
+            if predictor == 3:  # the bytes of a row by their weight, then each less the one before of its channel
+                rows = rows.astype(">" + kind).view(np.uint8).reshape(len(rows), -1, size).transpose(0, 2, 1)
+                rows = np.ascontiguousarray(rows).reshape(len(rows), -1, n)
+            elif predictor == 2:
+                rows = rows.view(f"{order}u{size}")
+            if predictor > 1:
+                rows = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], 1).astype(rows.dtype)
+            strips.append(zlib.compress(rows.tobytes()) if predictor > 1 else rows.tobytes())
+    entries = {
+        256: width, 257: height, 258: (8 * size,) * count, 259: 8 if predictor > 1 else 1, 277: count, 278: 5,
+        262: photometric if photometric is not None else 2 if count > 2 else 1, 284: 2 if planes else 1,
+        317: predictor, 339: ({"u": 1, "i": 2, "f": 3}[kind[0]],) * count, **dict(tags),
+    }  # fmt: skip
+    entries[273], entries[279] = (0,) * len(strips), tuple(map(len, strips))
+
+    def written(tag, value):
+        if isinstance(value, bytes):
+            return 7, len(value), value
+        value = value if isinstance(value, tuple) else (value,)
+        return 4, len(value), struct.pack(f"{order}{len(value)}I", *value)
+
+    start = 8 + 2 + 12 * len(entries) + 4
+    start += sum(len(data) for data in (written(*entry)[2] for entry in entries.items()) if len(data) > 4)
+    entries[273] = tuple(start + sum(map(len, strips[:k])) for k in range(len(strips)))
+    table, beyond = struct.pack(order + "H", len(entries)), b""
+    for tag, value in sorted(entries.items()):
+        kind_of, number, data = written(tag, value)
+        place = struct.pack(order + "I", 8 + 2 + 12 * len(entries) + 4 + len(beyond)) if len(data) > 4 else data
+        beyond += data if len(data) > 4 else b""
+        table += struct.pack(order + "HHI", tag, kind_of, number) + place.ljust(4, b"\0")
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
+    return head + table + bytes(4) + beyond + b"".join(strips)
+
+
+SCENE = np.asarray(quarters(64, 48)).astype(np.float64) / 255 * 0.8 + 0.1
+
+
+KINDS = ("f2", "f4", "f8", "u2", "u4", "i2", "i4")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "predictor"), [(kind, number) for kind in KINDS for number in ((1, 2, 3) if kind[0] == "f" else (1, 2))]
+)
+def test_tiffs_of_many_bits(tmp_path, kind, planes, predictor, order):
+    """As scanners, renderers and editors of photographs write them; Pillow refuses them or shows other colours."""
+    top = 1 if kind[0] == "f" else np.iinfo(kind).max
+    wanted = SCENE * 255
+    for name, values in (("colour", SCENE), ("grey", SCENE[..., 1])):
+        (tmp_path / "a.tif").write_bytes(tiff(values * top, kind, planes=planes, predictor=predictor, order=order))
+        got = load_image(tmp_path / "a.tif", (64, 48)).astype(float)
+        assert near(got, wanted if name == "colour" else wanted[..., 1:2].repeat(3, -1), 1 if top == 1 else 2), name
+    assert load_image(tmp_path / "a.tif", (16, 12)).shape == (12, 16, 3)
+
+
+def test_what_else_a_tiff_of_many_bits_says(tmp_path):
+    """Inverted, transparent, turned; and one that is cut is one sentence."""
+    path, wanted = tmp_path / "a.tif", corners(SCENE * 255)
+    path.write_bytes(tiff(65535 - 65535 * SCENE[..., 1], "u2", photometric=0))
+    assert near(corners(load_image(path, (64, 48)))[0], (wanted[0][1],) * 3)
+    half = np.concatenate([SCENE, np.full((48, 64, 1), 0.5)], -1)
+    for kind, values in ((2, half), (1, half * (0.5, 0.5, 0.5, 1))):
+        path.write_bytes(tiff(values, "f4", tags={338: kind}.items()))
+        assert near(corners(load_image(path, (64, 48))), (np.array(wanted) + 255) / 2), kind
+    path.write_bytes(tiff(SCENE, "f4", tags={274: 6}.items()))
+    assert look_at(path, "a.tif")["info"].startswith("48 × 64,")
+    turned = [wanted[2], wanted[0], wanted[3], wanted[1]]
+    assert near(corners(load_image(path, (48, 64))), turned)
+    for predictor in (1, 3):
+        data = tiff(SCENE, "f4", predictor=predictor)
+        path.write_bytes(data[: len(data) * 2 // 3])
+        with pytest.raises(MediaError, match=r"^a\.tif is damaged and cannot be read \("):
+            load_image(path, (64, 48))
+
+
+def test_light_of_a_float_picture_in_colour(tmp_path):
+    """Linear by its profile, or because some of it is brighter than white; colours keep their hue."""
+    from PIL import ImageCms
+
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    curve = struct.unpack_from(">I", profile, profile.index(b"rTRC", 128) + 4)[0]
+    profile[curve : curve + 12] = b"curv" + bytes(8)  # all three curves are one, now a straight line
+    light = np.where(SCENE < 0.04045, SCENE / 12.92, ((SCENE + 0.055) / 1.055) ** 2.4)
+    (tmp_path / "profile.tif").write_bytes(tiff(light, "f4", tags={34675: bytes(profile)}.items()))
+    assert near(load_image(tmp_path / "profile.tif", (64, 48)), SCENE * 255, 1)
+    light[:4] = (40, 20, 10)
+    (tmp_path / "sun.tif").write_bytes(tiff(light, "f2", predictor=3))
+    shown = load_image(tmp_path / "sun.tif", (64, 48))
+    red, green, blue = shown[1, 30].astype(int)
+    assert red >= 254 and red > green > blue > 100
+    assert near(shown[12, 48], (25, 225, 25), 8) and not near(shown[12, 48], light[12, 48] * 255, 20)
+
+
+def test_a_large_tiff_of_floats_is_made_smaller_on_the_way(tmp_path, monkeypatch):
+    (tmp_path / "a.tif").write_bytes(tiff(SCENE, "f4"))
+    whole = load_image(tmp_path / "a.tif", (20, 15)).astype(int)
+    monkeypatch.setattr("magi_lite.video.deep_tiff.BAND_BYTES", 2000)
+    monkeypatch.setattr("magi_lite.video.deep_tiff._MOST_PIXELS", 1000)
+    assert np.abs(load_image(tmp_path / "a.tif", (20, 15)).astype(int) - whole).max() <= 12
+    monkeypatch.setattr("magi_lite.video.deep_tiff._LARGEST_PIECE", 100)
+    (tmp_path / "a.tif").write_bytes(tiff(SCENE, "f4", predictor=3))
+    with pytest.raises(MediaError, match=r"in one piece; save it as JPEG, or make it smaller\.$"):
+        load_image(tmp_path / "a.tif", (20, 15))
+
+
 KNOWN = {
     "a.psd": (b"8BPS\0\1", "a Photoshop picture"),
     "a.xcf": (b"gimp xcf v011", "a GIMP picture"),
