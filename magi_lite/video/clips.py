@@ -7,9 +7,11 @@ the last wanted moment shows the clip's last frame.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import struct
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,6 +45,8 @@ stands for itself lies there, as in long groups of a file without an index."""
 _LARGEST_STEP = 10.0
 """Seconds that a clock may go on at once, of files whose clock may jump; FFmpeg's programs use the same."""
 _LARGEST_STEP_BACK = 0.1
+_REORDERED = 8
+"""Frames of an AVI that are held until it is known which time is the next."""
 _MAY_JUMP = 0x0200
 """FFmpeg's AVFMT_TS_DISCONT: MPEG-TS, MPEG-PS and Ogg."""
 _HIGHEST_RATE = 1000
@@ -169,7 +173,7 @@ class _Clip:
         self._end, self._rate = 0.0, float(FPS)
         self._keys: list[tuple[float, int]] | None = None
         """Times and numbers of packets to begin at, of a file whose clock may jump, so that it is not sought."""
-        self._timed = True
+        self._timed, self._is_avi = True, False
         self._careful = self._hurt = False
         """Whether frames are decoded one after the other; whether some were lost, more than are damaged in threads."""
 
@@ -205,7 +209,7 @@ class _Clip:
     def _all(self, wanted: list[float], size: tuple[int, int], fit: Fit) -> Iterator[np.ndarray]:
         """The pixels shown at each wanted time; a frame holds where those behind it are damaged."""
         held, shown, done = None, None, 0
-        for time, frame in self._decode(0.0):
+        for time, frame in self._in_order(0.0):
             while held is not None and done < len(wanted) and wanted[done] + _TOLERANCE < time:
                 shown = self._pixels(held, size, fit) if shown is None else shown
                 yield shown
@@ -263,7 +267,7 @@ class _Clip:
         """What `_pick` gives, of frames from `start` on; None where it is too late for the first wanted time."""
         picked: list[np.ndarray] = []
         held, time = None, None
-        for time, frame in self._decode(start):
+        for time, frame in self._in_order(start):
             if held is None and start and time > wanted[0] + _TOLERANCE:
                 return None
             due = [t for t in wanted[len(picked) :] if t + _TOLERANCE < time]
@@ -287,6 +291,22 @@ class _Clip:
                 if frame.width * frame.height > MAX_FRAME_PIXELS:
                     raise MediaError(f"{self.path.name} {too_large()}")
                 yield (number / self._rate if frame.pts is None else frame.time), frame
+
+    def _in_order(self, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """What `_decode` gives, each frame with the earliest of the times that are left.
+
+        An AVI holds no times of its pictures, only the order in which they are stored, which decoders pass on: of
+        pictures that are stored before others that are shown sooner, times come mixed up.
+        """
+        times: list[float] = []
+        frames: deque[av.VideoFrame] = deque()
+        for time, frame in self._decode(start):
+            heapq.heappush(times, time)
+            frames.append(frame)
+            if len(frames) > (_REORDERED if self._is_avi else 0):
+                yield heapq.heappop(times), frames.popleft()
+        while frames:
+            yield heapq.heappop(times), frames.popleft()
 
     def _packet_span(self, container: av.container.InputContainer, stream: Any) -> tuple[_Span | None, bool]:
         """The span of a stream's packets from here on, and whether there are any and each has a time."""
@@ -335,6 +355,7 @@ class _Clip:
             stream = moving_pictures(container, self.path.name)
             aspect = float(stream.sample_aspect_ratio or 1)
             self._aspect = aspect if 1 / 8 <= aspect <= 8 else 1.0
+            self._is_avi = container.format.name == "avi"
             yield container, stream
 
     def _pixels(self, frame: av.VideoFrame, size: tuple[int, int], fit: Fit) -> np.ndarray:

@@ -203,6 +203,15 @@ def test_recordings_joined_in_one_file_follow_each_other(tmp_path, offsets, endi
     assert look_at(path).seconds == pytest.approx(4, abs=0.05)
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_an_avi_shows_its_frames_in_their_order(tmp_path, codec):
+    """It says in which order frames are stored, not when they are shown."""
+    path = ramp(tmp_path / "a.avi", "-c:v", codec, "-q:v", 1, "-bf", 3, "-g", 1000)
+    assert np.abs(greys(load_tail(path, (32, 32), frames=90)) - (20 + 2 * np.arange(6, 96))).max() < 3
+    whole = np.stack(list(read_whole(path, (32, 32), "crop").frames))
+    assert np.abs(greys(whole) - (20 + 2 * np.arange(96))).max() < 3
+
+
 def test_of_several_pictures_the_one_to_show_is_taken(tmp_path):
     """Cameras and editors put small or second views into one file, and say which one players show."""
     ramp(tmp_path / "ramp.mp4")
