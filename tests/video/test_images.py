@@ -48,8 +48,9 @@ def test_formats(tmp_path, ending):
     assert near(corners(pixels), list(CORNERS.values()), 12 if ending == "jpg" else 2)
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif", "avif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation(tmp_path, orientation):
+def test_exif_rotation(tmp_path, orientation, ending):
     """The stored pixels are turned the way a camera turns them; what is loaded is upright again."""
     upright = quarters(64, 32)
     undo = {
@@ -62,8 +63,10 @@ def test_exif_rotation(tmp_path, orientation):
         stored = stored.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored.save(tmp_path / "a.png", exif=exif)
-    assert near(corners(load_image(tmp_path / "a.png", (64, 32))), list(CORNERS.values()))
+    path = tmp_path / f"a.{ending}"
+    stored.save(path, exif=exif, **({"quality": 95, "subsampling": 0} if ending == "jpg" else {"quality": 95}))
+    assert near(corners(load_image(path, (64, 32))), list(CORNERS.values()), 8)
+    assert shown_size(path) == (64, 32)
 
 
 def test_a_damaged_exif_says_nothing(tmp_path):
@@ -163,6 +166,34 @@ def test_colour_profiles(tmp_path):
     assert near(load_image(tmp_path / "b.png", (8, 8))[4, 4], (90, 140, 60), 2)
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "c.jpg", quality=95)
     assert near(load_image(tmp_path / "c.jpg", (8, 8))[4, 4], (255, 0, 0), 6)
+
+
+def test_inks_in_a_jpeg_that_is_stored_as_luma_and_chroma(tmp_path):
+    """YCCK, as Photoshop writes it: black apart, the other inks as the colours that they leave out."""
+    path, inks = tmp_path / "a.jpg", np.asarray(quarters(64, 48).convert("CMYK"))
+    stored = Image.fromarray(np.ascontiguousarray(inks[..., :3])).convert("YCbCr")
+    turned = np.concatenate([255 - np.asarray(stored), inks[..., 3:]], -1)  # Pillow stores what is left out
+    Image.fromarray(np.ascontiguousarray(turned), "CMYK").save(path, quality=95, subsampling=0)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"Adobe") + 11] = 2
+    path.write_bytes(data)
+    assert near(corners(load_image(path, (64, 48))), list(CORNERS.values()), 6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_run_lengths_in_a_bmp(tmp_path, bits):
+    image = quarters(32, 16).quantize(4)
+    colours = [image.getpalette()[3 * k : 3 * k + 3] for k in range(4)] + [[0] * 3] * (2**bits - 4)
+    table = b"".join(bytes((*colour[::-1], 0)) for colour in colours)
+    data = b""
+    for row in np.asarray(image)[::-1]:
+        data += b"".join(bytes((16, int(row[x]) * (17 if bits == 4 else 1))) for x in (0, 16)) + b"\0\0"
+    data += b"\0\1"
+    start = 54 + len(table)
+    header = struct.pack("<IiiHHIIiiII", 40, 32, 16, 1, bits, 2 if bits == 4 else 1, len(data), 0, 0, 2**bits, 0)
+    head = b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start)
+    (tmp_path / "a.bmp").write_bytes(head + header + table + data)
+    assert near(corners(load_image(tmp_path / "a.bmp", (32, 16))), list(CORNERS.values()))
 
 
 @pytest.mark.parametrize("source", [(200, 100), (100, 200), (97, 61), (3000, 20)])
