@@ -41,8 +41,7 @@ RAW = "a raw picture of a camera"
 _UNREAD = {
     b"8BPS": "a Photoshop picture", b"gimp xcf": "a GIMP picture", b"v/1\x01": "an OpenEXR picture",
     b"#?RADIANCE": "a Radiance picture", b"#?RGBE": "a Radiance picture", b"\xff\x0a": "a JPEG XL picture",
-    b"\0\0\0\x0cJXL ": "a JPEG XL picture", b"%PDF-": "a PDF", b"FUJIFILMCCD-RAW": RAW, b"IIRO": RAW, b"IIRS": RAW,
-    b"IIU\0": RAW,
+    b"\0\0\0\x0cJXL ": "a JPEG XL picture", b"FUJIFILMCCD-RAW": RAW, b"IIRO": RAW, b"IIRS": RAW, b"IIU\0": RAW,
 }  # fmt: skip
 """How pictures begin that people have and that are not read."""
 _CANON = b"crx "

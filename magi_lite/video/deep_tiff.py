@@ -165,6 +165,8 @@ def _layout(tags: Any, order: str) -> _Layout | None:
         return None
     width, height = tags[256], tags[257]
     across, down = (tags[322], tags[323]) if 324 in tags else (width, min(height, tags.get(278, height)))
+    if not all(isinstance(side, int) and side > 0 for side in (width, height, across, down, channels)):
+        return None
     return _Layout(width, height, kind, depth // 8, channels, planes, photometric, across, down)
 
 

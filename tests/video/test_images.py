@@ -416,6 +416,9 @@ def test_what_else_a_tiff_of_many_bits_says(tmp_path):
     assert look_at(path, "a.tif")["info"].startswith("48 × 64,")
     turned = [wanted[2], wanted[0], wanted[3], wanted[1]]
     assert near(corners(load_image(path, (48, 64))), turned)
+    path.write_bytes(tiff(SCENE, "f4", tags={256: b"64 pixels"}.items()))
+    with pytest.raises(MediaError, match=r"^a\.tif "):
+        look_at(path, "a.tif")
     for predictor in (1, 3):
         data = tiff(SCENE, "f4", predictor=predictor)
         path.write_bytes(data[: len(data) * 2 // 3])
@@ -460,7 +463,6 @@ KNOWN = {
     "a.hdr": (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe", "a Radiance picture"),
     "a.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
     "b.jxl": (b"\xff\x0a\xfa\x1f", "a JPEG XL picture"),
-    "a.pdf": (b"%PDF-1.7", "a PDF"),
     "a.raf": (b"FUJIFILMCCD-RAW 0201", "a raw picture of a camera"),
     "a.orf": (b"IIRO\x08\0\0\0", "a raw picture of a camera"),
     "a.cr2": (b"II*\0\x10\0\0\0CR\2\0", "a raw picture of a camera"),
