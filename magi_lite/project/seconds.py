@@ -2,14 +2,16 @@
 
 A second is three files: its clean latents, its frames as an H.264 fragment, and a strip of thumbnails. The latents
 carry a checksum of themselves and of the fragment. What is damaged is moved aside, and made again from what is whole:
-the fragment from the video or by decoding the latents, the latents from a sampler's state that still held them. Only
-where nothing is left of a second it has to be computed again. Nothing whole is ever replaced.
+the fragment from the video or by decoding the latents, the latents from a sampler's state that still held them, the
+thumbnails from the fragment. Only where nothing is left of a second it has to be computed again. Nothing whole is ever
+replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import sys
 from collections.abc import Container
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 from magi_lite.errors import InputError
 from magi_lite.files import write_atomic
 from magi_lite.finite import check_finite
+from magi_lite.models import FPS, PIXELS_PER_LATENT
 from magi_lite.project.folder import move_aside, numbers_in, share
 from magi_lite.project.states import States
 from magi_lite.project.tensors import Damaged, load_tensors, read_metadata, read_start, save_tensors
@@ -227,7 +230,38 @@ class Seconds:
             if index < end - 1 or copy:  # else a crash came before it was finished
                 how = "will be made again" if self._damage_of(index) else "could be restored"
                 sentences.append(f"{_sentence(phrases)} damaged or missing and {how}.")
+        self.restore_thumbnails()
         return sentences
+
+    def restore_thumbnails(self, most: int = sys.maxsize) -> None:
+        """Make thumbnails that are missing or damaged again, from the frames of their finished seconds.
+
+        Args:
+            most: seconds that are decoded for it, the first of those that need it.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        from magi_lite.video.thumbnails import strip, to_jpeg
+
+        lost = (index for index in range(self.count()) if not _is_jpeg(self.path(index, THUMBNAILS)))
+        for index in itertools.islice(lost, most):
+            frames = self._frames(index)
+            if frames is not None:
+                path = self.path(index, THUMBNAILS)
+                move_aside(path)
+                write_atomic(path, to_jpeg(strip(frames)))
+
+    def _frames(self, index: int) -> np.ndarray | None:
+        """The frames (T, H, W, 3) uint8 of a finished second; None where they cannot be decoded."""
+        from magi_lite.video import fragments
+
+        try:
+            height, width = (side * PIXELS_PER_LATENT for side in self.latent_shape(index)[-2:])
+            init = fragments.encode_init((width, height), FPS, 18, None, self.parameters(index))
+            return fragments.frames_of(init, self.read_fragment(index))
+        except Exception:  # whatever a damaged file makes the reader stumble over, it is damaged
+            return None
 
     def contradicted_by(self, video: Path) -> bool:
         """Whether a growing video cannot be read, or holds anything but these seconds: all of them, or the first."""
@@ -322,6 +356,15 @@ def _held(index: int, states: States | None) -> Tensor | None:
         if found is not None:
             return found
     return None
+
+
+def _is_jpeg(path: Path) -> bool:
+    """Whether a file begins and ends as a JPEG does."""
+    try:
+        data = read_small(path)
+    except (OSError, ValueError):
+        return False
+    return data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")
 
 
 def _read_fragment(path: Path, index: int) -> bytes:

@@ -152,6 +152,7 @@ class Actions:
     def submit(self, request: GenerationRequest) -> dict[str, Any]:
         """Put a request into the queue."""
         self.given.check_pictures(request.timeline)
+        self.given.check_there(request)
         check(request)
         return {"job": self._add(request).id, "seed": request.seed}
 
@@ -229,6 +230,7 @@ class Actions:
             seed = new_seed() if prompts == clip(request.timeline, end) else request.seed
         # Without `out`: the first version keeps its file.
         changed = replace(request, timeline=prompts, seconds=end, seed=seed, out=None)
+        self.given.check_there(changed)
         check(changed)
         return {"job": self._add(changed, source=project.folder, from_chunk=second).id, "seed": changed.seed}
 
@@ -285,12 +287,14 @@ class Actions:
 
     def clone(self, job: str) -> dict[str, Any]:
         """Put the same request at the end of the queue once more, with a new seed: it becomes another video."""
+        self.given.check_there(self._queue.get(job).request)
         seed = new_seed()
         return {"job": self._queue.clone(job, seed).id, "seed": seed}
 
     def edit(self, job: str, request: GenerationRequest) -> dict[str, Any]:
         """Give a waiting job another request."""
         self.given.check_pictures(request.timeline)
+        self.given.check_there(request)
         return {"job": self._queue.edit(job, request).id}
 
     def remove(self, job: str) -> dict[str, Any]:

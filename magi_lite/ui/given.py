@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import InputError
+from magi_lite.request.request import GenerationRequest
 from magi_lite.sentences import shown
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import with_pictures
@@ -75,6 +76,22 @@ class Given:
                     f"The picture {segment.image.name} of the block at {segment.start} s is no file of the projects "
                     "folder; drop it on the block again."
                 )
+
+    def check_there(self, request: GenerationRequest) -> None:
+        """Refuse a request whose picture or clip the app had kept and is gone: a page may show it for longer.
+
+        Raises:
+            InputError: names which.
+        """
+        for what, path in (("picture", request.image), ("clip", request.video)):
+            if self._is_gone(path):
+                raise InputError(f"The {what} that the video starts from is gone; drop it into the box again.")
+        for segment in request.timeline.segments:
+            if self._is_gone(segment.image):
+                raise InputError(f"The picture of the block at {segment.start} s is gone; drop it on the block again.")
+
+    def _is_gone(self, path: Path | None) -> bool:
+        return path is not None and self._library.holds(path) and not path.exists()
 
     def own_pictures(self, timeline: Timeline) -> tuple[Timeline, str]:
         """The timeline with the pictures that lie in the folder, and a sentence about the others (empty: none).

@@ -27,6 +27,8 @@ from magi_lite.ui.bin import Bin, run_named
 from magi_lite.ui.entries import Entry, read_entry, settings_table, stamp_of, title
 from magi_lite.ui.labels import Labels, changed, read_labels, write_labels
 
+_MOST_THUMBNAILS = 60
+"""Seconds of a video whose lost thumbnails are made again when it is opened, each in a tenth of a second."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at the folder for what is new."""
 SHOW = ("all", "starred", "finished", "unfinished")
@@ -95,9 +97,11 @@ class Library:
         return old
 
     def details(self, name: str) -> dict[str, Any]:
-        """A project's player, settings and what can be done with it."""
+        """A project's player, settings and what can be done with it; lost thumbnails of it are made again."""
         project = self.open(name)
         done = project.chunks
+        with contextlib.suppress(OutputError):  # a disk that can only be read
+            project.seconds.restore_thumbnails(_MOST_THUMBNAILS)
         labels = read_labels(project.folder)
         return {
             "id": name,

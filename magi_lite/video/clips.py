@@ -7,8 +7,11 @@ the last wanted moment shows the clip's last frame.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import struct
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,8 +39,18 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 0.25 / FPS
 """Containers round times, to milliseconds for instance; a frame that starts this little late has started."""
-_SEEK_MARGIN = 2.0
-"""Seconds before the wanted ones that are read, for durations that are a little wrong."""
+_SEEK_MARGINS = (2.0, 20.0, float("inf"))
+"""Seconds before the wanted ones that are read, for durations that are a little wrong; more where no picture that
+stands for itself lies there, as in long groups of a file without an index."""
+_LARGEST_STEP = 10.0
+"""Seconds that a clock may go on at once, of files whose clock may jump; FFmpeg's programs use the same."""
+_LARGEST_STEP_BACK = 0.1
+_REORDERED = 8
+"""Frames of an AVI that are held until it is known which time is the next."""
+_MAY_JUMP = 0x0200
+"""FFmpeg's AVFMT_TS_DISCONT: MPEG-TS, MPEG-PS and Ogg."""
+_HIGHEST_RATE = 1000
+"""Frames per second that are believed."""
 _LONGEST_CLIP = 12 * 3600
 """Seconds of a clip that are read as a whole: the moment of each frame is held."""
 _LONGEST_FRAME = 1.0
@@ -157,7 +170,12 @@ class _Clip:
         self.path = path
         self._shown: tuple[int, int] | None = None
         """Width and height as shown, of the frames that were turned into pixels."""
-        self._end = self._rate = 0.0
+        self._end, self._rate = 0.0, float(FPS)
+        self._keys: list[tuple[float, int]] | None = None
+        """Times and numbers of packets to begin at, of a file whose clock may jump, so that it is not sought."""
+        self._timed, self._is_avi = True, False
+        self._careful = self._hurt = False
+        """Whether frames are decoded one after the other; whether some were lost, more than are damaged in threads."""
 
     def facts(self) -> ClipFacts:
         """Of a clip whose tail was read."""
@@ -165,19 +183,20 @@ class _Clip:
         return ClipFacts(*self._shown, self._end, self._rate)
 
     def tail(self, size: tuple[int, int], fit: Fit, frames: int) -> np.ndarray:
-        first, end = self._span(frames)
+        first, newest, end = self._span(frames)
         picked, last = self._pick(_wanted(first, end, frames), size, fit)
-        if last is not None and last < end - _LONGEST_FRAME:  # the end is damaged: take what comes before it
+        if last is not None and last < newest - 1.5 / FPS:  # the end is damaged: take what comes before it
             picked, last = self._pick(_wanted(min(first, last), last + 1 / FPS, frames), size, fit)
         if last is None:
             raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
         return np.stack(picked)
 
     def whole(self, size: tuple[int, int], fit: Fit) -> Whole:
+        self._careful = True
         with self._open() as (container, stream):
-            rate = float(stream.average_rate or stream.guessed_rate or FPS)
-            span, _ = _packet_span(container, stream, 1 / rate)
-        span = span or self._decoded_span(rate)
+            span, self._timed = self._packet_span(container, stream)
+            self._rate = _rate(stream) if self._timed else float(stream.guessed_rate or FPS)
+        span = span or self._decoded_span()
         if span is None:
             raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
         first, last, length = span
@@ -190,7 +209,7 @@ class _Clip:
     def _all(self, wanted: list[float], size: tuple[int, int], fit: Fit) -> Iterator[np.ndarray]:
         """The pixels shown at each wanted time; a frame holds where those behind it are damaged."""
         held, shown, done = None, None, 0
-        for time, frame in self._decode(0.0):
+        for time, frame in self._in_order(0.0):
             while held is not None and done < len(wanted) and wanted[done] + _TOLERANCE < time:
                 shown = self._pixels(held, size, fit) if shown is None else shown
                 yield shown
@@ -202,56 +221,133 @@ class _Clip:
         for _ in range(len(wanted) - done):
             yield last
 
-    def _span(self, frames: int) -> tuple[float, float]:
-        """Where the last frames start and end, in seconds: at least `frames` / 24 apart if there are so many."""
-        need = frames / FPS + _SEEK_MARGIN
+    def _span(self, frames: int) -> tuple[float, float, float]:
+        """Where the last frames start, when the last begins and ends: `frames` / 24 s or more, if there are so many."""
+        need = frames / FPS + _SEEK_MARGINS[0]
         for start_before_end in (need, None):
             with self._open() as (container, stream):
-                sought = _seek(container, stream, start_before_end)
-                self._rate = rate = float(stream.average_rate or stream.guessed_rate or FPS)
+                sought = not _jumps(container) and _seek(container, stream, start_before_end)
+                self._rate = _rate(stream)
                 began = float((stream.start_time or 0) * stream.time_base)
-                span, timed = _packet_span(container, stream, 1 / rate)
-                if not timed:
+                span, self._timed = self._packet_span(container, stream)
+                if not self._timed:
                     if sought:
                         continue
-                    span = self._decoded_span(rate)
+                    self._rate = float(stream.guessed_rate or FPS)
+                    span = self._decoded_span()
             if span is not None and (not sought or span[1] - span[0] >= frames / FPS):
                 first, last, length = span
                 end = last + min(max(length, 1 / FPS), _LONGEST_FRAME)
-                self._end = end - began
-                return first, end
+                self._end = end - (began if self._keys is None else first)
+                return first, last, end
         raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
 
-    def _decoded_span(self, rate: float) -> _Span | None:
+    def _decoded_span(self) -> _Span | None:
         """What `_packet_span` gives, of a file whose packets carry no times."""
         times = _Extent()
-        for time, _ in self._decode(0.0, rate):
-            times.add(time, 1 / rate)
+        for time, _ in self._decode(0.0):
+            times.add(time, 1 / self._rate)
         return times.span
 
     def _pick(self, wanted: list[float], size: tuple[int, int], fit: Fit) -> tuple[list[np.ndarray], float | None]:
         """The pixels shown at each wanted time, and the time of the last frame that could be decoded."""
+        for margin in _SEEK_MARGINS:
+            start = max(0.0, wanted[0] - margin) if self._timed else 0.0
+            picked = self._picked_from(start, wanted, size, fit)
+            if self._hurt and not self._careful:
+                self._careful = True
+                picked = self._picked_from(start, wanted, size, fit)
+            if picked is not None or not start:
+                break
+        return picked or ([], None)
+
+    def _picked_from(
+        self, start: float, wanted: list[float], size: tuple[int, int], fit: Fit
+    ) -> tuple[list[np.ndarray], float | None] | None:
+        """What `_pick` gives, of frames from `start` on; None where it is too late for the first wanted time."""
         picked: list[np.ndarray] = []
         held, time = None, None
-        for time, frame in self._decode(max(0.0, wanted[0] - _SEEK_MARGIN)):
+        for time, frame in self._in_order(start):
+            if held is None and start and time > wanted[0] + _TOLERANCE:
+                return None
             due = [t for t in wanted[len(picked) :] if t + _TOLERANCE < time]
             if due and held is not None:
                 picked += [self._pixels(held, size, fit)] * len(due)
             held = frame
-        if held is not None:
-            rest = len(wanted) - len(picked)
-            picked += [self._pixels(held, size, fit)] * rest if rest else []
-        return picked, time
+        if held is None:
+            return None
+        rest = len(wanted) - len(picked)
+        return picked + ([self._pixels(held, size, fit)] * rest if rest else []), time
 
-    def _decode(self, start: float, rate: float = FPS) -> Iterator[tuple[float, av.VideoFrame]]:
+    def _decode(self, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """(time, frame) from a key frame before `start` on; damaged packets are passed over, fields woven."""
         with self._open() as (container, stream):
-            if start > 0:
+            skipped = 0
+            if self._keys is not None:
+                skipped = max((number for time, number in self._keys if time <= start), default=0)
+            elif start > 0:
                 container.seek(int(start / stream.time_base), stream=stream)
-            for number, frame in enumerate(_deinterlaced(_frames(container, stream), stream)):
+            for number, frame in enumerate(_deinterlaced(self._frames(container, stream, skipped), stream)):
                 if frame.width * frame.height > MAX_FRAME_PIXELS:
                     raise MediaError(f"{self.path.name} {too_large()}")
-                yield (number / rate if frame.pts is None else frame.time), frame
+                yield (number / self._rate if frame.pts is None else frame.time), frame
+
+    def _in_order(self, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """What `_decode` gives, each frame with the earliest of the times that are left.
+
+        An AVI holds no times of its pictures, only the order in which they are stored, which decoders pass on: of
+        pictures that are stored before others that are shown sooner, times come mixed up.
+        """
+        times: list[float] = []
+        frames: deque[av.VideoFrame] = deque()
+        for time, frame in self._decode(start):
+            heapq.heappush(times, time)
+            frames.append(frame)
+            if len(frames) > (_REORDERED if self._is_avi else 0):
+                yield heapq.heappop(times), frames.popleft()
+        while frames:
+            yield heapq.heappop(times), frames.popleft()
+
+    def _packet_span(self, container: av.container.InputContainer, stream: Any) -> tuple[_Span | None, bool]:
+        """The span of a stream's packets from here on, and whether there are any and each has a time."""
+        times, timed, usual = _Extent(), True, 1 / _rate(stream)
+        self._keys = [] if _jumps(container) else None
+        for number, packet in enumerate(_packets(container, stream)):
+            if packet.size and not packet.is_discard:
+                if packet.pts is None:
+                    timed = False
+                    continue
+                time = float(packet.pts * packet.time_base)
+                times.add(time, float((packet.duration or 0) * packet.time_base) or usual)
+                if self._keys is not None and packet.is_keyframe:
+                    self._keys.append((time, number))
+        return times.span, timed and times.span is not None
+
+    def _frames(self, container: av.container.InputContainer, stream: Any, skipped: int) -> Iterator[av.VideoFrame]:
+        """Every frame that can be decoded, but of the first `skipped` packets."""
+        import av
+
+        context = stream.codec_context
+        library = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
+        if stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) == "1" and library:
+            context = av.CodecContext.create(library, "r")  # FFmpeg's own decoders leave transparency out
+            context.extradata = stream.codec_context.extradata
+        else:
+            context.thread_type = "SLICE" if self._careful else "AUTO"
+        if context.width * context.height > MAX_FRAME_PIXELS // 4:
+            context.thread_count = 2  # each thread holds a frame
+        sent = came = 0
+        for packet in itertools.islice(_packets(container, stream), skipped, None):
+            sent += bool(packet.size)
+            try:
+                decoded = context.decode(packet if packet.size else None)
+            except (av.InvalidDataError, av.EOFError):
+                continue
+            came += len(decoded)
+            for frame in decoded:
+                frame.time_base = stream.time_base  # those that come at the end have none
+                yield frame
+        self._hurt = came < sent
 
     @contextmanager
     def _open(self) -> Iterator[tuple[av.container.InputContainer, Any]]:
@@ -259,6 +355,7 @@ class _Clip:
             stream = moving_pictures(container, self.path.name)
             aspect = float(stream.sample_aspect_ratio or 1)
             self._aspect = aspect if 1 / 8 <= aspect <= 8 else 1.0
+            self._is_avi = container.format.name == "avi"
             yield container, stream
 
     def _pixels(self, frame: av.VideoFrame, size: tuple[int, int], fit: Fit) -> np.ndarray:
@@ -291,45 +388,36 @@ class _Extent:
         self.span = (min(first, time), time, length) if time >= last else (min(first, time), last, shown)
 
 
-def _packet_span(container: av.container.InputContainer, stream: Any, usual: float) -> tuple[_Span | None, bool]:
-    """The span of a stream's packets from here on, and whether there are any and each has a time.
+def _jumps(container: av.container.InputContainer) -> bool:
+    """Whether the clock of a file of this kind may jump: two recordings in one, or a break in the reception."""
+    return bool(container.format.flags & _MAY_JUMP)
 
-    Args:
-        usual: seconds that a packet is shown that says nothing.
-    """
-    times, timed = _Extent(), True
+
+def _packets(container: av.container.InputContainer, stream: Any) -> Iterator[Any]:
+    """A stream's packets in turn, on a clock that does not jump."""
+    if not _jumps(container):
+        yield from container.demux(stream)
+        return
+    forwards, backwards = int(_LARGEST_STEP / stream.time_base), int(_LARGEST_STEP_BACK / stream.time_base)
+    added, delay, expected = 0, 0, None
     for packet in container.demux(stream):
-        if packet.size and not packet.is_discard:
-            if packet.pts is None:
-                timed = False
-            else:
-                times.add(
-                    float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base) or usual
-                )
-    return times.span, timed and times.span is not None
+        if packet.size and packet.dts is not None:
+            if packet.pts is not None and abs(packet.pts - packet.dts) <= forwards:
+                delay = packet.pts - packet.dts
+            elif packet.pts is not None:  # the picture's time is behind the jump already
+                packet.pts = packet.dts + delay
+            if expected is not None and not -backwards <= packet.dts + added - expected <= forwards:
+                added = expected - packet.dts
+            packet.dts += added
+            packet.pts = None if packet.pts is None else packet.pts + added
+            expected = packet.dts + (packet.duration or 0)
+        yield packet
 
 
-def _frames(container: av.container.InputContainer, stream: Any) -> Iterator[av.VideoFrame]:
-    """Every frame that can be decoded."""
-    import av
-
-    context = stream.codec_context
-    library = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
-    if stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) == "1" and library:
-        context = av.CodecContext.create(library, "r")  # FFmpeg's own decoders leave transparency out
-        context.extradata = stream.codec_context.extradata
-    else:
-        context.thread_type = "AUTO"
-    if context.width * context.height > MAX_FRAME_PIXELS // 4:
-        context.thread_count = 2  # each thread holds a frame
-    for packet in container.demux(stream):
-        try:
-            decoded = context.decode(packet if packet.size else None)
-        except (av.InvalidDataError, av.EOFError):
-            continue
-        for frame in decoded:
-            frame.time_base = stream.time_base  # those that come at the end have none
-            yield frame
+def _rate(stream: Any) -> float:
+    """Frames per second."""
+    rates = (float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate)
+    return next((rate for rate in rates if rate <= _HIGHEST_RATE), float(FPS))
 
 
 def _deinterlaced(frames: Iterator[av.VideoFrame], stream: Any) -> Iterator[av.VideoFrame]:

@@ -63,6 +63,41 @@ def to_bt709(signal: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
     return np.rint(coded * 255).clip(0, 255).astype(np.uint8)
 
 
+def scale_of(highest: float, up_to_1: float, whole: bool, *, floats: bool, full: float = 65535.0) -> float | None:
+    """What samples of many bits are multiplied with to be 0..255; None: they are light, of which 1 is white.
+
+    Floats are 0..1, as programs write them. Floats of which most are up to 1 and some above it are light, as HDR
+    pictures have it; whole numbers are none. All others have the range of 255, 65535 or more that their highest shows.
+
+    Args:
+        highest: sample.
+        up_to_1: the share of samples that are not above 1.
+        whole: whether all of them are whole numbers.
+        floats: whether they are stored as floats.
+        full: what the highest sample could be; that of 16 bit where it is not known.
+    """
+    if floats and highest <= 1:
+        return 255.0
+    if floats and not whole and up_to_1 > 0.5:
+        return None
+    tops = (255.0, min(full, 65535.0), full if highest > full / 256 else highest, highest)
+    return 255 / next(top for top in tops if highest <= top)
+
+
+def from_light(light: np.ndarray, bright: bool = True) -> np.ndarray:
+    """Light, of which 1 is diffuse white, as sRGB (IEC 61966-2-1) uint8 of the same shape; (H, W, 3) keep their hue.
+
+    Args:
+        bright: whether the picture has light above 1, for which white makes room.
+    """
+    light = light.astype(np.float32).clip(0)
+    if bright:
+        brightest = light.max(-1, keepdims=True) if light.shape[-1] == 3 and light.ndim == 3 else light
+        light = light * (_compressed(brightest) / np.maximum(brightest, 1e-6))
+    coded = np.where(light < 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.rint(coded * 255).clip(0, 255).astype(np.uint8)
+
+
 def pq_nits(signal: np.ndarray) -> np.ndarray:
     """The PQ curve: signal 0..1 to nits 0..10000."""
     power = np.clip(signal, 0, 1) ** (32 / 2523)

@@ -37,6 +37,15 @@ _STARTS = (
     *(b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "),
 )
 """How PNG, JPEG, GIF, TIFF, ICO and JPEG 2000 begin."""
+RAW = "a raw picture of a camera"
+_UNREAD = {
+    b"8BPS": "a Photoshop picture", b"gimp xcf": "a GIMP picture", b"v/1\x01": "an OpenEXR picture",
+    b"#?RADIANCE": "a Radiance picture", b"#?RGBE": "a Radiance picture", b"\xff\x0a": "a JPEG XL picture",
+    b"\0\0\0\x0cJXL ": "a JPEG XL picture", b"FUJIFILMCCD-RAW": RAW, b"IIRO": RAW, b"IIRS": RAW, b"IIU\0": RAW,
+}  # fmt: skip
+"""How pictures begin that people have and that are not read."""
+_CANON = b"crx "
+"""The brand of a raw picture."""
 
 
 def kind_of(path: Path) -> str:
@@ -49,11 +58,32 @@ def kind_of(path: Path) -> str:
             *(head[at : at + 4] for at in range(16, min(len(head), int.from_bytes(head[:4], "big")), 4)),
         ]
         found = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
+        found += ["picture"] if head[8:12] == _CANON else []
         return "picture" if "picture" in found else "heif" if brands[0] in _BRANDS else "other"
     known = head.startswith(_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
     known |= head[:2] == b"BM" and head[6:10] == bytes(4)
+    known |= head.startswith(tuple(_UNREAD))
     known |= head[:1] == b"P" and head[1:2] in b"1234567" and head[2:3].isspace()
     return "picture" if known or path.suffix.lower() == ".tga" else "other"
+
+
+def check_read(path: Path) -> None:
+    """Refuse a picture of a kind that is known and not read.
+
+    Raises:
+        MediaError: it is one; the sentence names its kind.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+    raw = head[4:12] == b"ftyp" + _CANON or (head[:4] == b"II*\0" and head[8:10] == b"CR")
+    kind = RAW if raw else next((kind for start, kind in _UNREAD.items() if head.startswith(start)), "")
+    if kind:
+        raise MediaError(f"{path.name} {unread(kind)}")
+
+
+def unread(kind: str) -> str:
+    """The sentence for a kind of picture that is not read."""
+    return f"is {kind}, which is not read; save it as PNG or JPEG."
 
 
 @contextmanager
@@ -105,7 +135,7 @@ def open_header(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
 
 
 def moving_pictures(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    """The stream of a clip's pictures; covers of music do not count.
+    """The stream of a clip's pictures, the one to show if a file says so; covers of music do not count.
 
     Raises:
         MediaError: there is none that can be decoded, or its frames are too large; one sentence.
@@ -117,12 +147,31 @@ def moving_pictures(container: av.container.InputContainer, name: str) -> av.Vid
         raise MediaError(f"{name} {DAMAGED}")
     if not pictures:
         raise MediaError(f"{name} has no moving pictures in it; use an MP4, MOV or WebM.")
-    stream = next((stream for stream in pictures if stream.codec_context is not None), None)
-    if stream is None:
+    known = [stream for stream in pictures if stream.codec_context is not None]
+    if not known and _header_is_cut(container):
+        raise MediaError(f"{name} {DAMAGED}")
+    if not known:
         raise MediaError(f"{name} has pictures in a format that cannot be decoded; convert it to H.264 first.")
+    stream = next((stream for stream in known if stream.disposition & av.stream.Disposition.default), known[0])
     if stream.codec_context.width * stream.codec_context.height > MAX_FRAME_PIXELS:
         raise MediaError(f"{name} {too_large()}")
     return stream
+
+
+def _header_is_cut(container: av.container.InputContainer) -> bool:
+    """Whether an MP4 or MOV ends within its header, so that what it holds is not known."""
+    path = Path(container.name)
+    if "mov" not in container.format.name or not path.is_file():
+        return False
+    size, at = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            length, kind = struct.unpack(">I4s", file.read(8))
+            if kind == b"moov":
+                return at + length > size
+            at += max(8, length)
+    return False
 
 
 def too_large() -> str:

@@ -149,6 +149,17 @@ def decodes(init: bytes, fragment: bytes) -> bool:
         return False
 
 
+def frames_of(init: bytes, fragment: bytes) -> np.ndarray:
+    """The pictures (T, H, W, 3) uint8 of a fragment, behind an init segment of its size and parameter sets.
+
+    Raises:
+        av.FFmpegError, ValueError, IndexError: they cannot be decoded.
+    """
+    with open_media(io.BytesIO(init + place(fragment, 0, 0))) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
 def _with_parameters(init: bytes, parameters: bytes | None) -> bytes:
     """An init segment with another decoder configuration; the sizes of the boxes around it follow."""
     if parameters is None or parameters == parameter_sets(init):

@@ -23,13 +23,15 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from magi_lite.errors import MediaError
 from magi_lite.files import check_source
-from magi_lite.video.colour import is_wide, to_bt709
-from magi_lite.video.containers import NO_PICTURE, kind_of, open_header
+from magi_lite.video.colour import from_light, is_wide, scale_of, to_bt709
+from magi_lite.video.containers import NO_PICTURE, RAW, check_read, kind_of, open_header, unread
+from magi_lite.video.deep_tiff import DeepTiff, open_deep
 from magi_lite.video.strips import (
     SMALL_PIXELS,
     CannotReduce,
     jpeg_factor,
     jpeg_frame,
+    jpeg_scans,
     orientation,
     png_header,
     reduced,
@@ -43,6 +45,8 @@ MAX_WHOLE_PIXELS = 64_000_000
 """Largest picture of the kinds that can only be decoded as a whole."""
 MAX_HELD_BYTES = 384_000_000
 """Largest JPEG of several passes, by what its decoder holds until the last of them, at whatever size it decodes."""
+MAX_SCANS = 200
+"""Passes of the JPEG that is read: encoders write some ten, and each takes time for the whole picture."""
 _BAND_PIXELS = 4_000_000
 """Pixels whose colours are converted at once."""
 _TURNS = {
@@ -55,6 +59,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation."""
+_SUBFILE_TYPE, _SUB_IFDS, _DNG_VERSION = 254, 330, 50706
+"""Tags of TIFFs."""
 _ONE_AT_A_TIME = threading.Lock()
 """Two large pictures at once would take twice the memory."""
 BACKGROUND = (255, 255, 255)
@@ -171,7 +177,7 @@ def _pixels(image: Image.Image) -> int:
     return image.width * image.height
 
 
-def _band_to_rgb(image: Image.Image, background: tuple[int, int, int], scale: float) -> Image.Image:
+def _band_to_rgb(image: Image.Image, background: tuple[int, int, int], scale: float | None) -> Image.Image:
     if scale != 1 or _is_deep(image):
         image = _to_8_bit(image, scale)
     primaries, transfer = image.info.get("cicp", (1, 13))
@@ -187,11 +193,15 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
         chunks = png_header(path)[1]
         if len(chunks.get(b"cICP", b"")) >= 2:
             image.info["cicp"] = tuple(chunks[b"cICP"][:2])
+    if isinstance(image, DeepTiff):
+        return image.decoded(path, longest, background)
     pixels = _pixels(image)
     if image.format in ("JPEG", "MPO"):
         frame = jpeg_frame(path)
         if frame.held > MAX_HELD_BYTES or (not frame.scalable and pixels > MAX_WHOLE_PIXELS):
             raise CannotReduce
+        if frame.held and jpeg_scans(path, MAX_SCANS) > MAX_SCANS:
+            raise MediaError(f"{path.name} has more than {MAX_SCANS} passes in a JPEG; save it as baseline.")
         if frame.scalable:
             factor = jpeg_factor(image.size, longest)
             image.draft("RGB", (image.width // factor, image.height // factor))
@@ -199,7 +209,7 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
         halvings = max(0, min(5, (min(image.size) // longest).bit_length() - 1))
         if halvings:
             image.reduce = halvings  # type: ignore[method-assign, assignment]  # an attribute here, as Pillow documents
-    elif pixels > SMALL_PIXELS and image.format in ("PNG", "TIFF"):
+    elif pixels > SMALL_PIXELS and (image.format in ("PNG", "TIFF") or _is_still_webp(image, pixels)):
         try:
             return reduced(path, image, longest, background)
         except CannotReduce:
@@ -209,6 +219,10 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
         raise CannotReduce
     image.load()
     return image
+
+
+def _is_still_webp(image: Image.Image, pixels: int) -> bool:
+    return image.format == "WEBP" and pixels <= MAX_WHOLE_PIXELS and pictures_in(image) == 1
 
 
 def _too_large(image: Image.Image) -> str:
@@ -256,7 +270,7 @@ class Picture(PillowPlugin):
             register_heif_opener()
         self._image, self.images_to_write = None, []
         try:
-            self._image = open_header(request.get_file(), FORMATS)
+            self._image = open_deep(request.get_file()) or open_header(request.get_file(), FORMATS)
         except UnidentifiedImageError:
             raise InitializationError(NO_PICTURE) from None
 
@@ -271,6 +285,7 @@ class Picture(PillowPlugin):
 def open_picture(path: Path) -> Picture:
     """The picture with its header read only; close it."""
     check_source(path, "an image")
+    check_read(path)
     if kind_of(path) == "heif" and importlib.util.find_spec("pillow_heif") is None:
         raise MediaError(f"{path.name} is a HEIC picture; install pillow-heif to read it, or save it as JPEG.")
     try:
@@ -284,10 +299,19 @@ def open_picture(path: Path) -> Picture:
         if cause is None or isinstance(cause, InitializationError):
             raise MediaError(f"{path.name} {NO_PICTURE}") from None
         raise _damaged(path, cause) from None
+    if _is_preview(picture.image):
+        picture.close()
+        raise MediaError(f"{path.name} {unread(RAW)}")
     if picture.image.width * picture.image.height > MAX_PIXELS:
         picture.close()
         raise MediaError(f"{path.name} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first.")
     return picture
+
+
+def _is_preview(image: Image.Image) -> bool:
+    """Whether it is the small picture in front of a camera's raw one: DNG, NEF, ARW and others are TIFFs."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    return _DNG_VERSION in tags or (_SUB_IFDS in tags and bool(tags.get(_SUBFILE_TYPE, 0) & 1))
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -345,32 +369,36 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;")
 
 
-def _range_of(image: Image.Image) -> float:
-    """What samples of a grey picture are multiplied with to be 0..255; 1 for all others.
+def _range_of(image: Image.Image) -> float | None:
+    """What samples of a grey picture are multiplied with to be 0..255; 1 for all others, None for light.
 
-    They are 0..65535 (16 bit), 0..1 (float), or else whatever range of 255, 65535 or more their highest one shows.
+    They are 0..65535 (16 bit), or what `colour.scale_of` says.
     """
     if not _is_deep(image):
         return 1.0
     if image.mode.startswith("I;16"):
         return 255 / 65535
-    rows, highest = max(1, _BAND_PIXELS // image.width), 0.0
+    rows, highest, up_to_1, whole = max(1, _BAND_PIXELS // image.width), 0.0, 0, True
     for top in range(0, image.height, rows):
-        highest = max(highest, float(_finite(image.crop((0, top, image.width, min(top + rows, image.height)))).max()))
-    if image.mode == "F" and highest <= 1:
-        return 255.0
-    return 1.0 if highest <= 255 else 255 / max(65535.0, highest)
+        values = _finite(image.crop((0, top, image.width, min(top + rows, image.height))))
+        highest, up_to_1 = max(highest, float(values.max())), up_to_1 + int((values <= 1).sum())
+        whole = whole and bool((values == np.rint(values)).all())
+    full = 65535.0 if image.mode == "F" else 2.0**31 - 1
+    return scale_of(highest, up_to_1 / _pixels(image), whole, floats=image.mode == "F", full=full)
 
 
 def _finite(image: Image.Image) -> np.ndarray:
     return np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
 
 
-def _to_8_bit(image: Image.Image, scale: float) -> Image.Image:
-    """Grey samples times `scale`, as 8 bit, with what is transparent; Pillow's own conversion clips instead."""
+def _to_8_bit(image: Image.Image, scale: float | None) -> Image.Image:
+    """Grey samples as `_range_of` says, as 8 bit, with what is transparent; Pillow's own conversion clips instead."""
     values = _finite(image)
-    done = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
-    done.info.update({name: value for name, value in image.info.items() if name != "transparency"})
+    done = Image.fromarray(
+        from_light(values) if scale is None else (values * scale).clip(0, 255).round().astype(np.uint8)
+    )
+    left_out = ("transparency", "icc_profile") if scale is None else ("transparency",)  # light is not by a profile
+    done.info.update({name: value for name, value in image.info.items() if name not in left_out})
     clear = image.info.get("transparency")
     if isinstance(clear, int):  # a sample of the depth that the picture has
         done.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))

@@ -1,13 +1,15 @@
-"""Very large pictures, made smaller while they are read: PNG and TIFF a band at a time.
+"""Very large pictures, made smaller while they are read: PNG, TIFF and WebP a band at a time.
 
 Pillow decodes a picture as a whole, four bytes a pixel and more. A band of it is a picture too: rows of a PNG, with the
 row above them in front because filters refer to it, or strips and tiles of a TIFF, each in a small file of its own that
-is built in memory. So the decoders are the usual ones, and memory holds one band and the small result.
+is built in memory. So the decoders are the usual ones, and memory holds one band and the small result. A WebP is
+decoded as a whole, but by FFmpeg and to the samples that it stores; they become colours a band at a time.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -23,6 +25,8 @@ BAND_BYTES = 32 << 20
 """Decoded bytes of one band."""
 SMALL_PIXELS = 24_000_000
 """Pictures up to this size are decoded as a whole; no result of `reduced` is larger."""
+_BT601 = 5
+"""The matrix of WebP (RFC 6386, 9.2), as the scaler numbers it."""
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _COPIED_TAGS = (258, 259, 262, 266, 277, 284, 292, 293, 317, 320, 338, 339, 347, 530)
 """What tells a TIFF decoder how a strip or a tile is stored."""
@@ -37,7 +41,7 @@ def reduced(path: Path, image: Image.Image, longest: int, background: tuple[int,
 
     Args:
         path: the file.
-        image: it, opened by Pillow and not yet decoded: a PNG or a TIFF.
+        image: it, opened by Pillow and not yet decoded: a PNG, a TIFF or a WebP.
         longest: what the shorter side should not fall below, if memory allows.
         background: shows through transparent parts.
 
@@ -48,10 +52,14 @@ def reduced(path: Path, image: Image.Image, longest: int, background: tuple[int,
         CannotReduce: it has no bands.
         OSError, ValueError, SyntaxError, zlib.error: it is damaged.
     """
-    is_png = image.format == "PNG"
-    height = image.height if is_png else image.tag_v2[257]  # type: ignore[attr-defined]  # as stored, not yet turned
-    factor = whole_factor(image.size, longest)
-    bands = _png_bands(path, factor, background) if is_png else _tiff_bands(path, image, factor)
+    factor, height = whole_factor(image.size, longest), image.height
+    if image.format == "PNG":
+        bands = _png_bands(path, factor, background)
+    elif image.format == "WEBP":
+        bands = _webp_bands(path, image, factor)
+    else:
+        height = image.tag_v2[257]  # type: ignore[attr-defined]  # as stored, not yet turned
+        bands = _tiff_bands(path, image, factor)
     result, at = None, 0
     for band in bands:
         small = _reducible(band, background).reduce(factor)
@@ -133,6 +141,31 @@ def jpeg_frame(path: Path) -> JpegFrame:
             elif mark[0] == 0xDA and content:
                 passes = kind in _PROGRESSIVE or content[0] < components
                 return JpegFrame(kind not in (0, *_LOSSLESS), 2 * coefficients if passes else 0)
+
+
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+"""A marker that is neither a byte of pixels nor a restart (ITU-T T.81, B.1.1)."""
+
+
+def jpeg_scans(path: Path, most: int) -> int:
+    """How many passes over its pixels a JPEG has; one more than `most` where there are more."""
+    scans, at = 0, 2
+    with path.open("rb") as file:
+        while scans <= most:
+            file.seek(at)
+            piece = file.read(1 << 16)
+            if len(piece) < 2:
+                break
+            where = 0
+            while scans <= most and (found := _MARKER.search(piece, where)) and found.end() + 2 <= len(piece):
+                if found[1] == b"\xd9":
+                    return scans
+                scans += found[1] == b"\xda"
+                where = found.end() + max(2, int.from_bytes(piece[found.end() : found.end() + 2], "big"))
+            if where < len(piece) < 1 << 16:
+                break
+            at += max(where, len(piece) - 3)  # a marker and its length may be cut in two
+    return scans
 
 
 def jpeg_factor(size: tuple[int, int], longest: int) -> int:
@@ -303,6 +336,38 @@ def _on(colours: np.ndarray, alpha: np.ndarray | None, background: tuple[int, in
     return ((colours * share + under * (255 - share) + 127) // 255).astype(np.uint8)
 
 
+# --- WebP ------------------------------------------------------------------------------------------------------------
+
+
+def _webp_bands(path: Path, image: Image.Image, factor: int) -> Iterator[Image.Image]:
+    import av
+
+    data = path.read_bytes()
+    if len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        raise ValueError("image file is truncated")
+    context = av.CodecContext.create("webp", "r")
+    context.thread_count = 1
+    try:
+        frame = [*context.decode(av.Packet(data)), *context.decode(None)][0]
+    except (av.FFmpegError, IndexError):
+        raise ValueError("its pixels cannot be decoded") from None
+    del data
+    if (frame.width, frame.height) != image.size:
+        raise ValueError("its pixels are of another size")
+    step = 2 * factor  # colours may have half the lines
+    rows = max(step, BAND_BYTES // (16 * frame.width) // step * step)
+    for top in range(0, frame.height, rows):
+        band = av.VideoFrame(frame.width, min(rows, frame.height - top), frame.format.name)
+        for whole, part in zip(frame.planes, band.planes, strict=True):
+            lines = np.frombuffer(memoryview(whole), np.uint8).reshape(-1, whole.line_size)
+            first = top if whole.height == frame.height else top // 2
+            kept = np.zeros((part.buffer_size // part.line_size, part.line_size), np.uint8)
+            used = min(whole.line_size, part.line_size)
+            kept[: part.height, :used] = lines[first : first + part.height, :used]
+            part.update(kept.tobytes())
+        yield Image.fromarray(band.reformat(format="rgba", src_colorspace=_BT601).to_ndarray())
+
+
 # --- TIFF ------------------------------------------------------------------------------------------------------------
 
 
@@ -333,11 +398,11 @@ def _tiff_bands(path: Path, image: Any, factor: int) -> Iterator[Image.Image]:
             band: Any = None
             if tiled:
                 for column, piece in enumerate(pieces):
-                    tile = _tiff_piece([piece], across, down, down, tags, order)
+                    tile = tiff_piece([piece], across, down, down, tags, order)
                     band = band or Image.new(tile.mode, (width, min(down, height - top)))
                     band.paste(tile, (column * across, 0))
             else:
-                band = _tiff_piece(pieces, width, min(len(pieces) * down, height - top), down, tags, order)
+                band = tiff_piece(pieces, width, min(len(pieces) * down, height - top), down, tags, order)
             gathered = band if gathered is None else _below(gathered, band)
             usable = gathered.height // factor * factor
             if usable:
@@ -354,7 +419,7 @@ def _below(above: Image.Image, below: Image.Image) -> Image.Image:
     return both
 
 
-def _tiff_piece(pieces: list[bytes], width: int, height: int, rows: int, tags: Any, order: str) -> Image.Image:
+def tiff_piece(pieces: list[bytes], width: int, height: int, rows: int, tags: Any, order: str) -> Image.Image:
     """Some strips, or one tile as a strip, decoded by Pillow from a TIFF of their own."""
     entries: dict[int, tuple[int, bytes, int]] = {}
 

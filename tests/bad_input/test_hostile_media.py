@@ -24,6 +24,7 @@ from magi_lite.video.images import load_image
 from magi_lite.video.sound import Sound, check_sound, has_sound
 from magi_lite.video.writer import read_settings
 from tests.bad_input.conftest import png_header_only
+from tests.video.test_images import tiff
 
 CASES = Path(__file__).parents[1] / "video" / "cases"
 NO_CLIP = "is damaged or not a video that can be read; use an MP4, MOV or WebM."
@@ -80,6 +81,19 @@ def bomb_png(side: int, interlace: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def many_passes(count: int) -> bytes:
+    """A progressive JPEG whose last pass comes `count` times more: at full size each takes a tenth of a second."""
+    data = saved("JPEG", Image.new("RGB", (640, 640)), progressive=True)
+    last = data[data.rindex(b"\xff\xc4", 0, data.rindex(b"\xff\xda")) : -2]
+    return data[:-2] + last * count + b"\xff\xd9"
+
+
+def narrow_tiff(width: int) -> bytes:
+    """A TIFF of floats that claims to be one line."""
+    small, entry = tiff(np.zeros((1, 1, 3)), "f4"), struct.pack("<HHII", 256, 4, 1, 1)
+    return small.replace(entry, struct.pack("<HHII", 256, 4, 1, width))
+
+
 SMALL = Image.new("RGB", (64, 48), (200, 60, 40))
 CLIPS = {
     "v58.mp4": (lambda: (CASES / "v58.mp4").read_bytes(), NO_DECODER),
@@ -104,6 +118,7 @@ CLIPS = {
     "noise.webm": (lambda: b"\x1aE\xdf\xa3" + noise(2, 4096), NO_CLIP),
     "riff.avi": (lambda: b"RIFF\xff\xff\xff\xffAVI LIST" + noise(3, 512), NO_CLIP),
     "only_ftyp.mp4": (lambda: base()[:32], NO_CLIP),
+    "cut_header.mp4": (lambda: base()[:32] + base()[base().index(b"moov") - 4 : base().index(b"stsd")], NO_CLIP),
     "huge_box.mp4": (lambda: base()[:32] + struct.pack(">I4sQ", 1, b"moov", 2**62) + bytes(64), NO_CLIP),
     "no_samples.mp4": (lambda: after(base(), b"stsz", 8, bytes(4)), "base"),
     "many_samples.mp4": (lambda: after(base(), b"stsz", 8, b"\x7f\xff\xff\xff"), "base"),
@@ -131,11 +146,14 @@ IMAGES = {
     ),
     "large.ppm": (lambda: b"P6 9000 9000 255\n" + bytes(10), WHOLE),
     "cut.jpg": (lambda: saved("JPEG", SMALL)[:400], DAMAGED),
+    "passes.jpg": (lambda: many_passes(5000), "has more than 200 passes in a JPEG; save it as baseline."),
     "two_heads.jpg": (lambda: b"\xff\xd8\xff\xe0" + noise(5, 300), ""),
     "cut.tif": (lambda: saved("TIFF", SMALL)[:-40], ""),
     "far.tif": (lambda: b"II*\0\xff\xff\xff\x7f" + bytes(40), ""),
     "circle.tif": (lambda: b"II*\0\x08\0\0\0\0\0\x08\0\0\0", ""),
     "script.eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n", NO_IMAGE),
+    "narrow.tif": (lambda: narrow_tiff(400_000_000), WHOLE),
+    "hollow.tif": (lambda: narrow_tiff(2_000_000), DAMAGED),
     "page.svg": (
         lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="http://127.0.0.1:PORT/"/></svg>',
         NO_IMAGE,
@@ -315,3 +333,12 @@ def test_frames_that_grow_on_the_way_are_refused(tmp_path):
     path.write_bytes(changed(data, (at + 4, b"\xff\xff\xff")))
     said = sentence_of(lambda: load_tail(path, (32, 32), frames=12))
     assert said is None or said.startswith("grow.ts")
+
+
+def test_a_jpeg_of_as_many_passes_as_encoders_write_is_read(tmp_path):
+    """Passes are counted in the picture alone: not in its preview, nor behind its end."""
+    path, preview = tmp_path / "a.jpg", many_passes(500)
+    note = b"\xff\xe5" + struct.pack(">H", len(preview) + 2) + preview
+    for content in (many_passes(50), many_passes(0) + preview, b"\xff\xd8" + note + many_passes(0)[2:]):
+        path.write_bytes(content)
+        assert load_image(path, (32, 32)).shape == (32, 32, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError
@@ -19,6 +21,8 @@ from magi_lite.events import ChunkFinished, Event, Finished, Notice, PhaseStarte
 from magi_lite.pipeline import generate
 from magi_lite.pipeline.export import exporting
 from magi_lite.project import Project
+from magi_lite.ui.library import Library
+from magi_lite.video.thumbnails import strip, to_jpeg
 from tests.pipeline.conftest import latents_of, same_bits
 
 SECONDS = 4
@@ -117,6 +121,30 @@ def test_one_damaged_piece_is_restored_bit_for_bit(
     assert last_leaves_no_trace or f"The {what} of second {second} were damaged or missing" in notices(events)
     kept = [path.name for path in (path / "damaged").glob("*")] if (path / "damaged").is_dir() else []
     assert bool(kept) == (damage != "deleted"), "a damaged file is moved aside, not deleted"
+
+
+@pytest.mark.parametrize("opened", ["resumed", "shown"])
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage != "flipped"])
+def test_lost_thumbnails_are_made_again_from_the_video(
+    damage: str, opened: str, finished_run: Path, copy_of: Callable
+) -> None:
+    """Where a run goes on, and where the app shows it; those that are whole stay as they are."""
+    path = copy_of(finished_run)
+    for second in (1, 3):
+        DAMAGES[damage](path / "chunks" / f"{second:05}.jpg")
+    if opened == "resumed":
+        resume(path)
+    else:
+        Library(path.parent).details(path.name)
+    shown = frames_of(path / "video.mp4").reshape(SECONDS, -1, 32, 32, 3)
+    for second in range(SECONDS):
+        made, first = (run / "chunks" / f"{second:05}.jpg" for run in (path, finished_run))
+        wanted = Image.open(io.BytesIO(to_jpeg(strip(shown[second]))))
+        if second in (1, 3):
+            assert np.array_equal(np.asarray(Image.open(made)), np.asarray(wanted))
+        else:
+            assert made.read_bytes() == first.read_bytes()
+    assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
 
 
 @pytest.mark.parametrize("second", [0, 2, 3])

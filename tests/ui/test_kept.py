@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Page
 
@@ -168,6 +172,30 @@ def test_the_page_says_that_the_app_is_gone_and_connects_again(watched: Watched,
         page.wait_for_function("id => magi.state.shown && magi.state.shown.id === id", arg=job)
     finally:
         app.stop()
+
+
+def test_a_picture_that_is_gone_is_to_be_dropped_again(page: Page, app: App, tmp_path: Path) -> None:
+    """Of the start and of a block; in the words of the page, not in those of the command line."""
+    picture = tmp_path / "start.png"
+    Image.new("RGB", (96, 96), (200, 60, 40)).save(picture)
+    drop(page, picture)
+    page.wait_for_selector(".so-drop.filled img")
+    page.fill("#mg-prompt textarea", "a photograph at night")
+    set_length(page, 1)
+    kept = next((app.projects / ".uploads").iterdir())
+    kept.unlink()
+    page.click("#mg-generate")
+    sentence = "The picture that the video starts from is gone; drop it into the box again."
+    page.locator(".mg-toast.error", has_text=sentence).wait_for()
+    client = Client(app.url, verbose=False)
+    second = {"start": 1, "end": 2, "prompt": "b", "image": str(kept)}
+    blocks = {"segments": [{"start": 0, "end": 1, "prompt": "a"}, second]}
+    with pytest.raises(AppError, match="The picture of the block at 1 s is gone; drop it on the block again"):
+        client.predict("a", 2, json.dumps(blocks), width=32, height=32, api_name="/generate")
+    drop(page, picture)
+    page.wait_for_function("document.querySelector('.so-drop.filled img')?.naturalWidth > 0")
+    generate(page)
+    wait_for(page, "finished")
 
 
 def test_a_picture_in_the_form_outlives_the_app(watched: Watched, tmp_path: Path) -> None:

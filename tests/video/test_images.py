@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from magi_lite.errors import MediaError
+from magi_lite.ui.uploads import look_at
+from magi_lite.video.clips import load_tail
 from magi_lite.video.images import is_animated, load_image, shown_size
 
 CORNERS = {
@@ -45,8 +48,9 @@ def test_formats(tmp_path, ending):
     assert near(corners(pixels), list(CORNERS.values()), 12 if ending == "jpg" else 2)
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif", "avif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation(tmp_path, orientation):
+def test_exif_rotation(tmp_path, orientation, ending):
     """The stored pixels are turned the way a camera turns them; what is loaded is upright again."""
     upright = quarters(64, 32)
     undo = {
@@ -59,8 +63,10 @@ def test_exif_rotation(tmp_path, orientation):
         stored = stored.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored.save(tmp_path / "a.png", exif=exif)
-    assert near(corners(load_image(tmp_path / "a.png", (64, 32))), list(CORNERS.values()))
+    path = tmp_path / f"a.{ending}"
+    stored.save(path, exif=exif, **({"quality": 95, "subsampling": 0} if ending == "jpg" else {"quality": 95}))
+    assert near(corners(load_image(path, (64, 32))), list(CORNERS.values()), 8)
+    assert shown_size(path) == (64, 32)
 
 
 def test_a_damaged_exif_says_nothing(tmp_path):
@@ -123,6 +129,25 @@ def test_16_bit(tmp_path):
         assert near(load_image(path, (64, 16)), wanted, 2), path.name
 
 
+def test_light_of_a_float_picture(tmp_path):
+    """HDR: 1 is white, and most is below. A ramp of 0..255 or of 0..65535, and a mask of whole numbers, are none."""
+    light = np.full((16, 64), 0.18, np.float32)
+    light[:, 40:48], light[:, 48:56], light[:, 56:] = 1.0, 4.0, 900.0
+    Image.fromarray(light).save(tmp_path / "light.tif")
+    grey, white, lamp, sun = load_image(tmp_path / "light.tif", (64, 16))[8, [8, 44, 52, 60], 0].tolist()
+    assert abs(grey - 118) <= 1, "a grey card is 118 in sRGB"
+    assert abs(white - 237) <= 1 and white < lamp <= sun == 255
+    for top, name in ((255, "bytes"), (65535, "words")):
+        ramp = np.linspace(0, top, 64, dtype=np.float32)[None].repeat(16, 0)
+        Image.fromarray(ramp).save(tmp_path / f"{name}.tif")
+        wanted = np.linspace(0, 255, 64)[None, :, None].repeat(16, 0).repeat(3, -1)
+        assert near(load_image(tmp_path / f"{name}.tif", (64, 16)), wanted, 1), name
+    mask = np.zeros((16, 64), np.float32)
+    mask[:, 48:], mask[:, 32:48] = 255, 100
+    Image.fromarray(mask).save(tmp_path / "mask.tif")
+    assert load_image(tmp_path / "mask.tif", (64, 16))[8, [8, 40, 60], 0].tolist() == [0, 100, 255]
+
+
 def test_a_16_bit_grey_that_means_transparent(tmp_path):
     (tmp_path / "a.png").write_bytes(png_16(np.array([[30000, 30000, 30001, 30001]] * 4, np.uint16)))
     with_chunk(tmp_path / "a.png", b"tRNS", struct.pack(">H", 30000))
@@ -141,6 +166,34 @@ def test_colour_profiles(tmp_path):
     assert near(load_image(tmp_path / "b.png", (8, 8))[4, 4], (90, 140, 60), 2)
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "c.jpg", quality=95)
     assert near(load_image(tmp_path / "c.jpg", (8, 8))[4, 4], (255, 0, 0), 6)
+
+
+def test_inks_in_a_jpeg_that_is_stored_as_luma_and_chroma(tmp_path):
+    """YCCK, as Photoshop writes it: black apart, the other inks as the colours that they leave out."""
+    path, inks = tmp_path / "a.jpg", np.asarray(quarters(64, 48).convert("CMYK"))
+    stored = Image.fromarray(np.ascontiguousarray(inks[..., :3])).convert("YCbCr")
+    turned = np.concatenate([255 - np.asarray(stored), inks[..., 3:]], -1)  # Pillow stores what is left out
+    Image.fromarray(np.ascontiguousarray(turned), "CMYK").save(path, quality=95, subsampling=0)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"Adobe") + 11] = 2
+    path.write_bytes(data)
+    assert near(corners(load_image(path, (64, 48))), list(CORNERS.values()), 6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_run_lengths_in_a_bmp(tmp_path, bits):
+    image = quarters(32, 16).quantize(4)
+    colours = [image.getpalette()[3 * k : 3 * k + 3] for k in range(4)] + [[0] * 3] * (2**bits - 4)
+    table = b"".join(bytes((*colour[::-1], 0)) for colour in colours)
+    data = b""
+    for row in np.asarray(image)[::-1]:
+        data += b"".join(bytes((16, int(row[x]) * (17 if bits == 4 else 1))) for x in (0, 16)) + b"\0\0"
+    data += b"\0\1"
+    start = 54 + len(table)
+    header = struct.pack("<IiiHHIIiiII", 40, 32, 16, 1, bits, 2 if bits == 4 else 1, len(data), 0, 0, 2**bits, 0)
+    head = b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start)
+    (tmp_path / "a.bmp").write_bytes(head + header + table + data)
+    assert near(corners(load_image(tmp_path / "a.bmp", (32, 16))), list(CORNERS.values()))
 
 
 @pytest.mark.parametrize("source", [(200, 100), (100, 200), (97, 61), (3000, 20)])
@@ -280,6 +333,162 @@ def test_an_animated_picture_as_a_start_is_noticed(tmp_path):
         found = prefix_pixels(GenerationRequest(parse("[0s-1s: a]"), 1, 32, 32, image=tmp_path / name), 4)
         assert found.notice.startswith(said) and bool(found.notice) == bool(said)
         assert near(found.pixels[0, 16, 16], (40,) * 3)
+
+
+def tiff(values, kind, *, order="<", photometric=None, planes=False, predictor=1, tags=()):
+    """A TIFF made by hand: (H, W) or (H, W, n) samples of any numpy kind in strips of 5 rows, deflated if predicted."""
+    values = values.astype(order + kind)
+    height, width = values.shape[:2]
+    count, size = (1 if values.ndim == 2 else values.shape[2]), values.itemsize
+    sheets = [values.reshape(height, width, count)]
+    if planes:
+        sheets = [sheets[0][..., k : k + 1] for k in range(count)]
+    strips = []
+    for sheet in sheets:
+        for top in range(0, height, 5):
+            rows, n = np.ascontiguousarray(sheet[top : top + 5]), sheet.shape[2]
+            if predictor == 3:  # the bytes of a row by their weight, then each less the one before of its channel
+                rows = rows.astype(">" + kind).view(np.uint8).reshape(len(rows), -1, size).transpose(0, 2, 1)
+                rows = np.ascontiguousarray(rows).reshape(len(rows), -1, n)
+            elif predictor == 2:
+                rows = rows.view(f"{order}u{size}")
+            if predictor > 1:
+                rows = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], 1).astype(rows.dtype)
+            strips.append(zlib.compress(rows.tobytes()) if predictor > 1 else rows.tobytes())
+    entries = {
+        256: width, 257: height, 258: (8 * size,) * count, 259: 8 if predictor > 1 else 1, 277: count, 278: 5,
+        262: photometric if photometric is not None else 2 if count > 2 else 1, 284: 2 if planes else 1,
+        317: predictor, 339: ({"u": 1, "i": 2, "f": 3}[kind[0]],) * count, **dict(tags),
+    }  # fmt: skip
+    entries[273], entries[279] = (0,) * len(strips), tuple(map(len, strips))
+
+    def written(tag, value):
+        if isinstance(value, bytes):
+            return 7, len(value), value
+        value = value if isinstance(value, tuple) else (value,)
+        return 4, len(value), struct.pack(f"{order}{len(value)}I", *value)
+
+    start = 8 + 2 + 12 * len(entries) + 4
+    start += sum(len(data) for data in (written(*entry)[2] for entry in entries.items()) if len(data) > 4)
+    entries[273] = tuple(start + sum(map(len, strips[:k])) for k in range(len(strips)))
+    table, beyond = struct.pack(order + "H", len(entries)), b""
+    for tag, value in sorted(entries.items()):
+        kind_of, number, data = written(tag, value)
+        place = struct.pack(order + "I", 8 + 2 + 12 * len(entries) + 4 + len(beyond)) if len(data) > 4 else data
+        beyond += data if len(data) > 4 else b""
+        table += struct.pack(order + "HHI", tag, kind_of, number) + place.ljust(4, b"\0")
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
+    return head + table + bytes(4) + beyond + b"".join(strips)
+
+
+SCENE = np.asarray(quarters(64, 48)).astype(np.float64) / 255 * 0.8 + 0.1
+
+
+KINDS = ("f2", "f4", "f8", "u2", "u4", "i2", "i4")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "predictor"), [(kind, number) for kind in KINDS for number in ((1, 2, 3) if kind[0] == "f" else (1, 2))]
+)
+def test_tiffs_of_many_bits(tmp_path, kind, planes, predictor, order):
+    """As scanners, renderers and editors of photographs write them; Pillow refuses them or shows other colours."""
+    top = 1 if kind[0] == "f" else np.iinfo(kind).max
+    wanted = SCENE * 255
+    for name, values in (("colour", SCENE), ("grey", SCENE[..., 1])):
+        (tmp_path / "a.tif").write_bytes(tiff(values * top, kind, planes=planes, predictor=predictor, order=order))
+        got = load_image(tmp_path / "a.tif", (64, 48)).astype(float)
+        assert near(got, wanted if name == "colour" else wanted[..., 1:2].repeat(3, -1), 1 if top == 1 else 2), name
+    assert load_image(tmp_path / "a.tif", (16, 12)).shape == (12, 16, 3)
+
+
+def test_what_else_a_tiff_of_many_bits_says(tmp_path):
+    """Inverted, transparent, turned; and one that is cut is one sentence."""
+    path, wanted = tmp_path / "a.tif", corners(SCENE * 255)
+    path.write_bytes(tiff(65535 - 65535 * SCENE[..., 1], "u2", photometric=0))
+    assert near(corners(load_image(path, (64, 48)))[0], (wanted[0][1],) * 3)
+    half = np.concatenate([SCENE, np.full((48, 64, 1), 0.5)], -1)
+    for kind, values in ((2, half), (1, half * (0.5, 0.5, 0.5, 1))):
+        path.write_bytes(tiff(values, "f4", tags={338: kind}.items()))
+        assert near(corners(load_image(path, (64, 48))), (np.array(wanted) + 255) / 2), kind
+    path.write_bytes(tiff(SCENE, "f4", tags={274: 6}.items()))
+    assert look_at(path, "a.tif")["info"].startswith("48 × 64,")
+    turned = [wanted[2], wanted[0], wanted[3], wanted[1]]
+    assert near(corners(load_image(path, (48, 64))), turned)
+    path.write_bytes(tiff(SCENE, "f4", tags={256: b"64 pixels"}.items()))
+    with pytest.raises(MediaError, match=r"^a\.tif "):
+        look_at(path, "a.tif")
+    for predictor in (1, 3):
+        data = tiff(SCENE, "f4", predictor=predictor)
+        path.write_bytes(data[: len(data) * 2 // 3])
+        with pytest.raises(MediaError, match=r"^a\.tif is damaged and cannot be read \("):
+            load_image(path, (64, 48))
+
+
+def test_light_of_a_float_picture_in_colour(tmp_path):
+    """Linear by its profile, or because some of it is brighter than white; colours keep their hue."""
+    from PIL import ImageCms
+
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    curve = struct.unpack_from(">I", profile, profile.index(b"rTRC", 128) + 4)[0]
+    profile[curve : curve + 12] = b"curv" + bytes(8)  # all three curves are one, now a straight line
+    light = np.where(SCENE < 0.04045, SCENE / 12.92, ((SCENE + 0.055) / 1.055) ** 2.4)
+    (tmp_path / "profile.tif").write_bytes(tiff(light, "f4", tags={34675: bytes(profile)}.items()))
+    assert near(load_image(tmp_path / "profile.tif", (64, 48)), SCENE * 255, 1)
+    light[:4] = (40, 20, 10)
+    (tmp_path / "sun.tif").write_bytes(tiff(light, "f2", predictor=3))
+    shown = load_image(tmp_path / "sun.tif", (64, 48))
+    red, green, blue = shown[1, 30].astype(int)
+    assert red >= 254 and red > green > blue > 100
+    assert near(shown[12, 48], (25, 225, 25), 8) and not near(shown[12, 48], light[12, 48] * 255, 20)
+
+
+def test_a_large_tiff_of_floats_is_made_smaller_on_the_way(tmp_path, monkeypatch):
+    (tmp_path / "a.tif").write_bytes(tiff(SCENE, "f4"))
+    whole = load_image(tmp_path / "a.tif", (20, 15)).astype(int)
+    monkeypatch.setattr("magi_lite.video.deep_tiff.BAND_BYTES", 2000)
+    monkeypatch.setattr("magi_lite.video.deep_tiff._MOST_PIXELS", 1000)
+    assert np.abs(load_image(tmp_path / "a.tif", (20, 15)).astype(int) - whole).max() <= 12
+    monkeypatch.setattr("magi_lite.video.deep_tiff._LARGEST_PIECE", 100)
+    (tmp_path / "a.tif").write_bytes(tiff(SCENE, "f4", predictor=3))
+    with pytest.raises(MediaError, match=r"in one piece; save it as JPEG, or make it smaller\.$"):
+        load_image(tmp_path / "a.tif", (20, 15))
+
+
+KNOWN = {
+    "a.psd": (b"8BPS\0\1", "a Photoshop picture"),
+    "a.xcf": (b"gimp xcf v011", "a GIMP picture"),
+    "a.exr": (b"v/1\x01\2\0\0\0", "an OpenEXR picture"),
+    "a.hdr": (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe", "a Radiance picture"),
+    "a.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
+    "b.jxl": (b"\xff\x0a\xfa\x1f", "a JPEG XL picture"),
+    "a.raf": (b"FUJIFILMCCD-RAW 0201", "a raw picture of a camera"),
+    "a.orf": (b"IIRO\x08\0\0\0", "a raw picture of a camera"),
+    "a.cr2": (b"II*\0\x10\0\0\0CR\2\0", "a raw picture of a camera"),
+    "a.cr3": (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a raw picture of a camera"),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_kinds_that_are_known_and_not_read(tmp_path, name):
+    start, kind = KNOWN[name]
+    (tmp_path / name).write_bytes(start + bytes(200))
+    sentence = rf"^{name} is {kind}, which is not read; save it as PNG or JPEG\.$"
+    works = (load_image, (32, 32)), (look_at, name), (load_tail, (32, 32))
+    for work, argument in works:
+        with pytest.raises(MediaError, match=sentence):
+            work(tmp_path / name, argument)
+
+
+@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1, 330: (8,)}])
+def test_a_raw_picture_is_not_its_preview(tmp_path, tags):
+    """DNG and NEF are TIFFs that begin with a small picture."""
+    quarters(64, 48).save(tmp_path / "a.dng", "TIFF", tiffinfo=tags)
+    with pytest.raises(MediaError, match=r"^a\.dng is a raw picture of a camera, which is not read; save it as PNG"):
+        load_image(tmp_path / "a.dng", (32, 32))
+    quarters(64, 48).save(tmp_path / "a.tif", tiffinfo={254: 0, 330: (8,)})
+    assert near(corners(load_image(tmp_path / "a.tif", (64, 48))), list(CORNERS.values()))
 
 
 def test_the_limit_of_pillow_stays_as_it_is_in_every_thread(tmp_path, monkeypatch):

@@ -97,6 +97,26 @@ def test_tiff(tmp_path, monkeypatch, mode, compression):
     assert np.abs(banded - whole).max() <= (60 if mode == "1" else 4)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_webp(tmp_path, monkeypatch, mode, lossless):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture(mode).save(tmp_path / "a.webp", lossless=lossless, quality=95, exif=exif)
+    banded, whole = in_bands(monkeypatch, tmp_path / "a.webp", rows=40)
+    assert np.abs(banded - whole).max() <= (3 if lossless else 14), "decoders spread halved colours differently"
+    assert np.abs(banded - whole).mean() < 2 and np.abs((banded - whole).mean((0, 1))).max() < 2
+    data = (tmp_path / "a.webp").read_bytes()
+    for kept in (data[: len(data) // 2], data[: len(data) // 2] + bytes(len(data) - len(data) // 2)):
+        (tmp_path / "a.webp").write_bytes(kept)
+        try:
+            load_image(tmp_path / "a.webp", (60, 44))
+        except MediaError as error:
+            assert str(error).startswith("a.webp is damaged and cannot be read (")
+        else:
+            assert len(kept) == len(data), "one that is cut is refused"
+
+
 def test_profile_orientation_and_shape_are_kept(tmp_path, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -248,6 +268,7 @@ print(json.dumps([(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) 
         ("progressive 50", [90, 140, 60]),
         ("progressive 200", "big has 200 megapixels in a progressive or lossless JPEG; save it as baseline"),
         ("bmp 45", [90, 140, 60]),
+        ("webp 62", [90, 140, 60]),
         ("clear 23", [90, 140, 60]),
         ("tiff 119 in 1", [102] * 3),
         ("tiff 119 in 64", [102] * 3),
@@ -260,8 +281,8 @@ def test_memory_is_bounded(tmp_path, name, wanted):
     kind, megapixels, *rows = name.replace(" in ", " ").split()
     side, path = int((int(megapixels) * 1e6) ** 0.5), tmp_path / "big"
     whole = Image.new("RGB", (side, side) if kind != "narrow" else (65500, 2000), (90, 140, 60))
-    if kind in ("jpeg", "narrow", "bmp"):
-        whole.save(path, "BMP" if kind == "bmp" else "JPEG")
+    if kind in ("jpeg", "narrow", "bmp", "webp"):
+        whole.save(path, {"bmp": "BMP", "webp": "WEBP"}.get(kind, "JPEG"), **({"method": 0} if kind == "webp" else {}))
     elif kind == "progressive":
         (whole if side < 10000 else whole.crop((0, 0, 64, 64))).save(path, "JPEG", progressive=True)
         data = bytearray(path.read_bytes())

@@ -157,6 +157,102 @@ def test_interlaced_recordings_whose_size_changes(tmp_path, sizes):
     assert 11 <= reds <= 13 and reds + sum(near(frame[24, 32], (0, 0, 255), 12) for frame in tail) == 36
 
 
+def ramp(path, *options, seconds=4, first=20):
+    """A clip whose frames rise in grey, by two each, over and over."""
+    level = f"16+({first}+2*mod(N,96))*219/255"
+    grey = f"nullsrc=s=64x48:r=24:d={seconds},geq=lum='{level}':cb=128:cr=128,format=yuv420p"
+    ffmpeg("-f", "lavfi", "-i", grey, "-c:v", "libx264", "-qp", 2, *options, path)
+    return path
+
+
+def greys(pixels):
+    """Of each frame, 0..255."""
+    return pixels.astype(float).mean((1, 2, 3))
+
+
+def test_broadcasts_with_one_key_frame_are_looked_at_and_continued(tmp_path):
+    """A file without an index is sought to any frame; where no picture can be made from there, it is read from before.
+
+    The end of 12 seconds that begin at 1000 s; one picture stands for itself, the first.
+    """
+    path = ramp(tmp_path / "a.ts", "-g", 1000, "-output_ts_offset", 1000, seconds=12)
+    assert "64 × 48, 12.0 s" in uploads.look_at(path, "a.ts")["info"]
+    for frames in (1, 24, 96):
+        assert np.abs(greys(load_tail(path, (32, 32), frames=frames)) - (20 + 2 * np.arange(96))[-frames:]).max() < 3
+    flv = ramp(tmp_path / "a.flv", "-g", 1000, "-flvflags", "no_duration_filesize", seconds=12)
+    assert np.abs(greys(load_tail(flv, (32, 32), frames=1)) - 210).max() < 3
+
+
+@pytest.mark.parametrize("offsets", [(0, 500), (500, 0), (0, 0)])
+@pytest.mark.parametrize("ending", ["ts", "mpg"])
+def test_recordings_joined_in_one_file_follow_each_other(tmp_path, offsets, ending):
+    """The clock jumps in between, forwards or back; what comes last in the file is the end."""
+    options = ("-c:v", "mpeg2video", "-pix_fmt", "yuv420p", "-q:v", 1) if ending == "mpg" else ()
+    joined = b""
+    for number, offset in enumerate(offsets):
+        part = tmp_path / f"part.{ending}"
+        ramp(part, *options, "-output_ts_offset", offset, seconds=2, first=20 + 100 * number)
+        joined += part.read_bytes()
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(joined)
+    wanted = np.concatenate([20 + 2 * np.arange(48), 120 + 2 * np.arange(48)])
+    shown = greys(load_tail(path, (32, 32), frames=120))
+    assert len(shown) == 96 and np.abs(shown - wanted).max() < 9
+    whole = read_whole(path, (32, 32), "crop")
+    assert whole.count == 96 and np.abs(greys(np.stack(list(whole.frames))) - wanted).max() < 9
+    assert look_at(path).seconds == pytest.approx(4, abs=0.05)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_an_avi_shows_its_frames_in_their_order(tmp_path, codec):
+    """It says in which order frames are stored, not when they are shown."""
+    path = ramp(tmp_path / "a.avi", "-c:v", codec, "-q:v", 1, "-bf", 3, "-g", 1000)
+    assert np.abs(greys(load_tail(path, (32, 32), frames=90)) - (20 + 2 * np.arange(6, 96))).max() < 3
+    whole = np.stack(list(read_whole(path, (32, 32), "crop").frames))
+    assert np.abs(greys(whole) - (20 + 2 * np.arange(96))).max() < 3
+
+
+def test_of_several_pictures_the_one_to_show_is_taken(tmp_path):
+    """Cameras and editors put small or second views into one file, and say which one players show."""
+    ramp(tmp_path / "ramp.mp4")
+    ffmpeg("-f", "lavfi", "-i", "color=blue:s=320x240:r=24:d=2,format=yuv420p", tmp_path / "blue.mp4")
+    for shown in (0, 1):
+        path = tmp_path / f"{shown}.mp4"
+        ffmpeg(
+            "-i", tmp_path / "blue.mp4", "-i", tmp_path / "ramp.mp4", "-map", "0:v", "-map", "1:v", "-c", "copy",
+            "-disposition", "0", f"-disposition:v:{shown}", "default", path,
+        )  # fmt: skip
+        assert (look_at(path).width, look_at(path).height) == ((320, 240), (64, 48))[shown]
+
+
+@pytest.mark.parametrize("fragments", [False, True])
+def test_a_cut_download_ends_with_its_last_whole_frame(tmp_path, fragments):
+    """Threads of a decoder lose whole frames beside a damaged one; and no frame is held for those that are lost."""
+    flags = "+frag_keyframe+empty_moov" if fragments else "+faststart"
+    path = ramp(tmp_path / "a.mp4", "-g", 48, "-bf", 2, "-movflags", flags)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 9 // 10])
+    ffmpeg_shows = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-i", path, "-f", "rawvideo", "-pix_fmt", "gray", "-"],
+        capture_output=True,
+    ).stdout
+    newest = np.frombuffer(ffmpeg_shows, np.uint8).reshape(-1, 48 * 64).mean(1)[-1]
+    shown = greys(load_tail(path, (32, 32), frames=12))
+    assert abs(shown[-1] - newest) < 3 and (np.diff(shown) > 0.5).sum() >= 9, "it moves up to its end"
+
+
+def test_rates_that_containers_do_not_tell(tmp_path):
+    """DV counts in 60000ths, a raw stream has no times at all."""
+    ffmpeg(
+        "-f", "lavfi", "-i", "testsrc=s=720x576:r=25:d=1", "-c:v", "dvvideo", "-pix_fmt", "yuv420p", tmp_path / "a.dv"
+    )
+    assert "25 frames per second" in uploads.look_at(tmp_path / "a.dv", "a.dv")["info"]
+    raw = ramp(tmp_path / "a.h264", "-f", "h264")
+    seen = look_at(raw)
+    assert (seen.seconds, seen.rate) == (pytest.approx(4, abs=0.05), 24)
+    assert np.abs(greys(load_tail(raw, (32, 32), frames=200)) - (20 + 2 * np.arange(96))).max() < 3
+
+
 PEAK = """
 import json, resource, sys
 from pathlib import Path
