@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import cProfile
+import pstats
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -187,3 +190,36 @@ def _sliced(work: Callable[[], torch.Tensor], wanted: torch.Tensor, s: Setup) ->
     found: list[torch.Tensor] = []
     taken = _with_peak(lambda: found.__setitem__(slice(None), [work()]), s, 2.0)
     return {**taken, "error": relative_error(found[0], wanted)}
+
+
+def host(s: Setup) -> list[dict[str, Any]]:
+    """Where the processor's time goes in the smallest pass, which it bounds: the functions that take most, by layer."""
+    size, rows = s.sizes[0], []
+    for scheme in dict.fromkeys((s.schemes[1], s.schemes[-1])):
+        dit = s.build(scheme)
+        given = stage_inputs(dit, size, 1, s.kind, s.dtype)
+        for name in attention.available(s.kind, s.dtype):
+            row = {"scheme": scheme, "size": list(size), "attention": name}
+            rows.append(s.attempt(row, 3.0, lambda name=name, dit=dit, given=given: _host(s, dit, given, name)))
+        del dit, given
+        devices.free_memory()
+    return rows
+
+
+def _host(s: Setup, dit: Any, given: dict[str, Any], kernel: str) -> dict[str, Any]:
+    dit.backend = attention.choose(kernel, s.kind, s.dtype)
+    layers, found = len(dit.videodit_blocks.layers), s.timed(lambda: dit(**given))
+    seen = cProfile.Profile()
+    seen.runcall(dit, **given)
+    devices.synchronize()
+    functions = sorted(pstats.Stats(seen).stats.items(), key=lambda entry: -entry[1][2])  # type: ignore[attr-defined]
+    found["dearest_functions"] = [
+        {
+            "function": f"{Path(file).name}:{line} {name}"[:100],
+            "calls_a_layer": round(calls / layers, 2),
+            "own_us_a_layer": round(own / layers * 1e6, 2),
+            "us_a_layer": round(total / layers * 1e6, 2),
+        }
+        for (file, line, name), (_, calls, own, total, _) in functions[:KERNELS]
+    ]
+    return found

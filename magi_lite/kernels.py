@@ -178,5 +178,6 @@ def add_gated_(x: Tensor, branch: Tensor, gate: Tensor, weight: Tensor, bias: Te
 
 
 def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """The card of x as the current one; Triton's interpreter, which tests run the kernels in, has none."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    """The card of x as the current one, which it mostly is; Triton's interpreter, which tests run in, has none."""
+    there = x.is_cuda and x.device.index != torch.cuda.current_device()
+    return torch.cuda.device(x.device) if there else contextlib.nullcontext()

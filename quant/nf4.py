@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -24,14 +25,22 @@ NF4_SLICE = 1 << 19
 """Numbers that are quantized at a time: whole blocks, 2 MiB of float32."""
 
 
+@cache
+def _quieten() -> None:
+    """On CPUs it looks for a kernel that nobody needs, and tells users to install a package for it.
+
+    Once: a change of level clears what every logger of the process remembers, which takes longer than a product.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 def bitsandbytes() -> ModuleType:
     """The library, imported on first use: it probes the machine for seconds.
 
     Raises:
         QuantError: it is not installed.
     """
-    # On CPUs it looks for a kernel that nobody needs, and tells users to install a package for it.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    _quieten()
     try:
         import bitsandbytes as library
     except ImportError as error:

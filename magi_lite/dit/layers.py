@@ -188,7 +188,7 @@ class Modulation(nn.Module):
     def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """(N, K, condition) -> attention's gate and the MLP's, (N, K, D) each, float32 (softcap at 1)."""
         raw = self.raw(condition)
-        attention, mlp = torch.tanh(raw.float()).to(raw.dtype).float().chunk(2, dim=-1)
+        attention, mlp = torch.tanh(raw).float().chunk(2, dim=-1)  # of 16 bits it is computed in float32, and rounded
         return attention, mlp
 
 

@@ -194,6 +194,14 @@ def capability(index: int | None = None) -> tuple[int, int]:
     """Compute capability of a CUDA card: of number `index`, or of the current one."""
     import torch
 
+    return torch.cuda.get_device_capability() if index is None else _capability_of(index)
+
+
+@lru_cache
+def _capability_of(index: int) -> tuple[int, int]:
+    """Remembered, for attention asks at every call."""
+    import torch
+
     return torch.cuda.get_device_capability(index)
 
 

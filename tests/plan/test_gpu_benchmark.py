@@ -53,6 +53,8 @@ def test_the_dry_mode_runs_every_section(tmp_path: Path, monkeypatch: pytest.Mon
     assert results["planned"]["seconds"] > 0 and len(few["dearest_operators"]) > 5
     assert few["dearest_kernels"] == few["waits_for_the_card"] == NO_CARD
     assert list(gpu.SECTIONS)[:4] == ["versions", "probes", "reference", "planned"]
+    assert len(results["host"]) == 2
+    assert all(row["dearest_functions"][0]["own_us_a_layer"] > 0 for row in results["host"])
     assert short["sliced_against_whole"] < 1e-5
     assert {(row["what"], row.get("kv_dtype")) for row in results["streaming"]} == {
         ("keys and values", "bf16"), ("keys and values", "fp8"), ("layers", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,7 @@ from quant.int8 import Int8Linear
 from quant.nf4 import NF4Linear, bitsandbytes
 from quant.products import CARD_VALUES, product_slices, scale_into
 from quant.published import PublishedPerTensorLinear, PublishedSmoothLinear
+from quant.schemes import SCHEMES
 from tests.quant.reference import outliers, relative, to_bf16, to_e4m3
 
 # float32 sums of K products: about sqrt(K) roundings of 6e-8
@@ -272,3 +274,14 @@ def test_a_scale_is_the_ratio_rounded_once() -> None:
     absmax = torch.rand(4096) * 100
     rounded_once = torch.from_numpy((absmax.double().numpy() / 448.0).astype("float32"))
     assert torch.equal(kinds.exact_ratio(absmax, 448.0), rounded_once)
+
+
+def test_nf4_products_leave_logging_alone(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of a logger's level clears what all loggers remember: at every product, that took longer than it."""
+    layer = quantized_linear(nn.Linear(64, 64, bias=False), SCHEMES["nf4"])
+    x = torch.randn(3, 64, generator=generator)
+    layer(x)
+    changes: list[int] = []
+    monkeypatch.setattr(logging.Logger, "setLevel", lambda _, level: changes.append(level))
+    layer(x)
+    assert not changes
