@@ -1,7 +1,8 @@
 """Seconds from a roofline: floating-point work over the card's rate, bytes over its bandwidth, at stated efficiencies.
 
 What there is to do is counted as `benchmarks/roofline.py` prices the program's own operations; a test compares the two.
-The share of peak that kernels reach is an assumption until `benchmarks/gpu.py` has measured it.
+The share of peak that kernels reach was measured on one card (`benchmarks/results/gpu_h100.json`: every pass of it
+within a fifth) and is an assumption for others, which learn from their own runs (`planner/learned.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ LINEAR_EFFICIENCY = {"float32": 0.6, "bf16": 0.65, "fp8": 0.55, "published": 0.5
 """Share of the scheme's peak rate in the linears."""
 ATTENTION_EFFICIENCY = {"sdpa": 0.8, "flash": 0.85, "cudnn": 0.85, "sage": 2.2}
 """Share of the bf16 rate; Sage multiplies 8-bit numbers and so exceeds it (431 of 165 TOP/s on an RTX 4090)."""
+HOPPER = (9, 0)
+HOPPER_ATTENTION = 0.71
+"""Part of these shares that is left on Hopper, whose products are so fast that a kernel waits for its exponentials:
+563 of 989 TFLOP/s were measured with PyTorch's and with cuDNN's kernel."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,11 @@ HOST_VAE_TFLOPS = 0.3
 CPU_T5_TFLOPS = 0.15
 CHARACTERS_PER_TOKEN = 4
 """Of English in the text encoder's vocabulary."""
-CALL_SECONDS = {"cuda": 0.5e-3, "cpu": 1.5e-3}
-"""Issuing a layer's operations, about fifty: what a tiny model or picture cannot go below."""
+CALL_SECONDS = {"float32": 1.2e-3, "bf16": 1.2e-3, "fp8": 1.5e-3, "published": 1.5e-3, "int8": 1.75e-3, "nf4": 2.0e-3}
+"""Issuing a layer's operations to a card, by scheme: what a small picture in window 1 cannot go below. Measured at
+256x256 in the file above; NF4 took 2.4 ms before its products were issued with less."""
+CPU_CALL_SECONDS = 1.5e-3
+"""The same on a processor."""
 WRITE_SECONDS = 0.05
 """Encoding a second of video and putting it on the disk."""
 CPU_BF16 = 0.2
@@ -114,7 +122,8 @@ def _with_decoding(steps: float, vae: float, execution: Execution) -> float:
 def _forward_seconds(model: ModelSpec, tokens: int, work: Work, execution: Execution, device: Device) -> float:
     """Seconds of one forward."""
     compute = _compute_seconds(model, tokens * work.chunks, work.keys * tokens, execution, device)
-    issue = CALL_SECONDS[device.kind] * model.dit.num_layers
+    call = CPU_CALL_SECONDS if device.kind == "cpu" else CALL_SECONDS[execution.scheme]
+    issue = call * model.dit.num_layers
     if device.kind == "cpu":  # calls and arithmetic take turns
         return compute + issue
     return max(compute, issue, _copy_seconds(model, tokens, work.keys, execution, device))
@@ -172,13 +181,18 @@ def _compute_seconds(model: ModelSpec, tokens: int, keys: float, execution: Exec
     dit = model.dit
     _, attention = forward_flops(dit, tokens, keys)
     quantized, plain = linear_flops(model, tokens, execution.scheme)
-    attention_rate = device.bf16_tflops * 1e12 * ATTENTION_EFFICIENCY[execution.kernel]
+    attention_rate = device.bf16_tflops * 1e12 * attention_efficiency(execution.kernel, device)
     item = 2 if execution.dtype == "bfloat16" else 4
     moved = tokens * dit.hidden_size * item * passes_of(execution, device) * dit.num_layers
     weights = all_layers_bytes(model, execution.scheme, item)
     memory = (moved + weights) / (device.bandwidth_gbs * 1e9 * COPY_EFFICIENCY)
     linear = quantized / linear_rate(execution, device) + plain / plain_rate(execution, device)
     return linear + attention / attention_rate + memory
+
+
+def attention_efficiency(kernel: str, device: Device) -> float:
+    """Share of a card's bf16 rate that an attention kernel reaches."""
+    return ATTENTION_EFFICIENCY[kernel] * (HOPPER_ATTENTION if device.capability == HOPPER else 1.0)
 
 
 def passes_of(execution: Execution, device: Device) -> int:
