@@ -15,7 +15,8 @@ On a card: `python -m training all --work DIR --device cuda --minutes 17` films 
 meanwhile, keeps the clips in the card's memory (3.3 MB each) and shares the minutes among the stages.
 
 Photographs lie in DIR/photos, unpacked from the packages that training/CREDITS.md names. `--share 0.5` halves every
-budget of steps. A gate that is not passed after twice its budget is stated in the log, and the training goes on.
+budget of steps. A gate that is not passed after twice its budget (with --minutes, after its share of them) is stated in
+the log, and the training goes on.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=None, help="for all stages, in place of numbers of steps")
     parser.add_argument("--clips", type=int, default=12_000, help="that a card keeps, of five seconds each")
     arguments = parser.parse_args()
+    for name in ("share", "threads", "minutes", "clips"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            parser.error(f"--{name} must be more than 0, not {value:g}")
     torch.set_num_threads(arguments.threads)
     recipe = Recipe(
         arguments.work,

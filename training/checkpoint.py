@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,15 +20,19 @@ from magi_lite.files import write_tensors
 @dataclass(frozen=True)
 class Budget:
     """How long a stage lasts: until `steps` steps are made behind the first `first_step`, in one run or in many, or
-    until a run has lasted for `seconds`, whichever comes first; None of one: the other alone counts.
+    until its runs have lasted for `seconds` together, whichever comes first; None of one: the other alone counts.
     """
 
     steps: int | None = None
     first_step: int = 0
     seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.steps is None and self.seconds is None:
+            raise ValueError("A budget without steps and without seconds never ends.")
+
     def fraction(self, step: int, passed: float = 0.0) -> float:
-        """How much of the budget is used at `step`, `passed` seconds after a run's first; 1 and more: stop."""
+        """How much of the budget is used at `step`, after `passed` seconds; 1 and more: stop."""
         of_steps = (step - self.first_step) / self.steps if self.steps is not None else 0.0
         of_time = passed / self.seconds if self.seconds is not None else 0.0
         return max(of_steps, of_time)
@@ -40,7 +45,7 @@ def save(path: Path, groups: dict[str, dict[str, Tensor]], facts: dict[str, obje
     write_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
-def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, object]]:
+def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Read what `save` wrote.
 
     Raises:
@@ -62,6 +67,36 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, object]]:
 def generators(seed: int) -> torch.Generator:
     """The generator from which a training run draws everything."""
     return torch.Generator().manual_seed(seed)
+
+
+@dataclass
+class Spent:
+    """Seconds that every stage of a run has lasted, over all its calls; written with the checkpoint's facts."""
+
+    by_stage: dict[str, float]
+    stage: str
+    began: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, facts: dict[str, Any], stage: str) -> Spent:
+        return cls(dict(facts.get("spent", {})), stage)
+
+    def begin(self) -> None:
+        """The stage begins, or goes on, now."""
+        self.began = time.monotonic()
+
+    @property
+    def before(self) -> float:
+        return self.by_stage.get(self.stage, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Of this stage until now."""
+        return self.before + time.monotonic() - self.began
+
+    def note(self) -> dict[str, float]:
+        """For the facts."""
+        return self.by_stage | {self.stage: round(self.seconds, 1)}
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

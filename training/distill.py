@@ -18,7 +18,7 @@ from torch import Tensor
 from magi_lite.models import DiTConfig
 from magi_lite.sampling.schedule import step_size_number
 from training import checkpoint
-from training.checkpoint import Budget
+from training.checkpoint import Budget, Spent
 from training.diffusion import (
     ANY,
     CLEAN,
@@ -175,15 +175,16 @@ def distill(
     optimizer = Optimizer(parameters, *rates)
     average = {n: averaged.get_parameter(n) for n in parameters}
     generator = checkpoint.generators(seed + 23)
-    path, log, step = work / "distilled.safetensors", work / "training.jsonl", 0
+    path, log = work / "distilled.safetensors", work / "training.jsonl"
+    step, spent = 0, Spent({}, "distill")
     if path.is_file():
         groups, facts = checkpoint.load(path)
         student.load_state_dict(groups["model"], strict=False)
         averaged.load_state_dict(groups["average"], strict=False)
-        step = int(facts["step"])
+        step, spent = int(facts["step"]), Spent.of(facts, "distill")
         optimizer.load_state_dict(groups["optimizer"], step)
         generator.set_state(groups["generator"]["state"])
-    if budget.fraction(step) >= 1:
+    if budget.fraction(step, spent.before) >= 1:
         return averaged
     if half is None:
         example = draw_example(pool, (ANY,), max(1, chunks_per_batch // 2), checkpoint.generators(0))
@@ -199,12 +200,13 @@ def distill(
             "optimizer": optimizer.state_dict(),
             "generator": {"state": generator.get_state()},
         }
-        checkpoint.save(path, groups, {"step": step, "guidance": guidance})
+        checkpoint.save(path, groups, {"step": step, "guidance": guidance, "spent": spent.note()})
 
     running: dict[int, Tensor] = {}
-    kept = began = time.monotonic()
+    spent.begin()
+    kept = time.monotonic()
     with fast_products(models, half):
-        while (fraction := budget.fraction(step, time.monotonic() - began)) < 1:
+        while (fraction := budget.fraction(step, spent.seconds)) < 1:
             warming = fraction < WARM_SHARE
             steps = warm_cycle[step % len(warm_cycle)] if warming else cycle[step % len(cycle)]
             pattern = draw_pattern(patterns, pool.seconds, generator)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import tempfile
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 
 import numpy as np
@@ -36,6 +37,8 @@ FILMED_PHOTOGRAPHS = 0.25
 LEARNED_PHOTOGRAPHS = 0.4
 """Share of what the autoencoder learns from, as in `Reel`."""
 ENCODED_AT_ONCE = 8
+ENOUGH = 64
+"""Clips without which nothing is drawn: a call that goes on with a training begins with none."""
 AHEAD = 2
 """Clips that wait for every process."""
 WAIT = 0.2
@@ -70,6 +73,10 @@ class Shown:
     body: np.ndarray
     captions: tuple[str, ...]
     pictured: bool
+
+
+CLIP_BYTES = SECONDS * FRAMES * SIZE * SIZE * 3
+"""Of a clip's frames; its latents take a twentieth more."""
 
 
 @dataclass
@@ -133,20 +140,22 @@ class Footage:
 
     def batch(self, size: int, image: bool, generator: torch.Generator) -> Tensor:
         """Half seconds (B, 3, 12, H, W), or images as (B, 3, 4, H, W) of four frames alike, in [-1, 1]."""
+        self.wait_for(ENOUGH)
         there = self.photograph[: self.count]
-        share = round(size * LEARNED_PHOTOGRAPHS) if bool(there.any()) else 0
-        picks = []
-        for kind, number in ((~there, size - share), (there, share)):
-            clips = kind.nonzero()[:, 0]
-            if number:
-                picks.append(clips[torch.randint(len(clips), (number,), generator=generator)])
+        scenes, photographs = ((kind.nonzero()[:, 0]) for kind in (~there, there))
+        share = 0 if not len(photographs) else size if not len(scenes) else round(size * LEARNED_PHOTOGRAPHS)
+        picks = [
+            clips[torch.randint(len(clips), (number,), generator=generator)]
+            for clips, number in ((scenes, size - share), (photographs, share))
+            if number
+        ]
         starts = torch.randint(self.frames.shape[1] - TILE + 1, (size, 1), generator=generator)
         places = starts + (torch.zeros(4, dtype=torch.long) if image else torch.arange(TILE))
         return to_signed(self.frames[sent(torch.cat(picks), self.device)[:, None], sent(places, self.device)])
 
     def pool(self, vae: ViTVAE) -> Pool:
         """All that is filmed, as latents; what was encoded before is not encoded again."""
-        self.wait_for(1)
+        self.wait_for(ENOUGH)
         until = self.count
         with fast_products([vae], self.device.type == "cuda"):
             for begin in range(self._encoded, until, ENCODED_AT_ONCE):
@@ -163,22 +172,29 @@ class Footage:
 
     def _film(self) -> None:
         # processes that begin anew, for copies of this one would keep the locks that its other threads hold
-        seeds = itertools.count(self.seed)
-        memory = Path("/dev/shm")
-        folder = tempfile.mkdtemp(prefix="footage-", dir=memory if memory.is_dir() else None)
-        crew = ProcessPoolExecutor(self.processes, get_context("spawn"), _begin, (self.pictures,))
         try:
-            asked = {crew.submit(_filmed, next(seeds), folder) for _ in range(AHEAD * self.processes)}
-            while self.count < self.most and not self._ended.is_set():
-                done, asked = wait(asked, timeout=WAIT, return_when=FIRST_COMPLETED)
-                for clip in list(done)[: self.most - self.count]:
-                    self._put(clip.result())
-                    asked.add(crew.submit(_filmed, next(seeds), folder))
+            with ExitStack() as stack:
+                folder = stack.enter_context(TemporaryDirectory(prefix="footage-", dir=self._in_memory()))
+                crew = ProcessPoolExecutor(self.processes, get_context("spawn"), _begin, (self.pictures,))
+                stack.callback(crew.shutdown, cancel_futures=True)
+                self._gather(crew, folder)
         except BaseException as error:  # the thread that waits for clips says so
             self._fault = error
-        finally:
-            crew.shutdown(cancel_futures=True)
-            shutil.rmtree(folder, ignore_errors=True)
+
+    def _in_memory(self) -> Path | None:
+        """Where files are memory, if what waits there has room; else the usual place."""
+        memory = Path("/dev/shm")
+        needed = (AHEAD + 1) * self.processes * self.frames[0].numel()
+        return memory if memory.is_dir() and shutil.disk_usage(memory).free > needed else None
+
+    def _gather(self, crew: ProcessPoolExecutor, folder: str) -> None:
+        seeds = itertools.count(self.seed)
+        asked = {crew.submit(_filmed, next(seeds), folder) for _ in range(AHEAD * self.processes)}
+        while self.count < self.most and not self._ended.is_set():
+            done, asked = wait(asked, timeout=WAIT, return_when=FIRST_COMPLETED)
+            for clip in list(done)[: self.most - self.count]:
+                self._put(clip.result())
+                asked.add(crew.submit(_filmed, next(seeds), folder))
 
     def _put(self, clip: Shown) -> None:
         place = self.count

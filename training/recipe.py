@@ -15,7 +15,7 @@ from magi_lite.models import SCALE_FACTOR
 from magi_lite.vae.model import ViTVAE
 from training import checkpoint
 from training.checkpoint import Budget
-from training.footage import Footage
+from training.footage import CLIP_BYTES, Footage
 from training.photographs import Album, album
 from training.reel import HELD_OUT, Reel
 from training.takes import Takes
@@ -43,6 +43,8 @@ STEPS = {"vae": 700, "single": 7300, "windows": 4000, "full": 9350, "distill": 5
 """Steps of every stage on a processor."""
 TIME = {"vae": 0.25, "single": 0.04, "windows": 0.11, "full": 0.38, "distill": 0.10, "tune": 0.12}
 """Shares of the time that is given on a card."""
+FILMED_SHARE = 0.6
+"""Of a card's free memory, for what is filmed."""
 FOLDED, TUNED = "vae_folded.safetensors", "vae_tuned.safetensors"
 FOLD_CLIPS = 96
 """Clips of each kind that the latents' mean and deviation are taken from."""
@@ -120,12 +122,17 @@ class Recipe:
         With all of them filming, the one that feeds the card waited: a step took twice as long.
 
         Raises:
-            InputError: there is no card.
+            InputError: there is no card, or it cannot hold so many.
         """
         from training.text_model import make_tokenizer
 
         if not torch.cuda.is_available():
             raise InputError("There is no CUDA card here; leave --device out to train on the processor.")
+        room = int(torch.cuda.mem_get_info()[0] * FILMED_SHARE / CLIP_BYTES)
+        if clips > room:
+            raise InputError(
+                f"This card has room for {room} clips beside the training, not for {clips}; give --clips {room}."
+            )
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and windows have many
         films = max(1, (os.cpu_count() or 2) // 2)
         card = torch.device("cuda")

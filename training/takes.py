@@ -78,11 +78,6 @@ class Takes:
             frames.append(shown[half * TILE : (half + 1) * TILE])
         return torch.stack(latents), to_signed(torch.stack(frames))
 
-    def halves(self) -> tuple[Tensor, Tensor]:
-        """All half seconds that are kept, as `batch` gives them."""
-        latents = torch.stack([half.float() for made, _ in self.kept for half in made.chunk(2, dim=1)])
-        return latents, to_signed(torch.stack([half for _, shown in self.kept for half in shown.split(TILE)]))
-
     @torch.no_grad()
     def _take(self) -> list[tuple[Tensor, Tensor]]:
         seconds = 2 if self._rng.random() < CONTINUED else 1

@@ -16,7 +16,7 @@ from magi_lite.dit.model import DiT
 from magi_lite.errors import CheckpointError
 from magi_lite.models import DiTConfig
 from training import checkpoint
-from training.checkpoint import Budget
+from training.checkpoint import Budget, Spent
 from training.diffusion import (
     ANY,
     FULL_WINDOWS,
@@ -113,15 +113,16 @@ def train_dit(
     parameters = dict(model.named_parameters())
     optimizer = Optimizer(parameters, *rates)
     average = {n: t.detach().clone() for n, t in parameters.items()}
-    step = 0
+    step, spent = 0, Spent({}, phase)
     if path.is_file():
         groups, facts = checkpoint.load(path)
         model.load_state_dict(groups["model"], strict=False)
         average, step = {n: t.to(pool.latents.device) for n, t in groups["average"].items()}, int(facts["step"])
+        spent = Spent.of(facts, phase)
         if "optimizer" in groups:  # else weights alone: the averages of squares begin anew
             optimizer.load_state_dict(groups["optimizer"], step)
             generator.set_state(groups["generator"]["state"])
-    if budget.fraction(step) >= 1:
+    if budget.fraction(step, spent.before) >= 1:
         model.load_state_dict(average, strict=False)
         return model
     if half is None:
@@ -137,12 +138,13 @@ def train_dit(
             "optimizer": optimizer.state_dict(),
             "generator": {"state": generator.get_state()},
         }
-        checkpoint.save(path, groups, {"step": step, "phase": phase})
+        checkpoint.save(path, groups, {"step": step, "phase": phase, "spent": spent.note()})
 
     running: torch.Tensor | None = None
-    kept = began = time.monotonic()
+    spent.begin()
+    kept = time.monotonic()
     with fast_products([model], half):
-        while (fraction := budget.fraction(step, time.monotonic() - began)) < 1:
+        while (fraction := budget.fraction(step, spent.seconds)) < 1:
             pattern = draw_pattern(PHASES[phase], pool.seconds, generator)
             example = draw_example(pool, pattern, max(1, chunks_per_batch // len(pattern)), generator)
             sized = torch.rand((), generator=generator) < 0.5

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from magi_lite.models import SCALE_FACTOR, VAEConfig
 from magi_lite.vae.model import ViTVAE
 from training import checkpoint
-from training.checkpoint import Budget, draw_noise
+from training.checkpoint import Budget, Spent, draw_noise
 from training.footage import Footage
 from training.neighbours import look_around, look_around_encoder
 from training.optim import Optimizer, update_average, warm_cosine
@@ -283,14 +283,15 @@ def train_vae(
     vae.to(reel.device)
     optimizer = Optimizer(dict(vae.named_parameters()), *rates, by_width=True)
     average = {n: t.clone() for n, t in vae.state_dict().items()}
-    step = 0
+    step, spent = 0, Spent({}, "vae")
     if path.is_file():
         groups, facts = checkpoint.load(path)
         vae.load_state_dict(groups["model"])
         average, step = {n: t.to(reel.device) for n, t in groups["average"].items()}, int(facts["step"])
+        spent = Spent.of(facts, "vae")
         optimizer.load_state_dict(groups["optimizer"], step)
         generator.set_state(groups["generator"]["state"])
-    if budget.fraction(step) >= 1:
+    if budget.fraction(step, spent.before) >= 1:
         vae.load_state_dict(average)
         return vae
     if half is None:
@@ -306,12 +307,13 @@ def train_vae(
             "optimizer": optimizer.state_dict(),
             "generator": {"state": generator.get_state()},
         }
-        checkpoint.save(path, groups, {"step": step})
+        checkpoint.save(path, groups, {"step": step, "spent": spent.note()})
 
     running: Tensor | None = None
-    kept = began = time.monotonic()
+    spent.begin()
+    kept = time.monotonic()
     with fast_products([vae], half):
-        while (fraction := budget.fraction(step, time.monotonic() - began)) < 1:
+        while (fraction := budget.fraction(step, spent.seconds)) < 1:
             reel.renew()
             loss = vae_loss(vae, reel.batch(batch, step % 8 == 7, generator), generator)
             vae.zero_grad(set_to_none=True)
@@ -375,7 +377,6 @@ def refine_decoder(
     draw: Draw,
     start: dict[str, Tensor],
     *,
-    name: str = "tune",
     config: VAEConfig = DEMO_VAE,
     seed: int = 3,
     rates: tuple[float, float] = TUNING_RATES,
@@ -391,23 +392,24 @@ def refine_decoder(
     The latents stay, so that a transformer trained on them stays valid.
 
     Args:
-        name: of the checkpoint and in the log. check: clips of `held_out_clips`, measured every `check_every` steps.
+        check: clips of `held_out_clips`, measured every `check_every` steps.
         device: where it is trained; None: the processor.
     """
     torch.manual_seed(seed)
     vae, device = make_vae(config), device or torch.device("cpu")
     vae.load_state_dict(start)
     vae.to(device)
-    path, log = work / f"{name}.safetensors", work / "training.jsonl"
+    path, log = work / "tune.safetensors", work / "training.jsonl"
     generator = checkpoint.generators(seed + 1)
     trained = {n: p for n, p in vae.named_parameters() if n.startswith("decoder.")}
     optimizer = Optimizer(trained, *rates, by_width=True)
     average = {n: t.clone() for n, t in vae.state_dict().items()}
-    step = 0
+    step, spent = 0, Spent({}, "tune")
     if path.is_file():
         groups, facts = checkpoint.load(path)
         vae.load_state_dict(groups["model"])
         average, step = {n: t.to(device) for n, t in groups["average"].items()}, int(facts["step"])
+        spent = Spent.of(facts, "tune")
         optimizer.load_state_dict(groups["optimizer"], step)
         generator.set_state(groups["generator"]["state"])
     if half is None:
@@ -422,12 +424,13 @@ def refine_decoder(
             "optimizer": optimizer.state_dict(),
             "generator": {"state": generator.get_state()},
         }
-        checkpoint.save(path, groups, {"step": step})
+        checkpoint.save(path, groups, {"step": step, "spent": spent.note()})
 
     running: Tensor | None = None
-    kept = began = time.monotonic()
+    spent.begin()
+    kept = time.monotonic()
     with fast_products([vae], half):
-        while (fraction := budget.fraction(step, time.monotonic() - began)) < 1:
+        while (fraction := budget.fraction(step, spent.seconds)) < 1:
             latents, x = draw(vae, step, generator)
             loss = reconstruction_loss(vae.decoder(latents), x)
             vae.zero_grad(set_to_none=True)
@@ -438,11 +441,11 @@ def refine_decoder(
             loss = loss.detach()
             running = loss if running is None else 0.97 * running + 0.03 * loss
             if step % log_every == 0:
-                checkpoint.record(log, name, step=step, loss=round(float(running), 4), used=round(fraction, 3))
+                checkpoint.record(log, "tune", step=step, loss=round(float(running), 4), used=round(fraction, 3))
             if step % check_every == 0 and check:
                 measured = make_vae(config).to(device)
                 measured.load_state_dict(average)
-                checkpoint.record(log, f"{name} measured", step=step, **measure_vae(measured, check))
+                checkpoint.record(log, "tune measured", step=step, **measure_vae(measured, check))
             if time.monotonic() - kept > keep_every:
                 keep()
                 kept = time.monotonic()

@@ -59,8 +59,30 @@ def test_its_pool_holds_what_the_encoder_makes_and_cuts_fit(footage):
     assert torch.equal(frames[1], footage.frames[2][72:]) and torch.equal(frames[0], footage.frames[4][24:72])
 
 
+def test_who_goes_on_with_a_training_waits_for_the_first_clips():
+    with Footage((), 2, make_tokenizer()) as filmed:
+        assert filmed.batch(3, False, torch.Generator().manual_seed(0)).shape == (3, 3, TILE, 96, 96)
+        assert filmed.count == 2
+
+
+def test_photographs_alone_are_drawn_alone(footage):
+    before = footage.photograph.clone()
+    footage.photograph[:] = True
+    assert footage.batch(4, False, torch.Generator().manual_seed(3)).shape[0] == 4
+    footage.photograph[:] = before
+
+
 def test_a_fault_of_who_films_is_that_of_who_waits():
     no_picture = np.zeros((2, 2), dtype=np.uint8)
-    with Footage((no_picture,), 400, make_tokenizer()) as filmed, pytest.raises(Exception, match=r"."):
+    with Footage((no_picture,), 400, make_tokenizer()) as filmed, pytest.raises((RuntimeError, ValueError)):
         filmed.wait_for(400)
     assert filmed.count < 400
+
+
+def test_a_fault_before_the_first_clip_is_said_too(monkeypatch):
+    def no_room(*args: object, **kwargs: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("training.footage.TemporaryDirectory", no_room)
+    with Footage((), 2, make_tokenizer()) as filmed, pytest.raises(OSError, match="no room"):
+        filmed.wait_for(1)

@@ -302,3 +302,24 @@ def test_the_vocabulary_that_users_read_is_the_tokenizers(tmp_path):
 def test_a_missing_or_foreign_checkpoint_is_one_sentence(tmp_path):
     with pytest.raises(CheckpointError, match="earlier stage"):
         checkpoint.load(tmp_path / "dit.safetensors")
+
+
+def test_a_budget_of_seconds_counts_all_calls_together(tmp_path, tiny_pool):
+    options = {"pool": tiny_pool, "config": TINY_DIT, "chunks_per_batch": 4, "half": False}
+    train_dit(tmp_path, Budget(seconds=0.5), **options)
+    first = checkpoint.load(tmp_path / "dit.safetensors")[1]
+    assert first["step"] >= 1 and first["spent"]["single"] >= 0.5
+    train_dit(tmp_path, Budget(seconds=0.5), **options)
+    assert checkpoint.load(tmp_path / "dit.safetensors")[1] == first, "what is spent is not spent again"
+    train_dit(tmp_path, Budget(seconds=0.5), phase="windows", **options)
+    both = checkpoint.load(tmp_path / "dit.safetensors")[1]
+    assert both["step"] > first["step"] and both["spent"].keys() == {"single", "windows"}
+    train_dit(tmp_path, Budget(seconds=0.5), **options)
+    assert checkpoint.load(tmp_path / "dit.safetensors")[1] == both, "nor that of a phase before"
+
+
+def test_a_budget_has_an_end():
+    assert Budget(10, 5).fraction(10) == 0.5 and Budget(seconds=4.0).fraction(999, 1.0) == 0.25
+    assert Budget(10, seconds=4.0).fraction(8, 1.0) == 0.8, "whichever comes first"
+    with pytest.raises(ValueError, match="never ends"):
+        Budget()
