@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -39,7 +40,14 @@ def sentence(kept: str, *, ours: bool) -> Iterator[None]:
         f"{kept}. Download the model again.\n"
     ).encode()
 
+    speaks = [True]
+
     def handle(_: int) -> NoReturn:
+        try:
+            speaks.pop()
+        except IndexError:  # another thread met it too, and is about to end the program
+            while True:
+                time.sleep(1.0)
         with contextlib.suppress(OSError):
             os.write(2, text)  # whatever print does may be in the middle of something
         os._exit(CheckpointError.exit_code)
