@@ -230,7 +230,7 @@ class Actions:
             seed = new_seed() if prompts == clip(request.timeline, end) else request.seed
         # Without `out`: the first version keeps its file.
         changed = replace(request, timeline=prompts, seconds=end, seed=seed, out=None)
-        self.given.check_there(changed)
+        self.given.check_there(changed, shown=False)
         check(changed)
         return {"job": self._add(changed, source=project.folder, from_chunk=second).id, "seed": changed.seed}
 
@@ -287,7 +287,7 @@ class Actions:
 
     def clone(self, job: str) -> dict[str, Any]:
         """Put the same request at the end of the queue once more, with a new seed: it becomes another video."""
-        self.given.check_there(self._queue.get(job).request)
+        self.given.check_there(self._queue.get(job).request, shown=False)
         seed = new_seed()
         return {"job": self._queue.clone(job, seed).id, "seed": seed}
 

@@ -77,18 +77,23 @@ class Given:
                     "folder; drop it on the block again."
                 )
 
-    def check_there(self, request: GenerationRequest) -> None:
+    def check_there(self, request: GenerationRequest, *, shown: bool = True) -> None:
         """Refuse a request whose picture or clip the app had kept and is gone: a page may show it for longer.
+
+        Args:
+            shown: whether it is in the form, where another can be dropped; else it is that of a video that is made.
 
         Raises:
             InputError: names which.
         """
         for what, path in (("picture", request.image), ("clip", request.video)):
             if self._is_gone(path):
-                raise InputError(f"The {what} that the video starts from is gone; drop it into the box again.")
+                remedy = "drop it into the box again" if shown else "make a new video and drop it there"
+                raise InputError(f"The {what} that the video starts from is gone; {remedy}.")
         for segment in request.timeline.segments:
             if self._is_gone(segment.image):
-                raise InputError(f"The picture of the block at {segment.start} s is gone; drop it on the block again.")
+                remedy = "drop it on the block again" if shown else "make a new video and drop it there"
+                raise InputError(f"The picture of the block at {segment.start} s is gone; {remedy}.")
 
     def _is_gone(self, path: Path | None) -> bool:
         return path is not None and self._library.holds(path) and not path.exists()

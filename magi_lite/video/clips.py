@@ -48,7 +48,7 @@ _LARGEST_STEP_BACK = 0.1
 _REORDERED = 8
 """Frames of an AVI that are held until it is known which time is the next."""
 _MAY_JUMP = 0x0200
-"""FFmpeg's AVFMT_TS_DISCONT: MPEG-TS, MPEG-PS and Ogg."""
+"""FFmpeg's AVFMT_TS_DISCONT: MPEG-TS, MPEG-PS and Ogg (of two Ogg files in one the second is not read)."""
 _HIGHEST_RATE = 1000
 """Frames per second that are believed."""
 _LONGEST_CLIP = 12 * 3600
@@ -284,7 +284,8 @@ class _Clip:
         with self._open() as (container, stream):
             skipped = 0
             if self._keys is not None:
-                skipped = max((number for time, number in self._keys if time <= start), default=0)
+                # from the start means the first frame, whose time is below 0 where the clock is about to wrap
+                skipped = max((number for time, number in self._keys if start and time <= start), default=0)
             elif start > 0:
                 container.seek(int(start / stream.time_base), stream=stream)
             for number, frame in enumerate(_deinterlaced(self._frames(container, stream, skipped), stream)):

@@ -75,7 +75,7 @@ def check_read(path: Path) -> None:
     """
     with path.open("rb") as file:
         head = file.read(16)
-    raw = head[4:12] == b"ftyp" + _CANON or (head[:4] == b"II*\0" and head[8:10] == b"CR")
+    raw = head[4:12] == b"ftyp" + _CANON or (head[:4] == b"II*\0" and head[4:11] == b"\x10\0\0\0CR\2")
     kind = RAW if raw else next((kind for start, kind in _UNREAD.items() if head.startswith(start)), "")
     if kind:
         raise MediaError(f"{path.name} {unread(kind)}")
@@ -158,6 +158,10 @@ def moving_pictures(container: av.container.InputContainer, name: str) -> av.Vid
     return stream
 
 
+_MOST_BOXES = 10_000
+"""Boxes of a file that are looked at; a film has some dozen, one made of fragments a few for every second."""
+
+
 def _header_is_cut(container: av.container.InputContainer) -> bool:
     """Whether an MP4 or MOV ends within its header, so that what it holds is not known."""
     path = Path(container.name)
@@ -165,12 +169,18 @@ def _header_is_cut(container: av.container.InputContainer) -> bool:
         return False
     size, at = path.stat().st_size, 0
     with path.open("rb") as file:
-        while at + 8 <= size:
+        for _ in range(_MOST_BOXES):
+            if at + 8 > size:
+                break
             file.seek(at)
             length, kind = struct.unpack(">I4s", file.read(8))
+            if length == 1 and len(longer := file.read(8)) == 8:  # of more than 4 GB
+                length = int.from_bytes(longer, "big")
             if kind == b"moov":
                 return at + length > size
-            at += max(8, length)
+            if length < 8:  # to the end of the file, or none
+                return False
+            at += length
     return False
 
 

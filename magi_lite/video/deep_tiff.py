@@ -20,7 +20,8 @@ from magi_lite.video.colour import from_light, scale_of
 from magi_lite.video.strips import BAND_BYTES, CannotReduce, tiff_piece
 
 _LARGEST_PIECE = 8 * BAND_BYTES
-_MOST_PIECES = 1_000_000
+_MOST_PIECES, _MOST_PACKED = 1_000_000, 20_000
+"""Strips or tiles: each that is packed takes half a millisecond."""
 _MOST_PIXELS = 6_000_000
 """Pixels of the result."""
 _UNPACKED = (1, 5, 8, 32773, 32946, 34925, 50000)
@@ -98,6 +99,8 @@ class DeepTiff(Image.Image):
         counts = [np.diff([*range(0, side, factor), side]) for side in (layout.height, layout.width)]
         pixels = sums / np.outer(*counts)[..., None].astype(np.float32)
         scale = scale_of(highest, up_to_1 / max(1, seen), whole, floats=layout.kind == _FLOAT, full=_full(layout))
+        if (layout.kind, layout.size) == (_UNSIGNED, 2):  # as of those that Pillow reads
+            scale = 255 / 65535
         return self._shown(pixels, colours, scale, highest, background)
 
     def _shown(
@@ -178,8 +181,11 @@ def _pieces(path: Path, tags: Any, layout: _Layout, order: str) -> Iterator[tupl
     offsets, sizes = (tags[324], tags[325]) if tiled else (tags[273], tags[279])
     columns, rows = -(-layout.width // layout.across), -(-layout.height // layout.down)
     raw = tags.get(259, 1) == 1
-    if (1 if raw and not tiled else layout.down) * line > _LARGEST_PIECE or len(offsets) > _MOST_PIECES:
+    most = _MOST_PIECES if raw else _MOST_PACKED
+    if (1 if raw and not tiled else layout.down) * line > _LARGEST_PIECE or len(offsets) > most:
         raise CannotReduce
+    if len(offsets) < columns * rows * (layout.channels if layout.planes else 1):
+        raise ValueError("image file is truncated")
     at_once = max(1, BAND_BYTES // line) if raw and not tiled else layout.down
     bytes_only = {258: 8, 259: tags.get(259, 1), 262: _BLACK_IS_ZERO, 277: 1}
     with path.open("rb") as file:

@@ -311,7 +311,8 @@ def open_picture(path: Path) -> Picture:
 def _is_preview(image: Image.Image) -> bool:
     """Whether it is the small picture in front of a camera's raw one: DNG, NEF, ARW and others are TIFFs."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    return _DNG_VERSION in tags or (_SUB_IFDS in tags and bool(tags.get(_SUBFILE_TYPE, 0) & 1))
+    kind = tags.get(_SUBFILE_TYPE, 0)
+    return _DNG_VERSION in tags or (_SUB_IFDS in tags and isinstance(kind, int) and bool(kind & 1))
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

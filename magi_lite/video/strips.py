@@ -143,8 +143,8 @@ def jpeg_frame(path: Path) -> JpegFrame:
                 return JpegFrame(kind not in (0, *_LOSSLESS), 2 * coefficients if passes else 0)
 
 
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
-"""A marker that is neither a byte of pixels nor a restart (ITU-T T.81, B.1.1)."""
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd8])", re.DOTALL)
+"""A marker that is no byte of pixels and not one of those without a length (ITU-T T.81, B.1.1); the end is one, too."""
 
 
 def jpeg_scans(path: Path, most: int) -> int:

@@ -81,11 +81,14 @@ def bomb_png(side: int, interlace: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def many_passes(count: int) -> bytes:
-    """A progressive JPEG whose last pass comes `count` times more: at full size each takes a tenth of a second."""
+def many_passes(count: int, before: bytes = b"") -> bytes:
+    """A progressive JPEG whose last pass comes `count` times more: at full size each takes a tenth of a second.
+
+    `before`: these.
+    """
     data = saved("JPEG", Image.new("RGB", (640, 640)), progressive=True)
     last = data[data.rindex(b"\xff\xc4", 0, data.rindex(b"\xff\xda")) : -2]
-    return data[:-2] + last * count + b"\xff\xd9"
+    return data[:-2] + before + last * count + b"\xff\xd9"
 
 
 def narrow_tiff(width: int) -> bytes:
@@ -120,6 +123,15 @@ CLIPS = {
     "only_ftyp.mp4": (lambda: base()[:32], NO_CLIP),
     "cut_header.mp4": (lambda: base()[:32] + base()[base().index(b"moov") - 4 : base().index(b"stsd")], NO_CLIP),
     "huge_box.mp4": (lambda: base()[:32] + struct.pack(">I4sQ", 1, b"moov", 2**62) + bytes(64), NO_CLIP),
+    "cut_behind_a_long_box.mp4": (
+        lambda: (
+            base()[:32]
+            + struct.pack(">I4sQ", 1, b"mdat", 4016)
+            + bytes(4000)
+            + base()[base().index(b"moov") - 4 : base().index(b"stsd")]
+        ),
+        NO_CLIP,
+    ),
     "no_samples.mp4": (lambda: after(base(), b"stsz", 8, bytes(4)), "base"),
     "many_samples.mp4": (lambda: after(base(), b"stsz", 8, b"\x7f\xff\xff\xff"), "base"),
     "far_offset.mp4": (lambda: after(base(), b"stco", 8, b"\xff\xff\xff\xff"), "base"),
@@ -146,6 +158,10 @@ IMAGES = {
     ),
     "large.ppm": (lambda: b"P6 9000 9000 255\n" + bytes(10), WHOLE),
     "cut.jpg": (lambda: saved("JPEG", SMALL)[:400], DAMAGED),
+    "hidden_passes.jpg": (
+        lambda: many_passes(500, b"\xff\x01\xff\xff"),  # no length, though one might be read that leads behind them
+        "has more than 200 passes in a JPEG; save it as baseline.",
+    ),
     "passes.jpg": (lambda: many_passes(5000), "has more than 200 passes in a JPEG; save it as baseline."),
     "two_heads.jpg": (lambda: b"\xff\xd8\xff\xe0" + noise(5, 300), ""),
     "cut.tif": (lambda: saved("TIFF", SMALL)[:-40], ""),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from magi_lite.errors import InputError, OutputError
 from magi_lite.jobs import JobQueue
@@ -268,3 +269,22 @@ def test_settings_that_were_deleted_are_no_start_for_others_of_their_name(queue:
     store.delete("mine")
     store.put("mine", {"steps": 32})
     assert store.at_start() == {}
+
+
+def test_a_made_video_whose_picture_is_gone_names_what_works(
+    library: Library, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a button of a video is pressed there is no box to drop a picture into."""
+    monkeypatch.setattr("magi_lite.project.Project.check_whole", lambda *_: None)
+    kept = library.folder / ".uploads" / "a.png"
+    kept.parent.mkdir()
+    Image.new("RGB", (64, 64)).save(kept)
+    make(library.folder, "from_picture", "a photograph", seconds=3, image=str(kept))
+    actions = Actions(queue, library, Machine(library.folder / "models"))
+    job = queue.add(build(prompt="a photograph", preset="demo", image=str(kept)))
+    kept.unlink()
+    remedy = "The picture that the video starts from is gone; make a new video and drop it there"
+    with pytest.raises(InputError, match=remedy):
+        actions.redo("from_picture", 1)
+    with pytest.raises(InputError, match=remedy):
+        actions.clone(job.id)

@@ -481,6 +481,46 @@ def test_kinds_that_are_known_and_not_read(tmp_path, name):
             work(tmp_path / name, argument)
 
 
+def test_what_only_looks_like_a_raw_picture_is_read(tmp_path):
+    """Pixels may begin where a raw picture has its mark; and a preview's tag may be of a kind that it never is."""
+    values = np.full((8, 8, 3), 0.5, np.float32)
+    whole = tiff(values, "f4", tags={330: 8, 254: b"preview"}.items())
+    (tmp_path / "a.tif").write_bytes(whole)
+    assert near(load_image(tmp_path / "a.tif", (8, 8)), values * 255, 2)
+    pixels, header = b"CR\3" + bytes(189), b"II*\0" + struct.pack("<I", 200)
+    entries = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 2), (273, 8), (277, 3), (278, 8), (279, 192)]
+    table = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    (tmp_path / "b.tif").write_bytes(header + pixels + table + bytes(4))
+    assert load_image(tmp_path / "b.tif", (8, 8))[0, 0].tolist() == [67, 82, 3]
+
+
+@pytest.mark.parametrize("kind", ["u2"])
+def test_whole_numbers_of_16_bit_have_one_range_however_they_are_stored(tmp_path, kind):
+    """A nearly blank scan is not stretched."""
+    dark = np.arange(64 * 48).reshape(48, 64) % 256
+    (tmp_path / "a.tif").write_bytes(tiff(dark, kind, photometric=0))
+    assert load_image(tmp_path / "a.tif", (64, 48)).min() >= 254
+    (tmp_path / "a.tif").write_bytes(tiff(np.stack([dark] * 3, -1), kind, planes=True))
+    assert load_image(tmp_path / "a.tif", (64, 48)).max() <= 1
+
+
+def test_strips_that_are_not_there_or_are_too_many(tmp_path, monkeypatch):
+    path, whole = tmp_path / "a.tif", tiff(SCENE, "f4", predictor=3)
+    path.write_bytes(whole)
+    monkeypatch.setattr("magi_lite.video.deep_tiff._MOST_PACKED", 9)  # it has ten
+    with pytest.raises(MediaError, match=r"^a\.tif "):
+        load_image(path, (64, 48))
+    monkeypatch.undo()
+    count = -(-48 // 5)
+    path.write_bytes(
+        whole.replace(struct.pack("<HHI", 273, 4, count), struct.pack("<HHI", 273, 4, count - 1)).replace(
+            struct.pack("<HHI", 279, 4, count), struct.pack("<HHI", 279, 4, count - 1)
+        )
+    )
+    with pytest.raises(MediaError, match=r"^a\.tif is damaged"):
+        load_image(path, (64, 48))
+
+
 @pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1, 330: (8,)}])
 def test_a_raw_picture_is_not_its_preview(tmp_path, tags):
     """DNG and NEF are TIFFs that begin with a small picture."""

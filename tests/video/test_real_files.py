@@ -183,6 +183,14 @@ def test_broadcasts_with_one_key_frame_are_looked_at_and_continued(tmp_path):
     assert np.abs(greys(load_tail(flv, (32, 32), frames=1)) - 210).max() < 3
 
 
+def test_a_recording_whose_clock_wraps_begins_with_its_first_picture(tmp_path):
+    """After 26.5 hours the clock of MPEG-TS is at 0 again; the times before it are negative then."""
+    path = ramp(tmp_path / "a.ts", "-g", 24, "-output_ts_offset", 95436, seconds=12)
+    for frames in (96, 270):
+        shown = greys(load_tail(path, (32, 32), frames=frames))
+        assert np.abs(shown - (20 + 2 * (np.arange(288) % 96))[-frames:]).max() < 6
+
+
 @pytest.mark.parametrize("offsets", [(0, 500), (500, 0), (0, 0)])
 @pytest.mark.parametrize("ending", ["ts", "mpg"])
 def test_recordings_joined_in_one_file_follow_each_other(tmp_path, offsets, ending):
