@@ -11,7 +11,7 @@ The recipe, each stage resumable (call the same again; checkpoints and the log `
     export    what DIR holds as a model folder (--out, default DIR/demo); with --before FOLDER the mean with that model
     all       everything that is not done yet, in this order
 
-On a card: `python -m training all --work DIR --device cuda --minutes 17` films with the other processor cores
+On a card: `python -m training all --work DIR --device cuda --minutes 17` films with half of the processor's cores
 meanwhile, keeps the clips in the card's memory (3.3 MB each) and shares the minutes among the stages.
 
 Photographs lie in DIR/photos, unpacked from the packages that training/CREDITS.md names. `--share 0.5` halves every

@@ -1,6 +1,6 @@
 """Moving pictures made by the demo model: those of the example cards, and the one in the README.
 
-python -m training.moving [--model FOLDER]
+    python -m training.moving [--model FOLDER]
 """
 
 from __future__ import annotations

@@ -74,10 +74,7 @@ def look_around(vae: ViTVAE, latents: Tensor, frames: Tensor) -> None:
     decoder.proj_in.weight.zero_()
     decoder.proj_in.weight[:channels] = torch.diag(1 / latents.std((0, 2, 3, 4)))
     decoder.proj_in.bias.copy_(torch.cat([torch.zeros(signal), carrier]))
-    frequencies = draw_frequencies(decoder.grid)
-    decoder.pos_embed.zero_()
-    decoder.pos_embed[0, 1:, read : read + 2 * FREQUENCIES] = position_codes(decoder.grid, frequencies)
-    _set_blocks(decoder, channels, read, frequencies, brings=True)
+    _set_places(decoder, channels, read, brings=True)
     torch.nn.init.normal_(decoder.last_layer.weight, std=0.01)
     pass_colours(decoder)
     _fit(decoder, read, latents, frames, (vae.config.patch_length, vae.config.patch_size, vae.config.patch_size))
@@ -87,15 +84,18 @@ def look_around(vae: ViTVAE, latents: Tensor, frames: Tensor) -> None:
 def look_around_encoder(vae: ViTVAE) -> None:
     """Let an encoder that starts from components ask for its neighbours too; what it makes of a picture stays."""
     encoder, channels = vae.encoder, vae.config.z_chans
-    signal = stream(vae.config.embed_dim)[0]
     read = channels * (1 + len(SIDES))
-    frequencies = draw_frequencies(encoder.grid)
     encoder.patch_embed.proj.weight[read : read + 2 * FREQUENCIES] = 0
     encoder.patch_embed.proj.bias[read : read + 2 * FREQUENCIES] = 0
-    assert read + 2 * FREQUENCIES <= signal
-    encoder.pos_embed.zero_()
-    encoder.pos_embed[0, 1:, read : read + 2 * FREQUENCIES] = position_codes(encoder.grid, frequencies)
-    _set_blocks(encoder, channels, read, frequencies, brings=False)
+    _set_places(encoder, channels, read, brings=False)
+
+
+def _set_places(half: Transformer, channels: int, read: int, *, brings: bool) -> None:
+    """Codes of the places behind entry `read` of the stream, and heads that ask for the places beside them."""
+    frequencies = draw_frequencies(half.grid)
+    half.pos_embed.zero_()
+    half.pos_embed[0, 1:, read : read + 2 * FREQUENCIES] = position_codes(half.grid, frequencies)
+    _set_blocks(half, channels, read, frequencies, brings=brings)
 
 
 def _set_blocks(half: Transformer, channels: int, read: int, frequencies: Tensor, *, brings: bool) -> None:

@@ -16,6 +16,7 @@ from magi_lite.vae.model import ViTVAE
 from training import checkpoint
 from training.checkpoint import Budget
 from training.footage import CLIP_BYTES, Footage
+from training.latents import Pool
 from training.photographs import Album, album
 from training.reel import HELD_OUT, Reel
 from training.takes import Takes
@@ -42,7 +43,7 @@ STAGES = ("vae", "fold", "pool", "dit", "distill", "tune", "export")
 STEPS = {"vae": 700, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 1600}
 """Steps of every stage on a processor."""
 TIME = {"vae": 0.25, "single": 0.04, "windows": 0.11, "full": 0.38, "distill": 0.10, "tune": 0.12}
-"""Shares of the time that is given on a card."""
+"""Shares of the minutes that are given."""
 FILMED_SHARE = 0.6
 """Of a card's free memory, for what is filmed."""
 FOLDED, TUNED = "vae_folded.safetensors", "vae_tuned.safetensors"
@@ -107,6 +108,10 @@ class Recipe:
     def reel(self, pictures: Album, first: int = 120, seed: int = 0) -> Reel | Footage:
         """What the autoencoder learns from."""
         return self.footage or Reel(pictures.trained, first=first, seed=seed)
+
+    def pool(self) -> Pool | None:
+        """What the transformer learns from, where it is filmed already; None: the pools in the work folder."""
+        return self.footage.pool(load_folded(self)) if self.footage else None
 
     def album(self) -> Album:
         """The photographs in the work folder, or none: the world alone can be trained on."""
@@ -231,7 +236,7 @@ def train_transformer(recipe: Recipe) -> None:
             budget,
             phase=phase,
             peak=peak,
-            pool=recipe.footage and recipe.footage.pool(load_folded(recipe)),
+            pool=recipe.pool(),
             chunks_per_batch=scale.chunks,
             log_every=scale.log_every,
         )
@@ -246,7 +251,7 @@ def train_student(recipe: Recipe) -> None:
         recipe.work,
         recipe.budget("distill"),
         guidance=recipe.guidance,
-        pool=recipe.footage and recipe.footage.pool(load_folded(recipe)),
+        pool=recipe.pool(),
         chunks_per_batch=recipe.scale.chunks,
     )
 

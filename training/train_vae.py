@@ -273,31 +273,80 @@ def train_vae(
     """
     torch.manual_seed(seed)
     vae = make_vae(config)
-    path, log = work / "vae.safetensors", work / "training.jsonl"
-    generator = checkpoint.generators(seed + 1)
-    if not path.is_file():
+    if not (work / "vae.safetensors").is_file():
         frames = to_signed(reel.some(STARTED_FROM).cpu())
         start_from_components(vae, frames)
         if config == DEMO_VAE:
             _look_around(vae, frames)
     vae.to(reel.device)
-    optimizer = Optimizer(dict(vae.named_parameters()), *rates, by_width=True)
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        reel.renew()
+        return vae_loss(vae, reel.batch(batch, step % 8 == 7, generator), generator)
+
+    def trial() -> Callable[[], Tensor]:
+        x = reel.batch(batch, False, checkpoint.generators(0))
+        return lambda: vae_loss(vae, x, checkpoint.generators(0))
+
+    course = Course("vae", "", seed + 1, rates, warm, flat, AVERAGE_DECAY, log_every, check_every, keep_every)
+    return _train(work, course, budget, vae, loss_of, trial, check, half)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the autoencoder, or a part of it, is trained.
+
+    `stage`: of the checkpoint and the log. `part`: how the names of the trained weights begin. `seed`: of what is
+    drawn. `warm`, `flat`: see `warm_cosine`. `decay`: of the average. `keep_every`: seconds between checkpoints.
+    """
+
+    stage: str
+    part: str
+    seed: int
+    rates: tuple[float, float]
+    warm: int
+    flat: float
+    decay: float
+    log_every: int
+    check_every: int
+    keep_every: float
+
+
+def _train(
+    work: Path,
+    course: Course,
+    budget: Budget,
+    vae: ViTVAE,
+    loss_of: Callable[[int, torch.Generator], Tensor],
+    trial: Callable[[], Callable[[], Tensor]],
+    check: dict[str, Tensor] | None,
+    half: bool | None,
+) -> ViTVAE:
+    """Train, or go on, until the budget is used; returns the averaged weights.
+
+    Args:
+        loss_of: of a step, which draws with the generator. trial: draws once what steps of both formats are timed with.
+    """
+    stage, path, log = course.stage, work / f"{course.stage}.safetensors", work / "training.jsonl"
+    device, generator = next(vae.parameters()).device, checkpoint.generators(course.seed)
+    trained = {n: p for n, p in vae.named_parameters() if n.startswith(course.part)}
+    optimizer = Optimizer(trained, *course.rates, by_width=True)
     average = {n: t.clone() for n, t in vae.state_dict().items()}
-    step, spent = 0, Spent({}, "vae")
+    step, spent = 0, Spent({}, stage)
     if path.is_file():
         groups, facts = checkpoint.load(path)
         vae.load_state_dict(groups["model"])
-        average, step = {n: t.to(reel.device) for n, t in groups["average"].items()}, int(facts["step"])
-        spent = Spent.of(facts, "vae")
+        average, step = {n: t.to(device) for n, t in groups["average"].items()}, int(facts["step"])
+        spent = Spent.of(facts, stage)
         optimizer.load_state_dict(groups["optimizer"], step)
         generator.set_state(groups["generator"]["state"])
     if budget.fraction(step, spent.before) >= 1:
         vae.load_state_dict(average)
         return vae
     if half is None:
-        x = reel.batch(batch, False, checkpoint.generators(0))
-        half, timed = half_is_faster(vae, lambda: vae_loss(vae, x, checkpoint.generators(0)).backward())
-        checkpoint.record(log, "vae precision", bfloat16=half, **timed)
+        once = trial()
+        half, timed = half_is_faster(vae, lambda: once().backward())
+        checkpoint.record(log, f"{stage} precision", bfloat16=half, **timed)
     optimizer.half = half
 
     def keep() -> None:
@@ -314,23 +363,21 @@ def train_vae(
     kept = time.monotonic()
     with fast_products([vae], half):
         while (fraction := budget.fraction(step, spent.seconds)) < 1:
-            reel.renew()
-            loss = vae_loss(vae, reel.batch(batch, step % 8 == 7, generator), generator)
+            loss = loss_of(step, generator)
             vae.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step(warm_cosine(fraction, step, warm, flat=flat))
+            optimizer.step(warm_cosine(fraction, step, course.warm, flat=course.flat))
             step += 1
-            update_average(average, vae.state_dict(), step, AVERAGE_DECAY)
+            update_average(average, vae.state_dict(), step, course.decay)
             loss = loss.detach()
             running = loss if running is None else 0.97 * running + 0.03 * loss
-            if step % log_every == 0:
-                checkpoint.record(log, "vae", step=step, loss=round(float(running), 4), used=round(fraction, 3))
-            if step % check_every == 0 and check:
-                trained = {n: t.clone() for n, t in vae.state_dict().items()}
-                vae.load_state_dict(average)
-                checkpoint.record(log, "vae measured", step=step, **measure_vae(vae, check))
-                vae.load_state_dict(trained)
-            if time.monotonic() - kept > keep_every:
+            if step % course.log_every == 0:
+                checkpoint.record(log, stage, step=step, loss=round(float(running), 4), used=round(fraction, 3))
+            if step % course.check_every == 0 and check:
+                measured = make_vae(vae.config).to(device)
+                measured.load_state_dict(average)
+                checkpoint.record(log, f"{stage} measured", step=step, **measure_vae(measured, check))
+            if time.monotonic() - kept > course.keep_every:
                 keep()
                 kept = time.monotonic()
     keep()
@@ -396,62 +443,20 @@ def refine_decoder(
         device: where it is trained; None: the processor.
     """
     torch.manual_seed(seed)
-    vae, device = make_vae(config), device or torch.device("cpu")
+    vae = make_vae(config)
     vae.load_state_dict(start)
-    vae.to(device)
-    path, log = work / "tune.safetensors", work / "training.jsonl"
-    generator = checkpoint.generators(seed + 1)
-    trained = {n: p for n, p in vae.named_parameters() if n.startswith("decoder.")}
-    optimizer = Optimizer(trained, *rates, by_width=True)
-    average = {n: t.clone() for n, t in vae.state_dict().items()}
-    step, spent = 0, Spent({}, "tune")
-    if path.is_file():
-        groups, facts = checkpoint.load(path)
-        vae.load_state_dict(groups["model"])
-        average, step = {n: t.to(device) for n, t in groups["average"].items()}, int(facts["step"])
-        spent = Spent.of(facts, "tune")
-        optimizer.load_state_dict(groups["optimizer"], step)
-        generator.set_state(groups["generator"]["state"])
-    if half is None:
+    vae.to(device or "cpu")
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        latents, x = draw(vae, step, generator)
+        return reconstruction_loss(vae.decoder(latents), x)
+
+    def trial() -> Callable[[], Tensor]:
         latents, x = draw(vae, 0, checkpoint.generators(0))
-        half, _ = half_is_faster(vae, lambda: reconstruction_loss(vae.decoder(latents), x).backward())
-    optimizer.half = half
+        return lambda: reconstruction_loss(vae.decoder(latents), x)
 
-    def keep() -> None:
-        groups = {
-            "model": vae.state_dict(),
-            "average": average,
-            "optimizer": optimizer.state_dict(),
-            "generator": {"state": generator.get_state()},
-        }
-        checkpoint.save(path, groups, {"step": step, "spent": spent.note()})
-
-    running: Tensor | None = None
-    spent.begin()
-    kept = time.monotonic()
-    with fast_products([vae], half):
-        while (fraction := budget.fraction(step, spent.seconds)) < 1:
-            latents, x = draw(vae, step, generator)
-            loss = reconstruction_loss(vae.decoder(latents), x)
-            vae.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step(warm_cosine(fraction, step, 20, flat=0.3))
-            step += 1
-            update_average(average, vae.state_dict(), step, 0.995)
-            loss = loss.detach()
-            running = loss if running is None else 0.97 * running + 0.03 * loss
-            if step % log_every == 0:
-                checkpoint.record(log, "tune", step=step, loss=round(float(running), 4), used=round(fraction, 3))
-            if step % check_every == 0 and check:
-                measured = make_vae(config).to(device)
-                measured.load_state_dict(average)
-                checkpoint.record(log, "tune measured", step=step, **measure_vae(measured, check))
-            if time.monotonic() - kept > keep_every:
-                keep()
-                kept = time.monotonic()
-    keep()
-    vae.load_state_dict(average)
-    return vae
+    course = Course("tune", "decoder.", seed + 1, rates, 20, 0.3, 0.995, log_every, check_every, keep_every)
+    return _train(work, course, budget, vae, loss_of, trial, check, half)
 
 
 def reached(measured: dict[str, float], gates: Gates, twice: bool) -> bool:

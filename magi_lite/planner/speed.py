@@ -25,8 +25,7 @@ ATTENTION_EFFICIENCY = {"sdpa": 0.8, "flash": 0.85, "cudnn": 0.85, "sage": 2.2}
 """Share of the bf16 rate; Sage multiplies 8-bit numbers and so exceeds it (431 of 165 TOP/s on an RTX 4090)."""
 HOPPER = (9, 0)
 HOPPER_ATTENTION = 0.71
-"""Part of these shares that is left on Hopper, whose products are so fast that a kernel waits for its exponentials:
-563 of 989 TFLOP/s were measured with PyTorch's and with cuDNN's kernel."""
+"""Part of these shares that is left on Hopper: 563 of 989 TFLOP/s were measured with PyTorch's and cuDNN's kernels."""
 
 
 @dataclass(frozen=True)

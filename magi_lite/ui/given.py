@@ -86,14 +86,18 @@ class Given:
         Raises:
             InputError: names which.
         """
-        for what, path in (("picture", request.image), ("clip", request.video)):
+        places = [
+            ("picture that the video starts from", request.image, "into the box"),
+            ("clip that the video starts from", request.video, "into the box"),
+            *(
+                (f"picture of the block at {segment.start} s", segment.image, "on the block")
+                for segment in request.timeline.segments
+            ),
+        ]
+        for what, path, where in places:
             if self._is_gone(path):
-                remedy = "drop it into the box again" if shown else "make a new video and drop it there"
-                raise InputError(f"The {what} that the video starts from is gone; {remedy}.")
-        for segment in request.timeline.segments:
-            if self._is_gone(segment.image):
-                remedy = "drop it on the block again" if shown else "make a new video and drop it there"
-                raise InputError(f"The picture of the block at {segment.start} s is gone; {remedy}.")
+                remedy = f"drop it {where} again" if shown else "make a new video and drop it there"
+                raise InputError(f"The {what} is gone; {remedy}.")
 
     def _is_gone(self, path: Path | None) -> bool:
         return path is not None and self._library.holds(path) and not path.exists()

@@ -98,9 +98,10 @@ class DeepTiff(Image.Image):
             sums[place][: small.shape[0], : small.shape[1], : small.shape[2]] += small
         counts = [np.diff([*range(0, side, factor), side]) for side in (layout.height, layout.width)]
         pixels = sums / np.outer(*counts)[..., None].astype(np.float32)
-        scale = scale_of(highest, up_to_1 / max(1, seen), whole, floats=layout.kind == _FLOAT, full=_full(layout))
         if (layout.kind, layout.size) == (_UNSIGNED, 2):  # as of those that Pillow reads
-            scale = 255 / 65535
+            scale: float | None = 255 / 65535
+        else:
+            scale = scale_of(highest, up_to_1 / max(1, seen), whole, floats=layout.kind == _FLOAT, full=_full(layout))
         return self._shown(pixels, colours, scale, highest, background)
 
     def _shown(
