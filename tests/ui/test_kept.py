@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from gradio_client import Client
@@ -182,7 +183,8 @@ def test_a_picture_that_is_gone_is_to_be_dropped_again(page: Page, app: App, tmp
     page.wait_for_selector(".so-drop.filled img")
     page.fill("#mg-prompt textarea", "a photograph at night")
     set_length(page, 1)
-    kept = next((app.projects / ".uploads").iterdir())
+    shown = unquote(page.locator(".so-drop.filled img").get_attribute("src") or "")
+    kept = app.projects / ".uploads" / Path(shown).name
     kept.unlink()
     page.click("#mg-generate")
     sentence = "The picture that the video starts from is gone; drop it into the box again."
