@@ -400,6 +400,10 @@ class Actions:
         """What an uploaded file is: an image to start from, a clip to continue, a video of ours with its settings."""
         return {"source": self.given.look_at(path, name)}
 
+    def drawn(self, path: str) -> dict[str, Any]:
+        """A kept picture, or a clip's last frame, as a small JPEG (a data URL): not every browser draws every kind."""
+        return {"url": self.given.drawn(path)}
+
     def download(self, model: str) -> dict[str, Any]:
         """Fetch a model in the background, or go on with a download; `system` tells its progress.
 

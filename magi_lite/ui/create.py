@@ -52,7 +52,7 @@ def build(actions: Actions, start: dict[str, Any], examples: list[str], cards: l
             w["timeline"] = TimelineEditor(
                 start["timeline"],
                 seconds=start["seconds"],
-                look_at=actions.look_at,
+                pictures=(actions.look_at, actions.drawn),
                 own_pictures=actions.given.own_pictures,
                 elem_id="mg-timeline",
             )

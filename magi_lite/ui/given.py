@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import with_pictures
 from magi_lite.ui import uploads
 from magi_lite.ui.library import Library, file_url
+
+_DRAWN_PIXELS = 320
+"""Longer side of what is drawn for a page: twice what the largest place for it has."""
 
 
 class Given:
@@ -43,6 +47,20 @@ class Given:
         found = uploads.look_at(uploaded, name)
         kept = uploads.keep(uploaded, name, self.folder)
         return {**found, "path": str(kept), "url": file_url(kept)}
+
+    def drawn(self, path: str) -> str:
+        """A small JPEG, as a data URL, of a picture or a clip's last frame, for browsers that cannot draw the file.
+
+        Raises:
+            InputError: the file is not one that a page may name, or is gone. MediaError: it cannot be used.
+        """
+        from magi_lite.video.look import small_frame
+        from magi_lite.video.thumbnails import to_jpeg
+
+        if not self.may_be_named(path) or not Path(path).is_file():
+            raise InputError(f"There is no file {shown(path)} in the projects folder.")
+        jpeg = to_jpeg(small_frame(Path(path), _DRAWN_PIXELS), made=False)
+        return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
     def source(self, file: str | dict[str, Any], kind: str) -> dict[str, Any]:
         """The form's source for an uploaded file, or for the path of one inside the projects folder.

@@ -29,6 +29,8 @@ from magi_lite.ui.labels import Labels, changed, read_labels, write_labels
 
 _MOST_THUMBNAILS = 60
 """Seconds of a video whose lost thumbnails are made again when it is opened, each in a tenth of a second."""
+_MOST_CARDS = 12
+"""Cards whose lost pictures are made again when a page asks for them; the others get theirs when it asks again."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at the folder for what is new."""
 SHOW = ("all", "starred", "finished", "unfinished")
@@ -39,6 +41,11 @@ _UNFINISHED = ("paused", "stopped", "interrupted", "failed", "running")
 def file_url(path: Path) -> str:
     """Where the page finds a file of the projects folder."""
     return "/gradio_api/file=" + quote(str(path))
+
+
+def picture_of(folder: Path) -> Path:
+    """The picture of a video's card: the thumbnails of its first second."""
+    return folder / "chunks" / "00000.jpg"
 
 
 class Library:
@@ -55,6 +62,7 @@ class Library:
         self._changes = 0
         self._bin = Bin(folder)
         self._looked = (-math.inf, "")
+        self._restored: set[str] = set()
         self._job: tuple[tuple[int, ...], Job | None] = ((), None)
 
     # --- one video
@@ -227,14 +235,27 @@ class Library:
             kept = {one.id for one in fits}
             fits = [one for one in fits if one is _chosen([other for other in families[one.id] if other.id in kept])]
         fits = _sorted(fits, sort)
-        end = None if limit is None else offset + limit
+        part = fits[offset : None if limit is None else offset + limit]
+        self._restore_pictures(part)
         return {
-            "videos": [self._tile(one, families[one.id]) for one in fits[offset:end]],
+            "videos": [self._tile(one, families[one.id]) for one in part],
             "total": len(fits),
             "all": len(entries),
             "models": sorted({one.request.model for one in entries}),
             "binned": len(self._bin.names()),
         }
+
+    def _restore_pictures(self, entries: list[Entry]) -> None:
+        """Make the pictures of cards that lost them again, each once: what cannot be decoded now never can."""
+        lost = [
+            one.id
+            for one in entries
+            if one.done and one.id not in self._restored and not picture_of(self.folder / one.id).is_file()
+        ]
+        for name in lost[:_MOST_CARDS]:
+            self._restored.add(name)
+            with contextlib.suppress(MagiLiteError, OSError):  # deleted meanwhile, or a disk that can only be read
+                self.open(name).seconds.restore_thumbnails(1)
 
     def _tile(self, one: Entry, family: list[Entry]) -> dict[str, Any]:
         folder, request = self.folder / one.id, one.request
@@ -255,7 +276,7 @@ class Library:
             "seed": request.seed,
             "model": request.model,
             "versions": [other.id for other in family],
-            "thumbnail": file_url(folder / "chunks" / "00000.jpg") if one.done else None,
+            "thumbnail": file_url(picture_of(folder)) if one.done else None,
             "video_url": f"{file_url(folder / 'video.mp4')}?v={one.done}" if one.done else None,
         }
 
@@ -290,7 +311,7 @@ class Library:
         tiles = [self._tile(one, [one]) for one in found]
         for tile, one in zip(tiles, found, strict=True):
             folder = self._bin.folder / one.id
-            tile["thumbnail"] = file_url(folder / "chunks" / "00000.jpg") if one.done else None
+            tile["thumbnail"] = file_url(picture_of(folder)) if one.done else None
             tile["video_url"] = file_url(folder / "video.mp4") if one.done else None
         return tiles
 

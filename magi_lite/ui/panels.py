@@ -53,7 +53,7 @@ class SourcePanel(Panel):
     triggers = ("dropped", "cleared")
 
     def __init__(self, actions: Actions, **options: Any) -> None:
-        functions = offered(actions, "look_at")
+        functions = offered(actions, "look_at", "drawn")
         super().__init__(None, server_functions=functions, limit=LIMIT_BYTES, elem_id="mg-source", **options)
         self._may_be_named = actions.given.may_be_named
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from magi_lite.errors import TimelineError
@@ -18,7 +18,7 @@ class TimelineEditor(Panel):
     Args:
         value: the timeline shown first.
         seconds: length of the video, which no block can pass; None: endless.
-        look_at: what a picture that was sent for a block is, see `Actions.look_at`.
+        pictures: what a picture that was sent for a block is, and how it looks: `Actions.look_at` and `Actions.drawn`.
         own_pictures: a timeline with those pictures that a page may name, and a sentence about the others; None: all.
     """
 
@@ -30,7 +30,7 @@ class TimelineEditor(Panel):
         value: Timeline | None = None,
         *,
         seconds: int | None = 4,
-        look_at: Callable[..., Any] | None = None,
+        pictures: Sequence[Callable[..., Any]] = (),
         own_pictures: Callable[[Timeline], tuple[Timeline, str]] | None = None,
         **options: Any,
     ) -> None:
@@ -38,7 +38,7 @@ class TimelineEditor(Panel):
             return parsed(str(data.get("text", "")), own_pictures)
 
         functions: list[Any] = [print_timeline, parse_timeline, write_timeline]
-        functions += [for_page(look_at)] if look_at else []
+        functions += map(for_page, pictures)
         super().__init__(value, seconds=seconds or 0, server_functions=functions, **options)
 
     def preprocess(self, payload: Any) -> Any:

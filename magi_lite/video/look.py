@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from magi_lite.files import check_source
 from magi_lite.models import FPS
 from magi_lite.video.containers import kind_of
@@ -39,3 +41,21 @@ def look_at(path: Path) -> Look:
         return Look("image", *shown_size(path))
     _, facts = read_tail(path, _PROBE, "crop", 1)
     return Look("video", facts.width, facts.height, facts.seconds, facts.rate)
+
+
+def small_frame(path: Path, longest: int) -> np.ndarray:
+    """A picture, or the last frame of a clip, (H, W, 3) uint8, sRGB; its longer side has `longest` pixels or fewer.
+
+    Raises:
+        MediaError: it can be used neither as a picture nor as a clip; one sentence.
+    """
+    from magi_lite.video.clips import read_tail
+    from magi_lite.video.images import load_image
+
+    seen = look_at(path)
+    share = min(1.0, longest / max(seen.width, seen.height))
+    size = (max(1, round(seen.width * share)), max(1, round(seen.height * share)))
+    if seen.kind == "image":
+        return load_image(path, size, "stretch")
+    frames, _ = read_tail(path, size, "stretch", 1)
+    return np.asarray(frames[-1])

@@ -29,13 +29,14 @@ def strip(frames: np.ndarray, count: int = 4, height: int = 72) -> np.ndarray:
     return np.concatenate([np.asarray(image) for image in small], axis=1)
 
 
-def to_jpeg(image: np.ndarray, quality: int = 85) -> bytes:
-    """JPEG bytes of an image (H, W, 3) uint8."""
+def to_jpeg(image: np.ndarray, quality: int = 85, *, made: bool = True) -> bytes:
+    """JPEG bytes of an image (H, W, 3) uint8; `made`: labelled as made by a model."""
     import imageio.v3 as iio
 
     from magi_lite.video import labels
 
-    return iio.imwrite("<bytes>", image, plugin="pillow", extension=".jpg", quality=quality, xmp=labels.xmp())
+    label: dict[str, Any] = {"xmp": labels.xmp()} if made else {}
+    return iio.imwrite("<bytes>", image, plugin="pillow", extension=".jpg", quality=quality, **label)
 
 
 def to_png(image: np.ndarray, settings: dict[str, Any] | None = None) -> bytes:

@@ -147,6 +147,17 @@ def test_lost_thumbnails_are_made_again_from_the_video(
     assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
 
 
+def test_a_card_of_the_gallery_gets_its_lost_picture_back(finished_run: Path, copy_of: Callable) -> None:
+    path = copy_of(finished_run)
+    lost = path / "chunks" / "00000.jpg"
+    lost.unlink()
+    (tile,) = (tile for tile in Library(path.parent).page()["videos"] if tile["id"] == path.name)
+    assert tile["thumbnail"].endswith(f"{path.name}/chunks/00000.jpg")
+    shown = frames_of(path / "video.mp4").reshape(SECONDS, -1, 32, 32, 3)
+    wanted = Image.open(io.BytesIO(to_jpeg(strip(shown[0]))))
+    assert np.array_equal(np.asarray(Image.open(lost)), np.asarray(wanted))
+
+
 @pytest.mark.parametrize("second", [0, 2, 3])
 @pytest.mark.parametrize("damage", ["deleted", "flipped"])
 def test_a_second_without_any_whole_piece_is_computed_again_and_later_ones_stay(

@@ -1,9 +1,10 @@
 // Drop, paste or choose an image or a clip, anywhere on the page. The server looks at what it really is and answers
 // with its kind, or with one sentence. The value is {kind, path, name, ...} or null.
 import { NO_ANSWER, emit, on, onDocument, toast } from "../shared/bus.js";
-import { askFor, button, el, keepInside } from "../shared/dom.js";
+import { askFor, button, el, isTimelineFile, keepInside } from "../shared/dom.js";
 import { bytes, count } from "../shared/format.js";
 import { icon } from "../shared/icons.js";
+import { drawable } from "../shared/pictures.js";
 
 export function mount({ element, props, trigger, server, watch, upload }) {
   const root = element.querySelector(".so"),
@@ -19,16 +20,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     if (busy) kids.push(icon("upload"), el("span", { class: "so-text", text: `Reading ${busy} …` }));
     else if (value && value.kind) {
       kids.push(
-        value.kind === "image"
-          ? el("img", { src: value.url, alt: "The image to start from" })
-          : el("video", {
-              src: value.url,
-              muted: true,
-              autoplay: true,
-              loop: true,
-              playsInline: true,
-              "aria-label": "The clip to continue",
-            }),
+        drawable(pictured(value), value.path, server),
         el(
           "span",
           { class: "so-text" },
@@ -54,6 +46,17 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     if (old) old.remove();
     if (!busy && value && value.kind) drop.after(button("Remove", "close", clear, { class: "so-remove" }));
   }
+  const pictured = (value) =>
+    value.kind === "image"
+      ? el("img", { src: value.url, alt: "The image to start from" })
+      : el("video", {
+          src: value.url,
+          muted: true,
+          autoplay: true,
+          loop: true,
+          playsInline: true,
+          "aria-label": "The clip to continue",
+        });
   function clear() {
     props.value = null;
     error.textContent = "";
@@ -117,13 +120,12 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     if (!found.length) return;
     const videos = count(found.length, "video"),
       intro = `Make ${videos}, one from each picture, with the prompt and the settings of the form?`,
-      pictures = found.map((one) => el("img", { src: one.url, alt: one.name }));
+      pictures = found.map((one) => drawable(el("img", { src: one.url, alt: one.name }), one.path, server));
     askFor("Several pictures", intro, [el("div", { class: "so-several" }, ...pictures)], `Make ${videos}`, () => {
       emit("several", found);
       return {};
     });
   }
-  const isTimeline = (file) => file && /\.(srt|otio|json|txt)$/i.test(file.name);
   /** Files may be dropped anywhere: what becomes of them is seen here. */
   function bringToView() {
     if (root.offsetParent === null) document.querySelector("[role=tab][data-tab-id=create]").click();
@@ -133,7 +135,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     error.textContent = "";
     bringToView();
     if (files.length > 1) takeSeveral([...files]);
-    else if (isTimeline(files[0])) emit("timeline-file", files[0]);
+    else if (isTimelineFile(files[0])) emit("timeline-file", files[0]);
     else take(files[0]);
   }
   drop.addEventListener("click", () => {

@@ -1,7 +1,8 @@
 // Shots: a block may begin with a hard cut or a picture; both forget what came before. A mark on the block, its
 // thumbnail, its menu, and pictures that are dropped on it.
 import { NO_ANSWER, emit, onDocument, toast } from "../shared/bus.js";
-import { el, keepInside } from "../shared/dom.js";
+import { el, isTimelineFile, keepInside } from "../shared/dom.js";
+import { redraw } from "../shared/pictures.js";
 
 const KEYS = { shot: "X", picture: "P" };
 /** Tools that a block's menu offers as well. */
@@ -58,7 +59,9 @@ export function drawShot(node, block) {
     node.append(thumb);
   }
   const src = address(block.image);
-  if (thumb.getAttribute("src") !== src) thumb.setAttribute("src", src);
+  if (thumb.dataset.from === src) return;
+  thumb.dataset.from = src; // what is shown can be what the app has drawn of it
+  thumb.setAttribute("src", src);
 }
 
 /**
@@ -71,7 +74,7 @@ export function mountShots({ view, state, server, upload, apply, select }) {
   const lane = view.laneNode;
   const picker = el("input", {
     type: "file",
-    accept: "image/*",
+    accept: "image/*,.tif,.tiff,.heic,.heif,.jp2,.tga",
     hidden: true,
     tabindex: "-1",
     "aria-label": "Picture for the block",
@@ -122,12 +125,26 @@ export function mountShots({ view, state, server, upload, apply, select }) {
     if (picker.files[0] && wanted) bring(picker.files[0], wanted);
   });
 
+  /** A picture of a kind that the browser cannot draw. */
+  function failed({ target }) {
+    const node = target.closest(".tl-block"),
+      block = node && state.find(node.dataset.id);
+    if (block && block.image) redraw(target, block.image, server);
+  }
+  lane.addEventListener("error", failed, true); // it does not bubble
+
   // --- pictures dropped on a block
+  /** Of some kinds, such as JPEG 2000, the browser knows no type, nor of a timeline's file; that one has another name,
+   * which shows only when it is dropped. */
+  const mayBePicture = (item) => {
+    const file = item.getAsFile && item.getAsFile();
+    return item.type ? item.type.startsWith("image/") : !(file && isTimelineFile(file));
+  };
   /** The block that a dragged picture is over; the event is ours then, and no longer the whole page's. */
   const taken = (event) => {
     const items = [...((event.dataTransfer && event.dataTransfer.items) || [])],
       node = event.target.closest && event.target.closest(".tl-block");
-    if (!node || !items.some((item) => item.kind === "file" && item.type.startsWith("image/"))) return null;
+    if (!node || !items.some((item) => item.kind === "file" && mayBePicture(item))) return null;
     event.preventDefault();
     return node;
   };
