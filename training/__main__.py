@@ -14,6 +14,9 @@ The recipe, each stage resumable (call the same again; checkpoints and the log `
 On a card: `python -m training all --work DIR --device cuda --minutes 17` films with half of the processor's cores
 meanwhile, keeps the clips in the card's memory (3.3 MB each) and shares the minutes among the stages.
 
+With --carry FOLDER the transformer begins with that model's, fitted to the latents of DIR's autoencoder, and learns
+full windows alone.
+
 Photographs lie in DIR/photos, unpacked from the packages that training/CREDITS.md names. `--share 0.5` halves every
 budget of steps. A gate that is not passed after twice its budget (with --minutes, after its share of them) is stated in
 the log, and the training goes on.
@@ -44,6 +47,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="where a model folder is written")
     parser.add_argument("--undistilled", action="store_true", help="export the model before distillation")
     parser.add_argument("--before", type=Path, default=None, help="the model that training went on from, for the mean")
+    parser.add_argument("--carry", type=Path, default=None, help="the model whose transformer is gone on with")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--minutes", type=float, default=None, help="for all stages, in place of numbers of steps")
     parser.add_argument("--clips", type=int, default=12_000, help="that a card keeps, of five seconds each")
@@ -61,6 +65,7 @@ def main() -> int:
         not arguments.undistilled,
         arguments.before,
         minutes=arguments.minutes,
+        carry=arguments.carry,
     )
     try:
         with recipe.on_card(arguments.clips) if arguments.device == "cuda" else nullcontext(recipe) as recipe:

@@ -40,7 +40,7 @@ LARGEST_FILE = 15_000_000
 LEARNED_ROWS = (1, *range(7, 15))
 """Rows of the special-token table that training used: quality, and one to eight seconds remaining."""
 TOKEN_ROWS = 100
-_TIED = "encoder.embed_tokens.weight"
+TIED = "encoder.embed_tokens.weight"
 """The second name of the T5's one embedding table."""
 
 
@@ -179,7 +179,7 @@ def _write_text(path: Path, model: TrainedModel) -> None:
     folder = path.parent
     folder.mkdir(parents=True)
     model.tokenizer.save_pretrained(folder)
-    save_file({n: t.float().contiguous() for n, t in model.text.items() if n != _TIED}, path)
+    save_file({n: t.float().contiguous() for n, t in model.text.items() if n != TIED}, path)
     _write_json(folder / "config.json", model.text_config)
     _write_json(folder / "vocabulary.json", vocabulary_file())
 

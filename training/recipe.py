@@ -40,13 +40,16 @@ from training.train_vae import (
 )
 
 STAGES = ("vae", "fold", "pool", "dit", "distill", "tune", "export")
-STEPS = {"vae": 700, "single": 7300, "windows": 4000, "full": 9350, "distill": 500, "tune": 1600}
+STEPS = {"vae": 700, "single": 7300, "windows": 4000, "full": 9350, "carried": 4000, "distill": 500, "tune": 1600}
 """Steps of every stage on a processor."""
-TIME = {"vae": 0.25, "single": 0.04, "windows": 0.11, "full": 0.38, "distill": 0.10, "tune": 0.12}
+TIME = {"vae": 0.25, "single": 0.04, "windows": 0.11, "full": 0.38, "carried": 0.53, "distill": 0.10, "tune": 0.12}
 """Shares of the minutes that are given."""
 FILMED_SHARE = 0.6
 """Of a card's free memory, for what is filmed."""
-FOLDED, TUNED = "vae_folded.safetensors", "vae_tuned.safetensors"
+PHASES = (("single", "single", 1.0), ("windows", "windows", 0.7), ("full", "full", 0.5))
+"""Of the transformer: the budget's name, which windows are drawn, the peak of the rates."""
+CARRIED_PHASES = (("carried", "full", 0.7),)
+FOLDED, TRANSFORMER, TUNED = "vae_folded.safetensors", "dit.safetensors", "vae_tuned.safetensors"
 FOLD_CLIPS = 96
 """Clips of each kind that the latents' mean and deviation are taken from."""
 SIZED_CLIPS = 24
@@ -79,7 +82,7 @@ class Recipe:
 
     `before`: the model folder that the run has gone on from, if the mean of both is to be exported. `footage`: what is
     filmed for a card; None: the processor trains, and films for itself. `minutes`: for all stages together, in place of
-    numbers of steps.
+    numbers of steps. `carry`: the model folder whose transformer is gone on with on another autoencoder's latents.
     """
 
     work: Path
@@ -90,6 +93,7 @@ class Recipe:
     before: Path | None = None
     footage: Footage | None = None
     minutes: float | None = None
+    carry: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -225,12 +229,17 @@ def fill_pool(recipe: Recipe) -> None:
 
 
 def train_transformer(recipe: Recipe) -> None:
-    """Single chunks, windows, full windows: each phase's steps behind those of the phases before."""
+    """Single chunks, windows, full windows: each phase's steps behind those of the phases before.
+
+    One that is carried over knows the world, and learns full windows alone.
+    """
     from training.train_dit import train_dit
 
+    if recipe.carry and not (recipe.work / TRANSFORMER).is_file():
+        carry(recipe, recipe.carry)
     first, scale = 0, recipe.scale
-    for phase, peak in (("single", 1.0), ("windows", 0.7), ("full", 0.5)):
-        budget = recipe.budget(phase, first_step=first)
+    for stage, phase, peak in CARRIED_PHASES if recipe.carry else PHASES:
+        budget = recipe.budget(stage, first_step=first)
         train_dit(
             recipe.work,
             budget,
@@ -241,6 +250,24 @@ def train_transformer(recipe: Recipe) -> None:
             log_every=scale.log_every,
         )
         first += budget.steps or 0
+
+
+def carry(recipe: Recipe, before: Path) -> None:
+    """Begin the transformer with that of the model folder `before`, fitted to the latents of this autoencoder.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    from training.carry import carry_over, fit, latents_of, nearest_rotation, read_autoencoder, read_transformer
+
+    old, model = read_autoencoder(before), read_transformer(before)
+    clips = Reel(recipe.album().trained, first=FOLD_CLIPS).batch(FOLD_CLIPS, False, checkpoint.generators(2))
+    matrix = fit(*(latents_of(vae, clips) * SCALE_FACTOR for vae in (old, load_folded(recipe).cpu())))
+    carry_over(model, matrix)
+    apart = float((matrix - nearest_rotation(matrix)).norm() / matrix.norm())
+    recipe.log("carried over", before=before.name, apart_from_a_rotation=round(apart, 3))
+    weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    checkpoint.save(recipe.work / TRANSFORMER, {"model": weights, "average": weights}, {"step": 0, "phase": "full"})
 
 
 def train_student(recipe: Recipe) -> None:
