@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -131,6 +131,28 @@ def _opened(source: Path) -> BinaryIO:
 def _read(reader: BinaryIO, source: Path) -> bytes:
     with _source_errors(source):
         return reader.read(_PIECE)
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether a file is there; False also of a text that no disk can have as a name, where pathlib raises."""
+    return _looked(Path.is_file, path)
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether a folder is there; see `is_file`."""
+    return _looked(Path.is_dir, path)
+
+
+def is_there(path: Path | str) -> bool:
+    """Whether anything is there; see `is_file`."""
+    return _looked(Path.exists, path)
+
+
+def _looked(look: Callable[[Path], bool], path: Path | str) -> bool:
+    try:
+        return look(Path(path))
+    except (OSError, ValueError):  # too long, or with characters that no name has
+        return False
 
 
 def check_source(path: Path, kind: str) -> None:

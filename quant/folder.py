@@ -63,7 +63,7 @@ def convert_folder(
             process is at this very conversion.
     """
     target = Path(os.path.realpath(target))  # which `resolve` does not bear where links lead in a circle
-    if target.exists() and _manifest(target) is None:
+    if os.path.lexists(target) and _manifest(target) is None:
         raise QuantError(f"{target} exists and is not this conversion; remove it or choose another folder.")
     if isinstance(scheme, Published) != (recording is not None):
         raise QuantError(

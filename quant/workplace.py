@@ -31,12 +31,8 @@ def workplace(source: Path, target: Path) -> Iterator[Path]:
         QuantError: another process is at work there, it holds something else, or the disk refuses.
     """
     partial = target.with_name(target.name + ".partial")
-    there = {entry.name for entry in partial.iterdir()} if partial.is_dir() else set()
-    strange = sorted(name for name in there - _OURS if not is_leftover(name))
-    if strange or partial.is_file() or _is_inside(source, partial):
-        what = f"holds {strange[0]}" if strange else "is the source" if partial.is_dir() else "is a file"
-        raise QuantError(f"{partial} is needed for unfinished work but {what}; rename it or choose another OUT.")
     try:
+        _check_free(partial, source)
         partial.mkdir(parents=True, exist_ok=True)
         try:
             lock = FileLock(partial / "lock", target.name)
@@ -56,6 +52,15 @@ def workplace(source: Path, target: Path) -> Iterator[Path]:
     except OSError as error:
         what = f"{error.filename or target} cannot be read or written ({error.strerror})"
         raise QuantError(f"{what}; free some space or choose another OUT.") from error
+
+
+def _check_free(partial: Path, source: Path) -> None:
+    """Refuse to work where anything lies that is not ours."""
+    there = {entry.name for entry in partial.iterdir()} if partial.is_dir() else set()
+    strange = sorted(name for name in there - _OURS if not is_leftover(name))
+    if strange or partial.is_file() or _is_inside(source, partial):
+        what = f"holds {strange[0]}" if strange else "is the source" if partial.is_dir() else "is a file"
+        raise QuantError(f"{partial} is needed for unfinished work but {what}; rename it or choose another OUT.")
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

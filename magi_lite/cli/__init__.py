@@ -78,8 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    from magi_lite.cli.reading import check_paths
+
     try:
         check_working_folder()
+        check_paths(parsed)
         return parsed.run(parsed)
     except MagiLiteError as error:
         if parsed.debug:

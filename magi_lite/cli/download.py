@@ -32,10 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Download with a progress bar; prints the folder of the transformer's weights."""
     from tqdm import tqdm
 
-    from magi_lite.cli.reading import check_paths
     from magi_lite.weights.hub import download, download_special_tokens
 
-    check_paths(arguments)
     if arguments.model == SPECIAL_TOKENS and not arguments.offline:
         print(download_special_tokens(arguments.models))
         return 0

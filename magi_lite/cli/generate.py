@@ -11,7 +11,7 @@ from pathlib import Path
 
 from magi_lite import library
 from magi_lite.cli import faults
-from magi_lite.cli.reading import add_options, check_paths, options_given
+from magi_lite.cli.reading import add_options, options_given
 from magi_lite.cli.show import show
 from magi_lite.control import RunControl
 from magi_lite.errors import MagiLiteError, OutputError
@@ -49,7 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the video; prints progress to stderr and the file's name to stdout."""
     from magi_lite.pipeline import generate  # torch comes in here
 
-    check_paths(arguments)
     request = request_of(arguments)
     library.check_free(
         request, arguments.resume, arguments.redo_from, arguments.out, overwrite=arguments.overwrite

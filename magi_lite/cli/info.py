@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-from magi_lite.cli.reading import check_paths
 from magi_lite.errors import MediaError
 
 
@@ -20,7 +19,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the settings as JSON."""
     from magi_lite.video.writer import read_settings
 
-    check_paths(arguments)
     settings = read_settings(arguments.file)
     if settings is None:
         raise MediaError(f"{arguments.file} carries no settings; only videos made by magi_lite with metadata on do.")

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from magi_lite import planner
 from magi_lite.cli import plan_table
-from magi_lite.cli.reading import add_options, check_paths, options_given
+from magi_lite.cli.reading import add_options, options_given
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.library import plan_request
 from magi_lite.machine import cards, devices
@@ -49,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
 
 def make_plan(args: argparse.Namespace) -> planner.Plan:
     """The plan that the flags ask for: what `generate` would do with them, on this machine or on the one they name."""
-    check_paths(args)
     machine = chosen_device(args)
     given = options_given(args)
     if machine is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import InputError
+from magi_lite.files import is_file
 from magi_lite.library import read_timeline
 from magi_lite.request.options import Option
 from magi_lite.request.request import OPTIONS
@@ -49,19 +50,11 @@ def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def timeline_of(source: str) -> Timeline:
     """The timeline in a file of that name, or in shorthand."""
-    if _is_file(source):
+    if is_file(source):  # False of shorthand that is longer than a name can be, too
         return read_timeline(Path(source))
     if "[" not in source and "\n" not in source:
         raise InputError(f'There is no timeline file "{source[:200]}"; write shorthand as "[0s-2s: a cat walks]".')
     return parse(source)
-
-
-def _is_file(source: str) -> bool:
-    """Whether there is a file of that name; shorthand may be longer than a name can be, or have other characters."""
-    try:
-        return Path(source).is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def check_paths(arguments: argparse.Namespace) -> None:
@@ -72,4 +65,5 @@ def check_paths(arguments: argparse.Namespace) -> None:
     """
     for name, value in vars(arguments).items():
         if isinstance(value, Path):
-            Option(kind="path", name=f"--{name.replace('_', '-')}").check(value)
+            written = name in OPTIONS and OPTIONS[name].written
+            Option(kind="path", name=f"--{name.replace('_', '-')}", written=written).check(value)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from magi_lite import library
 from magi_lite.cli.app import workers
 from magi_lite.cli.generate import GROUPS, bring_special_tokens, stop_on_interrupt
-from magi_lite.cli.reading import add_options, check_paths, options_given
+from magi_lite.cli.reading import add_options, options_given
 from magi_lite.cli.show import clock
 from magi_lite.cli.table import Row, Table
 from magi_lite.control import RunControl
 from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.files import is_file
 from magi_lite.models import MODELS
 from magi_lite.request.build import choose_preset
 from magi_lite.request.checks import check, content_hash
@@ -77,7 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from magi_lite.jobs.batch import Batch
 
-    check_paths(arguments)
     files, options = timelines(arguments), options_given(arguments)
     fleet = workers(arguments, arguments.projects.resolve())
     patience = WORKER_PATIENCE
@@ -163,7 +163,7 @@ def timelines(arguments: argparse.Namespace) -> list[Path]:
         InputError: none is.
     """
     files = [Path(one) for one in dict.fromkeys(arguments.timelines)]
-    if arguments.ray and (Path(arguments.ray).is_file() or Path(arguments.ray).suffix == ".json"):
+    if arguments.ray and (is_file(arguments.ray) or Path(arguments.ray).suffix == ".json"):
         files, arguments.ray = [Path(arguments.ray), *files], "auto"  # --ray TIMELINE: the address was left out
     if not files:
         raise InputError("There is nothing to make; name one timeline or more.")
@@ -220,7 +220,7 @@ def read_one(file: Path, options: dict[str, Any], node: dict[str, Any] | None) -
     from magi_lite.request.build import absolute_model
 
     Option(kind="path", name="TIMELINE").check(file)
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(f"There is no file {file}.")
     settings = _carries_settings(file)
     given = {"settings": file} if settings else {"timeline": file, **(node or {})}

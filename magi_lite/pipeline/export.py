@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from magi_lite.errors import InputError, MagiLiteError, OutputError
 from magi_lite.events import Event, Finished, PhaseStarted, Progress
-from magi_lite.files import replacing
+from magi_lite.files import is_file, replacing
 from magi_lite.machine import devices
 from magi_lite.models import FPS, FRAMES_PER_LATENT
 from magi_lite.planner.execution import Execution
@@ -177,7 +177,7 @@ def _as_decoded(pixels: np.ndarray) -> np.ndarray:
 
 def _folder(run: Path) -> Path:
     """The project's folder, also where its video is named."""
-    return run.parent if run.is_file() else run
+    return run.parent if is_file(run) else run
 
 
 _ROUNDED = 0.02

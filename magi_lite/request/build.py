@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from magi_lite.errors import CheckpointError, InputError, MagiLiteError
+from magi_lite.files import is_folder
 from magi_lite.machine.cards import Device
 from magi_lite.machine.devices import detect
 from magi_lite.models import MODELS
@@ -29,7 +30,7 @@ from magi_lite.sentences import count, did_you_mean, shortened, shown
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
 from magi_lite.timeline.text import parse
-from magi_lite.weights.layout import find_model, is_folder
+from magi_lite.weights.layout import find_model
 
 DEMO = "demo"
 PREFERRED_MODELS = ("4.5B-distill-fp8", "4.5B-distill", "4.5B-base", "24B-distill-fp8", "24B-distill", "24B-base")

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from magi_lite.errors import InputError, MediaError, OutputError
-from magi_lite.files import check_output, check_source
+from magi_lite.files import check_output, check_source, is_folder
 from magi_lite.models import MODELS
 from magi_lite.request import presets
 from magi_lite.request.request import (
@@ -27,7 +27,6 @@ from magi_lite.request.request import (
 from magi_lite.sentences import did_you_mean, either, shortened, shown
 from magi_lite.text.cleaning import check_prompt, clean_prompt
 from magi_lite.timeline import Timeline
-from magi_lite.weights.layout import is_folder
 
 MAX_PROMPT = 10_000
 """Characters; the text encoder reads the first 800 tokens at most, which a run says of prompts that have more."""

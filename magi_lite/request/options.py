@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +31,19 @@ MAX_NAME = 1000
 """Characters of a name: models, presets, styles."""
 MAX_PATH = 4096
 """Characters of a path: what Linux takes at most."""
+_MAX_PART = 255
+"""Of one file or folder in it: bytes on Linux, characters elsewhere."""
 _KINDS: dict[str, str] = {
     "whole": "a whole number", "number": "a number", "switch": "true or false", "choice": "text", "text": "text",
     "path": "text", "names": "a list of names", "timeline": "a timeline",
 }  # fmt: skip
 _WHOLE_TEXT = re.compile(r"\s*[+-]?[0-9]{1,30}\s*", re.ASCII)
+
+
+def too_long(path: Path) -> str:
+    """The first name in a path that is longer than any disk takes; empty: there is none."""
+    sized = os.fsencode if sys.platform == "linux" else str
+    return next((part for part in path.parts if len(sized(part)) > _MAX_PART), "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +94,8 @@ class Option:
     """Left out of the help and the form: for comparisons and experts."""
     local: bool = False
     """A place on this computer: never taken from a settings file, not offered by the app's API."""
+    written: bool = False
+    """A file that the run writes; how long its name may be, its disk says."""
     label: str = ""
     """In the app's form."""
     info: str = ""
@@ -183,6 +195,8 @@ class Option:
             limit = MAX_PATH if self.kind == "path" else MAX_NAME
             if len(text) > limit:
                 raise self.error(f"{named} has {len(text)} characters; {limit} is the most.")
+            if self.kind == "path" and not self.written and (part := too_long(Path(text))):
+                raise self.error(f"The name {part[:40]}… is too long for a disk; choose a shorter one.")
 
     def _is_of_kind(self, value: Any) -> bool:
         if self.kind == "switch":

@@ -193,7 +193,7 @@ class GenerationRequest:
     )  # fmt: skip
     overrides: Overrides = field(default_factory=Overrides)
     out: Path | None = option(
-        "path", None, optional=True, group="where", changes="resume", local=True,
+        "path", None, optional=True, group="where", changes="resume", local=True, written=True,
         help="the video file (default: in its project folder)",
     )  # fmt: skip
     crf: int = option(

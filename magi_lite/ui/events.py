@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.files import is_file
 from magi_lite.models import MODELS
 from magi_lite.request.build import DEMO, SEED_LIMIT, models_on_disk, with_defaults
 from magi_lite.request.request import GenerationRequest
@@ -98,7 +99,7 @@ class Handlers:
 
     def _source_of(self, request: GenerationRequest) -> dict[str, Any] | None:
         path = request.image or request.video
-        if path is None or not self.library.holds(path) or not path.is_file():
+        if path is None or not self.library.holds(path) or not is_file(path):
             return None
         from magi_lite.ui import uploads
         from magi_lite.ui.library import file_url

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import InputError
+from magi_lite.files import is_file, is_there
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sentences import shown
 from magi_lite.timeline import Segment, Timeline
@@ -57,7 +58,7 @@ class Given:
         from magi_lite.video.look import small_frame
         from magi_lite.video.thumbnails import to_jpeg
 
-        if not self.may_be_named(path) or not Path(path).is_file():
+        if not self.may_be_named(path) or not is_file(path):
             raise InputError(f"There is no file {shown(path)} in the projects folder.")
         jpeg = to_jpeg(small_frame(Path(path), _DRAWN_PIXELS), made=False)
         return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
@@ -74,7 +75,7 @@ class Given:
         if isinstance(file, dict):
             source = self.look_at(file)
         else:
-            if not self._library.holds(file) or not Path(file).is_file():
+            if not self._library.holds(file) or not is_file(file):
                 raise InputError(f"{file} is no file of the projects folder; upload yours with handle_file.")
             found = Path(file).resolve()
             source = {**uploads.look_at(found, found.name), "path": str(found)}
@@ -118,7 +119,7 @@ class Given:
                 raise InputError(f"The {what} is gone; {remedy}.")
 
     def _is_gone(self, path: Path | None) -> bool:
-        return path is not None and self._library.holds(path) and not path.exists()
+        return path is not None and self._library.holds(path) and not is_there(path)
 
     def own_pictures(self, timeline: Timeline) -> tuple[Timeline, str]:
         """The timeline with the pictures that lie in the folder, and a sentence about the others (empty: none).
@@ -129,7 +130,7 @@ class Given:
 
         def own(segment: Segment) -> Segment:
             image = segment.image
-            if image is None or (self._library.holds(image) and image.is_file()):
+            if image is None or (self._library.holds(image) and is_file(image)):
                 return segment
             missing.append(image.name)
             return replace(segment, cut=True, image=None, image_sha256=None)

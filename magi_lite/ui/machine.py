@@ -12,6 +12,7 @@ from typing import Any
 
 from magi_lite import attention_choice, planner
 from magi_lite.errors import InputError, MagiLiteError
+from magi_lite.files import is_folder
 from magi_lite.library import plan_request
 from magi_lite.machine import cards, devices
 from magi_lite.machine.cards import GIB
@@ -221,7 +222,7 @@ class Machine:
         Raises:
             InputError: it is no folder, or a download is under way.
         """
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise InputError(f"There is no folder {folder}; make it, or choose another one.")
         if any((self.downloads.status(name) or {}).get("state") == "running" for name in MODELS):
             raise InputError("A model is being downloaded; stop that first.")

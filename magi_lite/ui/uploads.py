@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magi_lite.errors import InputError, MagiLiteError, MediaError
-from magi_lite.files import copy_source, output_errors
+from magi_lite.files import copy_source, is_file, output_errors
 from magi_lite.models import FPS
 from magi_lite.request.checks import content_hash
 from magi_lite.request.json import request_to_json
@@ -130,8 +130,11 @@ def received(path: str) -> Path:
     Raises:
         InputError: the path is not one of those.
     """
-    found = Path(path).resolve()
-    if not found.is_relative_to(received_folder().resolve()) or not found.is_file():
+    try:
+        found = Path(path).resolve()
+    except (OSError, ValueError):  # nothing can be called so
+        raise InputError(NOT_UPLOADED) from None
+    if not found.is_relative_to(received_folder().resolve()) or not is_file(found):
         raise InputError(NOT_UPLOADED)
     return found
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from magi_lite.config_files import Part, read_json
 from magi_lite.errors import CheckpointError, InputError
-from magi_lite.files import storage_errors
+from magi_lite.files import is_folder, storage_errors
 from magi_lite.models import MODELS, DiTConfig, Guidance, ModelSpec, SamplerSettings, T5Shape, VAEConfig
 from magi_lite.resources import home_folder, presets_folder
 from magi_lite.sentences import shown
@@ -103,14 +103,6 @@ def find_model(name_or_folder: str | Path, models_folder: Path | None = None) ->
         raise InputError(f"There is no model '{name_or_folder}': it is neither a folder nor one of {names}.")
     weights = _only_weights(model_root(folder))
     return _complete(weights, _root_of(weights), _family_of(weights))
-
-
-def is_folder(name: str | Path) -> bool:
-    """Whether a name is that of a folder; False for what no file system can name."""
-    try:
-        return Path(name).is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def _complete(weights: Path, root: Path, family: ModelSpec | None) -> ModelFiles:
@@ -278,7 +270,7 @@ def model_root(folder: Path) -> Path:
     """
     for cache in (folder, folder / CACHE_FOLDER, folder / "hub" / CACHE_FOLDER):
         snapshots = cache / "snapshots"
-        if cache.name != CACHE_FOLDER or not snapshots.is_dir():
+        if cache.name != CACHE_FOLDER or not is_folder(snapshots):
             continue
         try:
             newest = snapshots / read_small(cache / "refs" / "main").decode().strip()

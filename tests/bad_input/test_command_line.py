@@ -66,6 +66,8 @@ GENERATE = {
     "long model": (["--prompt", "a", "--model", "x" * 900], 2, "There is no model 'xxx"),
     "long path": (["--resume", "x" * 5000], 2, "--resume has 5000 characters; 4096 is the most."),
     "long output": (["--prompt", "a", "--preset", "demo", "--out", "x" * 300 + ".mp4"], 4, "The name xxx"),
+    "long name": (["--resume", "x" * 300], 2, f"The name {'x' * 40}… is too long for a disk; choose a shorter one."),
+    "long name of models": (["--prompt", "a", "--models", "x" * 300 + "/m"], 2, "The name xxx"),
     "quality": (["--prompt", "a", "--quality", "best"], 2, "quality cannot be 'best'; use draft, balanced or quality."),
     "scheme": (["--prompt", "a", "--scheme", "int4"], 2, "scheme cannot be 'int4'; use float32, bf16, fp8, int8, nf4"),
     "resume": (["--resume", "nowhere"], 2, "nowhere is not a project; it holds no project.json."),
@@ -87,6 +89,22 @@ def test_generate(name, capsys, tmp_path, monkeypatch):
     assert got == code
     assert text.startswith(f"error: {sentence}") and text.endswith(".")
     assert list(tmp_path.iterdir()) == [], "nothing is begun for a request that is refused"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["app", "--models"], ["app", "--projects"], ["plan", "--models"], ["download", "4.5B-distill", "--models"],
+        ["info"], ["export", "--to", "a.mp4"], ["render", "--ray"], ["render", "a.txt", "--projects"], ["render"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_no_command_stumbles_over_a_long_name(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x" * 300, "x/" * 3000):
+        code = main([*arguments, name])
+        said = capsys.readouterr().err
+        assert code == 2 and "unexpected" not in said and "Traceback" not in said
 
 
 def test_a_picture_and_a_clip_that_are_given_as_the_other(capsys, folder):

@@ -48,6 +48,13 @@ def test_other_peoples_files_are_left_alone(source: Path, tmp_path: Path) -> Non
     assert partial.read_text() == "a file"
 
 
+def test_a_name_that_no_disk_takes(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(quant.QuantError, match="cannot be read or written"):
+        convert_folder(source, tmp_path / ("x" * 300), quant.Int8())
+    with pytest.raises(quant.QuantError, match="cannot be read or written"):
+        convert_folder(tmp_path / ("x" * 300), tmp_path / "out", quant.Int8())
+
+
 @pytest.mark.parametrize("inside", ["", "unpacked", "model"])
 def test_the_source_may_have_any_name(inside: str, source: Path, tmp_path: Path) -> None:
     """A source that is called as our own working folder is not taken for its remains."""

@@ -13,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import Page
 
 from magi_lite.errors import InputError
+from magi_lite.timeline import Timeline
 from magi_lite.ui.given import Given
 from magi_lite.ui.library import Library
 from tests.ui.conftest import Watched, set_length
@@ -121,3 +122,14 @@ def test_only_what_a_page_may_name_is_drawn_and_nothing_is_said_to_be_made(tmp_p
     for other in (outside, given.folder / "link.tif", given.folder / "gone.tif", given.folder):
         with pytest.raises(InputError, match="There is no file"):
             given.drawn(str(other))
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "a\0b", "\udc80"], ids=["long", "deep", "zero", "half"])
+def test_a_path_that_nothing_can_have_is_no_programs_error(name: str, tmp_path: Path) -> None:
+    given = Given(Library(tmp_path))
+    for ask in (given.drawn, given.look_at, lambda path: given.source(path, "image")):
+        with pytest.raises(InputError):
+            ask(str(tmp_path) + "/" + name)
+    block = {"start": 0, "end": 1, "prompt": "a", "image": f"{tmp_path}/{'a' * 300}"}
+    timeline = Timeline.from_json({"segments": [block]})
+    assert given.own_pictures(timeline)[0].segments[0].image is None
