@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from magi_lite import attention
 
 CARD = torch.device("meta")
 ROUND = 512
@@ -156,8 +159,17 @@ def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, enable_g
 
 
 @contextmanager
-def card(explain: bool = False) -> Iterator[LiveBytes]:
-    """Everything inside runs without data and without gradients, and is counted."""
+def card(explain: bool = False, fused_attention: bool = True) -> Iterator[LiveBytes]:
+    """Everything inside runs without data and without gradients, and is counted.
+
+    Args:
+        fused_attention: False: torch has no fused kernel for this card.
+    """
     counter = LiveBytes(explain)
-    with torch.no_grad(), counter, CardFunctions():
+    with torch.no_grad(), counter, ExitStack() as stack:
+        if fused_attention:
+            stack.enter_context(CardFunctions())
+        else:
+            stack.enter_context(mock.patch.object(attention, "serves", lambda *_, **__: False))
+            stack.enter_context(mock.patch.object(attention, "_by_cudnn", lambda *_: None))
         yield counter

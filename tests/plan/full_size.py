@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from magi_lite import planner
+from magi_lite import attention, planner
 from magi_lite.dit.model import DiT
 from magi_lite.models import CHUNK_LATENT_FRAMES, quantizable
 from magi_lite.pipeline.engine import Engine
@@ -53,6 +53,8 @@ def build_dit(plan: planner.Plan, device: torch.device) -> DiT:
     if execution.scheme in SCHEMES:
         convert_(dit, SCHEMES[execution.scheme], quantizable(plan.model.dit))
     dit.mlp_slice, dit.attention_slice = execution.mlp_slice, execution.attention_slice
+    if execution.kernel == "plain":
+        dit.backend = attention.Backend("plain", attention.plain)
     return dit.eval()
 
 
@@ -61,7 +63,8 @@ def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[
     execution = plan.execution
     warm_up(execution.scheme)
     peaks = {}
-    with card(explain) as counter, Residency(execution, pin=False, device=CARD) as home:
+    fused = execution.kernel != "plain"
+    with card(explain, fused) as counter, Residency(execution, pin=False, device=CARD) as home:
         host = torch.device("cpu")
         dit = home.place_dit(build_dit(plan, host if execution.layers == "streamed" else CARD))
         with default_dtype(compute_dtype(plan)), (CARD if execution.vae in ("resident", "decoder") else host):
