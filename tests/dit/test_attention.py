@@ -411,7 +411,15 @@ def test_what_failed_by_chance_is_tried_again(card: Card) -> None:
 
 @pytest.mark.parametrize(
     ("flash", "sage", "cudnn", "chosen"),
-    [(1.1, 2.6, 1.2, "sage"), (0.9, 0.8, 1.01, "sdpa"), (None, None, None, "flash"), (0.9, None, 1.9, "cudnn")],
+    [
+        (1.1, 2.6, 1.2, "sage"),
+        (1.02, 1.02, 0.95, "sdpa"),
+        (None, None, None, "flash"),
+        (0.9, None, 1.9, "cudnn"),
+        (1.02, 0.8, 1.004, "cudnn"),  # on a tie, for it asks less of the processor
+        (0.9, 0.8, 0.98, "cudnn"),
+        (1.04, 0.8, 0.99, "flash"),
+    ],
 )
 def test_the_fastest_kernel_serves(
     flash: float | None, sage: float | None, cudnn: float | None, chosen: str, card: Card
@@ -419,6 +427,12 @@ def test_the_fastest_kernel_serves(
     speedups = {"flash": flash, "sage": sage, "cudnn": cudnn}
     card.results = {name: Trial(speedup=speedup) for name, speedup in speedups.items()}
     assert card.choose().name == chosen
+
+
+def test_a_tie_is_no_gain_in_words(card: Card) -> None:
+    card.results = {"flash": Trial("x"), "sage": Trial("x"), "cudnn": Trial(speedup=1.004)}
+    assert card.choose().name == "cudnn"
+    assert attention_choice.in_words("Some Card").partition(";")[0] == "cuDNN's"
 
 
 @pytest.mark.parametrize("asked", ["auto", "sdpa"])
