@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu_models import NO_CARD, profiled, relative_error, stage_inputs
 from benchmarks.gpu_setup import Setup
@@ -21,6 +22,7 @@ from magi_lite.sampling.kv_store import KVRing
 from magi_lite.weights.residency import Residency, move_except
 from quant import activations, fusion, kernels, kinds
 from quant.convert import quantized_linear
+from quant.linear import QuantizedLinear
 from quant.schemes import SCHEMES, Fp8, Scheme
 
 LINEARS = {"qkv": (3072, 3072), "projection": (6144, 3072), "fc1": (3072, 12288), "fc2": (12288, 3072)}
@@ -148,14 +150,46 @@ def linears(s: Setup) -> list[dict[str, Any]]:
                 row["error"] = relative_error(layer(x)[few], exact)
                 time = s.timed(lambda layer=layer, x=x: layer(x))
                 row |= {**time, "tflops": 2.0 * tokens * inputs * outputs / time["seconds"] / 1e12}
-                if scheme is not None:
-                    fast = layer(x[few])
-                    layer.backend = "plain"
-                    row["fast_against_plain"] = relative_error(fast, layer(x[few]))
+                row |= _paths(layer, x[few])
             except Exception as error:  # one kernel that this card or torch lacks must not hide the others
                 row["failed"] = f"{type(error).__name__}: {error}"
             rows.append(row)
     return rows
+
+
+class Products(TorchDispatchMode):
+    """Collects the operations that multiply, or expand weights for it, each with the type of its first argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = func.name().split(".")[0]
+        if name.startswith("bitsandbytes::") or name.endswith(("mm", "linear", "matmul")):
+            kind = next((x.dtype for x in args if isinstance(x, Tensor)), None)
+            self.found[f"{name} of {str(kind).removeprefix('torch.')}"] = None
+        return func(*args, **(kwargs or {}))
+
+
+def _paths(layer: torch.nn.Module, x: Tensor) -> dict[str, Any]:
+    """How far a linear's fast path is from its plain one, and which operations each of them is.
+
+    "fast" is what the layer does by itself, "plain" what it does with `backend = "plain"`; activations are quantized
+    alike in both. No comparison, and why, where both are the same.
+    """
+    with Products() as fast:
+        found = layer(x)
+    row: dict[str, Any] = {"fast": [*fast.found], "plain": None, "fast_against_plain": None}
+    if not isinstance(layer, QuantizedLinear):
+        return {**row, "reason": "an ordinary linear has one path"}
+    layer.backend = "plain"
+    with Products() as plain:
+        wanted = layer(x)
+    row["plain"] = [*plain.found]
+    if fast.found == plain.found:
+        return {**row, "reason": "the fast path is not taken here: both are the same operations"}
+    return {**row, "fast_against_plain": relative_error(found, wanted), "reason": ""}
 
 
 def transformer(s: Setup) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def probes(s: Setup) -> dict[str, Any]:
     for name in attention.available(s.kind, s.dtype):
         trial = attention.trial_of(name, s.kind, str(s.dtype).removeprefix("torch."))
         put(f"attention {name}", lambda trial=trial: trial.fault, speedup=trial.speedup)
+    put("fused attention of torch", lambda: attention.choose("sdpa", s.kind, s.dtype).notice)
     results["attention chosen"] = attention.choose("auto", s.kind, s.dtype).name
     if s.dry:
         return results

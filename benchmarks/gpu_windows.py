@@ -22,7 +22,7 @@ from benchmarks.gpu_overlap import layers
 from benchmarks.gpu_setup import Setup
 from magi_lite import attention
 from magi_lite.machine import devices
-from magi_lite.planner.plan import FRAGMENTATION, FRAGMENTATION_OF_FIXED
+from magi_lite.planner.plan import fragment_bytes
 
 LAYERS = 4
 PASSES = 24
@@ -158,5 +158,5 @@ def _passes(s: Setup, size: tuple[int, int], outputs: list[torch.Tensor]) -> dic
     return {
         "window_4": resident, "streamed_window_1": streamed, "peak_gb": held / 1e9, "reserved_gb": reserved / 1e9,
         "fragments": reserved / held - 1 if held else NO_CARD,
-        "planned_fragments": FRAGMENTATION_OF_FIXED if devices.windows_driver() else FRAGMENTATION,
+        "planned_fragments": fragment_bytes(held, fixed=devices.windows_driver()) / held if held else NO_CARD,
     }  # fmt: skip

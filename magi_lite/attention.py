@@ -3,6 +3,10 @@
 Every kernel takes queries (N, S, heads, head_dim) and keys, values (N, L, groups, head_dim), heads a multiple of
 groups, query head h reading group h // (heads / groups); everything sees everything (ranges are cut before the call),
 scale head_dim ** -0.5; output like the queries. Which kernel serves is chosen once, by `choose`, and shown by its name.
+
+On a card torch's attention has a formula behind its fused kernels, which writes out every score: hundreds of gigabytes
+for a window. Nothing here comes to it unasked: `serves` asks torch first, what no fused kernel takes as it is goes
+group by group or in float16, and what none takes at all is computed in slices of bounded size (`plain`), with a notice.
 """
 
 from __future__ import annotations
@@ -11,15 +15,17 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from magi_lite.attention_choice import PACKAGED, Trial, fastest
+from magi_lite import attention_trial
+from magi_lite.attention_choice import OWN, PACKAGED, PLAIN, SCORE_BYTES, Trial, fastest, question
 from magi_lite.errors import InputError
-from magi_lite.machine import devices
+from magi_lite.machine import devices, findings
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 HALF = (torch.bfloat16, torch.float16)
@@ -46,7 +52,13 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return _attend(query, key, value, None)
 
 
-SDPA = Backend("sdpa", sdpa)
+SDPA = Backend(OWN, sdpa)
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """As `sdpa`, by torch's plain formula, a few queries of a group at a time: `SCORE_BYTES` of scores at most."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    return by_group(q, k, v, attend=in_slices).transpose(1, 2)
 
 
 def masked_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -63,14 +75,29 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
     return by_group(q, k, v, mask).transpose(1, 2)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: bool) -> Tensor:
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, enable_gqa: bool = False) -> Tensor:
     """torch's attention, tensors (N, heads, S, head_dim), without cuDNN from the moment that cuDNN refuses a shape.
 
     On H100 and its kin torch prefers cuDNN, which is fast there, and raises where cuDNN has no plan for the sizes at
-    hand instead of going on to its own kernels.
+    hand instead of going on to its own kernels. Cards before Ampere have a fused kernel for float16 but none for
+    bfloat16: there it is computed in float16.
+
+    Args:
+        mask: (N, 1, 1, L), True where there is a key; None: everywhere.
     """
+    if not serves(q, k, v, mask, enable_gqa=enable_gqa):
+        if enable_gqa:
+            return by_group(q, k, v, mask)
+        if q.dtype == torch.bfloat16:
+            as_half = (q.to(torch.float16), k.to(torch.float16), v.to(torch.float16))
+            if serves(*as_half, mask):
+                return fused(*as_half, mask).to(q.dtype)
+        if mask is None and (found := _by_cudnn(q, k, v)) is not None:
+            return found
+        _say_once(f"Attention of {q.dtype} numbers, {q.shape[-1]} to a head: {UNFUSED}.")
+        return in_slices(q, k, v, mask)
     try:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=enable_gqa)
     except RuntimeError as error:
         text = str(error).lower()
         of_cudnn = "cudnn" in text or "mha_graph" in text
@@ -78,7 +105,72 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options
             raise
         _log.warning("cuDNN's attention is not used any more: %s", error)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+    return fused(q, k, v, mask, enable_gqa=enable_gqa)
+
+
+UNFUSED = (
+    "no fused kernel of this PyTorch serves it on this card, so the plain formula does, in slices, many times slower"
+)
+MATH = 0
+"""torch's number of the plain formula (`torch.nn.attention.SDPBackend`)."""
+MOST_ANSWERS = 4096
+_answers: dict[tuple[object, ...], bool] = {}
+
+
+def serves(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, enable_gqa: bool = False) -> bool:
+    """Whether torch would take a fused kernel for these tensors, and not its plain formula; True off CUDA.
+
+    torch's own choice, asked once for each outline: it hangs on types, sizes, strides and the card.
+    """
+    if not q.is_cuda or isinstance(q, torch._subclasses.FakeTensor):
+        return True
+    with_cudnn, training = torch.backends.cuda.cudnn_sdp_enabled(), torch.is_grad_enabled()
+    outlines = tuple((x.shape, x.stride()) for x in (q, k, v))
+    asked = (outlines, q.dtype, q.device, mask is None, enable_gqa, with_cudnn, training)
+    if asked not in _answers:
+        if len(_answers) >= MOST_ANSWERS:
+            _answers.clear()
+        _answers[asked] = _choice(q, k, v, mask, enable_gqa) != MATH
+    return _answers[asked]
+
+
+def _choice(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, enable_gqa: bool) -> int | None:
+    """The number of the kernel that torch would take; None: it does not say, and may raise when it is called."""
+    try:
+        return torch._fused_sdp_choice(q, k, v, mask, 0.0, False, scale=None, enable_gqa=enable_gqa)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+
+
+_refused: set[tuple[torch.Size, torch.Size]] = set()
+"""Sizes of queries and keys that cuDNN refused when it was asked behind torch's back."""
+
+
+def _by_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+    """cuDNN's answer where it has one: but on Hopper and later torch would rather take its formula."""
+    asked = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
+    if (q.shape, k.shape) in _refused or not torch.backends.cuda.can_use_cudnn_attention(asked):
+        return None
+    try:
+        output: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, False)[0]
+    except RuntimeError as error:
+        if devices.is_out_of_memory(error):
+            raise
+        _refused.add((q.shape, k.shape))
+        return None
+    return output
+
+
+def in_slices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """As `fused`, by torch's formula for so many queries at a time that their scores take `SCORE_BYTES` at most."""
+    rows = max(1, SCORE_BYTES // (4 * q.shape[0] * q.shape[1] * k.shape[2]))
+    slices = [F.scaled_dot_product_attention(part, k, v, attn_mask=mask) for part in q.split(rows, dim=2)]
+    return torch.cat(slices, dim=2)
+
+
+@lru_cache
+def _say_once(sentence: str) -> None:
+    _log.warning(sentence)
 
 
 def reads_groups(query: Tensor, mask: Tensor | None = None) -> bool:
@@ -93,7 +185,9 @@ def reads_groups(query: Tensor, mask: Tensor | None = None) -> bool:
     return mask is None and query.dtype in HALF and built and devices.capability(query.device.index) >= (8, 0)
 
 
-def by_group(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def by_group(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, attend: Callable[..., Tensor] = fused
+) -> Tensor:
     """Group by group, so that kernels which know no groups serve: keys and values are expanded as views, not copied.
 
     q (N, heads, S, head_dim), k and v (N, groups, L, head_dim), mask (N, 1, 1, L) or None; output like q. Cards before
@@ -107,7 +201,7 @@ def by_group(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Ten
         one, expanded = slice(group, group + 1), (-1, share, -1, -1)
         keys, values = (x[:, one].to(kind).expand(expanded) for x in (k, v))
         queries = q[:, group * share : (group + 1) * share].to(kind)
-        parts.append(fused(queries, keys, values, mask).to(q.dtype))
+        parts.append(attend(queries, keys, values, mask).to(q.dtype))
     return torch.cat(parts, dim=1)
 
 
@@ -211,7 +305,30 @@ def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.f
         raise InputError(
             f"Attention backend {name!r} cannot be used here ({device}, {kind}), because {found.fault}; use {works}."
         )
+    if name == OWN:
+        return own(device, kind)
     return Backend(name, serving(name), speedup=found.speedup)
+
+
+def own(device: str, kind: str) -> Backend:
+    """PyTorch's own attention as it is on a device: its fused kernels, or the plain formula in slices, with a notice.
+
+    What was found is kept for plans, which count what the formula takes.
+    """
+    place = torch.device(device)
+    if place.type != "cuda" or not devices.cuda_available():
+        return SDPA
+    example = torch.empty(1, 1, 256, attention_trial.HEAD_SIZE, dtype=getattr(torch, kind), device=place)
+    fault = "" if any_serves(example) else UNFUSED
+    name = question(OWN, torch.__version__, kind, devices.identity(place.index or 0))
+    findings.find(name, lambda: asdict(Trial(fault)))
+    return Backend(PLAIN, plain, f"Attention in {kind}: {fault}.") if fault else SDPA
+
+
+def any_serves(example: Tensor) -> bool:
+    """Whether torch has a fused kernel for tensors like this, (N, heads, S, head_dim), in their type or in float16."""
+    half = example.to(torch.float16) if example.dtype == torch.bfloat16 else example
+    return serves(example, example, example) or serves(half, half, half)
 
 
 def _fastest(names: tuple[str, ...], device: str, kind: str) -> Backend:
@@ -225,6 +342,9 @@ def _fastest(names: tuple[str, ...], device: str, kind: str) -> Backend:
         elif found.fault:
             _log.info("The attention kernel %s is not used, because %s.", one, found.fault)
     best = fastest(trials)
+    if best == OWN:
+        served = own(device, kind)
+        return replace(served, notice=" ".join([*notices, served.notice]).strip())
     return Backend(best, serving(best), " ".join(notices), trials[best].speedup)
 
 
@@ -244,6 +364,4 @@ def load(name: str) -> Kernel:
 
 def trial_of(name: str, device: str, kind: str) -> Trial:
     """What the trial of a kernel found: torch's own is always right, or says so itself."""
-    from magi_lite import attention_trial
-
-    return Trial() if name == "sdpa" else attention_trial.trial(name, device, kind)
+    return Trial() if name == OWN else attention_trial.trial(name, device, kind)

@@ -83,8 +83,8 @@ def _plain_matmul(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: T
     transposed = weight.to(wide).t()
     result = torch.empty(values.shape[0], weight.shape[0], dtype=dtype, device=values.device)
     for rows in slices(result):
-        product = (values[rows].to(wide) @ transposed).float()
-        scale_into(result[rows], product, scale if scale.numel() == 1 else scale[rows], weight_scale)
+        by_row = scale if scale.numel() == 1 else scale[rows]
+        scale_into(result[rows], (values[rows].to(wide) @ transposed).float(), by_row, weight_scale)
     return result
 
 

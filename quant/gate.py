@@ -82,8 +82,7 @@ def triton_problem(index: int) -> str:
         return ""
     windows = sys.platform == "win32"
     if importlib.util.find_spec("triton") is None:
-        package = "triton-windows" if windows else "triton"
-        return f"Triton is not installed, without which many steps are slower; install it: pip install {package}."
+        return f"Triton is not installed, without which many steps are slower; install it: {install_triton(windows)}."
     from quant import kernels
 
     if kernels.triton is None:
@@ -98,7 +97,43 @@ def triton_problem(index: int) -> str:
             "Triton's C compiler fails, which most often wants Python's headers; without it many steps are slower; "
             f"install them: sudo apt install python3.{sys.version_info.minor}-dev."
         )
-    return f"Triton does not work on this card, without which many steps are slower: {problem.splitlines()[0][:200]}"
+    cure = "" if not windows or _fits() else f"; install the one for this PyTorch: {install_triton(windows)}."
+    why = problem.splitlines()[0][:200]
+    return f"Triton does not work on this card, without which many steps are slower: {why}{cure}"
+
+
+TRITON_OF_TORCH = {
+    (2, 6): (3, 2), (2, 7): (3, 3), (2, 8): (3, 4), (2, 9): (3, 5), (2, 10): (3, 6), (2, 11): (3, 6), (2, 12): (3, 7),
+    (2, 13): (3, 7),
+}  # fmt: skip
+"""The Triton that each torch is released with, as its wheels for Linux require it; triton-windows is numbered alike,
+and no torch for Windows brings it along. pyproject.toml and README.md name the one for `CUDA_TORCH`."""
+CUDA_TORCH = (2, 11)
+"""The newest torch of the index that README.md names, cu128."""
+
+
+def triton_for(torch_version: tuple[int, int], windows: bool) -> str:
+    """The requirement that fits a torch; of one that is not known, as for the newest that is."""
+    major, minor = TRITON_OF_TORCH.get(torch_version, TRITON_OF_TORCH[max(TRITON_OF_TORCH)])
+    return f"triton{'-windows' if windows else ''}>={major}.{minor},<{major}.{minor + 1}"
+
+
+def install_triton(windows: bool) -> str:
+    """The command that installs the Triton of the torch that is here."""
+    return f'pip install "{triton_for(_numbers(torch.__version__), windows)}"'
+
+
+def _fits() -> bool:
+    """Whether the installed Triton is the one of this torch."""
+    from quant import kernels
+
+    assert kernels.triton is not None
+    return _numbers(kernels.triton.__version__) == TRITON_OF_TORCH.get(_numbers(torch.__version__))
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def disagreement(

@@ -111,7 +111,9 @@ class Int8Linear(QuantizedLinear):
         values, scale = quantized.values, quantized.scale
         assert scale is not None
         result = torch.empty(values.shape[0], self.out_features, dtype=dtype, device=values.device)
-        for rows in product_slices(result):
-            product = integer_matmul(values[rows], self.weight_int8, self.backend)
-            scale_into(result[rows], product, scale[rows], self.weight_scale)
+        for rows in product_slices(result):  # without a name for the product, which would outlive the next one's making
+            scale_into(
+                result[rows], integer_matmul(values[rows], self.weight_int8, self.backend), scale[rows],
+                self.weight_scale,
+            )  # fmt: skip
         return result

@@ -33,6 +33,18 @@ def test_the_lists_of_requirements_agree() -> None:
     assert PROJECT["optional-dependencies"]["dev"] == required("requirements-dev.txt")
 
 
+def test_the_triton_for_windows_is_that_of_the_torch_that_is_named() -> None:
+    from quant.gate import CUDA_TORCH, TRITON_OF_TORCH, triton_for
+
+    wanted = triton_for(CUDA_TORCH, windows=True)
+    assert f"{wanted}; platform_system == 'Windows'" in PROJECT["optional-dependencies"]["cuda"]
+    assert f'pip install "{wanted}" -r requirements.txt' in (ROOT / "README.md").read_text(encoding="utf-8")
+    (torch,) = (name for name in PROJECT["dependencies"] if name.startswith("torch>"))
+    oldest, behind = (tuple(int(number) for number in found) for found in re.findall(r"(\d+)\.(\d+)", torch))
+    assert set(TRITON_OF_TORCH) == {(2, minor) for minor in range(oldest[1], behind[1])}
+    assert oldest <= CUDA_TORCH < behind
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built without a network."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from magi_lite.attention_choice import PLAIN, SCORE_BYTES
 from magi_lite.dit.slicing import CACHED_TABLES, largest_piece
 from magi_lite.models import FPS, FRAMES_PER_LATENT, PIXELS_PER_LATENT, PUBLISHED_TILING, DiTConfig, T5Shape, VAEConfig
 from magi_lite.planner.execution import Execution
@@ -87,6 +88,11 @@ def _attention_moments(dit: DiTConfig, shape: PassShape, reads: WindowPass, exec
     if execution.kernel == "sage":  # beside the queries and what the calls before it gave
         seen = (past + shape.chunks) * shape.tokens * groups
         moments.append(held + 3 * piece * queries * size + sage_bytes(min(piece, shape.tokens) * queries, seen))
+    if execution.kernel == PLAIN:  # all attention's results, those of a call twice when its groups or slices join
+        seen = (past + shape.chunks) * shape.tokens
+        share = dit.num_attention_heads // dit.num_query_groups
+        plain = plain_bytes(min(piece, shape.tokens), seen, share, dit.head_dim, execution)
+        moments.append(held + 5 * piece * queries * size + plain)
     mixed = held + 2 * piece * queries * size
     quantized = execution.scheme in ("fp8", "published", "int8")
     moments.append(mixed + residual_bytes(piece * hidden))
@@ -115,6 +121,19 @@ def sage_bytes(queries: int, keys: int) -> int:
         queries, keys: numbers of the queries, and of the keys (as many as of the values).
     """
     return queries + keys + 3 * keys
+
+
+def plain_bytes(queries: int, keys: int, heads: int, width: int, execution: Execution) -> int:
+    """What one call of PyTorch's plain formula takes (`attention.in_slices`), besides its arguments and result.
+
+    Scores and their softmax, and keys and values of every head scaled, in float32, where they are not already.
+
+    Args:
+        queries, keys: rows of a head. heads: of the call, for each of which keys and values are copied.
+    """
+    scores = min(SCORE_BYTES, queries * keys * heads * FLOAT32)
+    copies = 3 if item_size(execution) < FLOAT32 else 2
+    return 2 * scores + copies * keys * heads * width * FLOAT32
 
 
 def rotation_bytes(numbers: int) -> int:
@@ -213,6 +232,11 @@ def _tile_bytes(vae: VAEConfig, width: int, height: int, frames: int, execution:
     normed = 3 * FLOAT32 + (size if size < FLOAT32 else 0)
     heads = tokens * 3 * vae.embed_dim * (size + normed) + 2 * tokens * vae.embed_dim * size
     hidden = tokens * size * (2 * vae.embed_dim + 2 * int(vae.embed_dim * vae.mlp_ratio))
+    if execution.kernel == PLAIN:
+        rows = cells + int(vae.with_cls_token)
+        many = vae.num_heads * tiles_at_once(width, execution)
+        scores = plain_bytes(rows, rows, many, vae.embed_dim // vae.num_heads, execution)
+        return max(heads, hidden, 6 * tokens * vae.embed_dim * size + scores)
     return max(heads, hidden)
 
 

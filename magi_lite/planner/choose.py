@@ -55,7 +55,7 @@ def candidates(device: Device, model: ModelSpec, fixed: dict[str, Any]) -> Itera
     """Every execution that the device can run and the fixed choices allow, the text encoder left for later."""
     on_card = fixed.get("device", device.kind) == "cuda"
     attention = fixed.get("attention", "auto")
-    kernel = attention if attention != "auto" else attention_choice.fastest(attention_choice.known(device.name))
+    kernel = attention_choice.expected(attention, device.name)
 
     def places(name: str) -> tuple[str, ...]:
         """Where things may be: on a card all that can be asked for, elsewhere the first, which is where it computes."""

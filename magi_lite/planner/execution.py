@@ -31,4 +31,4 @@ class Execution:
     attention: str = "auto"
     """Attention backend: auto, sdpa, flash, sage, cudnn."""
     kernel: str = "sdpa"
-    """The backend that "auto" is expected to be, as far as trials on such a card have shown; what is planned with."""
+    """The backend that will serve, as far as trials on such a card have shown; what is planned with."""

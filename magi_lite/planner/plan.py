@@ -20,8 +20,17 @@ SPARE = 0.05
 """Share of a card's memory that a plan leaves free."""
 CONTEXT_BYTES = 400 << 20
 """Allowance for what the allocator's counter does not show: CUDA context, cuBLAS workspace, kernels."""
+FRAGMENTS, FRAGMENTS_OF_FIXED = 192 << 20, 384 << 20
+"""Allowance for fragments whatever the peak, bytes: in segments that grow in place, and in those that cannot.
+
+What the allocator held beyond the peak hardly grows with it: 0.06 to 0.30 GB at peaks of 2.7 to 16.5 GB on the card
+that was measured (`benchmarks/results/gpu_h100.json`), 0.50 of 2.7 GB in fixed segments. It is the rest of the segment
+that each size of activations opened last, so of a text encoder, whose activations are small, there is none.
+"""
+FRAGMENTS_OF_A_STREAM = FRAGMENTS
+"""The same of each further stream, which has segments of its own: decoding beside the steps held 0.18 GB more."""
 FRAGMENTATION, FRAGMENTATION_OF_FIXED = 0.02, 0.06
-"""Allowance for fragmentation, as a share of the peak: of segments that grow in place, and of those that cannot."""
+"""What comes to it as a share of the peak, for holes among tensors of many sizes."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +95,18 @@ class Plan:
     @property
     def allowance_bytes(self) -> int:
         """Device bytes set aside for context, workspaces and fragmentation; 0 on a CPU."""
-        if self.execution.device == "cpu":
-            return 0
-        share = FRAGMENTATION_OF_FIXED if devices.windows_driver() else FRAGMENTATION
-        return CONTEXT_BYTES + int(share * self.peak_vram_bytes)
+        return self.needed_vram_bytes - self.peak_vram_bytes
 
     @property
     def needed_vram_bytes(self) -> int:
-        """What the card must have free."""
-        return self.peak_vram_bytes + self.allowance_bytes
+        """What the card must have free: for the phase that takes most with its fragments."""
+        if self.execution.device == "cpu":
+            return self.peak_vram_bytes
+        streams, fixed = 2 if self.execution.decode_beside else 1, devices.windows_driver()
+        return CONTEXT_BYTES + max(
+            size + fragment_bytes(size, 0 if phase == "text" else streams, fixed=fixed)
+            for phase, size in self.peak_per_phase.items()
+        )
 
     @property
     def peak_ram_bytes(self) -> int:
@@ -162,6 +174,16 @@ class Plan:
             "measured": self.measured,
             "notes": list(self.notes),
         }
+
+
+def fragment_bytes(peak: int, streams: int = 1, *, fixed: bool = False) -> int:
+    """What the card's allocator may hold beyond a peak of so many bytes.
+
+    Args:
+        streams: on which large activations are made. fixed: segments cannot grow, as under Windows.
+    """
+    least, share = (FRAGMENTS_OF_FIXED, FRAGMENTATION_OF_FIXED) if fixed else (FRAGMENTS, FRAGMENTATION)
+    return min(1, streams) * least + max(0, streams - 1) * FRAGMENTS_OF_A_STREAM + int(share * peak)
 
 
 def vram_limit(device: Device) -> int:

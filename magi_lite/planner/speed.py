@@ -21,7 +21,7 @@ from quant.schemes import SCHEMES
 
 LINEAR_EFFICIENCY = {"float32": 0.6, "bf16": 0.65, "fp8": 0.55, "published": 0.5, "int8": 0.35, "nf4": 0.45}
 """Share of the scheme's peak rate in the linears."""
-ATTENTION_EFFICIENCY = {"sdpa": 0.8, "flash": 0.85, "cudnn": 0.85, "sage": 2.2}
+ATTENTION_EFFICIENCY = {"sdpa": 0.8, "flash": 0.85, "cudnn": 0.8, "sage": 2.2, "plain": 0.05}
 """Share of the bf16 rate; Sage multiplies 8-bit numbers and so exceeds it (431 of 165 TOP/s on an RTX 4090)."""
 HOPPER = (9, 0)
 HOPPER_ATTENTION = 0.71

@@ -151,6 +151,128 @@ def test_other_errors_of_attention_are_told(error: Exception, monkeypatch: pytes
         SDPA(*random_qkv(4, 4))
 
 
+# --- torch's plain formula is never taken unasked -------------------------------------------------------------------
+
+
+class OnCard(Tensor):
+    """A tensor that says it lies on a card."""
+
+    is_cuda = property(lambda self: True)
+
+
+class CardsTorch:
+    """What a torch with a card would choose, and the calls that its attention got: (type, groups, bytes of scores)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fused: Callable[[Tensor, bool, bool], bool]) -> None:
+        self.calls: list[tuple[torch.dtype, bool, int]] = []
+        self.by_cudnn = 0
+        self._sdpa = torch.nn.functional.scaled_dot_product_attention
+        self._fused = fused
+        monkeypatch.setattr(attention, "_answers", {})
+        monkeypatch.setattr(attention, "_refused", set())
+        monkeypatch.setattr(torch, "_fused_sdp_choice", self.choice)
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", self.attend)
+        monkeypatch.setattr(torch.backends.cuda, "can_use_cudnn_attention", lambda _: False)
+        monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True, raising=False)
+        monkeypatch.setattr("magi_lite.machine.devices.capability", lambda index=None: (8, 9))
+
+    def choice(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *_: object, **options: object) -> int:
+        return int(self._fused(q, mask is not None, bool(options["enable_gqa"])))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: bool) -> Tensor:
+        grouped = bool(options.get("enable_gqa"))
+        self.calls.append((q.dtype, grouped, 4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]))
+        mask = None if attn_mask is None else attn_mask.as_subclass(Tensor)
+        return self._sdpa(*(x.as_subclass(Tensor) for x in (q, k, v)), attn_mask=mask, **options).as_subclass(OnCard)
+
+
+def on_card(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple(x.to(dtype).as_subclass(OnCard) for x in tensors)
+
+
+def off(found: Tensor, given: tuple[Tensor, Tensor, Tensor], mask: Tensor | None = None) -> float:
+    wanted = plain(*(x.as_subclass(Tensor) for x in given), mask)
+    return float((found.as_subclass(Tensor).double() - wanted).norm() / wanted.norm())
+
+
+@torch.no_grad()
+def test_groups_that_no_fused_kernel_reads_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a card that is newer than torch's flash kernel: for grouped keys torch would take the formula."""
+    card = CardsTorch(monkeypatch, lambda q, masked, grouped: not grouped)
+    given = on_card(random_qkv(6, 2, seed=10), torch.bfloat16)
+    assert off(SDPA(*given), given) < 0.01
+    assert len(card.calls) == 2 and not any(grouped for _, grouped, _ in card.calls)
+
+
+@torch.no_grad()
+def test_what_has_no_kernel_in_bfloat16_is_computed_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Turing card, where the autoencoder's attention has as many keys as queries and knows no groups."""
+    card = CardsTorch(monkeypatch, lambda q, masked, grouped: q.dtype == torch.float16 and not grouped)
+    given = on_card(random_qkv(4, 4, seed=11), torch.bfloat16)
+    found = attention.fused(*(x.transpose(1, 2) for x in given)).transpose(1, 2)
+    assert found.dtype == torch.bfloat16 and off(found, given) < 0.01
+    assert [dtype for dtype, _, _ in card.calls] == [torch.float16]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("heads", "dtype"), [(2, torch.bfloat16), (6, torch.float64)])
+def test_where_no_kernel_serves_the_formula_runs_in_slices_and_is_said(
+    heads: int, dtype: torch.dtype, masked: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = CardsTorch(monkeypatch, lambda *_: False)
+    attention._say_once.cache_clear()
+    monkeypatch.setattr(attention, "SCORE_BYTES", 4 * 2 * 3 * 29 * 5)
+    given = on_card(random_qkv(heads, 2, seed=12), dtype)
+    mask = torch.arange(29) < torch.tensor([[1], [17]]) if masked else None
+    for _ in range(2):
+        found = SDPA(*given) if mask is None else masked_sdpa(*given, mask)
+    assert found.dtype == dtype and off(found, given, mask) < (0.01 if dtype == torch.bfloat16 else 1e-12)
+    assert max(size for *_, size in card.calls) <= attention.SCORE_BYTES
+    (said,) = caplog.messages
+    assert "no fused kernel" in said and str(dtype) in said
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("refuses", [False, True])
+def test_cudnn_serves_where_torch_would_rather_take_the_formula(
+    refuses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = CardsTorch(monkeypatch, lambda *_: False)
+    monkeypatch.setattr(torch.backends.cuda, "can_use_cudnn_attention", lambda _: True)
+    monkeypatch.setattr(torch.backends.cuda, "SDPAParams", lambda *given: given)
+    asked = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: None, logsumexp: bool) -> tuple[Tensor]:
+        asked.append(q.shape)
+        if refuses:
+            raise RuntimeError("No execution plans support the graph")
+        return (card._sdpa(*(x.as_subclass(Tensor) for x in (q, k, v))).as_subclass(OnCard),)
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", attend)
+    given = on_card(random_qkv(4, 4, seed=13), torch.bfloat16)
+    for _ in range(2):
+        assert off(SDPA(*given), given) < 0.01
+    assert (len(asked), len(card.calls)) == ((1, 2) if refuses else (2, 0))
+
+
+def test_a_fused_kernel_is_asked_for_once_per_outline(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    card = CardsTorch(monkeypatch, lambda q, masked, grouped: not asked.append(q.shape))
+    given = on_card(random_qkv(6, 2, seed=14), torch.bfloat16)
+    with torch.no_grad():
+        for _ in range(3):
+            SDPA(*given)
+    assert len(asked) == 1 and [grouped for _, grouped, _ in card.calls] == [True] * 3
+
+
+def test_a_processor_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = CardsTorch(monkeypatch, lambda *_: 1 // 0)
+    query, key, value = random_qkv(6, 2, seed=15)
+    assert (SDPA(query, key, value).as_subclass(Tensor) - plain(query, key, value)).abs().max() < 2e-6
+    assert len(card.calls) == 1
+
+
 # --- compiled kernels are tried in a process of their own -------------------------------------------------------------
 
 RIGHT = """
@@ -289,7 +411,15 @@ def test_what_failed_by_chance_is_tried_again(card: Card) -> None:
 
 @pytest.mark.parametrize(
     ("flash", "sage", "cudnn", "chosen"),
-    [(1.1, 2.6, 1.2, "sage"), (0.9, 0.8, 1.01, "sdpa"), (None, None, None, "flash"), (0.9, None, 1.9, "cudnn")],
+    [
+        (1.1, 2.6, 1.2, "sage"),
+        (1.02, 1.02, 0.95, "sdpa"),
+        (None, None, None, "flash"),
+        (0.9, None, 1.9, "cudnn"),
+        (1.02, 0.8, 1.004, "cudnn"),  # on a tie, for it asks less of the processor
+        (0.9, 0.8, 0.98, "cudnn"),
+        (1.04, 0.8, 0.99, "flash"),
+    ],
 )
 def test_the_fastest_kernel_serves(
     flash: float | None, sage: float | None, cudnn: float | None, chosen: str, card: Card
@@ -297,6 +427,33 @@ def test_the_fastest_kernel_serves(
     speedups = {"flash": flash, "sage": sage, "cudnn": cudnn}
     card.results = {name: Trial(speedup=speedup) for name, speedup in speedups.items()}
     assert card.choose().name == chosen
+
+
+def test_a_tie_is_no_gain_in_words(card: Card) -> None:
+    card.results = {"flash": Trial("x"), "sage": Trial("x"), "cudnn": Trial(speedup=1.004)}
+    assert card.choose().name == "cudnn"
+    assert attention_choice.in_words("Some Card").partition(";")[0] == "cuDNN's"
+
+
+@pytest.mark.parametrize("asked", ["auto", "sdpa"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_card_without_a_fused_kernel_is_said_and_planned_for(
+    asked: str, fused: bool, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = torch.empty
+    monkeypatch.setattr("magi_lite.machine.devices.cuda_available", lambda: True)
+    monkeypatch.setattr(attention, "any_serves", lambda example: fused)
+    monkeypatch.setattr(torch, "empty", lambda *shape, dtype, device: made(*shape, dtype=dtype))
+    card.results = dict.fromkeys(("flash", "sage", "cudnn"), Trial("it fails"))
+    attention_trial.trial.cache_clear()
+    chosen = choose(asked, "cuda", torch.bfloat16)
+    own = "sdpa" if fused else "plain"
+    assert chosen.name == attention_choice.expected(asked, "Some Card") == own
+    assert ("no fused kernel" in chosen.notice) is not fused
+    assert ("plain formula" in attention_choice.in_words("Some Card")) is not fused
+    given = on_card(random_qkv(6, 2, seed=16), torch.float32)
+    monkeypatch.setattr(attention, "serves", lambda *_, **__: fused)
+    assert (chosen(*random_qkv(6, 2, seed=16)) - plain(*given).as_subclass(Tensor)).abs().max() < 2e-6
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"attention flash unknown, bfloat16, Some Card": 3}', '{"a": {}}'])

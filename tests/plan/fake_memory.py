@@ -15,15 +15,18 @@ and made again without asking the kernel. FakeTensorMode gives the same figures,
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from magi_lite import attention
 
 CARD = torch.device("meta")
 ROUND = 512
@@ -155,9 +158,49 @@ def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, enable_g
     return aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, False)[0]
 
 
+class Launched:
+    """Stands in for a Triton kernel: `kernel[grid](...)` does nothing."""
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
 @contextmanager
-def card(explain: bool = False) -> Iterator[LiveBytes]:
-    """Everything inside runs without data and without gradients, and is counted."""
+def our_kernels() -> Iterator[None]:
+    """Our Triton kernels serve for tensors of the card, under the conditions that cards have."""
+    from magi_lite import fused
+    from magi_lite import kernels as of_layers
+    from quant import gate
+    from quant import kernels as of_quantization
+
+    with ExitStack() as stack:
+        for owner, choices, module in (
+            (gate, ("_for_activations", "_for_products"), of_quantization),
+            (fused, ("_heads", "_residual"), of_layers),
+        ):
+            stack.enter_context(mock.patch.object(owner, "_on_a_card", lambda x: x.is_meta))
+            for name in choices:
+                stack.enter_context(mock.patch.object(owner, name, lambda *_, module=module: module))
+            for name in (name for name in vars(module) if name.endswith("_kernel")):
+                stack.enter_context(mock.patch.object(module, name, Launched()))
+        yield
+
+
+@contextmanager
+def card(explain: bool = False, *, fused_attention: bool = True, kernels: bool = False) -> Iterator[LiveBytes]:
+    """Everything inside runs without data and without gradients, and is counted.
+
+    Args:
+        fused_attention: False: torch has no fused kernel for this card.
+        kernels: whether our Triton kernels serve; their functions run and make their tensors, and launch nothing.
+    """
     counter = LiveBytes(explain)
-    with torch.no_grad(), counter, CardFunctions():
+    with torch.no_grad(), counter, ExitStack() as stack:
+        if kernels:
+            stack.enter_context(our_kernels())
+        if fused_attention:
+            stack.enter_context(CardFunctions())
+        else:
+            stack.enter_context(mock.patch.object(attention, "serves", lambda *_, **__: False))
+            stack.enter_context(mock.patch.object(attention, "_by_cudnn", lambda *_: None))
         yield counter

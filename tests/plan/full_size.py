@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from magi_lite import planner
+from magi_lite import attention, planner
 from magi_lite.dit.model import DiT
 from magi_lite.models import CHUNK_LATENT_FRAMES, quantizable
 from magi_lite.pipeline.engine import Engine
@@ -53,15 +53,24 @@ def build_dit(plan: planner.Plan, device: torch.device) -> DiT:
     if execution.scheme in SCHEMES:
         convert_(dit, SCHEMES[execution.scheme], quantizable(plan.model.dit))
     dit.mlp_slice, dit.attention_slice = execution.mlp_slice, execution.attention_slice
+    if execution.kernel == "plain":
+        dit.backend = attention.Backend("plain", attention.plain)
     return dit.eval()
 
 
-def denoise_and_decode(plan: planner.Plan, explain: bool = False) -> tuple[dict[str, int], LiveBytes]:
-    """Peak card bytes of both phases: the sampler's own next second, its store full, and that second's decoding."""
+def denoise_and_decode(
+    plan: planner.Plan, explain: bool = False, *, kernels: bool = False
+) -> tuple[dict[str, int], LiveBytes]:
+    """Peak card bytes of both phases: the sampler's own next second, its store full, and that second's decoding.
+
+    Args:
+        kernels: whether our Triton kernels serve.
+    """
     execution = plan.execution
     warm_up(execution.scheme)
     peaks = {}
-    with card(explain) as counter, Residency(execution, pin=False, device=CARD) as home:
+    made_up = card(explain, fused_attention=execution.kernel != "plain", kernels=kernels)
+    with made_up as counter, Residency(execution, pin=False, device=CARD) as home:
         host = torch.device("cpu")
         dit = home.place_dit(build_dit(plan, host if execution.layers == "streamed" else CARD))
         with default_dtype(compute_dtype(plan)), (CARD if execution.vae in ("resident", "decoder") else host):
@@ -124,10 +133,10 @@ def steady_sampler(plan: planner.Plan, networks: Engine) -> Sampler:
     return sampler
 
 
-def encode(plan: planner.Plan, explain: bool = False) -> tuple[int, LiveBytes]:
+def encode(plan: planner.Plan, explain: bool = False, *, kernels: bool = False) -> tuple[int, LiveBytes]:
     """Peak card bytes of encoding the picture or clip of a run: both models loaded, nothing else yet."""
     request, execution = plan.request, plan.execution
-    with card(explain) as counter, Residency(execution, pin=False, device=CARD) as home:
+    with card(explain, kernels=kernels) as counter, Residency(execution, pin=False, device=CARD) as home:
         host = torch.device("cpu")
         dit = home.place_dit(build_dit(plan, host if execution.layers == "streamed" else CARD))
         with default_dtype(compute_dtype(plan)), (CARD if execution.vae in ("resident", "decoder") else host):
@@ -154,7 +163,7 @@ def warm_up(scheme: str) -> None:
         )
 
 
-def text(plan: planner.Plan, explain: bool = False) -> tuple[int, LiveBytes]:
+def text(plan: planner.Plan, explain: bool = False, *, kernels: bool = False) -> tuple[int, LiveBytes]:
     """Peak bytes of encoding the longest prompt, on the card or (fake all the same) on the host."""
     from transformers import T5Config, T5EncoderModel
 
@@ -163,7 +172,7 @@ def text(plan: planner.Plan, explain: bool = False) -> tuple[int, LiveBytes]:
         vocab_size=shape.vocabulary, d_model=shape.width, d_kv=shape.head_dim, d_ff=shape.feed_forward,
         num_layers=shape.layers, num_heads=shape.heads, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
     )  # fmt: skip
-    with card(explain) as counter:
+    with card(explain, kernels=kernels) as counter:
         with default_dtype(torch.float32 if kind == "float32" else torch.bfloat16), CARD:
             model = T5EncoderModel(config).eval()
         if kind in SCHEMES:

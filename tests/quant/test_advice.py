@@ -63,14 +63,38 @@ def test_a_triton_that_cannot_compile_is_said(
     assert words in sentence and "slower" in sentence
 
 
-@pytest.mark.parametrize(("system", "package"), [("linux", "install triton."), ("win32", "install triton-windows.")])
+@pytest.mark.parametrize(
+    ("system", "torch_version", "command"),
+    [
+        ("linux", "2.13.0+cu130", 'pip install "triton>=3.7,<3.8".'),
+        ("win32", "2.11.0+cu128", 'pip install "triton-windows>=3.6,<3.7".'),
+        ("win32", "2.8.0+cu126", 'pip install "triton-windows>=3.4,<3.5".'),
+        ("win32", "2.99.0.dev20270101", 'pip install "triton-windows>=3.7,<3.8".'),
+    ],
+)
 def test_a_missing_triton_is_said_with_the_command(
-    system: str, package: str, card: None, monkeypatch: pytest.MonkeyPatch
+    system: str, torch_version: str, command: str, card: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(torch, "__version__", torch_version)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (sentence,) = quant.slow_paths(nn.Linear(2, 2), CARD)
-    assert sentence.endswith(package)
+    assert sentence.endswith(command)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize(("version", "said"), [("3.8.0", True), ("3.6.0", False)])
+def test_a_triton_of_another_torch_is_named(
+    version: str, said: bool, card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quant import kernels
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu128")
+    monkeypatch.setattr(kernels.triton, "__version__", version)
+    monkeypatch.setattr(gate, "product_disagreement", lambda *_: "ImportError: cannot import name 'AttrsDescriptor'")
+    (sentence,) = quant.slow_paths(model(quant.Int8()), CARD)
+    assert "AttrsDescriptor" in sentence and ('pip install "triton-windows>=3.6,<3.7"' in sentence) is said
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (6, 1)])
