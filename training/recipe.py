@@ -40,7 +40,7 @@ from training.train_vae import (
 )
 
 STAGES = ("vae", "fold", "pool", "dit", "distill", "tune", "export")
-STEPS = {"vae": 700, "single": 7300, "windows": 4000, "full": 9350, "carried": 4000, "distill": 500, "tune": 1600}
+STEPS = {"vae": 700, "single": 7300, "windows": 4000, "full": 9350, "carried": 3400, "distill": 500, "tune": 1600}
 """Steps of every stage on a processor."""
 TIME = {"vae": 0.25, "single": 0.04, "windows": 0.11, "full": 0.38, "carried": 0.53, "distill": 0.10, "tune": 0.12}
 """Shares of the minutes that are given."""
