@@ -98,14 +98,24 @@ class HuggingFace:
         return hf_hub_url(self.repository, path, revision=self.revision, endpoint=self.endpoint)
 
     def fetch(self, url: str, file: io.FileIO, done: int, size: int) -> None:
-        """Transfer, continuing by itself through short interruptions."""
+        """Transfer, continuing by itself through short interruptions.
+
+        The library goes on where an answer breaks off, but not where none begins, as on a kept connection that the
+        server has closed meanwhile.
+        """
         import huggingface_hub.utils
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its versions differ in whose it is
         from huggingface_hub.file_download import http_get
 
         utils: Any = huggingface_hub.utils  # re-exports these without saying so
         utils.disable_progress_bars("huggingface_hub.http_get")  # ours is shown instead
         headers = utils.build_hf_headers() if url.startswith(self.address("").rstrip("/")) else {}
-        http_get(url, file, resume_size=done, headers=headers, expected_size=size)
+        try:
+            http_get(url, file, resume_size=done, headers=headers, expected_size=size)
+        except HTTPError as error:
+            if getattr(error, "response", None) is not None:  # the server's own refusal
+                raise
+            http_get(url, file, resume_size=file.tell(), headers=headers, expected_size=size)
 
 
 def download(

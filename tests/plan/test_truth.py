@@ -27,9 +27,10 @@ from tests.plan.full_size import denoise_and_decode, encode, text
 
 OVER, UNDER = 0.05, 0.02
 """A plan may promise 5 % too much, never more than 2 % too little."""
-SAVED = 0.1e9
-"""Bytes that it may promise besides where our Triton kernels serve: it counts what the plain way takes, for a kernel
-may fail its trial. It shows where little else is there, as when a picture is encoded."""
+OVER_KERNELS, SAVED = 0.08, 0.1e9
+"""Where our Triton kernels serve it may promise more: it counts what the plain way takes, for a kernel may fail its
+trial. That is up to 0.7 of 12.7 GB in a pass without slices, and shows where little else is there, as when a picture is
+encoded."""
 NOT_MODELS = {"program", "frames", "rounding of pinned memory"}
 """What the host holds besides weights, keys and values: not made here."""
 USUAL = Execution(
@@ -77,7 +78,8 @@ def plan_of(
 
 def near(promised: int, tracked: int, kernels: bool = False) -> bool:
     """Whether a plan promises what was counted."""
-    return (1 - UNDER) * tracked <= promised <= (1 + OVER) * tracked + (SAVED if kernels else 0)
+    over, saved = (OVER_KERNELS, SAVED) if kernels else (OVER, 0)
+    return (1 - UNDER) * tracked <= promised <= (1 + over) * tracked + saved
 
 
 KERNELS = pytest.mark.parametrize(

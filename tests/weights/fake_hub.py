@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -17,6 +19,7 @@ class FakeHub:
         requests: (path, first byte asked for) of every file transfer.
         cut_after: bytes after which each transfer of a `.safetensors` file breaks off; None: never.
         refuse: answer every request with an error.
+        resets_left: requests for files that end with a reset before an answer begins.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
@@ -26,6 +29,7 @@ class FakeHub:
         self.cut_after: int | None = None
         self.cuts_left = 0
         self.refuse = False
+        self.resets_left = 0
         self.corrupt: set[str] = set()
         hub = self
 
@@ -68,6 +72,12 @@ class FakeHub:
         asked = re.match(r"bytes=(\d+)-", request.headers.get("Range", ""))
         first = int(asked[1]) if asked else 0
         self.requests.append((name, first))
+        if self.resets_left:
+            self.resets_left -= 1
+            request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.close_connection = True
+            request.connection.close()
+            return
         body = data[first:]
         request.send_response(206 if asked else 200)
         if asked:

@@ -96,6 +96,16 @@ def test_a_short_interruption_is_ridden_out(hub: FakeHub, tmp_path: Path) -> Non
     assert (tmp_path / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
 
 
+def test_a_connection_that_is_reset_is_made_again(hub: FakeHub, tmp_path: Path) -> None:
+    """Once for a file; a hub that always does so is no connection."""
+    hub.resets_left = 1
+    fetch(hub, tmp_path / "once")
+    assert (tmp_path / "once" / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+    hub.resets_left = 100
+    with pytest.raises(DownloadError, match="cannot be fetched; run the download again when there is a connection"):
+        fetch(hub, tmp_path / "always")
+
+
 def test_a_dead_download_goes_on_where_it_was_cut(hub: FakeHub, tmp_path: Path) -> None:
     hub.cut_after, hub.cuts_left = 200_000, 1
     with pytest.raises(
