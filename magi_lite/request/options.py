@@ -42,8 +42,14 @@ _WHOLE_TEXT = re.compile(r"\s*[+-]?[0-9]{1,30}\s*", re.ASCII)
 
 def too_long(path: Path) -> str:
     """The first name in a path that is longer than any disk takes; empty: there is none."""
-    sized = os.fsencode if sys.platform == "linux" else str
-    return next((part for part in path.parts if len(sized(part)) > _MAX_PART), "")
+    return next((part for part in path.parts if _length(part) > _MAX_PART), "")
+
+
+def _length(part: str) -> int:
+    try:
+        return len(os.fsencode(part) if sys.platform == "linux" else part)
+    except UnicodeEncodeError:  # half a character: no name at all, which is said where it is looked for
+        return 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

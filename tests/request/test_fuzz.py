@@ -82,6 +82,7 @@ def test_keywords(options: dict[str, Any]) -> None:
 @given(st.lists(st.tuples(st.sampled_from(PUBLIC), TEXTS), max_size=4))
 @example([("image", "0\n")])
 @example([("video", "\x1b[2J\u202e4pm.a")])
+@example([("image", "\ud800"), ("video", "x" * 300), ("models_folder", "\udcff" * 200)])
 def test_the_command_line(flags: list[tuple[str, str]]) -> None:
     parser = argparse.ArgumentParser(exit_on_error=False)
     generate.add_arguments(parser)
