@@ -62,7 +62,7 @@ class Library:
         self._changes = 0
         self._bin = Bin(folder)
         self._looked = (-math.inf, "")
-        self._restored: set[str] = set()
+        self._restored: set[Path] = set()
         self._job: tuple[tuple[int, ...], Job | None] = ((), None)
 
     # --- one video
@@ -236,7 +236,7 @@ class Library:
             fits = [one for one in fits if one is _chosen([other for other in families[one.id] if other.id in kept])]
         fits = _sorted(fits, sort)
         part = fits[offset : None if limit is None else offset + limit]
-        self._restore_pictures(part)
+        self._restore_pictures([self.folder / one.id for one in part if one.done])
         return {
             "videos": [self._tile(one, families[one.id]) for one in part],
             "total": len(fits),
@@ -245,17 +245,13 @@ class Library:
             "binned": len(self._bin.names()),
         }
 
-    def _restore_pictures(self, entries: list[Entry]) -> None:
+    def _restore_pictures(self, folders: list[Path]) -> None:
         """Make the pictures of cards that lost them again, each once: what cannot be decoded now never can."""
-        lost = [
-            one.id
-            for one in entries
-            if one.done and one.id not in self._restored and not picture_of(self.folder / one.id).is_file()
-        ]
-        for name in lost[:_MOST_CARDS]:
-            self._restored.add(name)
+        lost = [one for one in folders if one not in self._restored and not picture_of(one).is_file()]
+        for folder in lost[:_MOST_CARDS]:
+            self._restored.add(folder)
             with contextlib.suppress(MagiLiteError, OSError):  # deleted meanwhile, or a disk that can only be read
-                self.open(name).seconds.restore_thumbnails(1)
+                Project.open(folder).seconds.restore_thumbnails(1)
 
     def _tile(self, one: Entry, family: list[Entry]) -> dict[str, Any]:
         folder, request = self.folder / one.id, one.request
@@ -308,6 +304,7 @@ class Library:
             with contextlib.suppress(MagiLiteError, OSError):
                 found.append(read_entry(self._bin.folder / name))
         found.sort(key=lambda entry: entry.order, reverse=True)
+        self._restore_pictures([self._bin.folder / one.id for one in found if one.done])
         tiles = [self._tile(one, [one]) for one in found]
         for tile, one in zip(tiles, found, strict=True):
             folder = self._bin.folder / one.id

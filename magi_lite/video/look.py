@@ -33,10 +33,9 @@ def look_at(path: Path) -> Look:
         MediaError: it can be used neither as a picture nor as a clip; one sentence.
     """
     from magi_lite.video.clips import read_tail
-    from magi_lite.video.images import is_animated, load_image, shown_size
+    from magi_lite.video.images import load_image, shown_size
 
-    check_source(path, "an image or a video")
-    if kind_of(path) != "other" and not is_animated(path):
+    if _is_picture(path):
         load_image(path, _PROBE)
         return Look("image", *shown_size(path))
     _, facts = read_tail(path, _PROBE, "crop", 1)
@@ -46,16 +45,34 @@ def look_at(path: Path) -> Look:
 def small_frame(path: Path, longest: int) -> np.ndarray:
     """A picture, or the last frame of a clip, (H, W, 3) uint8, sRGB; its longer side has `longest` pixels or fewer.
 
+    Read once, as a square, for a clip's shape is known with its frames only.
+
     Raises:
         MediaError: it can be used neither as a picture nor as a clip; one sentence.
     """
-    from magi_lite.video.clips import read_tail
-    from magi_lite.video.images import load_image
+    from PIL import Image
 
-    seen = look_at(path)
-    share = min(1.0, longest / max(seen.width, seen.height))
-    size = (max(1, round(seen.width * share)), max(1, round(seen.height * share)))
-    if seen.kind == "image":
-        return load_image(path, size, "stretch")
-    frames, _ = read_tail(path, size, "stretch", 1)
-    return np.asarray(frames[-1])
+    from magi_lite.video.clips import read_tail
+    from magi_lite.video.images import fit_pixels, load_image, shown_size
+
+    square = (longest, longest)
+    if _is_picture(path):
+        pixels, (width, height) = load_image(path, square, "stretch"), shown_size(path)
+    else:
+        (pixels,), facts = read_tail(path, square, "stretch", 1)
+        width, height = facts.width, facts.height
+    share = min(1.0, longest / max(width, height))
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    return fit_pixels(Image.fromarray(pixels), size, "stretch")
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is a picture that does not move.
+
+    Raises:
+        MediaError: there is no such file, or nothing in it.
+    """
+    from magi_lite.video.images import is_animated
+
+    check_source(path, "an image or a video")
+    return kind_of(path) != "other" and not is_animated(path)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import av
 import numpy as np
@@ -147,12 +148,18 @@ def test_lost_thumbnails_are_made_again_from_the_video(
     assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
 
 
-def test_a_card_of_the_gallery_gets_its_lost_picture_back(finished_run: Path, copy_of: Callable) -> None:
+@pytest.mark.parametrize("thrown", [False, True], ids=["gallery", "bin"])
+def test_a_card_gets_its_lost_picture_back(thrown: bool, finished_run: Path, copy_of: Callable) -> None:
     path = copy_of(finished_run)
-    lost = path / "chunks" / "00000.jpg"
-    lost.unlink()
-    (tile,) = (tile for tile in Library(path.parent).page()["videos"] if tile["id"] == path.name)
-    assert tile["thumbnail"].endswith(f"{path.name}/chunks/00000.jpg")
+    (path / "chunks" / "00000.jpg").unlink()
+    library = Library(path.parent)
+    if thrown:
+        library.throw(path.name)
+    tiles = library.binned() if thrown else library.page()["videos"]
+    (tile,) = (tile for tile in tiles if tile["id"] == path.name)
+    lost = Path(unquote(tile["thumbnail"]).removeprefix("/gradio_api/file="))
+    assert lost.parts[-3:] == (path.name, "chunks", "00000.jpg")
+    path = lost.parents[1]
     shown = frames_of(path / "video.mp4").reshape(SECONDS, -1, 32, 32, 3)
     wanted = Image.open(io.BytesIO(to_jpeg(strip(shown[0]))))
     assert np.array_equal(np.asarray(Image.open(lost)), np.asarray(wanted))

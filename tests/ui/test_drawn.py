@@ -93,6 +93,14 @@ def test_a_timeline_dropped_on_a_block_is_still_a_timeline(page: Page) -> None:
     page.wait_for_function("magi.timeline.segments.length === 1 && magi.timeline.segments[0].prompt === 'a red ball'")
 
 
+def test_a_clip_without_a_type_over_a_block_is_still_the_videos_start(page: Page, tmp_path: Path) -> None:
+    set_length(page, 8)
+    three_blocks(page)
+    drop_on_block(page, 1, clip(tmp_path / "end.avi").read_bytes(), "end.mxf", "")
+    page.wait_for_function(DRAWN, arg=".so-drop.filled img")
+    assert all("image" not in mark for mark in marks(page))
+
+
 def test_several_are_all_shown(page: Page, tmp_path: Path) -> None:
     paths = [tmp_path / f"{kind}.{kind}" for kind in KINDS]
     for path in paths:

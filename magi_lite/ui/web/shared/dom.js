@@ -42,9 +42,6 @@ export function table(rows) {
   return el("table", { class: "mg-table" }, el("tbody", {}, ...rows.map(row)));
 }
 
-/** Whether a dropped file is a timeline's, by its name. */
-export const isTimelineFile = (file) => Boolean(file) && /\.(srt|otio|json|txt)$/i.test(file.name);
-
 /** Keep what happens inside `node` from Gradio, which listens to every input and change on the page. */
 export function keepInside(node, names = ["input", "change"]) {
   for (const name of names) node.addEventListener(name, (event) => event.stopPropagation());

@@ -1,7 +1,7 @@
 // Drop, paste or choose an image or a clip, anywhere on the page. The server looks at what it really is and answers
 // with its kind, or with one sentence. The value is {kind, path, name, ...} or null.
 import { NO_ANSWER, emit, on, onDocument, toast } from "../shared/bus.js";
-import { askFor, button, el, isTimelineFile, keepInside } from "../shared/dom.js";
+import { askFor, button, el, keepInside } from "../shared/dom.js";
 import { bytes, count } from "../shared/format.js";
 import { icon } from "../shared/icons.js";
 import { drawable } from "../shared/pictures.js";
@@ -126,6 +126,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
       return {};
     });
   }
+  const isTimeline = (file) => file && /\.(srt|otio|json|txt)$/i.test(file.name);
   /** Files may be dropped anywhere: what becomes of them is seen here. */
   function bringToView() {
     if (root.offsetParent === null) document.querySelector("[role=tab][data-tab-id=create]").click();
@@ -135,7 +136,7 @@ export function mount({ element, props, trigger, server, watch, upload }) {
     error.textContent = "";
     bringToView();
     if (files.length > 1) takeSeveral([...files]);
-    else if (isTimelineFile(files[0])) emit("timeline-file", files[0]);
+    else if (isTimeline(files[0])) emit("timeline-file", files[0]);
     else take(files[0]);
   }
   drop.addEventListener("click", () => {

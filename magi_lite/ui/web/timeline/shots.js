@@ -1,10 +1,12 @@
 // Shots: a block may begin with a hard cut or a picture; both forget what came before. A mark on the block, its
 // thumbnail, its menu, and pictures that are dropped on it.
 import { NO_ANSWER, emit, onDocument, toast } from "../shared/bus.js";
-import { el, isTimelineFile, keepInside } from "../shared/dom.js";
+import { el, keepInside } from "../shared/dom.js";
 import { redraw } from "../shared/pictures.js";
 
 const KEYS = { shot: "X", picture: "P" };
+/** Pictures of which browsers know no type. */
+const UNTYPED = /\.(jp2|heic|heif|tiff?|tga|ppm|avif|jfif)$/i;
 /** Tools that a block's menu offers as well. */
 const TOOLS = [
   ["split", "Split", "S"],
@@ -134,11 +136,10 @@ export function mountShots({ view, state, server, upload, apply, select }) {
   lane.addEventListener("error", failed, true); // it does not bubble
 
   // --- pictures dropped on a block
-  /** Of some kinds, such as JPEG 2000, the browser knows no type, nor of a timeline's file; that one has another name,
-   * which shows only when it is dropped. */
+  /** Of some kinds, such as JPEG 2000, the browser knows no type, and their names show only when they are dropped. */
   const mayBePicture = (item) => {
     const file = item.getAsFile && item.getAsFile();
-    return item.type ? item.type.startsWith("image/") : !(file && isTimelineFile(file));
+    return item.type ? item.type.startsWith("image/") : !file || UNTYPED.test(file.name);
   };
   /** The block that a dragged picture is over; the event is ours then, and no longer the whole page's. */
   const taken = (event) => {
