@@ -16,7 +16,7 @@ from torch import Tensor
 from magi_lite.errors import InputError
 from magi_lite.vae.model import ViTVAE
 from training.diffusion import DemoModel
-from training.export import AUTOENCODER, TEXT, TIED, TOKENS, WEIGHTS
+from training.export import AUTOENCODER, TEXT, TIED, TOKENS, WEIGHTS, no_model
 from training.train_dit import make_model
 from training.train_vae import make_vae
 
@@ -41,10 +41,10 @@ def read_transformer(folder: Path) -> DemoModel:
     model = make_model()
     shards = sorted((folder / WEIGHTS).glob("*.safetensors"))
     if not shards:
-        raise _no_model(folder, WEIGHTS)
+        raise no_model(folder, WEIGHTS)
     _load(model.dit, folder, {name: tensor for shard in shards for name, tensor in load_file(shard).items()})
     text = load_file(_there(folder, TEXT))
-    _load(model.text, folder, text | {TIED: text["shared.weight"]})
+    _load(model.text, folder, text | ({TIED: text["shared.weight"]} if "shared.weight" in text else {}))
     _load(model.tokens, folder, load_file(_there(folder, TOKENS)))
     return model
 
@@ -90,9 +90,5 @@ def _load(module: torch.nn.Module, folder: Path, state: dict[str, Tensor]) -> No
 
 def _there(folder: Path, path: Path) -> Path:
     if not (folder / path).is_file():
-        raise _no_model(folder, path)
+        raise no_model(folder, path)
     return folder / path
-
-
-def _no_model(folder: Path, path: Path) -> InputError:
-    return InputError(f"{folder} is no model folder of this training: it has no {path}.")

@@ -35,7 +35,7 @@ from training.diffusion import (
 from training.latents import Pool
 from training.optim import Optimizer, update_average, warm_cosine
 from training.precision import fast_products, half_is_faster
-from training.train_dit import CHUNKS_PER_BATCH, DEMO_DIT, load_pools, make_model
+from training.train_dit import CHUNKS_PER_BATCH, DEMO_DIT, TRANSFORMER, load_pools, make_model
 
 SHORTEST = 64
 """Steps of the schedule that the undistilled model is sampled with."""
@@ -163,7 +163,7 @@ def distill(
     """
     torch.manual_seed(seed)
     pool = pool or load_pools(work, "full")
-    taught, _ = checkpoint.load(work / "dit.safetensors")
+    taught, _ = checkpoint.load(work / TRANSFORMER)
     models = [make_model(config) for _ in range(3)]
     for model in models:
         model.load_state_dict(taught["average"], strict=False)

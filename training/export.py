@@ -120,7 +120,7 @@ def average_with(folder: Path, other: Path) -> None:
     averaged = (*(path.relative_to(folder) for path in sorted((folder / WEIGHTS).glob("*.safetensors"))), TEXT, TOKENS)
     for path in (AUTOENCODER, *averaged):
         if not (other / path).is_file():
-            raise InputError(f"{other} is no model folder of this training: it has no {path}.")
+            raise no_model(other, path)
     if _encoder(folder) != _encoder(other):
         raise InputError(f"{other} has another autoencoder than {folder}; their weights mean different things.")
     for path in averaged:
@@ -131,6 +131,11 @@ def average_with(folder: Path, other: Path) -> None:
         with safe_open(folder / path, "pt") as file:
             noted = file.metadata()
         save_file(means, folder / path, metadata=noted)
+
+
+def no_model(folder: Path, path: Path) -> InputError:
+    """The error for a folder without a part that `export` writes."""
+    return InputError(f"{folder} is no model folder of this training: it has no {path}.")
 
 
 def _encoder(folder: Path) -> dict[str, bytes]:
@@ -201,11 +206,11 @@ def from_work(work: Path, distilled: bool = True) -> TrainedModel:
         CheckpointError: a stage of the training is missing.
     """
     from training.text_model import make_tokenizer
-    from training.train_dit import DEMO_DIT, make_model
+    from training.train_dit import DEMO_DIT, TRANSFORMER, make_model
     from training.train_vae import DEMO_VAE
 
     decoders = (work / f"vae_{name}.safetensors" for name in ("tuned", "folded"))
-    groups, _ = checkpoint.load(work / ("distilled.safetensors" if distilled else "dit.safetensors"))
+    groups, _ = checkpoint.load(work / ("distilled.safetensors" if distilled else TRANSFORMER))
     newest = next((path for path in decoders if path.is_file()), work / "vae_folded.safetensors")
     autoencoder, _ = checkpoint.load(newest)
     model = make_model()

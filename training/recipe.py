@@ -20,7 +20,7 @@ from training.latents import Pool
 from training.photographs import Album, album
 from training.reel import HELD_OUT, Reel
 from training.takes import Takes
-from training.train_dit import CHUNKS_PER_BATCH
+from training.train_dit import CHUNKS_PER_BATCH, TRANSFORMER
 from training.train_vae import (
     BATCH,
     MATRIX_RATE,
@@ -49,7 +49,7 @@ FILMED_SHARE = 0.6
 PHASES = (("single", "single", 1.0), ("windows", "windows", 0.7), ("full", "full", 0.5))
 """Of the transformer: the budget's name, which windows are drawn, the peak of the rates."""
 CARRIED_PHASES = (("carried", "full", 0.7),)
-FOLDED, TRANSFORMER, TUNED = "vae_folded.safetensors", "dit.safetensors", "vae_tuned.safetensors"
+FOLDED, TUNED = "vae_folded.safetensors", "vae_tuned.safetensors"
 FOLD_CLIPS = 96
 """Clips of each kind that the latents' mean and deviation are taken from."""
 SIZED_CLIPS = 24

@@ -48,6 +48,8 @@ DEMO_DIT = DiTConfig(
     half_channel_vae=False,
     x_rescale_factor=1,
 )
+TRANSFORMER = "dit.safetensors"
+"""Checkpoint in the work folder."""
 PHASES = {"single": SINGLE, "windows": WINDOWS, "full": FULL_WINDOWS}
 CHUNKS_PER_BATCH = 10
 """Ten single chunks, or five windows of two: more steps are worth more than larger ones."""
@@ -108,7 +110,7 @@ def train_dit(
     torch.manual_seed(seed)
     pool = pool or load_pools(work, phase)
     model = make_model(config).to(pool.latents.device)
-    path, log = work / "dit.safetensors", work / "training.jsonl"
+    path, log = work / TRANSFORMER, work / "training.jsonl"
     generator = checkpoint.generators(seed + 17)
     parameters = dict(model.named_parameters())
     optimizer = Optimizer(parameters, *rates)
