@@ -113,9 +113,9 @@ class HuggingFace:
         try:
             http_get(url, file, resume_size=done, headers=headers, expected_size=size)
         except HTTPError as error:
-            if getattr(error, "response", None) is not None:  # the server's own refusal
+            if getattr(error, "response", None) is not None or file.tell() != done:  # it was refused, or had begun
                 raise
-            http_get(url, file, resume_size=file.tell(), headers=headers, expected_size=size)
+            http_get(url, file, resume_size=done, headers=headers, expected_size=size)
 
 
 def download(
