@@ -40,7 +40,7 @@ _KINDS: dict[str, str] = {
 _WHOLE_TEXT = re.compile(r"\s*[+-]?[0-9]{1,30}\s*", re.ASCII)
 
 
-def too_long(path: Path) -> str:
+def _too_long(path: Path) -> str:
     """The first name in a path that is longer than any disk takes; empty: there is none."""
     return next((part for part in path.parts if _length(part) > _MAX_PART), "")
 
@@ -48,7 +48,7 @@ def too_long(path: Path) -> str:
 def _length(part: str) -> int:
     try:
         return len(os.fsencode(part) if sys.platform == "linux" else part)
-    except UnicodeEncodeError:  # half a character: no name at all, which is said where it is looked for
+    except UnicodeEncodeError:  # half a character: no name at all, as whoever opens it will find
         return 0
 
 
@@ -201,7 +201,7 @@ class Option:
             limit = MAX_PATH if self.kind == "path" else MAX_NAME
             if len(text) > limit:
                 raise self.error(f"{named} has {len(text)} characters; {limit} is the most.")
-            if self.kind == "path" and not self.written and (part := too_long(Path(text))):
+            if self.kind == "path" and not self.written and (part := _too_long(Path(text))):
                 raise self.error(f"The name {part[:40]}… is too long for a disk; choose a shorter one.")
 
     def _is_of_kind(self, value: Any) -> bool:
