@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.gpu_models import NO_CARD, profiled, relative_error, stage_inputs
 from benchmarks.gpu_setup import Setup
 from magi_lite import fused
-from magi_lite.attention import available, choose
+from magi_lite.attention import Backend, available, choose
+from magi_lite.attention_shared import Reach
 from magi_lite.errors import InputError
 from magi_lite.machine import devices
 from magi_lite.sampling.kv_store import KVRing
@@ -52,6 +53,8 @@ def attention(s: Setup) -> dict[str, Any]:
         time = s.timed(lambda backend=backend: backend(q, k, v))
         results[name] = {"error": relative_error(backend(q, k, v)[:, few], plain), **time}
         results[name]["tflops"] = flops / time["seconds"] / 1e12
+        if backend.share is not None:
+            results[name]["ranges"] = _ranges(s, backend)
     backend = choose("sdpa", s.kind, s.dtype)
     results["kernels_of_sdpa"] = _kernel_names(lambda: backend(q, k, v), s)
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -65,6 +68,23 @@ def attention(s: Setup) -> dict[str, Any]:
     except RuntimeError as error:
         results["flash_serves_groups"] = f"no: {error}"
     return results
+
+
+def _ranges(s: Setup, backend: Backend) -> dict[str, Any]:
+    """A window's four ranges, keys and values made ready once, and by a call for each."""
+    q, k, v = grouped_example(s)
+    reaches = [Reach(k, v, k.shape[1] * part // 5) for part in (2, 3, 4, 5)]
+    few = slice(0, 1024)
+    alone = replace(backend, share=None)
+    errors = [
+        relative_error(one(q)[:, few], other(q)[:, few])
+        for one, other in zip(backend.readers(reaches), alone.readers(reaches), strict=True)
+    ]
+    results = {
+        name: s.timed(lambda which=which: [read(q) for read in which.readers(reaches)])
+        for name, which in (("shared", backend), ("by_range", alone))
+    }
+    return {"largest_difference": max(errors), **results}
 
 
 def grouped_example(s: Setup) -> tuple[Tensor, Tensor, Tensor]:

@@ -67,6 +67,8 @@ def probes(s: Setup) -> dict[str, Any]:
     for name in attention.available(s.kind, s.dtype):
         trial = attention.trial_of(name, s.kind, str(s.dtype).removeprefix("torch."))
         put(f"attention {name}", lambda trial=trial: trial.fault, speedup=trial.speedup)
+        if name == "sage" and not trial.fault:
+            put("attention sage, ranges shared", lambda: shared_fault(s))
     put("fused attention of torch", lambda: attention.choose("sdpa", s.kind, s.dtype).notice)
     results["attention chosen"] = attention.choose("auto", s.kind, s.dtype).name
     if s.dry:
@@ -100,6 +102,13 @@ def probes(s: Setup) -> dict[str, Any]:
         put("FP8 row scales", lambda: row_scales_missing(0, True))
         results["FP8 row scales chosen"] = faster_row_scales(0)
     return results
+
+
+def shared_fault(s: Setup) -> str:
+    """Why SageAttention does not quantize keys and values once for the ranges that share them; empty: it does."""
+    if not attention.may_share(s.kind):
+        return "this card has another kernel"
+    return attention.trial_of(attention.SHARED, s.kind, str(s.dtype).removeprefix("torch.")).fault
 
 
 def reference(s: Setup) -> dict[str, Any]:

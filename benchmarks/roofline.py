@@ -20,7 +20,7 @@ import argparse
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +36,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.figures import RESULTS, save
-from magi_lite.attention import SHORT_KEYS, Backend, sdpa
+from magi_lite.attention import SHORT_KEYS, Backend, Sharing, sdpa
+from magi_lite.attention_shared import CAPABILITIES, Reach, Reader
 from magi_lite.dit.model import DiT
 from magi_lite.machine.cards import Device, known_card
 from magi_lite.models import MODELS, PIXELS_PER_LATENT, DiTConfig, ModelSpec, quantizable
@@ -318,28 +319,57 @@ class Attention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        query, key, value = args[:3]
-        n, heads, rows, width = query.shape
-        flops = 4.0 * n * heads * rows * key.shape[2] * width
-        moved = 2 * bytes_of(query) + bytes_of(key) + bytes_of(value)
-        by_sage = self.kernel == "sage" and key.shape[2] >= SHORT_KEYS
-        rate = SAGE_RATE if by_sage else 1.0
-        self.pricer.charge("attention", flops, moved, rate * self.pricer.card.bf16_tflops * 1e12)
-        if by_sage:
-            for part in sage_kernels(self.pricer.card.capability, query.numel(), key.numel(), key.shape[2]):
+        query, key, value = (x.transpose(1, 2) for x in args[:3])
+        if self.kernel == "sage" and key.shape[1] >= SHORT_KEYS:
+            for part in sage_kernels(self.pricer.card.capability, query.numel(), key.numel(), key.shape[1]):
                 self.pricer.charge_launch(SAGE_KERNELS, part)
-        with self.pricer.uncounted():
-            return torch.empty(n, rows, heads, width, dtype=query.dtype, device=META).transpose(1, 2)
+            return attended(self.pricer, query, key, value, SAGE_RATE).transpose(1, 2)
+        return attended(self.pricer, query, key, value, 1.0).transpose(1, 2)
 
 
-def sage_kernels(capability: tuple[int, int], queries: int, keys: int, length: int) -> list[int]:
+def attended(pricer: Pricer, query: Tensor, key: Tensor, value: Tensor, rate: float) -> Tensor:
+    """Books an attention kernel's launch. Tokens before heads; rate: against that of bf16."""
+    n, rows, heads, width = query.shape
+    flops = 4.0 * n * heads * rows * key.shape[1] * width
+    moved = 2 * bytes_of(query) + bytes_of(key) + bytes_of(value)
+    pricer.charge("attention", flops, moved, rate * pricer.card.bf16_tflops * 1e12)
+    with pricer.uncounted():
+        return torch.empty(n, rows, heads, width, dtype=query.dtype, device=META)
+
+
+class SharedBySage:
+    """Stands in for `attention_shared`: keys and values quantized once for all ranges that begin with them."""
+
+    def __init__(self, pricer: Pricer) -> None:
+        self.pricer = pricer
+
+    def share(self, reaches: Sequence[Reach]) -> list[Reader]:
+        longest: dict[tuple[int, int], Reach] = {}
+        for reach in sorted(reaches, key=lambda reach: reach.length):
+            longest[reach.whole] = reach
+        for reach in longest.values():
+            for part in sage_kernels(self.pricer.card.capability, None, reach.seen[0].numel(), reach.length):
+                self.pricer.charge_launch(SAGE_KERNELS, part)
+            self.pricer.charge_launch(SAGE_KERNELS, 0)  # scales of the shorter ranges
+        return [self._reader(reach) for reach in reaches]
+
+    def _reader(self, reach: Reach) -> Reader:
+        def read(query: Tensor) -> Tensor:
+            self.pricer.charge_launch(SAGE_KERNELS, 3 * query.numel())
+            return attended(self.pricer, query, *reach.seen, SAGE_RATE)
+
+        return read
+
+
+def sage_kernels(capability: tuple[int, int], queries: int | None, keys: int, length: int) -> list[int]:
     """Bytes of each kernel that one call of SageAttention issues before its attention kernel.
 
     As `sageattn` of version 2.2 does by its source, arguments in 16 bits, head size 128 and keys smoothed, as it does
     unless asked not to. Cards that it does not know are taken for the last that it does.
 
     Args:
-        capability: of the card. queries, keys: numbers in each; the values are as many as the keys.
+        capability: of the card. queries, keys: numbers in each; the values are as many as the keys. None: of keys and
+            values alone.
         length: keys of each head.
     """
     found = [2 * keys]  # their mean
@@ -347,7 +377,7 @@ def sage_kernels(capability: tuple[int, int], queries: int, keys: int, length: i
         found += [4 * keys, 2 * keys + keys]  # the mean subtracted, then to 8 bits
     else:
         found += [2 * keys + keys]  # both at once
-    found += [2 * queries + queries]
+    found += [] if queries is None else [2 * queries + queries]
     if capability < (8, 9):
         return [*found, 4 * keys]  # values to float16
     if capability[0] == 9 and length % 128:
@@ -466,7 +496,6 @@ class _Forward:
         self.stage = self.schedule.stage(case.window + max(self.settings.noise_to_clean_ranges))
         self.dit = meta_dit(case.model.dit, case.scheme, case.dtype)
         self.dit.mlp_slice = self.dit.attention_slice = case.slices
-        self.dit.backend = Backend(case.attention, sdpa)
         self.size = (case.height // PIXELS_PER_LATENT, case.width // PIXELS_PER_LATENT)
 
     def over_window(self) -> Bill:
@@ -480,6 +509,7 @@ class _Forward:
         config, chunks, width = self.dit.config, len(ranges), self.case.model.sampler.chunk_width
         tokens = min(CAPTION_TOKENS, config.caption_max_length)
         with priced(self.case.card, self.case.attention, fused=self.case.fused) as pricer:
+            self.dit.backend = self._backend(pricer)
             with pricer.uncounted():
                 latents = torch.empty(1, config.latent_channels, chunks * width, *self.size, device=META)
                 embeddings = torch.empty(chunks, tokens, config.caption_channels, device=META)
@@ -492,6 +522,12 @@ class _Forward:
                 step_size=self.schedule.step_size(0),
             )  # fmt: skip
         return pricer.bill
+
+    def _backend(self, pricer: Pricer) -> Backend:
+        """The kernel, with ranges shared as `attention.choose` gives it."""
+        shares = self.case.attention == "sage" and self.case.card.capability in CAPABILITIES
+        share = Sharing(SharedBySage(pricer).share, sdpa) if shares else None
+        return Backend(self.case.attention, sdpa, share=share)
 
     def _grid(self, frames: int) -> tuple[int, int, int]:
         config = self.dit.config

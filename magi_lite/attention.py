@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from magi_lite import attention_trial
-from magi_lite.attention_choice import OWN, PACKAGED, PLAIN, SCORE_BYTES, Trial, fastest, question
+from magi_lite.attention_choice import OWN, PACKAGED, PLAIN, SCORE_BYTES, SHARED, Trial, fastest, question
+from magi_lite.attention_shared import CAPABILITIES, HEAD_SIZES, Reach, Reader, Sage, Share
 from magi_lite.errors import InputError
 from magi_lite.machine import devices, findings
 
@@ -42,9 +43,23 @@ class Backend:
     """Which better kernels are installed here and cannot be used, and why; empty: none."""
     speedup: float | None = None
     """How many times as fast as PyTorch's own it was in its trial; None: not measured."""
+    share: Share | None = None
+    """Does what a kernel does with keys and values before it attends, once for several ranges; None: at every call."""
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self.kernel(query, key, value)
+
+    def readers(self, reaches: Sequence[Reach]) -> list[Reader]:
+        """For each range what attends to it, its keys and values made ready."""
+        if self.share is not None:
+            return self.share(reaches)
+        return [by_range(self.kernel, reach) for reach in reaches]
+
+
+def by_range(kernel: Kernel, reach: Reach) -> Reader:
+    """A kernel's call on a range."""
+    key, value = reach.seen
+    return lambda query: kernel(query, key, value)
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -260,6 +275,66 @@ def _sage() -> Kernel:
     return kernel
 
 
+def load_share(device: str) -> Share:
+    """SageAttention's own steps, see `attention_shared`.
+
+    Raises:
+        ImportError, OSError, AttributeError, ValueError: they cannot be used on this card, or with this package.
+    """
+    return Sage(devices.capability(torch.device(device).index), torch.version.cuda).share
+
+
+STEP_ERRORS = (RuntimeError, ValueError, AssertionError, AttributeError, TypeError)
+"""What a package's step may raise where it is another than was thought."""
+
+
+class Sharing:
+    """Ranges that SageAttention serves, their keys and values quantized once; all others are the kernel's.
+
+    Those are ranges that share nothing, or are too short, head sizes that its public function pads, and everything from
+    the moment that a step fails, which does not cost the run.
+    """
+
+    def __init__(self, share: Share, kernel: Kernel) -> None:
+        self._share, self._kernel, self._works = share, kernel, True
+
+    def __call__(self, reaches: Sequence[Reach]) -> list[Reader]:
+        readers = [by_range(self._kernel, reach) for reach in reaches]
+        lengths: dict[tuple[int, int], set[int]] = {}
+        for reach in reaches:
+            if reach.length >= SHORT_KEYS and reach.key.shape[3] in HEAD_SIZES:
+                lengths.setdefault(reach.whole, set()).add(reach.length)
+        several = {whole for whole, found in lengths.items() if len(found) > 1}
+        fit = [i for i, reach in enumerate(reaches) if reach.whole in several and reach.length >= SHORT_KEYS]
+        if not fit or not self._works:
+            return readers
+        try:
+            shared = self._share([reaches[i] for i in fit])
+        except STEP_ERRORS as error:
+            self._give_up(error)
+            return readers
+        for i, reader in zip(fit, shared, strict=True):
+            readers[i] = self._careful(reader, readers[i])
+        return readers
+
+    def _careful(self, shared: Reader, by_itself: Reader) -> Reader:
+        def read(query: Tensor) -> Tensor:
+            if self._works:
+                try:
+                    return shared(query)
+                except STEP_ERRORS as error:
+                    self._give_up(error)
+            return by_itself(query)
+
+        return read
+
+    def _give_up(self, error: Exception) -> None:
+        if devices.is_out_of_memory(error):
+            raise error
+        self._works = False
+        _log.warning("SageAttention quantizes keys and values for each range again, for a step of it fails: %s", error)
+
+
 def _has_sage() -> bool:
     """SageAttention 2 or later; version 1 visibly breaks video models and does not know grouped queries."""
     if importlib.util.find_spec("sageattention") is None:
@@ -307,7 +382,25 @@ def choose(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.f
         )
     if name == OWN:
         return own(device, kind)
-    return Backend(name, serving(name), speedup=found.speedup)
+    return _tried(name, device, kind, found)
+
+
+def _tried(name: str, device: str, kind: str, found: Trial, notice: str = "") -> Backend:
+    """A kernel whose trial went well; SageAttention's with its ranges shared where that was tried, too."""
+    kernel, share = serving(name), None
+    if name == "sage" and may_share(device):
+        steps = attention_trial.trial(SHARED, device, kind)
+        if steps.fault:
+            _log.info("SageAttention quantizes keys and values for each range, because %s.", steps.fault)
+        else:
+            share = Sharing(load_share(device), kernel)
+    return Backend(name, kernel, notice, found.speedup, share)
+
+
+def may_share(device: str) -> bool:
+    """Whether a card is one of those for which SageAttention's steps are known."""
+    place = torch.device(device)
+    return place.type == "cuda" and devices.cuda_available() and devices.capability(place.index) in CAPABILITIES
 
 
 def own(device: str, kind: str) -> Backend:
@@ -345,7 +438,7 @@ def _fastest(names: tuple[str, ...], device: str, kind: str) -> Backend:
     if best == OWN:
         served = own(device, kind)
         return replace(served, notice=" ".join([*notices, served.notice]).strip())
-    return Backend(best, serving(best), " ".join(notices), trials[best].speedup)
+    return _tried(best, device, kind, trials[best], " ".join(notices))
 
 
 def serving(name: str) -> Kernel:

@@ -15,6 +15,8 @@ SCORE_BYTES = 1 << 27
 """Scores that the plain formula writes out at a time, float32: enough to fill a card, and a small part of one."""
 PACKAGED = {"flash": "flash-attn", "sage": "SageAttention"}
 """Kernels of packages that the user installs, and the packages' names."""
+SHARED = "sage-shared"
+"""The name of the trial of SageAttention's steps, with keys and values quantized once for several ranges."""
 TITLES = {
     OWN: "PyTorch's own",
     PLAIN: "PyTorch's plain formula, for want of a fused kernel",

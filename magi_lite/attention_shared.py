@@ -130,9 +130,7 @@ class Sage:
         numbers, scales, _ = self._values(value, tensor_layout="NHD", scale_max=self._largest, smooth_v=False)
         return numbers, scales
 
-    def attend(
-        self, query: Tensor, key: Tensor, key_scales: Tensor, value: Tensor, value_scales: Tensor
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, key_scales: Tensor, value: Tensor, value_scales: Tensor) -> Tensor:
         """The queries' attention to quantized keys; values may be longer than they are."""
         numbers, scales = self.queries(query)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)

@@ -17,19 +17,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from magi_lite.attention_choice import Trial, question
+from magi_lite.attention_choice import SHARED, Trial, question
+from magi_lite.attention_shared import Reach, Share
 from magi_lite.machine import devices, findings
 from quant.storage.files import parse_json
 
 HEADS, GROUPS, HEAD_SIZE, QUERIES, KEYS = 6, 2, 128, 200, 1333
-LIMITS = {"sage": 0.08}
+LENGTHS = (KEYS, 311, 1024, 650)
+"""Keys of the ranges that share them in a trial: odd, and at a block's end."""
+LIMITS = {"sage": 0.08, SHARED: 0.08}
 """Largest relative error by kernel. SageAttention multiplies in 8 bits: its arithmetic, written out, is 3.8 to 4.3 %
 off where values average to nothing, as the trial's do (`benchmarks/attention_error.py`)."""
 LIMIT = 0.01
@@ -40,7 +43,7 @@ SAMPLED = 64
 MEASUREMENTS = 5
 PATIENCE_SECONDS = 180.0
 """Kernels may be compiled at their first call."""
-PACKAGES = {"sage": "sageattention", "flash": "flash_attn"}
+PACKAGES = {"sage": "sageattention", SHARED: "sageattention", "flash": "flash_attn"}
 _TRIAL = "import sys; sys.path.insert(0, sys.argv[1]); from magi_lite.attention_trial import main; main(*sys.argv[2:])"
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -67,6 +70,20 @@ def examine(kernel: Kernel, limit: float, device: str, kind: str) -> Trial:
 
         return Trial(speedup=round(_seconds(sdpa, large) / _seconds(kernel, large), 3))
     except Exception as error:  # whatever it raises, another kernel serves
+        return Trial(f"it fails: {_first_line(error)}", lasting=not devices.is_out_of_memory(error))
+
+
+def examine_shared(share: Share, limit: float, device: str, kind: str) -> Trial:
+    """As `examine`, of ranges that begin together; its time is that of the kernel by itself."""
+    try:
+        query, key, value = _example(device, kind, HEADS, GROUPS, QUERIES, KEYS)
+        reaches = [Reach(key, value, length) for length in LENGTHS]
+        for reach, reader in zip(reaches, share(reaches), strict=True):
+            fault = disagreement(lambda query, *_, reader=reader: reader(query), limit, (query, *reach.seen))
+            if fault:
+                return Trial(fault)
+        return Trial()
+    except Exception as error:  # whatever it raises, the public function serves
         return Trial(f"it fails: {_first_line(error)}", lasting=not devices.is_out_of_memory(error))
 
 
@@ -112,7 +129,7 @@ def trial(name: str, device: str, kind: str) -> Trial:
     """Whether a kernel of `magi_lite.attention` can be used on a device with this type, and how fast it is.
 
     Args:
-        name: "flash", "sage" or "cudnn". device: as torch names it. kind: name of a type, such as "bfloat16".
+        name: "flash", "sage", `SHARED` or "cudnn". device: as torch names it. kind: name of a type, such as "bfloat16".
     """
     if torch.device(device).type != "cuda":
         return _apart(name, device, kind)
@@ -163,14 +180,15 @@ def _apart(name: str, device: str, kind: str) -> Trial:
 
 def main(name: str, device: str, kind: str) -> None:
     """The trial itself: print what was found, as JSON."""
-    from magi_lite.attention import load
+    from magi_lite.attention import load, load_share
 
+    limit = LIMITS.get(name, LIMIT)
     try:
-        kernel = load(name)
+        examined = partial(examine_shared, load_share(device)) if name == SHARED else partial(examine, load(name))
     except Exception as error:  # packages raise what they like when they are imported
         found = Trial(f"it does not load: {_first_line(error)}")
     else:
-        found = examine(kernel, LIMITS.get(name, LIMIT), device, kind)
+        found = examined(limit, device, kind)
     print(json.dumps(asdict(found)), flush=True)
 
 

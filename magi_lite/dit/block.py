@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import quant
 from magi_lite.attention import Backend, masked_sdpa
+from magi_lite.attention_shared import Reach, Reader
 from magi_lite.dit.captions import CaptionContext, KeyValue
 from magi_lite.dit.layers import (
     MLP,
@@ -38,7 +39,7 @@ class Pass:
     kv_ranges: tuple[tuple[int, int], ...]
     """Absolute chunks [first, last) that each chunk's queries see."""
     condition: Tensor
-    """(N, chunks, condition)."""
+    """(N, chunks, condition), after the SiLU that every layer's gates begin with."""
     table: Tensor
     """(chunks, tokens, 2 * r): rotary [sin | cos]."""
     context: CaptionContext
@@ -111,7 +112,7 @@ class Attention(nn.Module):
             del some  # the slices' memory, before the queries need it
         heads = (*x.shape[:3], self.groups, self.head_dim)
         key = normed_heads(key.view(heads), self.k_layernorm, step.table)
-        reach = self._reach(step, key, value.view(heads))
+        readers = step.backend.readers(self._reach(step, key, value.view(heads)))
 
         def attend(part: Piece) -> Tensor:
             if len(parts) == 1:
@@ -120,47 +121,53 @@ class Attention(nn.Module):
                 q, qx = quant.shared_forward([project.q, project.qx], x[part], project.layer_norm)
             # The one quantization that nothing before it takes along: attention kernels end before the two outputs are
             # interleaved, and a token's scale must know both.
-            mixed = self._mix(part, step, reach, q, qx)
+            mixed = self._mix(part, step, readers, q, qx)
             return gated_residual(x[part], self.linear_proj(mixed), gate[:, part.chunks, None], post_norm)
 
         return by_pieces(x, parts, attend)
 
-    def _reach(self, step: Pass, key: Tensor, value: Tensor) -> list[KeyValue]:
-        """For each chunk of the pass, the keys and values of its range; views wherever there is one."""
+    def _reach(self, step: Pass, key: Tensor, value: Tensor) -> list[Reach]:
+        """For each chunk of the pass, the keys and values of its range; views, and shared, wherever there are some."""
         chunks, tokens = key.shape[1:3]
         begin, end = step.first_chunk, step.first_chunk + chunks
+        assert all(last <= end for _, last in step.kv_ranges)
         if step.write:
             assert step.store is not None
             step.store.write(self.index, begin, key.flatten(1, 2), value.flatten(1, 2))
-        joined: dict[int, tuple[KeyValue, int]] = {}
+        furthest: dict[int, int] = {}
+        for first, last in step.kv_ranges:
+            furthest[first] = max(last, furthest.get(first, 0))
+        wholes: dict[tuple[int, int], KeyValue] = {}
 
-        def see(first: int, last: int) -> KeyValue:
+        def whole(first: int, last: int) -> KeyValue:
+            own = slice(max(0, first - begin), last - begin)
             if first >= begin:
-                own = slice(first - begin, last - begin)
                 return KeyValue(key[:, own].flatten(1, 2), value[:, own].flatten(1, 2))
             assert step.store is not None
             if step.write or last <= begin:
                 return KeyValue(*(part.to(key.dtype) for part in step.store.read(self.index, first, last)))
-            if first not in joined:  # one copy serves all ranges that begin with the same chunk
-                past = step.store.read(self.index, first, begin)
-                both = zip(past, (key, value), strict=True)
-                joint = (torch.cat([old.to(key.dtype), new.flatten(1, 2)], dim=1) for old, new in both)
-                joined[first] = (KeyValue(*joint), past[0].shape[1])
-            (keys, values), before = joined[first]
-            stop = before + (last - begin) * tokens
-            return KeyValue(keys[:, :stop], values[:, :stop])
+            past = step.store.read(self.index, first, begin)
+            both = zip(past, (key, value), strict=True)
+            return KeyValue(*(torch.cat([old.to(key.dtype), new[:, own].flatten(1, 2)], dim=1) for old, new in both))
 
-        assert all(last <= end for _, last in step.kv_ranges)
+        def see(first: int, last: int) -> Reach:
+            # All ranges that begin with one chunk share the longest's; but a store gives what it has in any order.
+            in_order = first >= begin or (last > begin and not step.write)
+            asked = (first, furthest[first] if in_order else last)
+            if asked not in wholes:
+                wholes[asked] = whole(*asked)
+            return Reach(*wholes[asked], (last - first) * tokens)
+
         seen = {reach: see(*reach) for reach in dict.fromkeys(step.kv_ranges)}
         return [seen[reach] for reach in step.kv_ranges]
 
-    def _mix(self, part: Piece, step: Pass, reach: list[KeyValue], q: Tensor, qx: Tensor) -> Tensor:
+    def _mix(self, part: Piece, step: Pass, readers: list[Reader], q: Tensor, qx: Tensor) -> Tensor:
         """Both attentions of a piece's tokens, interleaved by group for `linear_proj`: (N, C, T, 2 * size)."""
         heads = (-1, self.head_dim)
         query = normed_heads(q.unflatten(-1, heads), self.q_layernorm, step.table[part[1:]])
         cross_query = normed_heads(qx.unflatten(-1, heads), self.q_layernorm_xattn)
         chunks = range(part.chunks.start, part.chunks.stop)
-        own = self._self_attention(query, [step.kv_ranges[c] for c in chunks], [reach[c] for c in chunks], step.backend)
+        own = self._self_attention(query, [step.kv_ranges[c] for c in chunks], [readers[c] for c in chunks])
         cross = self._cross_attention(cross_query, step, chunks)
         n, tokens = q.shape[0], q.shape[2]
         if torch.is_grad_enabled():
@@ -175,9 +182,7 @@ class Attention(nn.Module):
                 start = stop
         return mixed.flatten(3)
 
-    def _self_attention(
-        self, query: Tensor, ranges: list[tuple[int, int]], reach: list[KeyValue], backend: Backend
-    ) -> list[Tensor]:
+    def _self_attention(self, query: Tensor, ranges: list[tuple[int, int]], readers: list[Reader]) -> list[Tensor]:
         """(N, C, T, heads, head_dim) -> (N, chunks * T, heads, head_dim) of some chunks each, in order.
 
         Neighbours with the same range go in one call.
@@ -186,7 +191,7 @@ class Attention(nn.Module):
         start = 0
         for stop in range(1, len(ranges) + 1):
             if stop == len(ranges) or ranges[stop] != ranges[start]:
-                outputs.append(backend(query[:, start:stop].flatten(1, 2), *reach[start]))
+                outputs.append(readers[start](query[:, start:stop].flatten(1, 2)))
                 start = stop
         return outputs
 

@@ -182,12 +182,9 @@ class Modulation(nn.Module):
         super().__init__()
         self.proj = nn.Sequential(nn.Linear(condition, 2 * hidden))
 
-    def raw(self, condition: Tensor) -> Tensor:
-        return self.proj(F.silu(condition))
-
     def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, K, condition) -> attention's gate and the MLP's, (N, K, D) each, float32 (softcap at 1)."""
-        raw = self.raw(condition)
+        """(N, K, condition), after its SiLU -> attention's gate and the MLP's, (N, K, D) each, float32 (softcap 1)."""
+        raw = self.proj(condition)
         attention, mlp = torch.tanh(raw).float().chunk(2, dim=-1)  # of 16 bits it is computed in float32, and rounded
         return attention, mlp
 

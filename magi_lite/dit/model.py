@@ -81,6 +81,7 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbedding(config.in_channels, hidden, config.t_patch_size, config.patch_size)
         self.t_embedder = TimestepEmbedding(condition)
         self.y_embedder = CaptionEmbedding(config.caption_channels, config.caption_max_length, hidden, condition)
+        self.gate_activation = nn.SiLU()
         self.rope = Rope(config.head_dim)
         self.videodit_blocks = Blocks(config)
         self.final_linear = FinalLinear(hidden, config.t_patch_size * config.patch_size**2 * config.out_channels)
@@ -161,7 +162,7 @@ class DiT(nn.Module):
         step = Pass(
             first_chunk=first_chunk,
             kv_ranges=tuple((first, last) for first, last in kv_ranges),
-            condition=condition,
+            condition=self.gate_activation(condition),
             table=table.view(chunks, -1, table.shape[-1]),
             context=context,
             store=store,

@@ -81,13 +81,20 @@ def _attention_moments(dit: DiTConfig, shape: PassShape, reads: WindowPass, exec
     joined = reads.starts * 2 * (past + shape.chunks) * shape.tokens * groups * size if past else 0
     fetched = 2 * past * shape.tokens * groups * size if execution.kv_dtype == "fp8" else 0
     moments.append(x + projected + own + joined + fetched)
-    held = x + projected + own + joined + q
+    before = x + projected + own + joined
+    held = before + q
+    if execution.kernel == "sage":
+        # Beside the queries and what the calls before it gave, where each range is quantized by itself; where ranges
+        # share that, it is there from before the queries on.
+        seen = (past + shape.chunks) * shape.tokens * groups
+        by_itself = sage_bytes(min(piece, shape.tokens) * queries, seen)
+        wholes = max(1, reads.starts) if shape.chunks > 1 else 0
+        moments += [held + 3 * piece * queries * size + by_itself, before + wholes * SAGE_SHARING * seen]
+        held += wholes * SAGE_SHARED * seen
+        moments.append(held + 3 * piece * queries * size + min(piece, shape.tokens) * queries)
     moments.append(held + rotation_bytes(piece * queries))
     # query, cross query, both attentions' outputs, and the two interleaved.
     moments.append(held + 6 * piece * queries * size)
-    if execution.kernel == "sage":  # beside the queries and what the calls before it gave
-        seen = (past + shape.chunks) * shape.tokens * groups
-        moments.append(held + 3 * piece * queries * size + sage_bytes(min(piece, shape.tokens) * queries, seen))
     if execution.kernel == PLAIN:  # all attention's results, those of a call twice when its groups or slices join
         seen = (past + shape.chunks) * shape.tokens
         share = dit.num_attention_heads // dit.num_query_groups
@@ -108,6 +115,11 @@ def _attention_moments(dit: DiTConfig, shape: PassShape, reads: WindowPass, exec
 def product_bytes(numbers: int, execution: Execution) -> int:
     """What an integer product of so many numbers takes before it is scaled; other kernels scale by themselves."""
     return min(PRODUCT_BYTES, 4 * numbers) if execution.scheme == "int8" else 0
+
+
+SAGE_SHARED, SAGE_SHARING = 2, 4
+"""Bytes for each number of the keys that ranges share (`attention_shared`): as long as a layer attends, keys and values
+in 8 bits; while they are made, the values transposed in 16 bits as well."""
 
 
 def sage_bytes(queries: int, keys: int) -> int:

@@ -35,6 +35,8 @@ class Recorder:
         dit.backend = Backend("recording", self._attend)
         self._hook(dit.t_embedder, lambda out: self._now.setdefault("t_embed", out.clone()))
         self._hook(dit.rope, lambda out: self._keep("rope", out))
+        before_gates = dit.gate_activation.register_forward_pre_hook(lambda _m, given: self._keep("condition", *given))
+        self._handles.append(before_gates)
         self._hook(dit.y_embedder.y_proj_xattn, lambda out: self._fixed.setdefault("words", out.clone()))
         self._hook(dit.videodit_blocks.final_layernorm, lambda out: self._keep("final_layernorm", out))
         for index, layer in enumerate(dit.videodit_blocks.layers):
@@ -90,7 +92,6 @@ class Recorder:
             self._layer, self._calls[index] = index, []
             if index == 0:
                 self._keep("x_embed", inputs[0])
-                self._keep("condition", inputs[1].condition)
 
         def end(_module: Any, _inputs: tuple[Any, ...], out: Any) -> None:
             self._keep(f"layer{index}_out", out)

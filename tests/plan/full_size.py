@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from magi_lite import attention, planner
+from magi_lite.attention_shared import Sage
 from magi_lite.dit.model import DiT
 from magi_lite.models import CHUNK_LATENT_FRAMES, quantizable
 from magi_lite.pipeline.engine import Engine
@@ -58,13 +59,47 @@ def build_dit(plan: planner.Plan, device: torch.device) -> DiT:
     return dit.eval()
 
 
+def sage(*, shares: bool) -> attention.Backend:
+    """SageAttention by what its sources allocate, ranges by themselves or keys and values quantized once for all."""
+
+    def by_thread(q: Tensor, k: Tensor, mean: Tensor | None, tensor_layout: str) -> tuple[Tensor, ...]:
+        if mean is not None:
+            k = k - mean
+        scales = [(x, 8 * -(-x.shape[1] // 32)) for x in (q, k)]
+        numbers = [torch.empty(x.shape, dtype=torch.int8, device=x.device) for x in (q, k)]
+        found = [torch.empty(x.shape[0], x.shape[2], count, device=x.device) for x, count in scales]
+        return numbers[0], found[0], numbers[1], found[1]
+
+    def values(v: Tensor, **_: object) -> tuple[Tensor, Tensor, None]:
+        n, length, groups, width = v.shape
+        transposed = torch.empty(n, width, groups, -(-length // 64) * 64, dtype=v.dtype, device=v.device)
+        eighths = torch.empty(transposed.shape, dtype=torch.float8_e4m3fn, device=v.device)
+        return eighths, torch.empty(n, groups, width, device=v.device), None
+
+    def public(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if key.shape[1] < attention.SHORT_KEYS:
+            return attention.sdpa(query, key, value)
+        held = by_thread(query, key, key.mean(dim=1, keepdim=True), "NHD")
+        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        held += values(value)
+        return output
+
+    steps = object.__new__(Sage)
+    steps._by_thread, steps._values, steps._largest, steps._attend = by_thread, values, 2.25, lambda *_: None
+    return attention.Backend("sage", public, share=attention.Sharing(steps.share, public) if shares else None)
+
+
 def denoise_and_decode(
-    plan: planner.Plan, explain: bool = False, *, kernels: bool = False
+    plan: planner.Plan,
+    explain: bool = False,
+    *,
+    kernels: bool = False,
+    backend: attention.Backend | None = None,
 ) -> tuple[dict[str, int], LiveBytes]:
     """Peak card bytes of both phases: the sampler's own next second, its store full, and that second's decoding.
 
     Args:
-        kernels: whether our Triton kernels serve.
+        kernels: whether our Triton kernels serve. backend: the attention; None: the plan's.
     """
     execution = plan.execution
     warm_up(execution.scheme)
@@ -73,6 +108,7 @@ def denoise_and_decode(
     with made_up as counter, Residency(execution, pin=False, device=CARD) as home:
         host = torch.device("cpu")
         dit = home.place_dit(build_dit(plan, host if execution.layers == "streamed" else CARD))
+        dit.backend = backend or dit.backend
         with default_dtype(compute_dtype(plan)), (CARD if execution.vae in ("resident", "decoder") else host):
             vae = ViTVAE(plan.model.vae).eval()
         if execution.vae != "cpu":  # it is there already

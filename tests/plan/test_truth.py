@@ -23,7 +23,7 @@ from quant.convert import quantized_linear
 from quant.products import CARD_VALUES
 from quant.schemes import SCHEMES
 from tests.plan.fake_memory import CARD, card
-from tests.plan.full_size import denoise_and_decode, encode, text
+from tests.plan.full_size import denoise_and_decode, encode, sage, text
 
 OVER, UNDER = 0.05, 0.02
 """A plan may promise 5 % too much, never more than 2 % too little."""
@@ -119,6 +119,26 @@ def test_peaks_where_attention_has_no_fused_kernel(
     tracked, _ = denoise_and_decode(plan)
     _hold(plan, tracked)
     assert near(plan.peak_per_phase["decode"], tracked["decode"])
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize(
+    ("model", "size", "window", "slices"),
+    [
+        ("4.5B-distill", (720, 720), 4, None),
+        ("4.5B-distill", (720, 720), 4, 8192),
+        ("4.5B-distill", (480, 480), 4, 2048),
+        ("4.5B-distill", (480, 480), 1, None),
+        ("4.5B-base", (480, 480), 4, 8192),
+    ],
+)
+def test_peaks_where_sage_quantizes_each_range_or_once_for_all(
+    model: str, size: tuple[int, int], window: int, slices: int | None, shares: bool
+) -> None:
+    changes = {"attention_slice": slices, "mlp_slice": slices, "kernel": "sage", "layers": "streamed"}
+    plan = plan_of(model, size, window, changes)
+    tracked, _ = denoise_and_decode(plan, backend=sage(shares=shares))
+    _hold(plan, tracked)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8", "nf4", "float32"])
