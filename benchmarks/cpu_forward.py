@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.figures import RESULTS, save
 from magi_lite.dit.model import DiT
+from magi_lite.machine import devices
 from magi_lite.models import DiTConfig
 from magi_lite.weights.opening import open_model
 
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu_forward.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    devices.keep_freed_memory()  # as runs do
     load = round(os.getloadavg()[0], 1)  # above the number of cores, caches are shared and ratios spread
     with torch.inference_mode():
         cases = {name: measure(CASES[name], arguments.repeats) for name in arguments.cases}

@@ -36,7 +36,7 @@ def versions(s: Setup) -> dict[str, Any]:
             found[package] = None
     if not s.dry:
         found["card"] = devices.identity(0)
-        found["free_bytes"] = (devices.memory_info() or (0, 0))[0]
+        found["free_bytes"], found["total_bytes"] = devices.memory_info() or (0, 0)
         found["segments_grow"] = devices.grow_segments()
     found["driver"] = _asked_of_the_driver()
     return found

@@ -273,6 +273,9 @@ def free_memory() -> None:
     import gc
 
     gc.collect()
+    give_back = getattr(_c_library(), "malloc_trim", None)
+    if give_back is not None:
+        give_back(0)
     torch = sys.modules.get("torch")
     if torch is None:
         return
@@ -282,6 +285,32 @@ def free_memory() -> None:
         release_pinned = getattr(torch._C, "_host_emptyCache", None)
         if release_pinned is not None:
             release_pinned()
+
+
+KEPT_BYTES, MAPPED_BYTES = 256 << 20, 32 << 20
+"""Freed memory that the C library keeps, and the size from which it has each piece mapped apart: the most it allows."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a processor's pass frees, for the next layer takes as much again.
+
+    glibc gives the heap's end back to the system as soon as some MB of it are free. Of a pass of the demo model that
+    was 15,000 pages, taken back and filled with zeros: an eighth of its time. Holds for the process; what is kept goes
+    back in `free_memory`.
+    """
+    set_option = getattr(_c_library(), "mallopt", None)
+    if set_option is not None:
+        set_option(_MMAP_THRESHOLD, MAPPED_BYTES)  # it would stay at 128 KB once the other one is set
+        set_option(_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+@lru_cache
+def _c_library() -> Any:
+    """glibc, or None: others do not know these options."""
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return None
+    return ctypes.CDLL(None)
 
 
 def windows_driver() -> bool:

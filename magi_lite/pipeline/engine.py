@@ -163,6 +163,8 @@ def engine(files: ModelFiles, execution: Execution, cancelled: Callable[[], bool
     """
     compute = DTYPES[execution.dtype]
     loaded: list[nn.Module] = []
+    if execution.device == "cpu":
+        devices.keep_freed_memory()
     try:
         with Residency(execution) as home:
             dit = home.place_dit(load_dit(files, execution, cancelled=cancelled))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -319,3 +322,52 @@ def test_the_processor_beside_the_card_is_planned_as_the_one_that_is_here(monkey
     asked = replace(asked, overrides=Overrides(device="cpu"))
     assert planner.plan(asked, "auto", card, here=True).device == mine
     assert planner.plan(asked, "auto", card).device == cards.cpu_device(64 << 30)
+
+
+FAULTS = """
+import resource, sys
+import torch
+from magi_lite.machine import devices
+if sys.argv[1] == "kept":
+    devices.keep_freed_memory()
+torch.set_num_threads(1)
+def layer():  # what a pass takes and frees, layer by layer
+    x = torch.ones(864, 192)
+    return sum((x.repeat(1, width) + 1).sum() for width in (1, 4, 4, 1))
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        layer()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+faults()
+print(faults())
+held = [torch.ones(1 << 20) for _ in range(30)]
+del held
+before = resident()
+devices.free_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="glibc's")
+def test_freed_memory_is_kept_for_the_next_layer_and_given_back_at_the_end() -> None:
+    found = {}
+    for way in ("kept", "as it is"):
+        done = subprocess.run([sys.executable, "-c", FAULTS, way], capture_output=True, text=True, check=True)
+        found[way] = tuple(map(int, done.stdout.split()))
+    (few, given_back), (many, _) = found["kept"], found["as it is"]
+    assert few < 300 < 2000 < many
+    assert given_back > 100 << 20
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    devices._c_library.cache_clear()
+    try:
+        devices.keep_freed_memory()
+        assert devices._c_library() is None
+        devices.free_memory()
+    finally:
+        devices._c_library.cache_clear()
