@@ -548,3 +548,18 @@ def test_a_frame_holds_where_those_behind_it_are_damaged_and_no_longer(tmp_path,
         ).stdout.splitlines()
         decoded = sum(not line.startswith("#") for line in shown)
         assert len(frames) == 48 and held <= 48 - decoded + more, number
+
+
+def test_packets_that_repeat_the_frame_before(tmp_path):
+    """Theora has empty ones where nothing moves, also at the end; they are no end of the stream."""
+    parts = [f"{one}s=64x48:r=24:d=1[{at}]" for at, one in enumerate(("color=red:", "testsrc2=", "color=blue:"))]
+    ffmpeg("-f", "lavfi", "-i", ";".join([*parts, "[0][1][2]concat=n=3"]), "-c:v", "libtheora", tmp_path / "a.ogv")
+    with av.open(str(tmp_path / "a.ogv")) as container:
+        new = [packet.size > 0 for packet in container.demux(video=0) if packet.pts is not None]
+    assert len(new) == 72 and new.count(False) > 10 and not new[-1]
+    frames = [*read_whole(tmp_path / "a.ogv", (64, 48), "stretch").frames]
+    tail = load_tail(tmp_path / "a.ogv", (64, 48), "stretch", frames=48)
+    assert len(frames) == 72 and (np.stack(frames[-48:]) == tail).all()
+    assert near(frames[10][24, 32], (255, 0, 0), 12) and near(frames[60][24, 32], (0, 0, 255), 12)
+    changed = [(frames[number] != frames[number - 1]).any() for number in range(26, 46)]
+    assert changed == new[26:46] and sum(changed) > 8
