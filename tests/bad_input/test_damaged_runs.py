@@ -140,7 +140,8 @@ def latents(change: Callable[[Any], Any], keep: bool = True) -> Damage:
 
 CUT = text(lambda data: data[:50], "chunks/00001.m4s")
 HISTORY = {"at": "x", "from": 0, "what": "timeline"}
-RECORD, MORE = "its project.json is damaged", "are damaged or missing; resume the run to restore them or make them again."
+RECORD = "its project.json is damaged"
+MORE = "are damaged or missing; resume the run to restore them or make them again."
 SAME = ""
 CASES: dict[str, tuple[Damage, str, str]] = {
     "seconds on another disk": (moved_away("chunks"), SAME, SAME),
