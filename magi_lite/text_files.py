@@ -38,4 +38,7 @@ def read_text(path: Path, limit: int | None = None) -> str:
         data = file.read() if limit is None else file.read(limit + 1)
     if limit is not None and len(data) > limit:
         raise ValueError(f"{path.name} has more than {limit} bytes")
-    return decode(data).replace("\r\n", "\n").replace("\r", "\n")
+    text = decode(data)
+    if "\0" in text:
+        raise ValueError(f"{path.name} holds zero bytes, which no text has")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

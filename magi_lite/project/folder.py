@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import secrets
@@ -104,7 +105,7 @@ def share(source: Path, target: Path) -> None:
 
 
 def move_aside(path: Path) -> None:
-    """Keep a damaged file in the run's folder `damaged`, where nothing reads it.
+    """Keep a damaged file in the run's folder `damaged`, where nothing reads it; in another if a file is called so.
 
     Args:
         path: directly in the run's folder, or in one of its folders.
@@ -116,7 +117,8 @@ def move_aside(path: Path) -> None:
         return
     run = path.parent if path.parent.name not in PARTS else path.parent.parent
     with output_errors(path):
-        folder = run / "damaged"
+        names = itertools.chain(["damaged"], (f"damaged-{number}" for number in itertools.count(1)))
+        folder = next(run / name for name in names if (run / name).is_dir() or not os.path.lexists(run / name))
         folder.mkdir(exist_ok=True)
         known = (re.match("[0-9]{1,9}(?=-)", file.name) for file in folder.iterdir())
         numbers = [int(found[0]) for found in known if found]

@@ -132,6 +132,10 @@ class Project:
             self.notices = self.seconds.repair(self.video, self.states, self._pasted, self.request.seconds)
             if self.seconds.contradicted_by(self.video):
                 move_aside(self.video)
+                self.notices.append(
+                    f"{self.video.name} was damaged, or held other frames than the run's seconds; it was put together "
+                    "again from them, and the old one is kept in the folder damaged."
+                )
             for sentence in self.notices:
                 self.log(sentence)
 
@@ -713,7 +717,8 @@ class Project:
     def _remove_temporary_files(self) -> None:
         with output_errors(self.folder):
             for path in [*self.folder.glob(".*.tmp*"), *self.folder.glob("*/.*.tmp*")]:
-                path.unlink(missing_ok=True)
+                if path.is_symlink() or not path.is_dir():  # a folder is none of ours
+                    path.unlink(missing_ok=True)
 
     def _open_video(self) -> VideoWriter:
         """The writer of video.mp4, which holds exactly the finished seconds and the present settings."""

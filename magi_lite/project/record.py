@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.files import write_atomic
+from magi_lite.request.checks import check_values
 from magi_lite.request.json import request_from_json, request_to_json
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment
@@ -95,7 +96,9 @@ def read_record(folder: Path) -> Record:
         record = Record(request=_with_own_inputs(request_from_json(data["request"]), folder), **values)
         if record.status not in get_args(Status):
             record = replace(record, status="interrupted")
-        if data.get("checksum") not in (None, _checksum(data)):  # earlier versions wrote none
+        if "checksum" not in data:  # as earlier versions wrote it
+            check_values(record.request)
+        elif data["checksum"] != _checksum(data):
             raise ValueError("a value that nobody wrote")
     except OSError as error:
         if error.errno == errno.EACCES:

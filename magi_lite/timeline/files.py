@@ -20,8 +20,11 @@ from magi_lite.timeline.timeline import Segment, Timeline
 from quant.errors import brief
 from quant.storage.files import parse_json
 
-_STAMP = r"(\d{1,3}):([0-5]\d):([0-5]\d)[,.](\d{1,3})"
+_STAMP = r"(?:(\d{1,3}):)?([0-5]\d):([0-5]\d)[,.](\d{1,3})"
+"""Hours may be left out, as in WebVTT."""
 _CUE = re.compile(rf"[ \t]*{_STAMP}[ \t]*-->[ \t]*{_STAMP}([^\n]*)", re.ASCII)
+_TIMES = re.compile(r"\s*[\d:.,]*\d[\d:.,]*\s*-->[^\[\]]*")
+"""A line that stands where a cue's times do, whether or not they can be read."""
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|\{\\[^{}]*\}")
 _OURS = "magi_lite"
 """Key of what OpenTimelineIO has no place for, in its metadata."""
@@ -31,13 +34,13 @@ NO_LIBRARY = "OpenTimelineIO is not installed; install it with: pip install open
 
 
 def read(content: str) -> Timeline:
-    """A timeline in whatever form the text has: SRT, OpenTimelineIO, JSON, shorthand, or a line per second.
+    """A timeline in whatever form the text has: SRT or WebVTT, OpenTimelineIO, JSON, shorthand, or a line per second.
 
     Raises:
         TimelineError: it is none of them, or contradicts itself.
     """
     content = content.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    if _is_srt(content):
+    if any(_TIMES.fullmatch(line) for line in content.split("\n")):
         return read_srt(content)
     if '"OTIO_SCHEMA"' in content[:4000]:
         return read_otio(content)
@@ -62,9 +65,12 @@ def read_srt(content: str) -> Timeline:
     """Subtitles as segments; one with "cut" behind its times begins a new shot.
 
     Raises:
-        TimelineError: a cue ends before it starts, or there is none.
+        TimelineError: a cue ends before it starts or has times that cannot be read, or there is none.
     """
     cues, cuts, lines = [], set(), content.split("\n")
+    unread = next((line for line in lines if _TIMES.fullmatch(line) and not _CUE.fullmatch(line)), None)
+    if unread is not None:  # else its text would become part of the subtitle before
+        raise TimelineError(f"The times {unread.strip()[:40]!r} cannot be read; write 00:00:01,000 --> 00:00:03,000.")
     places = [number for number, line in enumerate(lines) if _CUE.fullmatch(line)]
     for place, following in zip(places, [*places[1:], len(lines) + 1], strict=True):
         found = _CUE.fullmatch(lines[place])
@@ -95,12 +101,8 @@ def print_srt(timeline: Timeline) -> str:
     return "\n".join(cues)
 
 
-def _is_srt(content: str) -> bool:
-    return any(_CUE.fullmatch(line) for line in content.split("\n"))
-
-
-def _seconds(parts: Iterable[str]) -> float:
-    hours, minutes, seconds, rest = parts
+def _seconds(parts: Iterable[str | None]) -> float:
+    hours, minutes, seconds, rest = (part or "0" for part in parts)
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(rest.ljust(3, "0")) / 1000
 
 

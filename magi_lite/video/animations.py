@@ -17,7 +17,7 @@ import numpy as np
 from magi_lite.errors import MediaError
 from magi_lite.models import FPS
 from magi_lite.video.clips import ClipFacts, Whole
-from magi_lite.video.containers import MAX_FRAME_PIXELS, too_large
+from magi_lite.video.containers import MAX_ANIMATED_PIXELS, too_large
 from magi_lite.video.images import BACKGROUND, Fit, fit_pixels, open_picture, pictures_in, to_rgb, turned_size
 
 MOST_PICTURES = 20_000
@@ -130,8 +130,8 @@ def _checked_count(path: Path, image: Any) -> int:
     Raises:
         MediaError: they are too many, or too large.
     """
-    if image.width * image.height > MAX_FRAME_PIXELS:
-        raise MediaError(f"{path.name} {too_large()}")
+    if image.width * image.height > MAX_ANIMATED_PIXELS:
+        raise MediaError(f"{path.name} {too_large(MAX_ANIMATED_PIXELS)}")
     count = pictures_in(image)
     if count > MOST_PICTURES:
         raise MediaError(f"{path.name} has {count} pictures; give a video or at most {MOST_PICTURES} pictures.")

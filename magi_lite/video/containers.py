@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_FRAME_PIXELS = 40_000_000
-"""Largest frame that is decoded: above 8K."""
+"""Largest frame of a video that is decoded: above 8K."""
+MAX_ANIMATED_PIXELS = 12_000_000
+"""Largest GIF, WebP, AVIF or PNG that moves: above 4K. Decoders hold up to four pictures, four bytes a pixel."""
 DAMAGED = "is damaged or not a video that can be read; use an MP4, MOV or WebM."
 NO_PICTURE = "is not an image that can be read; use PNG, JPEG or WebP."
 _FORMATS = (
@@ -184,6 +186,25 @@ def _header_is_cut(container: av.container.InputContainer) -> bool:
     return False
 
 
-def too_large() -> str:
-    """The sentence for frames that are not decoded."""
-    return f"has frames of more than {MAX_FRAME_PIXELS // 10**6} megapixels; make it smaller."
+def check_one_ogg(path: Path) -> None:
+    """Refuse Ogg files joined in one, of which the reader knows the first, or stops where their kinds differ.
+
+    Raises:
+        MediaError: it is some; one sentence.
+    """
+    begun = False
+    with path.open("rb") as file:
+        while len(head := file.read(27)) == 27 and head[:4] == b"OggS":
+            begins = bool(head[5] & 2)  # a stream; all of a recording begin before anything else (RFC 3533, 4)
+            if begins and begun:
+                raise MediaError(
+                    f"{path.name} is several Ogg recordings in one file, which cannot be read as one; "
+                    "give one of them, or join them in another format."
+                )
+            begun = begun or not begins
+            file.seek(sum(file.read(head[26])), 1)
+
+
+def too_large(most: int = MAX_FRAME_PIXELS) -> str:
+    """The sentence for frames of more than `most` pixels, which are not decoded."""
+    return f"has frames of more than {most // 10**6} megapixels; make it smaller."

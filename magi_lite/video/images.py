@@ -24,11 +24,21 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from magi_lite.errors import MediaError
 from magi_lite.files import check_source
 from magi_lite.video.colour import from_light, is_wide, scale_of, to_bt709
-from magi_lite.video.containers import NO_PICTURE, RAW, check_read, kind_of, open_header, unread
+from magi_lite.video.containers import (
+    MAX_ANIMATED_PIXELS,
+    NO_PICTURE,
+    RAW,
+    check_read,
+    kind_of,
+    open_header,
+    too_large,
+    unread,
+)
 from magi_lite.video.deep_tiff import DeepTiff, open_deep
 from magi_lite.video.strips import (
     SMALL_PIXELS,
     CannotReduce,
+    avif_colours,
     jpeg_factor,
     jpeg_frame,
     jpeg_scans,
@@ -42,7 +52,9 @@ Fit = Literal["crop", "pad", "stretch"]
 MAX_PIXELS = 400_000_000
 """Largest picture that is read, twice what phones make: JPEG, PNG, TIFF and JPEG 2000 are made smaller on the way."""
 MAX_WHOLE_PIXELS = 64_000_000
-"""Largest picture of the kinds that can only be decoded as a whole."""
+"""Largest picture of the kinds that can only be decoded as a whole, by libraries that take up to 7 bytes a pixel."""
+MAX_CLEAR_AVIF_PIXELS = 32_000_000
+"""Largest AVIF that is transparent or in pieces: of those Pillow's library takes 9 bytes a pixel."""
 MAX_HELD_BYTES = 384_000_000
 """Largest JPEG of several passes, by what its decoder holds until the last of them, at whatever size it decodes."""
 MAX_SCANS = 200
@@ -193,6 +205,10 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
         chunks = png_header(path)[1]
         if len(chunks.get(b"cICP", b"")) >= 2:
             image.info["cicp"] = tuple(chunks[b"cICP"][:2])
+    elif "icc_profile" not in image.info and image.format in ("AVIF", "HEIF"):
+        found = avif_colours(path) if image.format == "AVIF" else _heif_colours(image)
+        if found and is_wide(found[1], found[0]):
+            image.info["cicp"] = found
     if isinstance(image, DeepTiff):
         return image.decoded(path, longest, background)
     pixels = _pixels(image)
@@ -209,11 +225,13 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
         halvings = max(0, min(5, (min(image.size) // longest).bit_length() - 1))
         if halvings:
             image.reduce = halvings  # type: ignore[method-assign, assignment]  # an attribute here, as Pillow documents
-    elif pixels > SMALL_PIXELS and (image.format in ("PNG", "TIFF") or _is_still_webp(image, pixels)):
+    elif image.format in ("WEBP", "AVIF") and pixels > MAX_ANIMATED_PIXELS and pictures_in(image) > 1:
+        raise MediaError(f"{path.name} {too_large(MAX_ANIMATED_PIXELS)}")
+    elif pixels > SMALL_PIXELS and (image.format in ("PNG", "TIFF") or _is_decoded_first(image, pixels)):
         try:
             return reduced(path, image, longest, background)
         except CannotReduce:
-            if pixels > MAX_WHOLE_PIXELS:
+            if pixels > (MAX_CLEAR_AVIF_PIXELS if image.format == "AVIF" else MAX_WHOLE_PIXELS):
                 raise
     elif pixels > MAX_WHOLE_PIXELS:
         raise CannotReduce
@@ -221,8 +239,15 @@ def _decoded(path: Path, image: Image.Image, longest: int, background: tuple[int
     return image
 
 
-def _is_still_webp(image: Image.Image, pixels: int) -> bool:
-    return image.format == "WEBP" and pixels <= MAX_WHOLE_PIXELS and pictures_in(image) == 1
+def _heif_colours(image: Image.Image) -> tuple[int, int] | None:
+    """Primaries and transfer as pillow-heif found them; None: not known."""
+    known = image.info.get("nclx_profile") or {}
+    return (known["color_primaries"], known["transfer_characteristics"]) if known else None
+
+
+def _is_decoded_first(image: Image.Image, pixels: int) -> bool:
+    """Whether bands can be made of it once it is decoded as a whole."""
+    return image.format in ("WEBP", "AVIF") and pixels <= MAX_WHOLE_PIXELS
 
 
 def _too_large(image: Image.Image) -> str:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from magi_lite.errors import MediaError
 from magi_lite.files import check_source
 from magi_lite.models import FPS
 from magi_lite.video import labels
-from magi_lite.video.containers import open_media
+from magi_lite.video.clips import jumps, repeats, sound_packets
+from magi_lite.video.containers import check_one_ogg, open_media
 
 SOUND_RATE = 48000
 """Samples per second of a sound track."""
 FADE = 0.05
 """Seconds in which a sound that is cut off fades out: long enough for no click, too short to be heard as a fade."""
+_LARGEST_DRIFT = 0.1
+"""Seconds by which times of sound may be off without meaning a gap; FFmpeg's programs use the same."""
 _BLOCK = 1024
 
 
@@ -172,37 +175,73 @@ def _softened(piece: Any, loudness: np.ndarray) -> Any:
 
 
 def _heard(path: Path, start: float | None, context: Any, samples: int) -> Iterator[Any]:
-    """What a file holds from a moment on, at most `samples`."""
-    import av
+    """What a file holds from a moment on, at most `samples`; what is missing in between is silence.
 
+    Raises:
+        MediaError: it cannot be read to its end.
+    """
+    made = 0
     with open_media(path) as container:
         stream = next(stream for stream in container.streams.audio if stream.codec_context is not None)
+        for moment, run in _runs(_decoded(path, container, stream), timed=start is not None):
+            place = made if start is None or moment is None else round((moment - start) * SOUND_RATE)
+            if place > made:
+                gap = min(place, samples) - made
+                yield from _silence(context, gap)
+                made += gap
+            early = made - place  # samples before the stretch, or that were there before
+            for block in _resampled(run, context):
+                first = min(early, block.samples)
+                last = min(block.samples, first + samples - made)
+                early -= first
+                if first < last:
+                    yield _cut(block, first, last)
+                    made += last - first
+                if made == samples:
+                    return
 
-        def decoded() -> Iterator[Any]:
-            for packet in container.demux(stream):
-                try:
-                    yield from packet.decode()
-                except av.InvalidDataError:
-                    continue
 
-        frames = decoded()
-        head = next(frames, None)
-        if head is None:
+def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
+    """Frames of sound, on the clock of the pictures beside it."""
+    import av
+
+    check = check_one_ogg if container.format.name == "ogg" else None
+    known = [one for one in container.streams.video if one.codec_context is not None]
+    together = jumps(container) and known
+    packets = sound_packets(container, known[0], stream) if together else container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except (av.FFmpegError, OSError, ValueError):
+            if check is not None:
+                check(path)
+            raise MediaError(f"{path.name} is damaged and cannot be read to its end; use another copy.") from None
+        if packet is None:
             return
-        known = start is not None and head.time is not None
-        early = round((start - head.time) * SOUND_RATE) if known else 0  # samples before the stretch
-        if early < 0:  # missing at its beginning
-            gap = min(-early, samples)
-            yield from _silence(context, gap)
-            samples, early = samples - gap, 0
-        for block in _resampled(chain([head], frames), context):
-            if not samples:
-                return
-            first, last = min(early, block.samples), min(block.samples, early + samples)
-            early -= first
-            if first < last:
-                yield _cut(block, first, last)
-                samples -= last - first
+        if repeats(packet):
+            continue
+        try:
+            yield from packet.decode()
+        except av.FFmpegError:
+            continue
+
+
+def _runs(frames: Iterable[Any], timed: bool) -> Iterator[tuple[float | None, Iterator[Any]]]:
+    """Stretches of sound without a gap, each with the moment of its first frame; all is one if it is not `timed`."""
+    run: tuple[int, float | None] = (0, None)
+    length = 0.0
+
+    def run_of(frame: Any) -> tuple[int, float | None]:
+        nonlocal run, length
+        number, moment = run
+        off = None in (moment, frame.time) or abs(frame.time - moment - length) > _LARGEST_DRIFT
+        if number == 0 or (timed and frame.time is not None and off):
+            run, length = (number + 1, frame.time), 0.0
+        length += frame.samples / frame.sample_rate
+        return run
+
+    for (_, moment), alike in groupby(frames, run_of):
+        yield moment, alike
 
 
 def _resampled(frames: Iterable[Any], context: Any) -> Iterator[Any]:

@@ -1,13 +1,14 @@
-"""Very large pictures, made smaller while they are read: PNG, TIFF and WebP a band at a time.
+"""Very large pictures, made smaller while they are read: PNG, TIFF, WebP and AVIF a band at a time.
 
 Pillow decodes a picture as a whole, four bytes a pixel and more. A band of it is a picture too: rows of a PNG, with the
 row above them in front because filters refer to it, or strips and tiles of a TIFF, each in a small file of its own that
-is built in memory. So the decoders are the usual ones, and memory holds one band and the small result. A WebP is
-decoded as a whole, but by FFmpeg and to the samples that it stores; they become colours a band at a time.
+is built in memory. So the decoders are the usual ones, and memory holds one band and the small result. A WebP or
+an AVIF is decoded as a whole, but by FFmpeg and to the samples that it stores; they become colours a band at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import struct
@@ -19,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from magi_lite.video.containers import open_header
+from magi_lite.video.colour import matrix_of
+from magi_lite.video.containers import open_header, open_media
 
 BAND_BYTES = 32 << 20
 """Decoded bytes of one band."""
@@ -41,7 +43,7 @@ def reduced(path: Path, image: Image.Image, longest: int, background: tuple[int,
 
     Args:
         path: the file.
-        image: it, opened by Pillow and not yet decoded: a PNG, a TIFF or a WebP.
+        image: it, opened by Pillow and not yet decoded: a PNG, a TIFF, a WebP or an AVIF.
         longest: what the shorter side should not fall below, if memory allows.
         background: shows through transparent parts.
 
@@ -57,6 +59,8 @@ def reduced(path: Path, image: Image.Image, longest: int, background: tuple[int,
         bands = _png_bands(path, factor, background)
     elif image.format == "WEBP":
         bands = _webp_bands(path, image, factor)
+    elif image.format == "AVIF":
+        bands = _avif_bands(path, image, factor)
     else:
         height = image.tag_v2[257]  # type: ignore[attr-defined]  # as stored, not yet turned
         bands = _tiff_bands(path, image, factor)
@@ -354,10 +358,18 @@ def _webp_bands(path: Path, image: Image.Image, factor: int) -> Iterator[Image.I
     del data
     if (frame.width, frame.height) != image.size:
         raise ValueError("its pixels are of another size")
+    yield from _frame_bands(frame, factor, _BT601, "rgba")
+
+
+def _frame_bands(frame: Any, factor: int, matrix: int, pixels: str) -> Iterator[Image.Image]:
+    """Bands of a decoded frame as `pixels`, "rgb24" or "rgba"; the matrix as the scaler numbers it."""
+    import av
+
     step = 2 * factor  # colours may have half the lines
     rows = max(step, BAND_BYTES // (16 * frame.width) // step * step)
     for top in range(0, frame.height, rows):
         band = av.VideoFrame(frame.width, min(rows, frame.height - top), frame.format.name)
+        band.color_range = frame.color_range
         for whole, part in zip(frame.planes, band.planes, strict=True):
             lines = np.frombuffer(memoryview(whole), np.uint8).reshape(-1, whole.line_size)
             first = top if whole.height == frame.height else top // 2
@@ -365,7 +377,37 @@ def _webp_bands(path: Path, image: Image.Image, factor: int) -> Iterator[Image.I
             used = min(whole.line_size, part.line_size)
             kept[: part.height, :used] = lines[first : first + part.height, :used]
             part.update(kept.tobytes())
-        yield Image.fromarray(band.reformat(format="rgba", src_colorspace=_BT601).to_ndarray())
+        yield Image.fromarray(band.reformat(format=pixels, src_colorspace=matrix).to_ndarray())
+
+
+# --- AVIF ------------------------------------------------------------------------------------------------------------
+
+
+def _avif_bands(path: Path, image: Image.Image, factor: int) -> Iterator[Image.Image]:
+    """By FFmpeg, which leaves transparency out; of a picture in pieces it gives the first, which has another size."""
+    import av
+
+    if image.mode != "RGB":
+        raise CannotReduce
+    frame = None
+    with contextlib.suppress(av.FFmpegError, IndexError, OSError, ValueError), open_media(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        frame = next(container.decode(stream), None)
+    if frame is None or (frame.width, frame.height) != image.size:
+        raise CannotReduce
+    matrix = matrix_of(int(frame.colorspace), int(frame.color_primaries), *image.size)
+    yield from _frame_bands(frame, factor, matrix, "rgb24")
+
+
+def avif_colours(path: Path) -> tuple[int, int] | None:
+    """Primaries and transfer of an AVIF (numbers of ITU-T H.273), which Pillow does not tell; None: not known."""
+    import av
+
+    with contextlib.suppress(av.FFmpegError, IndexError, OSError, ValueError), open_media(path) as container:
+        context: Any = container.streams.video[0].codec_context
+        return int(context.color_primaries), int(context.color_trc)
+    return None
 
 
 # --- TIFF ------------------------------------------------------------------------------------------------------------

@@ -147,6 +147,8 @@ def assemble(
 ) -> None:
     """Make `path` hold these settings and exactly these fragments, which stand where they stood; done if it does.
 
+    A link to such a video becomes a file: who goes on writing follows none.
+
     Args:
         parameters: `fragments.parameter_sets` of the pieces; None: those of this encoder.
 
@@ -156,7 +158,7 @@ def assemble(
     init = fragments.encode_init(size, fps, crf, settings, parameters)
     sizes = [piece.stat().st_size for piece in pieces]
     try:
-        known = fragments.scan(path)
+        known = None if path.is_symlink() else fragments.scan(path)
     except (OSError, ValueError):
         known = None
     if known and known.init == init and [length for _, length, _ in known.fragments] == sizes:

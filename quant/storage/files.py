@@ -173,12 +173,19 @@ def open_plain(path: Path) -> BinaryIO:
 def open_own(path: Path, flags: int) -> int:
     """A descriptor of a file of ours that is written in place. A link found there goes: it would lead elsewhere.
 
+    A pipe in its place would wait for a reader for ever.
+
     Raises:
-        OSError: it cannot be opened.
+        OSError: it cannot be opened, or is something else.
     """
     if path.is_symlink():
         path.unlink()
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o644)
+    more = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_BINARY", "O_NONBLOCK"))
+    descriptor = os.open(path, flags | sum(more), 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+    return descriptor
 
 
 def remove_folder(path: Path) -> None:

@@ -11,7 +11,7 @@ import opentimelineio
 import pytest
 
 from magi_lite.cli.reading import timeline_of
-from magi_lite.errors import TimelineError
+from magi_lite.errors import InputError, TimelineError
 from magi_lite.library import read_timeline
 from magi_lite.timeline import Marker, Segment, Timeline
 from magi_lite.timeline.edit import clip, splice
@@ -89,6 +89,8 @@ def test_subtitles_closer_than_a_second_share_one() -> None:
     ("content", "said"),
     [
         ("1\n00:00:05,000 --> 00:00:01,000\nback\n", "ends before it starts"),
+        ("1\n99:99:99,999 --> 99:99:99,999\nnever\n", "times '99:99:99,999 --> 99:99:99,999' cannot be read; write"),
+        ("1\n00:00:00,000 --> 00:00:01,000\na\n\n2\n00:00:01,000 -->\nb\n", "times '00:00:01,000 -->' cannot"),
         ('{"OTIO_SCHEMA": "Timeline.1", "tracks": 3}', "cannot be read"),
         ('{"OTIO_SCHEMA": "Clip.1", "name": "x"}', "cannot be read|holds no timeline"),
         ('{"OTIO_SCHEMA": "Timeline.1", "name": "x"}', "cannot be read"),
@@ -105,6 +107,22 @@ def test_subtitles_closer_than_a_second_share_one() -> None:
 def test_what_cannot_be_read_is_said(content: str, said: str) -> None:
     with pytest.raises(TimelineError, match=said):
         read(content)
+
+
+def test_web_subtitles_are_read() -> None:
+    content = "WEBVTT - a title\n\n00:00.000 --> 00:02.000 align:start\na cat\n\n01:00:02.000 --> 01:00:03.000\na dog\n"
+    assert read(content).segments == (Segment(0, 2, "a cat"), Segment(3602, 3603, "a dog"))
+
+
+@pytest.mark.parametrize("content", ["[0s-2s: an arrow --> there]", "a sign says 5 --> 6\nrain"])
+def test_an_arrow_in_a_prompt_is_no_subtitle(content: str) -> None:
+    assert "-->" in read(content).segments[0].prompt
+
+
+def test_zero_bytes_are_no_timeline(tmp_path: Path) -> None:
+    (tmp_path / "a.srt").write_bytes(bytes(1000))
+    with pytest.raises(InputError, match=r"a\.srt holds zero bytes, which no text has\.$"):
+        read_timeline(tmp_path / "a.srt")
 
 
 def test_without_the_library_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -364,11 +364,11 @@ def test_an_animation_read_as_a_whole_is_not_held(tmp_path):
 def test_an_animation_that_takes_minutes_is_refused_at_once(tmp_path):
     path = tmp_path / "a.gif"
     frame = io.BytesIO()
-    Image.new("L", (6000, 6000)).save(frame, "GIF")
+    Image.new("L", (3000, 3000)).save(frame, "GIF")
     data = frame.getvalue()
     start = data.index(b",", 13)  # the picture's descriptor; behind it its data, and a byte that ends the file
-    path.write_bytes(data[:-1] + data[start:-1] * 79 + b";")
-    sentence = r"^a\.gif has 80 pictures of 6000 x 6000, which take minutes to decode; give a video of it, or a smaller"
+    path.write_bytes(data[:-1] + data[start:-1] * 299 + b";")
+    sentence = r"^a\.gif has 300 pictures of 3000 x 3000, which take minutes to decode; give a video of it, or"
     for read in (lambda: load_tail(path, (32, 32)), lambda: read_whole(path, (32, 32), "crop"), lambda: look_at(path)):
         with pytest.raises(MediaError, match=sentence):
             read()
@@ -429,6 +429,30 @@ def test_other_pictures_under_any_name(tmp_path, ending):
     Image.new("RGB", (64, 48), RED).save(tmp_path / f"a.{ending}")
     path = (tmp_path / f"a.{ending}").rename(tmp_path / "a")
     assert uploads.look_at(path, "a")["kind"] == "image" and near(load_image(path, (32, 32))[16, 16], RED, 3)
+
+
+@pytest.mark.parametrize("transfer", ["PQ", "HLG", "sRGB"])
+def test_an_avif_in_hdr_is_tone_mapped(tmp_path, transfer):
+    """Grey of diffuse white, 203 nits: a signal of 0.58 in PQ, of 0.75 in HLG."""
+    signal, wanted = {"PQ": (0.5807, 236), "HLG": (0.75, 236), "sRGB": (0.58, 148)}[transfer]
+    tags = {"PQ": "smpte2084", "HLG": "arib-std-b67", "sRGB": "iec61966-2-1"}[transfer]
+    primaries, matrix = ("bt709", "bt709") if transfer == "sRGB" else ("bt2020", "bt2020nc")
+    luma = 4 * round(16 + 219 * signal)
+    ffmpeg(
+        "-f", "lavfi", "-i", "color=black:s=96x64,format=yuv420p10le", "-frames:v", 1, "-vf",
+        f"geq=lum={luma}:cb=512:cr=512,setparams=color_primaries={primaries}:color_trc={tags}:colorspace={matrix}",
+        "-c:v", "libaom-av1", "-still-picture", 1, "-cpu-used", 8, tmp_path / "a.avif",
+    )  # fmt: skip
+    assert near(load_image(tmp_path / "a.avif", (32, 32))[16, 16], [wanted] * 3, 4)
+
+
+def test_a_heic_in_hdr_is_tone_mapped(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    Image.new("RGB", (64, 48), (148,) * 3).save(
+        tmp_path / "a.heic", color_primaries=9, transfer_characteristics=16, matrix_coefficients=9
+    )
+    assert near(load_image(tmp_path / "a.heic", (32, 32))[16, 16], [236] * 3, 4)
 
 
 @pytest.mark.parametrize("name", ["IMG_1.heic", "IMG_1.jpg"])
@@ -500,3 +524,42 @@ def test_time_bases_of_deinterlaced_frames(tmp_path):
     shown = load_tail(path, (32, 32), frames=24).astype(float).mean((1, 2, 3))
     wanted = [20 + 4 * min(49, int((2 - (24 - k) / 24 + 0.011) * 25)) for k in range(24)]
     assert np.abs(shown - wanted).max() < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "more"),
+    [("a.mp4", "libx264", 0), ("b.mp4", "libx265", 0), ("a.ts", "libx264", 0), ("a.avi", "mpeg4", 2)],
+)
+def test_a_frame_holds_where_those_behind_it_are_damaged_and_no_longer(tmp_path, name, codec, more):
+    """As many are missing as ffmpeg cannot decode; in an AVI, which has no times of its frames, a few more."""
+    path, cut = tmp_path / name, tmp_path / f"cut_{name}"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=160x120:r=24:d=2", "-g", 24, "-bf", 2, "-c:v", codec, path)
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for number in (5, 23, 30):
+        data, (at, size) = bytearray(path.read_bytes()), packets[number]
+        data[at + size // 2 : at + size] = np.random.default_rng(number).bytes(size - size // 2)
+        cut.write_bytes(data)
+        frames = [*read_whole(cut, (160, 120), "stretch").frames]
+        held = sum((one == before).all() for one, before in zip(frames[1:], frames, strict=False))
+        program, sums = imageio_ffmpeg.get_ffmpeg_exe(), ["-fps_mode", "passthrough", "-f", "framemd5", "-"]
+        shown = subprocess.run(
+            [program, "-v", "quiet", "-i", cut, *sums], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        decoded = sum(not line.startswith("#") for line in shown)
+        assert len(frames) == 48 and held <= 48 - decoded + more, number
+
+
+def test_packets_that_repeat_the_frame_before(tmp_path):
+    """Theora has empty ones where nothing moves, also at the end; they are no end of the stream."""
+    parts = [f"{one}s=64x48:r=24:d=1[{at}]" for at, one in enumerate(("color=red:", "testsrc2=", "color=blue:"))]
+    ffmpeg("-f", "lavfi", "-i", ";".join([*parts, "[0][1][2]concat=n=3"]), "-c:v", "libtheora", tmp_path / "a.ogv")
+    with av.open(str(tmp_path / "a.ogv")) as container:
+        new = [packet.size > 0 for packet in container.demux(video=0) if packet.pts is not None]
+    assert len(new) == 72 and new.count(False) > 10 and not new[-1]
+    frames = [*read_whole(tmp_path / "a.ogv", (64, 48), "stretch").frames]
+    tail = load_tail(tmp_path / "a.ogv", (64, 48), "stretch", frames=48)
+    assert len(frames) == 72 and (np.stack(frames[-48:]) == tail).all()
+    assert near(frames[10][24, 32], (255, 0, 0), 12) and near(frames[60][24, 32], (0, 0, 255), 12)
+    changed = [(frames[number] != frames[number - 1]).any() for number in range(26, 46)]
+    assert changed == new[26:46] and sum(changed) > 8
