@@ -176,15 +176,15 @@ def open_own(path: Path, flags: int) -> int:
     A pipe in its place would wait for a reader for ever.
 
     Raises:
-        OSError: it cannot be opened, or is something else.
+        OSError: it cannot be opened, or is a pipe.
     """
     if path.is_symlink():
         path.unlink()
     more = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_BINARY", "O_NONBLOCK"))
     descriptor = os.open(path, flags | sum(more), 0o644)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+        raise OSError(errno.EINVAL, "it is a pipe", str(path))
     return descriptor
 
 
