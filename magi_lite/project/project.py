@@ -131,11 +131,12 @@ class Project:
             self._remove_temporary_files()
             self.notices = self.seconds.repair(self.video, self.states, self._pasted, self.request.seconds)
             if self.seconds.contradicted_by(self.video):
+                if not self.seconds.are_in(self.video):
+                    self.notices.append(
+                        f"{self.video.name} was damaged, or held other frames than the run's seconds; it was put "
+                        "together again from them, and the old one is kept in the folder damaged."
+                    )
                 move_aside(self.video)
-                self.notices.append(
-                    f"{self.video.name} was damaged, or held other frames than the run's seconds; it was put together "
-                    "again from them, and the old one is kept in the folder damaged."
-                )
             for sentence in self.notices:
                 self.log(sentence)
 

@@ -265,11 +265,17 @@ class Seconds:
 
     def contradicted_by(self, video: Path) -> bool:
         """Whether a growing video cannot be read, or holds anything but these seconds: all of them, or the first."""
-        in_video = _VideoPieces(video)
-        return os.path.lexists(video) and not (
-            in_video.readable
-            and len(in_video) <= self.count()
-            and all(in_video.read(index) == self.path(index, FRAGMENT).read_bytes() for index in range(len(in_video)))
+        pieces = _VideoPieces(video)
+        return os.path.lexists(video) and not (len(pieces) <= self.count() and self._agrees(pieces))
+
+    def are_in(self, video: Path) -> bool:
+        """Whether a video begins with these seconds; seconds behind them may have been deleted from the folder."""
+        return self._agrees(_VideoPieces(video))
+
+    def _agrees(self, pieces: _VideoPieces) -> bool:
+        shared = range(min(len(pieces), self.count()))
+        return pieces.readable and all(
+            pieces.read(index) == self.path(index, FRAGMENT).read_bytes() for index in shared
         )
 
     def _clear_behind(self, end: int) -> list[str]:
