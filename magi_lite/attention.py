@@ -24,7 +24,7 @@ from torch import Tensor
 
 from magi_lite import attention_trial
 from magi_lite.attention_choice import OWN, PACKAGED, PLAIN, SCORE_BYTES, SHARED, Trial, fastest, question
-from magi_lite.attention_shared import CAPABILITIES, HEAD_SIZES, Reach, Reader, Sage, Share
+from magi_lite.attention_shared import CAPABILITIES, HEAD_SIZES, Reach, Reader, Sage, Share, by_whole
 from magi_lite.errors import InputError
 from magi_lite.machine import devices, findings
 
@@ -300,13 +300,12 @@ class Sharing:
 
     def __call__(self, reaches: Sequence[Reach]) -> list[Reader]:
         readers = [by_range(self._kernel, reach) for reach in reaches]
-        lengths: dict[tuple[int, int], set[int]] = {}
-        for reach in reaches:
-            if reach.length >= SHORT_KEYS and reach.key.shape[3] in HEAD_SIZES:
-                lengths.setdefault(reach.whole, set()).add(reach.length)
-        several = {whole for whole, found in lengths.items() if len(found) > 1}
-        fit = [i for i, reach in enumerate(reaches) if reach.whole in several and reach.length >= SHORT_KEYS]
-        if not fit or not self._works:
+        if not self._works:
+            return readers
+        long = {i: r for i, r in enumerate(reaches) if r.length >= SHORT_KEYS and r.key.shape[3] in HEAD_SIZES}
+        several = {whole for whole, lengths in by_whole(long.values()).items() if len(lengths) > 1}
+        fit = [i for i, reach in long.items() if reach.whole in several]
+        if not fit:
             return readers
         try:
             shared = self._share([reaches[i] for i in fit])
@@ -391,7 +390,10 @@ def _tried(name: str, device: str, kind: str, found: Trial, notice: str = "") ->
     if name == "sage" and may_share(device):
         steps = attention_trial.trial(SHARED, device, kind)
         if steps.fault:
-            _log.info("SageAttention quantizes keys and values for each range, because %s.", steps.fault)
+            slower = (
+                "SageAttention is a little slower here than it could be: it quantizes keys and values for each range"
+            )
+            notice = f"{notice} {slower}, because {steps.fault}.".strip()
         else:
             share = Sharing(load_share(device), kernel)
     return Backend(name, kernel, notice, found.speedup, share)

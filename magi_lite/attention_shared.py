@@ -20,7 +20,7 @@ serves.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -63,6 +63,14 @@ class Reach:
         return id(self.key), id(self.value)
 
 
+def by_whole(reaches: Iterable[Reach]) -> dict[tuple[int, int], list[int]]:
+    """The lengths of ranges, each once and in order, by the tensors that they begin with."""
+    lengths: dict[tuple[int, int], set[int]] = {}
+    for reach in reaches:
+        lengths.setdefault(reach.whole, set()).add(reach.length)
+    return {whole: sorted(found) for whole, found in lengths.items()}
+
+
 Reader = Callable[[Tensor], Tensor]
 """Queries (N, S, heads, head_dim) to their attention to a range."""
 Share = Callable[[Sequence[Reach]], list[Reader]]
@@ -95,11 +103,8 @@ class Sage:
 
     def share(self, reaches: Sequence[Reach]) -> list[Reader]:
         """A reader for each range; what begins with the same tensors is quantized once, for the longest of them."""
-        lengths: dict[tuple[int, int], set[int]] = {}
-        for reach in reaches:
-            lengths.setdefault(reach.whole, set()).add(reach.length)
         wholes = {reach.whole: reach for reach in reaches}
-        made = {which: _Quantized(self, wholes[which], sorted(found)) for which, found in lengths.items()}
+        made = {which: _Quantized(self, wholes[which], lengths) for which, lengths in by_whole(reaches).items()}
         return [made[reach.whole].reader(reach.length) for reach in reaches]
 
     def keys(self, key: Tensor) -> tuple[Tensor, Tensor]:

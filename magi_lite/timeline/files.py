@@ -23,8 +23,8 @@ from quant.storage.files import parse_json
 _STAMP = r"(?:(\d{1,3}):)?([0-5]\d):([0-5]\d)[,.](\d{1,3})"
 """Hours may be left out, as in WebVTT."""
 _CUE = re.compile(rf"[ \t]*{_STAMP}[ \t]*-->[ \t]*{_STAMP}([^\n]*)", re.ASCII)
-_TIMES = re.compile(r"\s*[\d:.,]*\d[\d:.,]*\s*-->[^\[\]]*")
-"""A line that stands where a cue's times do, whether or not they can be read."""
+_TIMES = re.compile(r"\s*(?=[:.,]*\d)[\d:.,]+\s*-->[^\[\]]*")
+"""A line that stands where a cue's times do, readable or not. It matches in one way only: lines can be long."""
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|\{\\[^{}]*\}")
 _OURS = "magi_lite"
 """Key of what OpenTimelineIO has no place for, in its metadata."""

@@ -16,7 +16,7 @@ from magi_lite.errors import MediaError
 from magi_lite.files import check_source
 from magi_lite.models import FPS
 from magi_lite.video import labels
-from magi_lite.video.clips import jumps, repeats, sound_packets
+from magi_lite.video.clock import jumps, repeats, sound_packets
 from magi_lite.video.containers import check_one_ogg, open_media
 
 SOUND_RATE = 48000
@@ -205,7 +205,6 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
     """Frames of sound, on the clock of the pictures beside it."""
     import av
 
-    check = check_one_ogg if container.format.name == "ogg" else None
     known = [one for one in container.streams.video if one.codec_context is not None]
     together = jumps(container) and known
     packets = sound_packets(container, known[0], stream) if together else container.demux(stream)
@@ -213,8 +212,7 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
         try:
             packet = next(packets, None)
         except (av.FFmpegError, OSError, ValueError):
-            if check is not None:
-                check(path)
+            check_one_ogg(path)
             raise MediaError(f"{path.name} is damaged and cannot be read to its end; use another copy.") from None
         if packet is None:
             return

@@ -184,6 +184,7 @@ def test_sage_shares_ranges_where_its_steps_work(
     for asked in ("auto", "sage"):
         chosen = attention.choose(asked, "cuda", torch.bfloat16)
         assert (chosen.name, chosen.speedup) == ("sage", 2.0) and (chosen.share is not None) is shares
+        assert ("slower" in chosen.notice and fault in chosen.notice) if fault else not chosen.notice
     assert tried == (["sage", SHARED] * 2 if capability == (8, 9) else ["sage"] * 2)
 
 

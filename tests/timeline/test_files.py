@@ -119,6 +119,12 @@ def test_an_arrow_in_a_prompt_is_no_subtitle(content: str) -> None:
     assert "-->" in read(content).segments[0].prompt
 
 
+@pytest.mark.parametrize("line", ["1" * 10**6, "1:" * 10**5 + " " * 10**5, "." * 10**6, " " * 10**6 + "1"])
+def test_a_very_long_line_is_looked_at_once(line: str) -> None:
+    """A pattern that tries it from every character on would take hours."""
+    assert len(read(line).segments) == 1
+
+
 def test_zero_bytes_are_no_timeline(tmp_path: Path) -> None:
     (tmp_path / "a.srt").write_bytes(bytes(1000))
     with pytest.raises(InputError, match=r"a\.srt holds zero bytes, which no text has\.$"):
