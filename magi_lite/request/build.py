@@ -40,7 +40,7 @@ DRAW = -1
 SEED_LIMIT = 2**31
 """Random seeds are below it: short enough to be typed again."""
 DEFAULT_SECONDS: int = OPTIONS["seconds"].default
-_SHORTHAND = re.compile(r"\[\s*\d+(?:\.\d+)?\s*s?\s*[-–—]\s*\d+(?:\.\d+)?\s*s?\s*:[^\]]{0,60}\]?")
+_SHORTHAND = re.compile(r"\[\s*\d+(?:\.\d+)?\s*(?:s\s*)?[-–—]\s*\d+(?:\.\d+)?\s*(?:s\s*)?:[^\]]{0,60}\]?")
 _SIZE = re.compile(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*", re.ASCII)
 
 

@@ -25,7 +25,7 @@ from quant.storage.files import parse_json
 
 _SIMPLE = {"\\": "\\", "[": "[", "]": "]", "n": "\n", "t": "\t", "r": "\r", "e": ""}
 _ESCAPE = re.compile(r"\\(u\{([0-9a-fA-F]{1,6})\}|.|$)", re.DOTALL)
-_TIMES = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*s?\s*[-–—]\s*(-?\d+(?:\.\d+)?)\s*s?(?=[\s:]|$)", re.ASCII)
+_TIMES = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*(?:s\s*)?[-–—]\s*(-?\d+(?:\.\d+)?)\s*s?(?=[\s:]|$)", re.ASCII)
 _MARK = re.compile(r"""\s+([^\s:="]+)(?:=("(?:[^"\\]|\\.)*"|[^\s:"]+))?(?=[\s:]|$)""")
 _OPTIONS = ("global", "blend", "gaps")
 _OPTION_LINE = re.compile(r"\s*\[\s*(?:global|blend|gaps)\s*:(?:[^\[\]\\]|\\.)*\]\s*", re.IGNORECASE)

@@ -125,6 +125,12 @@ def test_a_very_long_line_is_looked_at_once(line: str) -> None:
     assert len(read(line).segments) == 1
 
 
+@pytest.mark.parametrize("start", ["[1", "[1 s -", "[1-2", "[0s-1s cut", "[0s-1s image="])
+def test_very_many_spaces_are_looked_at_once(start: str) -> None:
+    with pytest.raises(TimelineError):
+        read(start + " " * 10**6 + "x]")
+
+
 def test_zero_bytes_are_no_timeline(tmp_path: Path) -> None:
     (tmp_path / "a.srt").write_bytes(bytes(1000))
     with pytest.raises(InputError, match=r"a\.srt holds zero bytes, which no text has\.$"):
