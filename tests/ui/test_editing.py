@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Page
 
@@ -160,6 +162,29 @@ def test_the_range_of_the_loop_stands_on_the_ruler(finished: Page) -> None:
     page.keyboard.press("Alt+x")
     band.wait_for(state="hidden")
     assert page.get_attribute("[data-action=loop]", "aria-pressed") == "true"
+
+
+@pytest.mark.parametrize("keys, paused", [(["k"], True), (["Space"], True), (["k", "Space"], False)])
+def test_play_and_pause_count_while_the_finished_file_takes_the_place_of_the_growing_one(
+    timeline: Page, keys: list[str], paused: bool
+) -> None:
+    page, held, pressed = timeline, [], []
+    file = re.compile(r"[?&]v=\d+$")
+    page.route(file, lambda request: request.continue_() if pressed else held.append(request))
+    set_length(page, 2)
+    set_size(page, 32, 32)
+    generate(page)
+    page.focus(".tl-splitter")
+    wait_for(page, "finished")
+    while not held:
+        page.wait_for_timeout(50)
+    for key in keys:
+        page.keyboard.press(key)
+        pressed.append(key)
+    for request in held:
+        request.continue_()
+    page.wait_for_function("(v => v.readyState > 1 && v.duration === 2)(document.querySelector('.wa-video'))")
+    assert page.evaluate(PLAYED)["paused"] is paused
 
 
 def test_nothing_of_a_video_stays_on_an_empty_stage(finished: Page) -> None:

@@ -8,9 +8,16 @@ export class Player {
     this.key = null;
     this.growing = false;
     this.looping = true;
+    this.wanted = true; // to play: what was asked for counts also while one source gives way to another
     this.reset();
+    video.addEventListener("pause", () => {
+      if (video.paused && !video.ended) this.wanted = false; // by the browser, or by keys of the system
+    });
     video.addEventListener("waiting", () => this.loop());
-    video.addEventListener("ended", () => this.looping && this.again());
+    video.addEventListener("ended", () => {
+      if (this.looping) this.again();
+      else this.wanted = false;
+    });
   }
 
   reset() {
@@ -32,8 +39,19 @@ export class Player {
     this.play();
   }
 
+  /** Whether it plays, or will as soon as its source is there. */
+  get playing() {
+    return this.key !== null && !this.length ? this.wanted : !this.video.paused;
+  }
+
   play() {
+    this.wanted = true;
     this.video.play().catch(() => {}); // a browser may refuse to play by itself
+  }
+
+  pause() {
+    this.wanted = false;
+    this.video.pause();
   }
 
   /** While it grows the video runs in a loop over what there is. */
@@ -46,6 +64,7 @@ export class Player {
     this.video.removeAttribute("poster");
     this.key = null;
     this.growing = false;
+    this.wanted = true;
     this.reset();
     this.video.removeAttribute("src");
     this.video.load();
@@ -62,15 +81,16 @@ export class Player {
   }
 
   plain(url, size) {
-    const time = this.video.currentTime || 0,
-      playing = !this.video.paused || !this.video.currentSrc;
+    const time = this.video.currentTime || 0;
     this.reset();
     this.growing = false;
     this.size = size;
     this.video.src = `${url}${url.includes("?") ? "&" : "?"}v=${size}`;
+    const source = this.video.src;
     const goOn = () => {
+      if (this.video.src !== source) return; // it never came
       if (time < this.video.duration) this.video.currentTime = time;
-      if (playing) this.play();
+      if (this.wanted) this.play();
     };
     this.video.addEventListener("loadedmetadata", goOn, { once: true });
   }
@@ -96,6 +116,7 @@ export class Player {
     if (fresh || !this.growing || size < this.offset) {
       this.reset();
       this.growing = true;
+      if (fresh) this.wanted = true; // one that was just started is shown
       this.open(url);
     }
     this.size = size;
@@ -162,7 +183,7 @@ export class Player {
       this.buffer.appendBuffer(this.queue.shift());
       return;
     }
-    if (this.video.paused && this.video.currentTime === 0 && this.end > 0) this.play();
+    if (this.wanted && this.video.paused && this.video.currentTime === 0 && this.end > 0) this.play();
     this.loop();
   }
 

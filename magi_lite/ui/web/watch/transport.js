@@ -14,7 +14,8 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
     rate = 1,
     range = null, // { from, to } in seconds
     backwards = null; // { timer, rate }
-  const ready = () => !video.hidden && player.length > 0 && stage.offsetParent !== null;
+  const shown = () => !video.hidden && player.key !== null && stage.offsetParent !== null;
+  const ready = () => shown() && player.length > 0; // not while one source gives way to another
   const last = () => Math.max(0, player.length - 1 / fps);
   const seek = (time) => {
     video.currentTime = Math.max(0, Math.min(time, Math.max(0, player.length - 0.5 / fps)));
@@ -24,12 +25,12 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
   function pause() {
     if (backwards) clearInterval(backwards.timer);
     backwards = null;
-    video.pause();
+    player.pause();
     setRate(speed);
   }
   function play() {
-    if (!ready()) return false;
-    if (!video.paused || backwards) {
+    if (!shown()) return false;
+    if (player.playing || backwards) {
       pause();
       return true;
     }
@@ -49,7 +50,7 @@ export function mountTransport({ row, stage, video, player, fps, element, moved 
     setRate(speed);
   }
   function shuttle(direction) {
-    if (!ready()) return false;
+    if (!shown() || (direction && !ready())) return false;
     const doubled = Math.min(FASTEST, Math.max(1, backwards ? backwards.rate : rate) * 2),
       goesOn = direction < 0 ? Boolean(backwards) : !video.paused && !backwards;
     pause();
