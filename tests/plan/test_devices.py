@@ -324,42 +324,37 @@ def test_the_processor_beside_the_card_is_planned_as_the_one_that_is_here(monkey
     assert planner.plan(asked, "auto", card).device == cards.cpu_device(64 << 30)
 
 
-FAULTS = """
-import resource, sys
+HELD = """
+import sys
 import torch
 from magi_lite.machine import devices
+
+def taken():  # what a pass takes and frees; the share of it that still holds what the last one wrote
+    tensors = [torch.empty(1 << 20) for _ in range(30)]
+    share = sum(int((tensor == 7).sum()) for tensor in tensors) / (30 << 20)
+    for tensor in tensors:
+        tensor.fill_(7)
+    return share
+
 if sys.argv[1] == "kept":
     devices.keep_freed_memory()
-torch.set_num_threads(1)
-def layer():  # what a pass takes and frees, layer by layer
-    x = torch.ones(864, 192)
-    return sum((x.repeat(1, width) + 1).sum() for width in (1, 4, 4, 1))
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        layer()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-faults()
-print(faults())
-held = [torch.ones(1 << 20) for _ in range(30)]
-del held
-before = resident()
+taken()
+print(taken())
 devices.free_memory()
-print(before - resident())
+print(taken())
 """
+"""The system's pages come as zeros. Page faults and resident memory are not counted by every kernel."""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="glibc's")
 def test_freed_memory_is_kept_for_the_next_layer_and_given_back_at_the_end() -> None:
     found = {}
     for way in ("kept", "as it is"):
-        done = subprocess.run([sys.executable, "-c", FAULTS, way], capture_output=True, text=True, check=True)
-        found[way] = tuple(map(int, done.stdout.split()))
-    (few, given_back), (many, _) = found["kept"], found["as it is"]
-    assert few < 300 < 2000 < many
-    assert given_back > 100 << 20
+        done = subprocess.run([sys.executable, "-c", HELD, way], capture_output=True, text=True, check=True)
+        found[way] = tuple(map(float, done.stdout.split()))
+    (kept, at_the_end), (otherwise, _) = found["kept"], found["as it is"]
+    assert otherwise < 0.2 < 0.5 < kept
+    assert at_the_end < 0.2
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
