@@ -246,12 +246,12 @@ def test_an_endless_run_survives_a_reload_pauses_resumes_and_stops(page: Page, w
 
 def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -> None:
     """The edited run equals, bit for bit, a run that was told so from the start."""
-    set_length(page, 16)
+    set_length(page, 11)
     slowly(page)
     set_seed(page, 77)
     page.fill("#mg-prompt textarea", "")
     page.click("[data-action=text]")
-    page.fill(".tl-shorthand", f"[0s-12s: {STILL}] [12s-16s: {STILL}]")
+    page.fill(".tl-shorthand", f"[0s-8s: {STILL}] [8s-11s: {STILL}]")
     page.wait_for_function("magi.timeline.segments.length === 2")
     generate(page)
     page.wait_for_function("magi.state.shown.locked >= 1 && magi.state.shown.progress", timeout=PATIENCE)
@@ -268,7 +268,7 @@ def test_editing_a_pending_block_while_it_runs_is_obeyed(page: Page, app: App) -
     wait_for(page, "finished")
     edited = Project.open(app.newest())
     assert [(s.start, s.prompt) for s in edited.request.timeline.segments][-1] == (start, LEFT)
-    assert start == 12 and edited.chunks == 16
+    assert start == 8 and edited.chunks == 11
 
     page.evaluate("magi.attached = null")
     generate(page)  # the timeline as it stands now, same seed
@@ -330,7 +330,7 @@ def test_a_block_that_has_begun_says_so_when_it_is_written_in(page: Page) -> Non
 
 def test_the_prompt_of_a_running_video_can_be_changed(page: Page, app: App) -> None:
     """It is obeyed from the second that the page names on; told so from the start, the bits are equal."""
-    set_length(page, 12)
+    set_length(page, 9)
     slowly(page)
     set_seed(page, 78)
     page.fill("#mg-prompt textarea", STILL)
@@ -346,12 +346,12 @@ def test_the_prompt_of_a_running_video_can_be_changed(page: Page, app: App) -> N
     shoot(page, "steer-prompt")
     wait_for(page, "finished")
     steered = Project.open(app.newest())
-    assert 2 <= second < 12 and steered.chunks == 12
-    words = [mix.text for mix in steered.request.timeline.compile(12)]
-    assert words == [STILL] * second + [LEFT] * (12 - second)
+    assert 2 <= second < 9 and steered.chunks == 9
+    words = [mix.text for mix in steered.request.timeline.compile(9)]
+    assert words == [STILL] * second + [LEFT] * (9 - second)
     client = Client(app.url, verbose=False)
     shorthand, request = print_shorthand(steered.request.timeline), steered.request
-    client.predict("", 12, shorthand, seed=78, quality="quality", width=request.width, height=request.height,
+    client.predict("", 9, shorthand, seed=78, quality="quality", width=request.width, height=request.height,
                    api_name="/generate")  # fmt: skip
     while client.predict(api_name="/status")["running"] or app.newest() == steered.folder:
         page.wait_for_timeout(300)
