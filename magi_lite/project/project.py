@@ -44,6 +44,7 @@ from magi_lite.project.record import (
     Status,
     new_record,
     now,
+    origin_of,
     read_record,
     write_record,
 )
@@ -93,7 +94,8 @@ class Project:
 
     def __init__(self, folder: Path, record: Record) -> None:
         self.folder, self._record = folder, record
-        self.seconds, self.states = Seconds(folder / "chunks"), States(folder / "states")
+        self.states = States(folder / "states", lambda: self._record.origin)
+        self.seconds = Seconds(folder / "chunks", self.states, lambda: self._record.origin)
         self.notices: list[str] = []
         """What the user should know of it: a sentence for each second that was found damaged, and the like."""
         self.moved = False
@@ -129,7 +131,7 @@ class Project:
             self._acquire()
             self._make_folders()
             self._remove_temporary_files()
-            self.notices = self.seconds.repair(self.video, self.states, self._pasted, self.request.seconds)
+            self.notices = self.seconds.repair(self.video, self._pasted, self.request.seconds)
             if self.seconds.contradicted_by(self.video):
                 if not self.seconds.are_in(self.video):
                     self.notices.append(
@@ -170,7 +172,7 @@ class Project:
         """See `Seconds.lost`."""
         length = self.request.seconds
         finished = length if self._record.status == "finished" and length is not None else 0
-        lost = self.seconds.lost(self.video, length, finished)
+        lost = self.seconds.lost(self.video, self._pasted, length, finished)
         return {index: phrases for index, phrases in lost.items() if before is None or index < before}
 
     def _restore(self) -> None:
@@ -178,9 +180,7 @@ class Project:
         self._acquire()
         try:
             self._make_folders()
-            for sentence in self.seconds.repair(
-                self.video, self.states, self._pasted, self.request.seconds, only_whole=True
-            ):
+            for sentence in self.seconds.repair(self.video, self._pasted, self.request.seconds, only_whole=True):
                 self.notices.append(sentence)
                 self.log(sentence)
         finally:
@@ -596,7 +596,8 @@ class Project:
                     share(latents, folder / "inputs" / latents.name)
 
         record = new_record(changed, {"project": self.name, "from": from_chunk})
-        return Project._new(self.folder.parent, replace(record, autoencoder=self._record.autoencoder), fill)
+        record = replace(record, autoencoder=self._record.autoencoder, origin=self._record.origin)
+        return Project._new(self.folder.parent, record, fill)
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
@@ -685,6 +686,8 @@ class Project:
         """Put another request on record, with an entry in the history that holds `more` besides."""
         ended = {"status": status, "message": ""} if status else {}
         self._record = self._record.then(what, chunk, more, request=request, **ended)
+        if self._record.origin and not chunk and not self.seconds.end():
+            self._record = replace(self._record, origin=origin_of(request))
         write_record(self.folder, self._record)
 
     def _changed(self, chunk: int, request: GenerationRequest | None) -> GenerationRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,10 @@ from quant.storage.files import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_ORIGIN = "origin"
+"""Entry of a state's header; earlier versions wrote none, and what has none is taken as it is."""
 
 
 class StateLike(Protocol):
@@ -64,10 +69,11 @@ class States:
 
     Args:
         folder: holds `00000.safetensors` for stage 0, and so on.
+        origin: of the run, see `record.Record`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, origin: Callable[[], str] = str) -> None:
+        self.folder, self._origin = folder, origin
 
     def path(self, stage: int) -> Path:
         return self.folder / f"{stage:05}.safetensors"
@@ -87,14 +93,17 @@ class States:
             check_finite(tensor, "The transformer")
         if self.path(stage).is_dir():
             move_aside(self.path(stage))
-        save_tensors(self.path(stage), state.tensors, {"position": json.dumps(state.position)})
+        header = {"position": json.dumps(state.position)} | ({_ORIGIN: self._origin()} if self._origin() else {})
+        save_tensors(self.path(stage), state.tensors, header)
 
     def read(self, stage: int) -> SavedState | None:
-        """The state after `stage`; None where there is none, or it is damaged."""
+        """The state after `stage`; None where there is none, or it is damaged or another run's."""
         try:
             tensors, metadata = load_tensors(self.path(stage))
             position = parse_json(metadata["position"])
         except (Damaged, KeyError, ValueError, RecursionError):
+            return None
+        if self._origin() and metadata.get(_ORIGIN, self._origin()) != self._origin():
             return None
         finite = all(map(is_finite, tensors.values()))  # not made by damaged weights
         return SavedState(stage, position, tensors) if finite and _is_position(position) else None
