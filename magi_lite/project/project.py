@@ -250,8 +250,9 @@ class Project:
 
     @property
     def chunks(self) -> int:
-        """Finished seconds on disk."""
-        return self.seconds.count()
+        """Finished seconds on disk; what lies behind the video's end is none."""
+        length = self.request.seconds
+        return self.seconds.count() if length is None else min(self.seconds.count(), length)
 
     @property
     def started(self) -> int:

@@ -167,9 +167,19 @@ CASES: dict[str, tuple[Damage, str, str]] = {
         copies(*((f"chunks/00001.{kind}", f"chunks/{name}.{kind}") for kind in ("m4s", "safetensors")
                  for name in ("99999", "1000000000", "-0001", "٣٣٣٣٣"))), SAME, SAME
     ),
-    "a second behind the end": (
-        copies(*((f"chunks/00001.{kind}", f"chunks/00003.{kind}") for kind in ("m4s", "safetensors"))),
-        "resume the run to restore them", SAME,
+    **{
+        f"{what} behind the end, as {number}": (
+            copies(*((f"chunks/00001.{kind}", f"chunks/{number:05}.{kind}") for kind in kinds)), SAME, SAME
+        )
+        for number in (3, 4, 7)
+        for what, kinds in {
+            "a second": ("m4s", "safetensors", "jpg"), "frames": ("m4s",), "latents": ("safetensors",)
+        }.items()
+    },
+    "no frames behind the end": (put("chunks/00003.m4s", b"x"), SAME, SAME),
+    "seconds behind the end, and a damaged one": (
+        both(copies(("chunks/00001.m4s", "chunks/00003.m4s"), ("chunks/00001.safetensors", "chunks/00003.safetensors")),
+             CUT), SAME, SAME
     ),
     "a gap, and no video": (without("chunks/00001.m4s", "video.mp4"), MORE, SAME),
     "only the record": (without("chunks", "states", "inputs", "video.mp4"), MORE, SAME),

@@ -166,3 +166,27 @@ def test_runs_of_the_version_before_have_no_chain_and_go_on(tmp_path, ask):
     with Project.open(project.folder) as project:
         project.lock()
         assert project.notices == []
+
+
+@pytest.mark.parametrize("number", [4, 7])
+@pytest.mark.parametrize("whose", ["its own", "another's"])
+def test_a_second_behind_the_end_stands_in_nobodys_way(tmp_path, ask, whose, number):
+    """Not of who exports or branches, which leave it where it is, nor of who goes on, which moves it aside."""
+    mine = made(tmp_path / "a", ask())
+    other = mine if whose == "its own" else made(tmp_path / "b", ask(seed=4, seconds=8, text="[0s-8s: a]"))
+    wanted, kinds = whole(mine), ("m4s", "safetensors", "jpg")
+    for kind in kinds:
+        source = other / "chunks" / f"{1 if whose == 'its own' else number:05}.{kind}"
+        shutil.copyfile(source, mine / "chunks" / f"{number:05}.{kind}")
+    project = Project.open(mine)
+    assert (project.chunks, project.status, project.notices) == (4, "finished", [])
+    project.check_whole(restore=False)
+    project.export(tmp_path / "out.mp4")
+    with project.branch(4, ask("[0s-4s: a] [4s-6s: b]", seconds=6)) as version:
+        assert whole(version.folder) == wanted
+        run_holding(version)
+        assert version.chunks == 6
+    with Project.open(mine) as project:
+        project.extend(2)
+        assert [text[:33] for text in project.notices] == ["What lay behind the video's end ("]
+        assert project.chunks == 4 and whole(mine) == wanted
