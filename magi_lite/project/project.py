@@ -132,12 +132,13 @@ class Project:
             self._make_folders()
             self._remove_temporary_files()
             self.notices = self.seconds.repair(self.video, self._pasted, self.request.seconds)
-            if self.seconds.contradicted_by(self.video):
-                if not self.seconds.are_in(self.video):
-                    self.notices.append(
-                        f"{self.video.name} was damaged, or held other frames than the run's seconds; it was put "
-                        "together again from them, and the old one is kept in the folder damaged."
-                    )
+            held = self.seconds.compared_with(self.video)
+            if held == "other":
+                self.notices.append(
+                    f"{self.video.name} was damaged, or held other frames than the run's seconds; it was put together "
+                    "again from them, and the old one is kept in the folder damaged."
+                )
+            if held != "same":
                 move_aside(self.video)
             for sentence in self.notices:
                 self.log(sentence)

@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Container
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from magi_lite.errors import InputError
 from magi_lite.files import write_atomic
@@ -287,20 +287,18 @@ class Seconds:
         except Exception:  # whatever a damaged file makes the reader stumble over, it is damaged
             return None
 
-    def contradicted_by(self, video: Path) -> bool:
-        """Whether a growing video cannot be read, or holds anything but these seconds: all of them, or the first."""
-        pieces = _VideoPieces(video)
-        return os.path.lexists(video) and not (len(pieces) <= self.count() and self._agrees(pieces))
+    def compared_with(self, video: Path) -> Literal["same", "more", "other"]:
+        """What a growing video holds: all of these seconds or the first, more behind them, or anything else.
 
-    def are_in(self, video: Path) -> bool:
-        """Whether a video begins with these seconds; seconds behind them may have been deleted from the folder."""
-        return self._agrees(_VideoPieces(video))
-
-    def _agrees(self, pieces: _VideoPieces) -> bool:
-        shared = range(min(len(pieces), self.count()))
-        return pieces.readable and all(
-            pieces.read(index) == self.path(index, FRAGMENT).read_bytes() for index in shared
-        )
+        Of "more", seconds may have been deleted from the folder; a video that is not there is the "same".
+        """
+        pieces, count = _VideoPieces(video), self.count()
+        if not os.path.lexists(video):
+            return "same"
+        shared = range(min(len(pieces), count))
+        if pieces.readable and all(pieces.read(n) == self.path(n, FRAGMENT).read_bytes() for n in shared):
+            return "more" if len(pieces) > count else "same"
+        return "other"
 
     def _clear_behind(self, end: int) -> list[str]:
         """Move aside what lies behind the video's end: extended, it would run into it, or take it for its own."""

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.pipeline.export import exporting
-from magi_lite.project import Project
+from magi_lite.project import Project, seconds
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.text import parse
 from magi_lite.ui.library import Library
@@ -301,6 +301,23 @@ def test_a_video_that_held_other_frames_is_said_and_kept(whole: Path, tmp_path: 
     with Project.open(folder) as project:
         project.lock()
         assert not project.notices
+
+
+def test_a_video_that_held_other_frames_is_read_once_to_see_that(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One compares its seconds with the folder's; a film's video has gigabytes."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    data = (folder / "video.mp4").read_bytes()
+    (folder / "video.mp4").write_bytes(data[:-40] + bytes(40))
+    read: list[int] = []
+    pieces = seconds._VideoPieces.read
+    monkeypatch.setattr(seconds._VideoPieces, "read", lambda self, index: read.append(index) or pieces(self, index))
+    with Project.open(folder) as project:
+        project.lock()
+        assert project.notices
+    assert read == [*range(SECONDS)]
 
 
 def test_there_are_enough_of_them() -> None:
