@@ -383,7 +383,8 @@ class Seconds:
     def _foreign(self, in_video: _VideoPieces, changed: Container[int], end: int) -> set[int]:
         """Whole seconds before `end` that were copied here from another run.
 
-        Where the chain is whole, there are none. Where it is broken, a second belongs to the run if a state of the
+        Where the chain is whole, there are none, but for a second that none comes after to vouch for it: a version that
+        shares all before it may have made it. Where it is broken, a second belongs to the run if a state of the
         sampler still holds its latents; where none does, if the video has its frames; and where the video is not known
         to be the run's, if the chain leads to it from the run's origin.
 
@@ -393,8 +394,14 @@ class Seconds:
         links = [self._chain(index) for index in range(end)]
         wanted = [self._origin(), *(after for _, after in links)]
         broken = [index for index, (before, _) in enumerate(links) if before and wanted[index] not in ("", before)]
+        loose = (
+            index
+            for index, (before, _) in enumerate(links)
+            if before and not (index + 1 < end and links[index + 1][0]) and index not in changed
+        )
+        replaced = {index for index in loose if not self._in(in_video, index) and self._is_held(index) is False}
         if not broken:
-            return set()
+            return replaced
         from_origin = set(range(broken[0]))
         held = {
             index: found
@@ -403,7 +410,7 @@ class Seconds:
         }
         certain = {index for index in range(end) if held.get(index, index in from_origin)}
         trusted = self._vouches(in_video, set(range(end)) - certain)
-        foreign = set()
+        foreign = replaced
         for index in range(end):
             ours = held.get(index)
             if ours is None and trusted and index < len(in_video):
@@ -415,15 +422,18 @@ class Seconds:
     def _is_held(self, index: int) -> bool | None:
         """Whether a second has the latents that a state still holds; None: none does, or the second has no latents."""
         try:
-            there = self.read_latents(index)
+            _, there = read_numbers(self.path(index, LATENTS), "latents")
         except Damaged:
             return None
-        found = _held(index, self._states)
-        return None if found is None else there.dtype == found.dtype and bool(there.equal(found))
+        found = self._states.held(index)
+        return None if found is None else there == found
 
     def _in(self, in_video: _VideoPieces, index: int) -> bool:
-        """Whether a video has the frames of a second."""
-        return in_video.read(index) == _read_fragment(self.path(index, FRAGMENT), index) != b""
+        """Whether a video has the frames of a second, those that its latents were written with."""
+        piece, header = in_video.read(index), self._header(index) or {}
+        if header.get(_FRAGMENT_SUM):
+            return bool(piece) and header[_FRAGMENT_SUM] == _sum(piece)
+        return piece == _read_fragment(self.path(index, FRAGMENT), index) != b""
 
     def _vouches(self, in_video: _VideoPieces, foreign: Container[int]) -> bool:
         """Whether a video holds seconds of this run, so that others in it are this run's as well."""

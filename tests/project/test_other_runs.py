@@ -19,7 +19,7 @@ def run_holding(project: Project) -> None:
     """Go on as `run` does, with states that hold the latents of the second made last, as the sampler's do."""
     state = project.latest_state()
     before = state.tensors["before"] if state else 0
-    for index in range(project.chunks, project.request.seconds):
+    for index in range(state.stage + 1 if state else 0, project.request.seconds):
         before, frames = second(project.request, index, before)
         project.write_chunk(index, before, frames)
         project.save_state(index, State({"next_stage": index + 1}, {"before": before, f"clean.{index}": before}))
@@ -119,6 +119,41 @@ def test_versions_of_versions_keep_their_seconds(tmp_path, ask):
             assert [text[:8] for text in project.notices] == [f"Second {index}"]
             run_holding(project)
         assert whole(last) == wanted
+
+
+@pytest.mark.parametrize("lost", ["", "the next", "the video"])
+@pytest.mark.parametrize("index", [2, 3])
+def test_a_second_of_a_version_that_shares_all_before_it(tmp_path, ask, index, lost):
+    mine = made(tmp_path / "a", ask())
+    with Project.open(mine).branch(index, ask("[0s-2s: a] [2s-4s: z]", seed=8)) as version:
+        run_holding(version)
+    wanted = whole(mine)
+    put(version.folder, mine, index)
+    if lost == "the next" and index == 2:
+        (mine / "chunks" / "00003.safetensors").unlink()
+    elif lost == "the video":
+        (mine / "video.mp4").unlink()
+    with Project.open(mine) as project:
+        project.lock()
+        assert any(text.startswith(f"Second {index} was of another run") for text in project.notices)
+        run_holding(project)
+    assert whole(mine) == wanted
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "m4s"])
+@pytest.mark.parametrize("states", ["whole", "gone"])
+def test_one_piece_of_a_second_of_another_run(tmp_path, ask, kind, states):
+    """Its own other piece, which the video has as well, does not vouch for it."""
+    mine, other = made(tmp_path / "a", ask()), made(tmp_path / "b", ask(seed=4))
+    wanted = whole(mine)
+    shutil.copyfile(other / "chunks" / f"00003.{kind}", mine / "chunks" / f"00003.{kind}")
+    if states == "gone":
+        shutil.rmtree(mine / "states")
+    with Project.open(mine) as project:
+        project.lock()
+        assert project.notices
+        run_holding(project)
+    assert whole(mine) == wanted
 
 
 def test_a_state_of_another_run_is_not_gone_on_with(tmp_path, ask):
