@@ -14,7 +14,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from magi_lite.files import copy_source, output_errors, storage_errors
-from magi_lite.project.record import Record, name_of_copy, write_record
+from magi_lite.project.record import Record, name_of_copy, origin_of, write_record
 from magi_lite.request.checks import content_hash
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline import Segment, Timeline
@@ -57,7 +57,9 @@ def _fill(hidden: Path, folder: Path, record: Record, fill: Callable[[Path], Non
                     copy_source(path, hidden / "inputs" / name_of_copy(path), known)
             own = adopt_pictures(request.timeline, hidden / "inputs", folder / "inputs")
             fill(hidden)
-        write_record(hidden, replace(record, request=replace(request, timeline=own)))
+        request = replace(request, timeline=own)
+        kept = record.parent is not None and record.parent["from"] > 0
+        write_record(hidden, replace(record, request=request, origin=record.origin if kept else origin_of(request)))
         with output_errors(folder):
             hidden.rename(folder)
     except BaseException:

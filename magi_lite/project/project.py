@@ -44,6 +44,7 @@ from magi_lite.project.record import (
     Status,
     new_record,
     now,
+    origin_of,
     read_record,
     write_record,
 )
@@ -93,7 +94,8 @@ class Project:
 
     def __init__(self, folder: Path, record: Record) -> None:
         self.folder, self._record = folder, record
-        self.seconds, self.states = Seconds(folder / "chunks"), States(folder / "states")
+        self.states = States(folder / "states", lambda: self._record.origin)
+        self.seconds = Seconds(folder / "chunks", self.states, lambda: self._record.origin)
         self.notices: list[str] = []
         """What the user should know of it: a sentence for each second that was found damaged, and the like."""
         self.moved = False
@@ -129,13 +131,14 @@ class Project:
             self._acquire()
             self._make_folders()
             self._remove_temporary_files()
-            self.notices = self.seconds.repair(self.video, self.states, self._pasted, self.request.seconds)
-            if self.seconds.contradicted_by(self.video):
-                if not self.seconds.are_in(self.video):
-                    self.notices.append(
-                        f"{self.video.name} was damaged, or held other frames than the run's seconds; it was put "
-                        "together again from them, and the old one is kept in the folder damaged."
-                    )
+            self.notices = self.seconds.repair(self.video, self._pasted, self.request.seconds)
+            held = self.seconds.compared_with(self.video)
+            if held == "other":
+                self.notices.append(
+                    f"{self.video.name} was damaged, or held other frames than the run's seconds; it was put together "
+                    "again from them, and the old one is kept in the folder damaged."
+                )
+            if held != "same":
                 move_aside(self.video)
             for sentence in self.notices:
                 self.log(sentence)
@@ -170,7 +173,7 @@ class Project:
         """See `Seconds.lost`."""
         length = self.request.seconds
         finished = length if self._record.status == "finished" and length is not None else 0
-        lost = self.seconds.lost(self.video, length, finished)
+        lost = self.seconds.lost(self.video, self._pasted, length, finished)
         return {index: phrases for index, phrases in lost.items() if before is None or index < before}
 
     def _restore(self) -> None:
@@ -178,9 +181,7 @@ class Project:
         self._acquire()
         try:
             self._make_folders()
-            for sentence in self.seconds.repair(
-                self.video, self.states, self._pasted, self.request.seconds, only_whole=True
-            ):
+            for sentence in self.seconds.repair(self.video, self._pasted, self.request.seconds, only_whole=True):
                 self.notices.append(sentence)
                 self.log(sentence)
         finally:
@@ -250,8 +251,9 @@ class Project:
 
     @property
     def chunks(self) -> int:
-        """Finished seconds on disk."""
-        return self.seconds.count()
+        """Finished seconds on disk; what lies behind the video's end is none."""
+        length = self.request.seconds
+        return self.seconds.count() if length is None else min(self.seconds.count(), length)
 
     @property
     def started(self) -> int:
@@ -596,7 +598,8 @@ class Project:
                     share(latents, folder / "inputs" / latents.name)
 
         record = new_record(changed, {"project": self.name, "from": from_chunk})
-        return Project._new(self.folder.parent, replace(record, autoencoder=self._record.autoencoder), fill)
+        record = replace(record, autoencoder=self._record.autoencoder, origin=self._record.origin)
+        return Project._new(self.folder.parent, record, fill)
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
@@ -685,6 +688,8 @@ class Project:
         """Put another request on record, with an entry in the history that holds `more` besides."""
         ended = {"status": status, "message": ""} if status else {}
         self._record = self._record.then(what, chunk, more, request=request, **ended)
+        if self._record.origin and not chunk and not self.seconds.end():
+            self._record = replace(self._record, origin=origin_of(request))
         write_record(self.folder, self._record)
 
     def _changed(self, chunk: int, request: GenerationRequest | None) -> GenerationRequest:

@@ -13,9 +13,10 @@ from typing import Any, Literal, get_args
 
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.files import write_atomic
+from magi_lite.project.tensors import short_digest
 from magi_lite.request.checks import check_values
 from magi_lite.request.json import request_from_json, request_to_json
-from magi_lite.request.request import GenerationRequest
+from magi_lite.request.request import OPTIONS, GenerationRequest
 from magi_lite.timeline import Segment
 from magi_lite.timeline.edit import with_pictures
 from quant.storage.files import parse_json, read_small
@@ -23,6 +24,8 @@ from quant.storage.files import parse_json, read_small
 VERSION = 1
 _CHECKED = ("request", "parent", "history", "autoencoder")
 """What has a checksum: all that decides how a run goes on, where one figure for another would go unseen."""
+_ORIGIN = "origin"
+"""Has one, too, where it is there: earlier versions wrote none."""
 PREFIX_NAME = "prefix.safetensors"
 """In `inputs`: latents that the video starts from, kept by whoever encoded them; a branch takes them along."""
 PICTURE_NAME = "picture-{}.safetensors"
@@ -54,6 +57,8 @@ class Record:
     """
     autoencoder: str | None = None
     """What tells the autoencoder that made its latents from others; None: not recorded, as in 0.1.0."""
+    origin: str = ""
+    """What second 0 was made of, see `origin_of`; a version that keeps it keeps this. Empty: an earlier version's."""
 
     def then(self, what: str, second: int, more: dict[str, Any] | None = None, **changes: Any) -> Record:
         """The record with `changes` and an entry in its history, which holds `more` besides."""
@@ -92,7 +97,11 @@ def read_record(folder: Path) -> Record:
         autoencoder = data.get("autoencoder")
         if not isinstance(autoencoder, (str, type(None))):
             raise ValueError("a value of the wrong kind")
-        values = {key: data[key] for key in kinds} | {"history": tuple(data["history"]), "autoencoder": autoencoder}
+        origin = data.get(_ORIGIN, "")
+        if not isinstance(origin, str):
+            raise ValueError("a value of the wrong kind")
+        values = {key: data[key] for key in kinds} | {"history": tuple(data["history"])}
+        values |= {"autoencoder": autoencoder, "origin": origin}
         record = Record(request=_with_own_inputs(request_from_json(data["request"]), folder), **values)
         if record.status not in get_args(Status):
             record = replace(record, status="interrupted")
@@ -134,6 +143,8 @@ def write_record(folder: Path, record: Record) -> None:
     data |= {"parent": record.parent, "request": request_to_json(record.request), "history": list(record.history)}
     if record.autoencoder:
         data["autoencoder"] = record.autoencoder
+    if record.origin:
+        data[_ORIGIN] = record.origin
     data["checksum"] = _checksum(data)
     write_atomic(folder / "project.json", json.dumps(data, indent=1).encode())
 
@@ -141,7 +152,23 @@ def write_record(folder: Path, record: Record) -> None:
 def _checksum(data: dict[str, Any]) -> str:
     """SHA-256 over what is `_CHECKED`, as JSON with sorted keys."""
     checked = {name: data.get(name) for name in _CHECKED}
+    if _ORIGIN in data:
+        checked[_ORIGIN] = data[_ORIGIN]
     return hashlib.sha256(json.dumps(checked, sort_keys=True).encode()).hexdigest()
+
+
+def origin_of(request: GenerationRequest) -> str:
+    """A short digest of what decides what second 0 becomes: settings, prompts and picture.
+
+    Equal requests have the same, so that they make equal files.
+    """
+    data = request_to_json(request, paths=False)
+    for option in OPTIONS.values():  # where things lie, and what a run may change where it goes on
+        if option.field and (option.kind == "path" or option.changes == "resume"):
+            del (data[option.part] if option.part else data)[option.field]
+    shot = request.timeline.shots(request.seconds)[0]
+    begins = [request.timeline.prompt_for(0).parts, shot.image_sha256]
+    return short_digest(json.dumps([data, begins], sort_keys=True).encode())
 
 
 def now() -> str:

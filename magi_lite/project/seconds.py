@@ -1,7 +1,9 @@
 """The finished seconds of a run on disk, and what is done where one is damaged.
 
 A second is three files: its clean latents, its frames as an H.264 fragment, and a strip of thumbnails. The latents
-carry a checksum of themselves and of the fragment. What is damaged is moved aside, and made again from what is whole:
+carry a checksum of themselves and of the fragment, and one of all latents before them: a chain that begins with the
+run's origin. A second of another run, whole as it is, breaks it and is damage too, unless it is the same to the bit.
+What is damaged is moved aside, and made again from what is whole:
 the fragment from the video or by decoding the latents, the latents from a sampler's state that still held them, the
 thumbnails from the fragment. Only where nothing is left of a second it has to be computed again. Nothing whole is ever
 replaced.
@@ -14,9 +16,9 @@ import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from magi_lite.errors import InputError
 from magi_lite.files import write_atomic
@@ -24,7 +26,15 @@ from magi_lite.finite import check_finite
 from magi_lite.models import FPS, PIXELS_PER_LATENT
 from magi_lite.project.folder import move_aside, numbers_in, share
 from magi_lite.project.states import States
-from magi_lite.project.tensors import Damaged, load_tensors, read_metadata, read_start, save_tensors
+from magi_lite.project.tensors import (
+    Damaged,
+    load_tensors,
+    read_metadata,
+    read_numbers,
+    read_start,
+    save_tensors,
+    short_digest,
+)
 from quant.storage.files import open_plain, read_small
 
 if TYPE_CHECKING:
@@ -38,6 +48,8 @@ _FRAGMENT_SUM = "fragment"
 """Entry of the latents' header: SHA-256 of the fragment beside them; empty where no fragment is known to be theirs."""
 _PARAMETERS = "parameters"
 """Another: the fragment's parameter sets in hexadecimal, without which its pictures cannot be decoded."""
+_BEFORE = "before"
+"""Another: the chain of the second before, or the run's origin; see `Seconds._chain`. Earlier versions wrote none."""
 _LARGEST_GAP = 1000
 """Seconds that may be missing between others. What lies behind more is no second of this run, and each is looked at."""
 _LARGEST_FRAGMENT = 1 << 30
@@ -49,10 +61,12 @@ class Seconds:
 
     Args:
         folder: holds `00000.safetensors`, `.m4s` and `.jpg` for second 0, and so on.
+        states: of the run.
+        origin: of the run, see `record.Record`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, states: States, origin: Callable[[], str]) -> None:
+        self.folder, self._states, self._origin = folder, states, origin
 
     def path(self, index: int, kind: str) -> Path:
         return self.folder / f"{index:05}.{kind}"
@@ -100,7 +114,7 @@ class Seconds:
         with contextlib.suppress(Damaged):
             latents = self.read_latents(index)
         fragment = kept or fragment
-        header = {_FRAGMENT_SUM: _sum(fragment)}
+        header = self._new_header(index, _sum(fragment))
         if known or not kept:
             header[_PARAMETERS] = (known if kept and known else parameters).hex()
         save_tensors(self.path(index, LATENTS), {"latents": latents}, header)
@@ -167,12 +181,15 @@ class Seconds:
 
     def damage(self) -> list[str]:
         """A phrase for every piece that is missing or damaged, such as "the frames of second 3"."""
-        return [phrase for index in range(self._end()) for phrase in self._damage_of(index)]
+        return [phrase for index in range(self.end()) for phrase in self._damage_of(index)]
 
-    def lost(self, video: Path, length: int | None, finished: int = 0) -> dict[int, list[str]]:
+    def lost(
+        self, video: Path, changed: Container[int], length: int | None, finished: int = 0
+    ) -> dict[int, list[str]]:
         """What is missing or damaged of each second that was finished, as later ones, the video or a record say.
 
         Args:
+            changed: see `repair`.
             length: seconds of the whole video, behind which nothing belongs to it; None: endless.
             finished: how many are on record as finished.
 
@@ -180,9 +197,10 @@ class Seconds:
             By second, phrases such as "the frames of second 3".
         """
         in_video = _VideoPieces(video)
-        whole = max(self._end(length) - 1, finished, min(len(in_video), _least(length)), self.count())
+        whole = max(self.end(length) - 1, finished, min(len(in_video), _least(length)), self.count())
         whole = min(whole, _least(length))
-        return {index: phrases for index in range(whole) if (phrases := self._damage_of(index))}
+        foreign = self._foreign(in_video, changed, whole)
+        return {index: phrases for index in range(whole) if (phrases := self._damage_of(index, foreign))}
 
     def undecoded(self) -> int | None:
         """The second behind the finished ones where its latents are whole, so that only its frames are missing."""
@@ -191,12 +209,11 @@ class Seconds:
 
     def has_gap(self, length: int | None) -> bool:
         """Whether whole seconds of a video of `length` seconds lie behind one that is not finished."""
-        return self._end(length) > self.count() + 1
+        return self.end(length) > self.count() + 1
 
     def repair(
         self,
         video: Path,
-        states: States,
         changed: Container[int] = (),
         length: int | None = None,
         *,
@@ -216,19 +233,26 @@ class Seconds:
             OutputError: the disk refuses.
         """
         in_video = _VideoPieces(video)
-        end = self._end(length)
+        end = self.end(length)
         held = max(end, min(len(in_video), _least(length)))
-        damaged = {index: phrases for index in range(held) if (phrases := self._damage_of(index))}
+        foreign = self._foreign(in_video, changed, end)
+        trusted = not foreign or self._vouches(in_video, foreign)
+        damaged = {index: phrases for index in range(held) if (phrases := self._damage_of(index, foreign))}
         sentences = [] if only_whole else self._clear_behind(end)
         for index, phrases in damaged.items():
-            copy, known = in_video.read(index), self._header(index) is not None
-            held_by = None if index in changed else states
-            if (only_whole or index >= end) and not self._restorable(index, held_by, copy):
+            copy = in_video.read(index) if trusted else b""
+            held_by = None if index in changed else self._states
+            if (only_whole or index >= end) and not self._restorable(index, held_by, copy, foreign):
                 continue
+            for kind in KINDS if index in foreign else ():
+                move_aside(self.path(index, kind))
+            known = self._header(index) is not None
             self._repair_latents(index, held_by, copy)
             self._repair_fragment(index, copy, known)
-            if index < end - 1 or copy:  # else a crash came before it was finished
-                how = "will be made again" if self._damage_of(index) else "could be restored"
+            how = "will be made again" if self._damage_of(index) else "could be restored"
+            if index in foreign:
+                sentences.append(f"Second {index} was of another run; it is kept in the folder damaged, and {how}.")
+            elif index < end - 1 or copy:  # else a crash came before it was finished
                 sentences.append(f"{_sentence(phrases)} damaged or missing and {how}.")
         self.restore_thumbnails()
         return sentences
@@ -263,25 +287,23 @@ class Seconds:
         except Exception:  # whatever a damaged file makes the reader stumble over, it is damaged
             return None
 
-    def contradicted_by(self, video: Path) -> bool:
-        """Whether a growing video cannot be read, or holds anything but these seconds: all of them, or the first."""
-        pieces = _VideoPieces(video)
-        return os.path.lexists(video) and not (len(pieces) <= self.count() and self._agrees(pieces))
+    def compared_with(self, video: Path) -> Literal["same", "more", "other"]:
+        """What a growing video holds: all of these seconds or the first, more behind them, or anything else.
 
-    def are_in(self, video: Path) -> bool:
-        """Whether a video begins with these seconds; seconds behind them may have been deleted from the folder."""
-        return self._agrees(_VideoPieces(video))
-
-    def _agrees(self, pieces: _VideoPieces) -> bool:
-        shared = range(min(len(pieces), self.count()))
-        return pieces.readable and all(
-            pieces.read(index) == self.path(index, FRAGMENT).read_bytes() for index in shared
-        )
+        Of "more", seconds may have been deleted from the folder; a video that is not there is the "same".
+        """
+        pieces, count = _VideoPieces(video), self.count()
+        if not os.path.lexists(video):
+            return "same"
+        shared = range(min(len(pieces), count))
+        if pieces.readable and all(pieces.read(n) == self.path(n, FRAGMENT).read_bytes() for n in shared):
+            return "more" if len(pieces) > count else "same"
+        return "other"
 
     def _clear_behind(self, end: int) -> list[str]:
         """Move aside what lies behind the video's end: extended, it would run into it, or take it for its own."""
         sentences = []
-        for index in range(end, self._end()):
+        for index in range(end, self.end()):
             there = [path for kind in (LATENTS, FRAGMENT) if os.path.lexists(path := self.path(index, kind))]
             for path in there:
                 move_aside(path)
@@ -290,8 +312,10 @@ class Seconds:
                 sentences.append(f"What lay behind the video's end ({names}) was moved to the folder damaged.")
         return sentences
 
-    def _restorable(self, index: int, states: States | None, in_video: bytes) -> bool:
+    def _restorable(self, index: int, states: States | None, in_video: bytes, foreign: Container[int]) -> bool:
         """Whether `repair` makes a damaged second whole."""
+        if index in foreign:
+            return bool(in_video) and _held(index, states) is not None
         header, fragment = self._header(index), _read_fragment(self.path(index, FRAGMENT), index)
         if header is None:
             return bool(in_video) and fragment in (b"", in_video) and _held(index, states) is not None
@@ -307,7 +331,7 @@ class Seconds:
         if found is not None:  # the fragment's checksum went with the damaged file: two copies vouch for each other
             fragment = _read_fragment(self.path(index, FRAGMENT), index)
             vouched = bool(in_video) and fragment in (b"", in_video)
-            save_tensors(path, {"latents": found}, {_FRAGMENT_SUM: _sum(in_video) if vouched else ""})
+            save_tensors(path, {"latents": found}, self._new_header(index, _sum(in_video) if vouched else ""))
 
     def _repair_fragment(self, index: int, in_video: bytes, known: bool) -> None:
         """See `repair`; known: whether the latents are those that were written with the fragment."""
@@ -320,7 +344,9 @@ class Seconds:
         if in_video and (not fragment if wanted is None else wanted == _sum(in_video)):
             write_atomic(path, in_video)
 
-    def _damage_of(self, index: int) -> list[str]:
+    def _damage_of(self, index: int, foreign: Container[int] = ()) -> list[str]:
+        if index in foreign:
+            return [f"the latents of second {index}", f"the frames of second {index}"]
         header, fragment = self._header(index), _read_fragment(self.path(index, FRAGMENT), index)
         phrases = [] if header is not None else [f"the latents of second {index}"]
         wanted = (header or {}).get(_FRAGMENT_SUM)
@@ -335,7 +361,86 @@ class Seconds:
         except Damaged:
             return None
 
-    def _end(self, length: int | None = None) -> int:
+    # --- seconds of other runs ---------------------------------------------------------------------------------------
+
+    def _new_header(self, index: int, fragment_sum: str) -> dict[str, str]:
+        """Header entries of latents that are written."""
+        before = self._chain(index - 1)[1] if index else self._origin()
+        return {_FRAGMENT_SUM: fragment_sum} | ({_BEFORE: before} if before else {})
+
+    def _chain(self, index: int) -> tuple[str, str]:
+        """What a second says of those before it, and what the next one has to say; empty where it is not known.
+
+        The chain of a second is a short digest of the chain of the second before and its own latents.
+        """
+        try:
+            header, latents = read_numbers(self.path(index, LATENTS), "latents")
+        except Damaged:
+            return "", ""
+        before = header.get(_BEFORE, "")
+        return before, short_digest(before.encode() + latents) if before else ""
+
+    def _foreign(self, in_video: _VideoPieces, changed: Container[int], end: int) -> set[int]:
+        """Whole seconds before `end` that were copied here from another run.
+
+        Where the chain is whole, there are none, but for a second that none comes after to vouch for it: a version that
+        shares all before it may have made it. Where it is broken, a second belongs to the run if a state of the
+        sampler still holds its latents; where none does, if the video has its frames; and where the video is not known
+        to be the run's, if the chain leads to it from the run's origin.
+
+        Args:
+            changed: see `repair`.
+        """
+        links = [self._chain(index) for index in range(end)]
+        wanted = [self._origin(), *(after for _, after in links)]
+        broken = [index for index, (before, _) in enumerate(links) if before and wanted[index] not in ("", before)]
+        loose = (
+            index
+            for index, (before, _) in enumerate(links)
+            if before and not (index + 1 < end and links[index + 1][0]) and index not in changed
+        )
+        replaced = {index for index in loose if not self._in(in_video, index) and self._is_held(index) is False}
+        if not broken:
+            return replaced
+        from_origin = set(range(broken[0]))
+        held = {
+            index: found
+            for index in range(end)
+            if index not in changed and (found := self._is_held(index)) is not None
+        }
+        certain = {index for index in range(end) if held.get(index, index in from_origin)}
+        trusted = self._vouches(in_video, set(range(end)) - certain)
+        foreign = replaced
+        for index in range(end):
+            ours = held.get(index)
+            if ours is None and trusted and index < len(in_video):
+                ours = self._in(in_video, index)
+            if links[index][0] and not (index in from_origin if ours is None else ours):
+                foreign.add(index)
+        return foreign
+
+    def _is_held(self, index: int) -> bool | None:
+        """Whether a second has the latents that a state still holds; None: none does, or the second has no latents."""
+        try:
+            _, there = read_numbers(self.path(index, LATENTS), "latents")
+        except Damaged:
+            return None
+        found = self._states.held(index)
+        return None if found is None else there == found
+
+    def _in(self, in_video: _VideoPieces, index: int) -> bool:
+        """Whether a video has the frames of a second, those that its latents were written with."""
+        piece, header = in_video.read(index), self._header(index) or {}
+        if header.get(_FRAGMENT_SUM):
+            return bool(piece) and header[_FRAGMENT_SUM] == _sum(piece)
+        return piece == _read_fragment(self.path(index, FRAGMENT), index) != b""
+
+    def _vouches(self, in_video: _VideoPieces, foreign: Container[int]) -> bool:
+        """Whether a video holds seconds of this run, so that others in it are this run's as well."""
+        known = (index for index in range(min(len(in_video), self.end())) if index not in foreign)
+        return any(self._in(in_video, index) for index in known)
+
+    def end(self, length: int | None = None) -> int:
         """One more than the last second of which anything is there, but for what lies far behind all others.
 
         Args:

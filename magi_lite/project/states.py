@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from magi_lite.finite import check_finite, is_finite
 from magi_lite.project.folder import move_aside, numbers_in, share
-from magi_lite.project.tensors import Damaged, load_tensors, save_tensors
+from magi_lite.project.tensors import Damaged, load_tensors, read_numbers, read_start, save_tensors
 from quant.storage.files import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_ORIGIN = "origin"
+"""Entry of a state's header; earlier versions wrote none, and what has none is taken as it is."""
 
 
 class StateLike(Protocol):
@@ -55,8 +60,13 @@ class SavedState:
 
     def latents(self, second: int) -> Tensor | None:
         """The clean latents (1, C, t, H, W) of a second that the sampler still held, or None."""
-        chunk = second - self.shot + self.position.get("offset", 0) - self.position.get("kept", 0)
-        return self.tensors.get(f"clean.{chunk}")
+        return self.tensors.get(_name_of(self.position, second))
+
+
+def _name_of(position: dict[str, Any], second: int) -> str:
+    """What a state calls the clean latents of a second."""
+    chunk = second - position.get("shot", 0) + position.get("offset", 0) - position.get("kept", 0)
+    return f"clean.{chunk}"
 
 
 class States:
@@ -64,10 +74,11 @@ class States:
 
     Args:
         folder: holds `00000.safetensors` for stage 0, and so on.
+        origin: of the run, see `record.Record`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, origin: Callable[[], str] = str) -> None:
+        self.folder, self._origin = folder, origin
 
     def path(self, stage: int) -> Path:
         return self.folder / f"{stage:05}.safetensors"
@@ -87,17 +98,37 @@ class States:
             check_finite(tensor, "The transformer")
         if self.path(stage).is_dir():
             move_aside(self.path(stage))
-        save_tensors(self.path(stage), state.tensors, {"position": json.dumps(state.position)})
+        header = {"position": json.dumps(state.position)} | ({_ORIGIN: self._origin()} if self._origin() else {})
+        save_tensors(self.path(stage), state.tensors, header)
 
     def read(self, stage: int) -> SavedState | None:
-        """The state after `stage`; None where there is none, or it is damaged."""
+        """The state after `stage`; None where there is none, or it is damaged or another run's."""
         try:
             tensors, metadata = load_tensors(self.path(stage))
             position = parse_json(metadata["position"])
         except (Damaged, KeyError, ValueError, RecursionError):
             return None
+        if self._is_foreign(metadata):
+            return None
         finite = all(map(is_finite, tensors.values()))  # not made by damaged weights
         return SavedState(stage, position, tensors) if finite and _is_position(position) else None
+
+    def held(self, second: int) -> bytes | None:
+        """The bytes of a second's clean latents in a state that still holds them, or None. Needs no torch."""
+        for stage in self.stages():
+            with contextlib.suppress(Damaged, KeyError, ValueError, RecursionError):
+                metadata, shapes = read_start(self.path(stage))
+                position = parse_json(metadata["position"])
+                if stage < second or not _is_position(position) or self._is_foreign(metadata):
+                    continue
+                name = _name_of(position, second)
+                if name in shapes:
+                    return read_numbers(self.path(stage), name)[1]
+        return None
+
+    def _is_foreign(self, metadata: dict[str, str]) -> bool:
+        """Whether a state's header says that it is another run's."""
+        return bool(self._origin()) and metadata.get(_ORIGIN, self._origin()) != self._origin()
 
     def prune(self, keep: int) -> None:
         """Drop all but the newest `keep`."""

@@ -27,9 +27,8 @@ from magi_lite.request.request import (
 from magi_lite.sentences import did_you_mean, either, shortened, shown
 from magi_lite.text.cleaning import check_prompt, clean_prompt
 from magi_lite.timeline import Timeline
+from magi_lite.timeline.timeline import MAX_PROMPT
 
-MAX_PROMPT = 10_000
-"""Characters; the text encoder reads the first 800 tokens at most, which a run says of prompts that have more."""
 _WEIGHT = re.compile(r"\(([^()]{1,80}):\s*\d+(?:\.\d+)?\s*\)")
 
 

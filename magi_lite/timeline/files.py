@@ -37,13 +37,13 @@ def read(content: str) -> Timeline:
     """A timeline in whatever form the text has: SRT or WebVTT, OpenTimelineIO, JSON, shorthand, or a line per second.
 
     Raises:
-        TimelineError: it is none of them, or contradicts itself.
+        TimelineError: it is none of them, contradicts itself, or has a prompt longer than any.
     """
     content = content.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if any(_TIMES.fullmatch(line) for line in content.split("\n")):
-        return read_srt(content)
+        return text.checked(read_srt(content))
     if '"OTIO_SCHEMA"' in content[:4000]:
-        return read_otio(content)
+        return text.checked(read_otio(content))
     return text.parse(content)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from magi_lite.errors import TimelineError
 from magi_lite.sentences import shown
-from magi_lite.timeline.timeline import Segment, Timeline
+from magi_lite.timeline.timeline import MAX_PROMPT, Segment, Timeline
 from quant.storage.files import parse_json
 
 _SIMPLE = {"\\": "\\", "[": "[", "]": "]", "n": "\n", "t": "\t", "r": "\r", "e": ""}
@@ -39,12 +39,29 @@ def parse(text: str) -> Timeline:
     """Read a timeline in any of its forms: JSON, shorthand, or one line per second.
 
     Raises:
-        TimelineError: the text is none of them or contradicts itself.
+        TimelineError: the text is none of them, contradicts itself, or has a prompt longer than any.
     """
     if text.lstrip().startswith("{"):
-        return Timeline.from_json(_timeline_in(text))
+        return checked(Timeline.from_json(_timeline_in(text)))
     words = (line for line in text.split("\n") if not _OPTION_LINE.fullmatch(line))
-    return parse_shorthand(text) if any(_BRACKET.search(line) for line in words) else parse_lines(text)
+    return checked(parse_shorthand(text) if any(_BRACKET.search(line) for line in words) else parse_lines(text))
+
+
+def checked(timeline: Timeline) -> Timeline:
+    """A timeline that was read, with no prompt in it that would be refused for its length when a video is made.
+
+    Raises:
+        TimelineError: one is too long; says which.
+    """
+    named = [("The global prompt", timeline.global_prompt)]
+    named += [(f"The prompt at {segment.start} s", segment.prompt) for segment in timeline.segments]
+    for name, prompt in named:
+        if len(prompt) > MAX_PROMPT:
+            raise TimelineError(
+                f"{name} has {len(prompt)} characters; {MAX_PROMPT} is the most that can be given: shorten it, or "
+                "write one line or block for each second."
+            )
+    return timeline
 
 
 def _timeline_in(text: str) -> dict[str, Any] | str:

@@ -36,6 +36,8 @@ from quant.storage.files import parse_json
 JSON_VERSION = 1
 MAX_SECONDS = 1_000_000
 """No segment ends later: eleven days."""
+MAX_PROMPT = 10_000
+"""Characters; the text encoder reads the first 800 tokens at most, which a run says of prompts that have more."""
 MAX_BLEND = 600
 """Seconds over which prompts are mixed at most."""
 _NAME_LENGTH = 40

@@ -173,6 +173,8 @@ class _Clip:
         self._keys: list[tuple[float, int]] | None = None
         """Times and numbers of packets to begin at, of a file whose clock may jump, so that it is not sought."""
         self._timed, self._is_avi = True, False
+        self._began = 0.0
+        """The moment of the first frame, where it has no time of its own."""
         self._careful = self._hurt = False
         """Whether frames are decoded one after the other; whether some were lost, more than are damaged in threads."""
 
@@ -195,7 +197,8 @@ class _Clip:
         with self._open() as (container, stream):
             span, self._timed = self._packet_span(container, stream)
             self._rate = _rate(stream) if self._timed else float(stream.guessed_rate or FPS)
-        span = span or self._decoded_span()
+        if not self._timed:
+            span = self._decoded_span()
         if span is None:
             raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
         first, last, length = span
@@ -237,15 +240,28 @@ class _Clip:
             if span is not None and (not sought or span[1] - span[0] >= frames / FPS):
                 first, last, length = span
                 end = last + min(max(length, 1 / FPS), _LONGEST_FRAME)
-                self._end = end - (began if self._keys is None else first)
+                self._end = end - (began if self._keys is None and self._timed else first)
                 return first, last, end
         raise MediaError(f"{self.path.name} has no frame that can be decoded; use another copy.")
 
     def _decoded_span(self) -> _Span | None:
-        """What `_packet_span` gives, of a file whose packets carry no times."""
-        times = _Extent()
-        for time, _ in self._decode(0.0):
-            times.add(time, 1 / self._rate)
+        """What `_packet_span` gives, of a file in which packets carry no times: all of them, or some.
+
+        Matroska has no times below 0. Who cuts a film in front of a key frame may leave frames there, which then have
+        none; they are shown before the first that has one.
+        """
+        times, length, untimed = _Extent(), 1 / self._rate, 0
+        for time, frame in self._decode(0.0):
+            if times.span is None and frame.pts is None:
+                untimed += 1
+                continue
+            if times.span is None:
+                self._began = time - untimed * length
+                times.add(self._began, length)
+            times.add(time, length)
+        if times.span is None and untimed:
+            times.add(0.0, length)
+            times.add((untimed - 1) * length, length)
         return times.span
 
     def _pick(self, wanted: list[float], size: tuple[int, int], fit: Fit) -> tuple[list[np.ndarray], float | None]:
@@ -287,10 +303,13 @@ class _Clip:
                 skipped = max((number for time, number in self._keys if start and time <= start), default=0)
             elif start > 0:
                 container.seek(int(start / stream.time_base), stream=stream)
-            for number, frame in enumerate(_deinterlaced(self._frames(container, stream, skipped), stream)):
+            time, length = self._began, 0.0
+            for frame in _deinterlaced(self._frames(container, stream, skipped), stream):
                 if frame.width * frame.height > MAX_FRAME_PIXELS:
                     raise MediaError(f"{self.path.name} {too_large()}")
-                yield (number / self._rate if frame.pts is None else frame.time), frame
+                time = time + length if frame.pts is None else frame.time
+                length = 1 / self._rate
+                yield time, frame
 
     def _in_order(self, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """What `_decode` gives, each frame with the earliest of the times that are left.

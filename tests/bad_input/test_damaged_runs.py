@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from magi_lite.errors import InputError, MagiLiteError
 from magi_lite.pipeline.export import exporting
-from magi_lite.project import Project
+from magi_lite.project import Project, seconds
 from magi_lite.request.request import GenerationRequest
 from magi_lite.timeline.text import parse
 from magi_lite.ui.library import Library
@@ -167,9 +167,19 @@ CASES: dict[str, tuple[Damage, str, str]] = {
         copies(*((f"chunks/00001.{kind}", f"chunks/{name}.{kind}") for kind in ("m4s", "safetensors")
                  for name in ("99999", "1000000000", "-0001", "٣٣٣٣٣"))), SAME, SAME
     ),
-    "a second behind the end": (
-        copies(*((f"chunks/00001.{kind}", f"chunks/00003.{kind}") for kind in ("m4s", "safetensors"))),
-        "resume the run to restore them", SAME,
+    **{
+        f"{what} behind the end, as {number}": (
+            copies(*((f"chunks/00001.{kind}", f"chunks/{number:05}.{kind}") for kind in kinds)), SAME, SAME
+        )
+        for number in (3, 4, 7)
+        for what, kinds in {
+            "a second": ("m4s", "safetensors", "jpg"), "frames": ("m4s",), "latents": ("safetensors",)
+        }.items()
+    },
+    "no frames behind the end": (put("chunks/00003.m4s", b"x"), SAME, SAME),
+    "seconds behind the end, and a damaged one": (
+        both(copies(("chunks/00001.m4s", "chunks/00003.m4s"), ("chunks/00001.safetensors", "chunks/00003.safetensors")),
+             CUT), SAME, SAME
     ),
     "a gap, and no video": (without("chunks/00001.m4s", "video.mp4"), MORE, SAME),
     "only the record": (without("chunks", "states", "inputs", "video.mp4"), MORE, SAME),
@@ -291,6 +301,23 @@ def test_a_video_that_held_other_frames_is_said_and_kept(whole: Path, tmp_path: 
     with Project.open(folder) as project:
         project.lock()
         assert not project.notices
+
+
+def test_a_video_that_held_other_frames_is_read_once_to_see_that(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One compares its seconds with the folder's; a film's video has gigabytes."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    data = (folder / "video.mp4").read_bytes()
+    (folder / "video.mp4").write_bytes(data[:-40] + bytes(40))
+    read: list[int] = []
+    pieces = seconds._VideoPieces.read
+    monkeypatch.setattr(seconds._VideoPieces, "read", lambda self, index: read.append(index) or pieces(self, index))
+    with Project.open(folder) as project:
+        project.lock()
+        assert project.notices
+    assert read == [SECONDS - 1, *range(SECONDS)], "the last once more: no second behind it says whose it is"
 
 
 def test_there_are_enough_of_them() -> None:

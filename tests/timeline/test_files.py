@@ -13,9 +13,11 @@ import pytest
 from magi_lite.cli.reading import timeline_of
 from magi_lite.errors import InputError, TimelineError
 from magi_lite.library import read_timeline
+from magi_lite.request.build import build
 from magi_lite.timeline import Marker, Segment, Timeline
 from magi_lite.timeline.edit import clip, splice
 from magi_lite.timeline.files import KINDS, NO_LIBRARY, read, write
+from magi_lite.ui.timeline_editor import parsed
 
 STORY = Timeline(
     (Segment(0, 2, "a cat walks"), Segment(2, 5, "it jumps, and\nlands"), Segment(8, 9, "it sleeps", cut=True)),
@@ -122,7 +124,12 @@ def test_an_arrow_in_a_prompt_is_no_subtitle(content: str) -> None:
 @pytest.mark.parametrize("line", ["1" * 10**6, "1:" * 10**5 + " " * 10**5, "." * 10**6, " " * 10**6 + "1"])
 def test_a_very_long_line_is_looked_at_once(line: str) -> None:
     """A pattern that tries it from every character on would take hours."""
-    assert len(read(line).segments) == 1
+    prompt = line.strip()
+    if len(prompt) > 10_000:
+        with pytest.raises(TimelineError, match=f"^The prompt at 0 s has {len(prompt)} characters; 10000 is the most"):
+            read(line)
+    else:
+        assert read(line).segments == (Segment(0, 1, prompt),)
 
 
 @pytest.mark.parametrize("start", ["[1", "[1 s -", "[1-2", "[0s-1s cut", "[0s-1s image="])
@@ -170,3 +177,38 @@ def test_a_sentence_does_not_repeat_the_file() -> None:
     with pytest.raises(TimelineError, match=r"^This OpenTimelineIO file cannot be read \(.*\); export it") as found:
         read(write(STORY, "otio").replace("a cat walks", "a \ud800 walks"))
     assert len(str(found.value)) < 250 and str(found.value).isprintable()
+
+
+LONG = "a red ball " * 82_000
+
+
+@pytest.mark.parametrize(
+    ("form", "which"),
+    [
+        ("{}", "prompt at 0 s"), ("a\nb\n{}", "prompt at 2 s"), ("[0s-1s: a] [1s-4s: {}]", "prompt at 1 s"),
+        ("{} [0s-1s: a]", "global prompt"), ("00:01.000 --> 00:02.000\n{}", "prompt at 1 s"),
+        ('{{"segments": [{{"start": 3, "end": 4, "prompt": "{}"}}]}}', "prompt at 3 s"),
+    ],
+)  # fmt: skip
+def test_a_prompt_longer_than_any_is_refused_where_it_is_read(tmp_path: Path, form: str, which: str) -> None:
+    """By the page, the command line and the functions alike, and not only when the video is to be made."""
+    content, path = form.format(LONG.strip()), tmp_path / "a.txt"
+    path.write_text(content)
+    sentence = (
+        f"The {which} has {len(LONG.strip())} characters; 10000 is the most that can be given: shorten it, or write "
+        "one line or block for each second."
+    )
+    assert parsed(content) == {"error": sentence}
+    for read_it in (lambda: read_timeline(path), lambda: timeline_of(str(path)), lambda: read(content)):
+        with pytest.raises(TimelineError) as caught:
+            read_it()
+        assert str(caught.value) == sentence
+    if "-->" not in form:  # text of an API call, which names no file
+        with pytest.raises(TimelineError) as caught:
+            build(timeline=content)
+        assert str(caught.value) == sentence
+
+
+def test_the_longest_prompt_is_read() -> None:
+    (segment,) = read("b" * 10_000).segments
+    assert len(segment.prompt) == 10_000

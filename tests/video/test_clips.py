@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from magi_lite.video.clips import load_tail
+from magi_lite.video.clips import load_tail, read_tail, read_whole
 
 
 def write_clip(path, times, codec="libx264", rate=24, size=(64, 48), values=None, gop=12, aspect=None, base=90000):
@@ -172,3 +172,65 @@ def test_sound_does_not_count(tmp_path):
         container.mux(audio.encode(None))
     shown = greys(load_tail(path, (32, 32), frames=12))
     assert np.abs(shown - (20 + 8 * np.arange(12, 24))).max() < 4
+
+
+def write_early(path, early, between=0, count=48, container="", **options):
+    """A clip with the greys 20, 24, ... at 24 frames per second, whose first is shown `early` s before its clock's 0.
+
+    As programs leave one that cut a longer film in front of a key frame.
+    """
+    with av.open(str(path), "w", format=container or None, options=options) as output:
+        stream = output.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.options = {"bf": str(between), "crf": "4"}
+        frames = [np.full((48, 64, 3), 20 + 4 * number % 200, np.uint8) for number in range(count)]
+        encoded = []
+        for number, values in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(values, format="rgb24")
+            frame.pts = number
+            encoded += stream.encode(frame)
+        for packet in encoded + stream.encode(None):
+            shift = round(early / packet.time_base)
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+            output.mux(packet)
+
+
+EARLY = {"avoid_negative_ts": "disabled"}
+
+
+@pytest.mark.parametrize("between", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "early", "options", "hidden"),
+    [
+        ("a.mkv", 0.5, EARLY, 0),  # no times below 0: those frames have none
+        ("a.ts", 0.5, EARLY, 0),
+        ("a.mp4", 0.5, EARLY, 12),  # an edit list leaves out what is before 0
+        ("a.mov", 0.5, EARLY, 12),
+        ("a.mp4", 0.5, EARLY | {"movflags": "negative_cts_offsets"}, 12),
+        ("a.mp4", 0.5, EARLY | {"movflags": "frag_keyframe+empty_moov+delay_moov"}, 0),  # no edit list leaves any out
+        ("a.mp4", 0.5, EARLY | {"use_editlist": "0"}, 0),
+        ("a.mp4", 0, {"use_editlist": "0"}, 0),
+        ("a.mp4", 0, {"movflags": "negative_cts_offsets"}, 0),
+        ("a.mp4", -0.5, {}, 0),  # an empty edit: it begins later
+        ("a.mkv", -0.5, {}, 0),
+    ],
+)
+def test_every_frame_that_players_show_is_read(tmp_path, name, early, options, hidden, between):
+    """Whatever the times are: what no edit list hides is shown, each frame once and in its order."""
+    path = tmp_path / name
+    write_early(path, early, between, **options)
+    wanted = [20 + 4 * number for number in range(hidden, 48)]
+    tail, facts = read_tail(path, (64, 48), "crop", 200)
+    whole = read_whole(path, (64, 48), "crop")
+    assert np.abs(greys(tail) - wanted).max() < 2 and facts.seconds == pytest.approx(len(wanted) / 24, abs=0.01)
+    assert whole.count == len(wanted) and np.abs(greys(np.stack([*whole.frames])) - wanted).max() < 2
+    assert np.abs(greys(load_tail(path, (64, 48), frames=40))[-36:] - wanted[-36:]).max() < 2
+
+
+@pytest.mark.parametrize("frames", [24, 110])
+def test_a_long_clip_whose_first_frames_have_no_time(tmp_path, frames):
+    """The tail alone, and one that reaches into those frames."""
+    write_early(tmp_path / "a.mkv", 0.5, 2, count=120, **EARLY)
+    wanted = [20 + 4 * number % 200 for number in range(120 - frames, 120)]
+    found = greys(load_tail(tmp_path / "a.mkv", (64, 48), frames=frames))
+    assert len(found) == frames and np.abs(found - wanted).max() < 2

@@ -374,3 +374,34 @@ def test_memory_of_moving_pictures_is_bounded(tmp_path, kind):
             load_image(tmp_path / "large", (64, 48))
     else:
         assert min(load_image(tmp_path / "large", (64, 48))[9, 9]) > 243
+
+
+HEIC = """
+import json, sys
+from pathlib import Path
+from magi_lite.video.images import load_image
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+warm, path = sys.argv[1:]
+load_image(warm, (720, 720))
+before = peak()
+colour = load_image(path, (720, 720))[360, 360].tolist()
+print(json.dumps([peak() - before, colour]))
+"""
+"""The peak of this process alone: what `getrusage` says begins with that of whoever started it."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from Linux's /proc")
+def test_a_large_heic_takes_what_is_said(tmp_path):
+    """Seven bytes a pixel, decoder and result together (docs/media.md): as a whole, for its library knows no bands."""
+    heif = pytest.importorskip("pillow_heif")
+    for name, side in (("warm", 64), ("big", 4900)):
+        heif.from_pillow(Image.new("RGB", (side, side), (90, 140, 60))).save(tmp_path / f"{name}.heic", quality=30)
+    done = subprocess.run(
+        [sys.executable, "-c", HEIC, str(tmp_path / "warm.heic"), str(tmp_path / "big.heic")],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    grown, colour = json.loads(done.stdout)
+    assert 4900**2 * 3 < grown * 2**20 < 4900**2 * 7 + 30 * 2**20, "less would mean that nothing was measured"
+    assert np.abs(np.array(colour) - (90, 140, 60)).max() <= 4

@@ -84,6 +84,24 @@ def test_silence_where_sound_is_missing(tmp_path: Path) -> None:
     check_together(*exported(tmp_path / "gap.mkv", tmp_path / "out.mkv"), 1)
 
 
+def test_sound_behind_pictures_without_a_time(tmp_path: Path) -> None:
+    """Matroska has no times below 0: what a cut left there has none, and is shown in front of the rest."""
+    early = 0.5
+    part(tmp_path / "a.mp4", 0, PART, ("libx264", "aac"))
+    kept = {"avoid_negative_ts": "disabled"}
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "b.mkv"), "w", options=kept) as output:
+        streams = {one.index: output.add_stream_from_template(one) for one in source.streams}
+        for packet in source.demux():
+            if packet.size:
+                shift = round(early / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = streams[packet.stream.index]
+                output.mux(packet)
+    white, loud = exported(tmp_path / "b.mkv", tmp_path / "out.mkv")
+    assert len(white) == PART * FPS
+    check_together(white, loud, 1)
+
+
 def ogg(path: Path, rate: int, pictures: bool = False) -> bytes:
     shown = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=24:d=1", "-c:v", "libtheora"] if pictures else []
     ffmpeg("-f", "lavfi", "-i", f"sine=440:d=1:sample_rate={rate}", *shown, "-c:a", "libvorbis", path)
