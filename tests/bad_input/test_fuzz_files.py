@@ -12,7 +12,6 @@ import functools
 import io
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -43,6 +42,7 @@ from magi_lite.weights.contents import check_contents
 from magi_lite.weights.loader import load_special_tokens
 from magi_lite.weights.opening import open_model
 from magi_lite.weights.t5 import load_tokenizer
+from tests import memory
 from tests.project.conftest import SIZE, run
 
 BATCH = 25
@@ -450,7 +450,7 @@ def case(kind: str, seed: int, root: Path) -> dict[str, Any]:
 
     signal.signal(signal.SIGPROF, ring)
     signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
-    before, folder = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, root / str(seed)
+    before, folder = memory.begin(), root / str(seed)
     folder.mkdir()
     name = what = ""
     try:
@@ -458,7 +458,7 @@ def case(kind: str, seed: int, root: Path) -> dict[str, Any]:
     except BaseException:
         what = "".join(traceback.format_exc().splitlines(keepends=True)[-12:])
     signal.setitimer(signal.ITIMER_PROF, 0)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    grown = (memory.peak() - before) >> 20
     if not what and grown > MOST_MEGABYTES:
         what = f"{grown} MB"
     if not (what and __name__ == "__main__"):

@@ -293,19 +293,20 @@ def test_there_are_enough_of_them():
 
 
 ALL = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from magi_lite.errors import MediaError
 from magi_lite.ui import uploads
 from magi_lite.video.images import load_image
+from tests import memory
 load_image(sys.argv[1], (720, 720))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = memory.peak()
 for path in sorted(Path(sys.argv[2]).iterdir()):
     try:
         uploads.look_at(path, path.name)
     except MediaError:
         pass
-print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024))
+print(json.dumps((memory.peak() - before) >> 20))
 """
 
 

@@ -263,19 +263,20 @@ def big_tiff(path, side, rows):
 
 
 MEASURE = """
-import json, resource, sys
+import json, sys
+from tests import memory
 from magi_lite.video.images import load_image
 from magi_lite.errors import MediaError
 import av, PIL.Image
 PIL.Image.init()
 warm, path = sys.argv[1:]
 load_image(warm, (720, 720))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = memory.peak()
 try:
     said = load_image(path, (720, 720))[360, 360].tolist()
 except MediaError as error:
     said = str(error)
-print(json.dumps([(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, said]))
+print(json.dumps([(memory.peak() - before) >> 20, said]))
 """
 
 
@@ -337,14 +338,15 @@ def test_memory_is_bounded(tmp_path, name, wanted):
 
 
 MOVING = """
-import json, resource, sys
+import json, sys
+from tests import memory
 from magi_lite.video.clips import load_tail
 from magi_lite.video.images import load_image
 warm, path = sys.argv[1:]
 load_tail(warm, (720, 720), frames=12)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = memory.peak()
 colours = [load_tail(path, (720, 720), frames=12)[-1, 360, 360].tolist(), load_image(path, (720, 720))[9, 9].tolist()]
-print(json.dumps([(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, colours]))
+print(json.dumps([(memory.peak() - before) >> 20, colours]))
 """
 
 
@@ -378,21 +380,17 @@ def test_memory_of_moving_pictures_is_bounded(tmp_path, kind):
 
 HEIC = """
 import json, sys
-from pathlib import Path
 from magi_lite.video.images import load_image
-def peak():
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+from tests import memory
 warm, path = sys.argv[1:]
 load_image(warm, (720, 720))
-before = peak()
+before = memory.peak()
 colour = load_image(path, (720, 720))[360, 360].tolist()
-print(json.dumps([peak() - before, colour]))
+print(json.dumps([(memory.peak() - before) >> 20, colour]))
 """
-"""The peak of this process alone: what `getrusage` says begins with that of whoever started it."""
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from Linux's /proc")
 def test_a_large_heic_takes_what_is_said(tmp_path):
     """Seven bytes a pixel, decoder and result together (docs/media.md): as a whole, for its library knows no bands."""
     heif = pytest.importorskip("pillow_heif")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from magi_lite.weights.opening import open_model
 from magi_lite.weights.t5 import load_t5, load_tokenizer
 from quant import QuantError, convert_folder, scheme_named
 from quant.storage.shards import Checkpoint, WeightsError
+from tests import memory
 from tests.weights.test_folders import pickled
 
 T5, VAE, DIT = "ckpt/t5/demo", "ckpt/vae", "ckpt/magi/demo/inference_weight.distill"
@@ -99,12 +99,12 @@ TOKENS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_special_tokens_are_checked_before_a_job_is_queued(case: str, own_model: Path) -> None:
     damage, sentence = TOKENS[case]
     damage(own_model)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory.begin()
     for check in (check_contents, check_model, load_special_tokens):
         with pytest.raises(CheckpointError, match=sentence) as caught:
             check(open_model(own_model))
         assert str(caught.value).endswith(".")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+    assert memory.peak() - before < 200 << 20
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -247,10 +247,10 @@ def test_an_index_of_a_hundred_thousand_files(tmp_path: Path) -> None:
 def test_a_header_that_would_take_gigabytes(tmp_path: Path) -> None:
     header = b'{"a":[' + b"[]," * 20_000_000 + b"0]}"
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory.begin()
     with pytest.raises(WeightsError, match="its header makes no sense"):
         Checkpoint.open(tmp_path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+    assert memory.peak() - before < 300 << 20
 
 
 def test_many_missing_files_are_counted(own_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
