@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from magi_lite.video.colour import from_light, scale_of
 from magi_lite.video.strips import BAND_BYTES, CannotReduce, tiff_piece
 
-_LARGEST_PIECE = 8 * BAND_BYTES
+_LARGEST_PIECE = 16 * BAND_BYTES
 _MOST_PIECES, _MOST_PACKED = 1_000_000, 20_000
 """Strips or tiles: each that is packed takes half a millisecond."""
 _MOST_PIXELS = 6_000_000
