@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve the app until Ctrl-C."""
+    check_address(arguments.server, arguments.port)
     # Gradio reads these when it is imported: no analytics, no look-ups, nothing leaves this computer.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -65,6 +68,39 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return serve(arguments)
+
+
+def check_address(server: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before anything is started.
+
+    Raises:
+        InputError: it is none of this computer's, or the port is taken; one sentence.
+    """
+    from magi_lite.errors import InputError
+    from magi_lite.sentences import shown
+
+    if not 1 <= port < 1 << 16:
+        raise InputError(f"There is no port {shown(port)}; choose one from 1 to 65535 with --port.")
+    try:
+        found = socket.getaddrinfo(_bare(server) or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, place = found[0]
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            if os.name == "posix":  # where it lets a port be taken that was just left, and no other's
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(place)
+    except (OSError, ValueError) as error:  # a name that is none raises a UnicodeError
+        if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
+            reason = "is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else "may not be used"
+            raise InputError(f"Port {port} {reason}; choose another one with --port.") from None
+        raise InputError(
+            f"--server {shown(server)} is no address of this computer; use 127.0.0.1 for this computer alone, or "
+            "0.0.0.0 for every network."
+        ) from None
+
+
+def _bare(server: str) -> str:
+    """An address to listen on, without the brackets in which IPv6 stands in links."""
+    return server[1:-1] if server.startswith("[") and server.endswith("]") else server
 
 
 def chosen_cards(asked: str | None) -> list[int]:
@@ -199,7 +235,7 @@ def serve(arguments: argparse.Namespace) -> int:
     _end_when_asked()
     try:
         demo.launch(
-            server_name=arguments.server,
+            server_name=f"[{_bare(arguments.server)}]" if ":" in arguments.server else arguments.server,
             server_port=arguments.port,
             share=arguments.share,
             inbrowser=arguments.inbrowser,
@@ -225,8 +261,8 @@ def serve(arguments: argparse.Namespace) -> int:
         if demo.share_url:
             hosts.public.add(urlsplit(demo.share_url).hostname or "")
         _wait(demo, lambda: uploads.forget(arriving, uploads.FORGOTTEN_SECONDS))
-    except OSError as error:
-        raise InputError(f"Port {arguments.port} cannot be used ({error}); choose another one with --port.") from None
+    except OSError:  # what was free when it was looked at is taken by now
+        raise InputError(f"Port {arguments.port} cannot be used; choose another one with --port.") from None
     finally:
         patience = 10.0
         try:

@@ -55,6 +55,7 @@ def settings_from_data(data: Any) -> GenerationRequest:
     if request.preset != "auto":
         presets.load(request.preset)
     check_prompts(request)
+    _refuse_half_characters(request)
     return request
 
 
@@ -82,3 +83,11 @@ def check_source_is_known(request: GenerationRequest) -> None:
 def _refuse_network(name: str, value: str) -> None:
     if value.startswith(("\\\\", "//", "\\/", "/\\")):
         raise InputError(f"The settings name {shown(value)} on another computer as {name}; give it by hand instead.")
+
+
+def _refuse_half_characters(request: GenerationRequest) -> None:
+    """Names that no page can be sent; prompts and presets have their own checks."""
+    for name in ("image", "video", "source_sha256"):
+        value = str(getattr(request, name))
+        if any("\ud800" <= one <= "\udfff" for one in value):
+            raise InputError(f"The settings name {shown(value)} as {name}, which is no text; give it by hand instead.")

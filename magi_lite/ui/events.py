@@ -20,7 +20,7 @@ from magi_lite.ui import form
 from magi_lite.ui.actions import Actions
 from magi_lite.ui.create import Widgets
 from magi_lite.ui.examples import Example
-from magi_lite.ui.expose import in_json, in_markdown, in_toast, sentence
+from magi_lite.ui.expose import in_json, in_markdown, in_text, in_toast, sentence
 from magi_lite.ui.fills import INNER, fills, skipped
 from magi_lite.ui.library import Library
 from magi_lite.ui.machine import Machine, download_gb
@@ -100,6 +100,8 @@ class Handlers:
     def _source_of(self, request: GenerationRequest) -> dict[str, Any] | None:
         path = request.image or request.video
         if path is None or not self.library.holds(path) or not is_file(path):
+            return None
+        if str(path) != in_text(str(path)):  # no address leads to it
             return None
         from magi_lite.ui import uploads
         from magi_lite.ui.library import file_url

@@ -26,7 +26,7 @@ _KINDS: dict[Any, str] = {
 def sentence(error: Exception) -> str:
     """What the user reads: our own errors' sentence; anything else is our mistake and goes to the console in full."""
     if isinstance(error, MagiLiteError):
-        return str(error).encode("utf-8", "backslashreplace").decode()  # a page cannot be sent half characters
+        return str(in_text(str(error)))
     log.error("An action failed", exc_info=error)
     return f"The program made a mistake ({type(error).__name__}: {error}); the console has the details."
 
@@ -41,6 +41,20 @@ def in_markdown(text: str) -> str:
     return "".join(one if one.isalnum() or one in " .,;'" or ord(one) > 127 else f"&#{ord(one)};" for one in text)
 
 
+def in_text(value: Any) -> Any:
+    """An answer whose texts can be sent: half characters, as in names of files of old disks, are written out.
+
+    A single one would turn the whole answer, such as the gallery's, into an error of the server.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {in_text(key): in_text(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [in_text(part) for part in value]
+    return value
+
+
 def in_json(value: Any) -> Any:
     """A number as a page can be sent it: whole ones beyond 64 bits would end its connection to the app."""
     return float(value) if isinstance(value, int) and abs(value) >= 2**53 else value
@@ -53,7 +67,7 @@ def for_page(action: Callable[..., Answer | None]) -> Callable[[dict[str, Any] |
         try:
             if not isinstance(data, dict | None):
                 raise InputError(f"The arguments must be an object, not {shown(data)}.")
-            return action(**arguments(action, (), data or {})) or {}
+            return in_text(action(**arguments(action, (), data or {})) or {})
         except Exception as error:
             return {"error": sentence(error)}
 
@@ -68,7 +82,7 @@ def for_api(action: Callable[..., Answer | None]) -> Callable[..., Answer]:
     @functools.wraps(action)
     def answer(*args: Any, **kwargs: Any) -> Answer:
         try:
-            return action(**arguments(action, args, kwargs)) or {}
+            return in_text(action(**arguments(action, args, kwargs)) or {})
         except Exception as error:
             raise gr.Error(sentence(error), print_exception=False) from None
 

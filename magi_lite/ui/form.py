@@ -138,7 +138,7 @@ def check_model(model: Any, models_folder: Path | None) -> None:
     Raises:
         InputError: it is another; links inside the models folder may lead anywhere.
     """
-    if model == DEMO or model in MODELS:
+    if isinstance(model, str) and (model == DEMO or model in MODELS):
         return
     with contextlib.suppress(TypeError, ValueError):
         folder, named = (os.path.normpath(Path(p).absolute()) for p in (models_folder or DEFAULT_MODELS_FOLDER, model))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from magi_lite.files import is_file
 from magi_lite.sentences import count, shown
 from quant.errors import brief
 
@@ -275,9 +276,7 @@ class Guard:
         if isinstance(value, dict):
             path = value.get("path")
             if isinstance(path, str):
-                uploaded = isinstance(value.get("meta"), dict)
-                if _REMOTE.match(path) or (uploaded and not self._may_serve(path)):
-                    raise Refused(403, "Files are uploaded to the app; it fetches none from elsewhere.")
+                self._check_file(path, value)
             for key, part in value.items():
                 self._check_values(key)
                 self._check_values(part)
@@ -288,6 +287,24 @@ class Guard:
             value.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
         elif isinstance(value, int) and abs(value) >= _LARGEST:
             raise ValueError("a number that no answer can repeat")
+
+
+    def _check_file(self, path: str, value: dict[str, Any]) -> None:
+        """Refuse a file from elsewhere; one that is sent as an upload must be one, named as its upload was answered."""
+        if _REMOTE.match(path) or ("meta" in value and not self._may_serve(path)):
+            raise Refused(403, "Files are uploaded to the app; it fetches none from elsewhere.")
+        if "meta" not in value:
+            return
+        from gradio.data_classes import FileData
+
+        from magi_lite.ui.uploads import received_folder
+
+        try:
+            FileData(**value)
+        except (TypeError, ValueError):
+            raise Refused(422, "A file is named as the answer to its upload names it.") from None
+        if not (Path(os.path.realpath(path)).is_relative_to(received_folder().resolve()) and is_file(path)):
+            raise Refused(403, "This file was not uploaded, or is gone by now; upload it again.")
 
 
 def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ their own data are read, and from the file alone. Every other module opens media
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -124,6 +125,7 @@ def open_header(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
     if any(name not in Image.OPEN for name in formats):
         Image.init()
     start = file.read(16)
+    _check_parts(file, start)
     for name in formats:
         read, fits = Image.OPEN.get(name, (None, None))
         if read is None or (fits is not None and fits(start) is not True):
@@ -134,6 +136,35 @@ def open_header(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
         except (SyntaxError, IndexError, TypeError, struct.error):  # how a reader says that it is another format
             continue
     raise UnidentifiedImageError
+
+
+_LONGEST_TEXT_HEADER = 1 << 16
+"""Bytes in which a portable pixmap says its size, comments included."""
+_MOST_CHUNKS, _MOST_NOTES = 1_000_000, 10_000
+"""Chunks of a PNG, and those among them that hold no pixels."""
+_PIXELS = (b"IDAT", b"fdAT", b"fcTL")
+
+
+def _check_parts(file: BinaryIO, start: bytes) -> None:
+    """Refuse what would keep Pillow's readers busy for minutes: they take text byte by byte, and chunks one by one.
+
+    Raises:
+        ValueError: in words that go on from "cannot be read".
+    """
+    if re.match(rb"P[1-6]\s", start):
+        file.seek(0)
+        words = re.sub(rb"#[^\r\n]*[\r\n]?", b" ", file.read(_LONGEST_TEXT_HEADER)).split()
+        if len(words) < 3:
+            raise ValueError("its size does not stand at its beginning")
+    elif start.startswith(b"\x89PNG"):
+        chunks = notes = 0
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            chunks, notes = chunks + 1, notes + (kind not in _PIXELS)
+            if chunks > _MOST_CHUNKS or notes > _MOST_NOTES:
+                raise ValueError(f"it has more than {_MOST_NOTES if notes > _MOST_NOTES else _MOST_CHUNKS} parts")
+            file.seek(length + 4, 1)
 
 
 def moving_pictures(container: av.container.InputContainer, name: str) -> av.VideoStream:

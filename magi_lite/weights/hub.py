@@ -7,6 +7,7 @@ partial file away when the process dies, and these files are tens of gigabytes. 
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -63,9 +64,18 @@ APPROXIMATE_GB = {
 """For a sentence before the size is known: transformer, T5 in float32 (19 GB), autoencoder."""
 
 _SUFFIXES = (".safetensors", ".safetensors.zst", ".json", ".model", ".txt", ".bin")
+_PLAIN = re.compile(r"[A-Za-z0-9_.+/-]{1,240}")
+"""Names that every disk takes; the published ones are."""
 _NAMED = 12
 """Missing files that are named."""
 _COMMON_FOLDERS = ("vae", "t5")
+
+
+def _is_described(file: RemoteFile) -> bool:
+    """Whether a listing says of a file what a download is checked by."""
+    size = isinstance(file.size, int) and 0 <= file.size < 1 << 50
+    hashes = [file.blob_id if file.sha256 is None else file.sha256]
+    return size and isinstance(file.path, str) and all(re.fullmatch("[0-9a-f]{40,64}", str(one)) for one in hashes)
 
 
 class HuggingFace:
@@ -84,12 +94,23 @@ class HuggingFace:
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
-        tree = HfApi(endpoint=self.endpoint).list_repo_tree(self.repository, recursive=True, revision=self.revision)
-        return [
-            RemoteFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
-            for entry in tree
-            if isinstance(entry, RepoFile)
-        ]
+        try:
+            tree = HfApi(endpoint=self.endpoint).list_repo_tree(self.repository, recursive=True, revision=self.revision)
+            found = [
+                RemoteFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
+                for entry in tree
+                if isinstance(entry, RepoFile)
+            ]
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, OSError):  # of the connection
+                raise
+            found = []
+        if not all(map(_is_described, found)) or not found:
+            raise DownloadError(
+                f"{self.repository} cannot be listed (what came is no list of files); "
+                "if this network wants a login, log in with a browser, then try again."
+            )
+        return found
 
     def address(self, path: str) -> str:
         """Where a file of the repository is served."""
@@ -230,7 +251,7 @@ def needed_files(files: Iterable[RemoteFile], family: ModelSpec) -> list[RemoteF
     chosen: dict[str, list[RemoteFile]] = {part: [] for part in places}
     for file in files:
         parts = Path(file.path).parts
-        if file.path.endswith(_SUFFIXES) and ".." not in parts:
+        if file.path.endswith(_SUFFIXES) and ".." not in parts and _PLAIN.fullmatch(file.path):
             for part, place in places.items():
                 if parts[: len(place)] == place:
                     chosen[part].append(file)

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Protocol
 
 from magi_lite.errors import DownloadError, MagiLiteError, OutputError
+from quant.errors import Cancelled, DiskError
+from quant.storage.lock import alone
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes done and bytes in all, over all files, and the file in work."""
@@ -70,14 +72,19 @@ class Counter:
 
 
 class _Growing(io.FileIO):
-    """A partial file that tells how long it is after every write."""
+    """A partial file that tells how long it is after every write, and never becomes longer than the whole."""
 
-    def __init__(self, path: Path, counter: Counter, name: str) -> None:
+    def __init__(self, path: Path, counter: Counter, file: RemoteFile) -> None:
         super().__init__(path, "a+b")
-        self.counter, self.label = counter, name
+        self.counter, self.label, self.most = counter, file.path, file.size
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
         rest = memoryview(data)
+        if self.tell() + len(rest) > self.most:  # none of it can be trusted
+            self.truncate(0)
+            raise DownloadError(
+                f"More arrived for {self.label} than its {self.most} bytes; run the download again later."
+            )
         while rest:  # a raw file may take less than it is given
             rest = rest[super().write(rest) :]
         self.counter.at(self.tell(), self.label)
@@ -94,28 +101,68 @@ def bring(source: Source, url: str, file: RemoteFile, target: Path, counter: Cou
         DownloadError: no connection, cut, or damaged on the way; what arrived is kept unless it is damaged.
         OutputError: the disk refuses.
     """
-    if not (target.is_file() and target.stat().st_size == file.size and (not verify or _intact(target, file))):
+    if not _is_there(target, file, verify):
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{file.key}.part")
-        if os.path.lexists(partial) and not partial.is_file():  # a pipe would be waited for
-            raise OutputError(f"{partial} is no ordinary file; remove it, then run the download again.")
-        with writing(target), _Growing(partial, counter, file.path) as growing:
-            done = growing.seek(0, io.SEEK_END)
-            if done > file.size:  # not a beginning of this file
-                growing.truncate(0)
-                done = growing.seek(0)
-            counter.at(done, file.path)
-            if done < file.size:
-                cut = f"{file.path} was cut; what arrived is kept, run the download again to continue"
-                none = f"{file.path} cannot be fetched; run the download again when there is a connection"
-                with network(lambda: cut if growing.tell() else none):
-                    source.fetch(url, growing, done, file.size)
-        _check(partial, file)
-        with writing(target):
-            partial.replace(target)
+        with _alone(partial, file, counter):
+            if not _is_there(target, file, verify):  # another download may have brought it meanwhile
+                _fetch(source, url, file, partial, counter)
+                with writing(target):
+                    partial.replace(target)
     counter.at(file.size, file.path)
     counter.before += file.size
+
+
+def _is_there(target: Path, file: RemoteFile, verify: bool) -> bool:
+    return target.is_file() and target.stat().st_size == file.size and (not verify or _intact(target, file))
+
+
+@contextlib.contextmanager
+def _alone(partial: Path, file: RemoteFile, counter: Counter) -> Iterator[None]:
+    """Hold a partial file against other downloads: models share files, and two would write into each other's."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(alone(partial.with_name(f".{partial.name}.lock"), file.path, counter.cancelled))
+        except Cancelled:
+            raise DownloadCancelled(f"The download was stopped in {file.path}; run it again to continue.") from None
+        except DiskError as error:
+            raise OutputError(str(error)) from error
+        yield
+
+
+def _fetch(source: Source, url: str, file: RemoteFile, partial: Path, counter: Counter) -> None:
+    """Let a partial file grow to the whole, and check it."""
+    if os.path.lexists(partial) and not partial.is_file():  # a pipe would be waited for
+        raise OutputError(f"{partial} is no ordinary file; remove it, then run the download again.")
+    with writing(partial), _Growing(partial, counter, file) as growing:
+        done = growing.seek(0, io.SEEK_END)
+        if done > file.size:  # not a beginning of this file
+            growing.truncate(0)
+            done = growing.seek(0)
+        counter.at(done, file.path)
+        if done < file.size:
+            cut = f"{file.path} was cut; what arrived is kept, run the download again to continue"
+            none = f"{file.path} cannot be fetched; run the download again when there is a connection"
+            try:
+                with network(lambda: cut if growing.tell() else none):
+                    source.fetch(url, growing, done, file.size)
+            except DownloadError:
+                if _begins_with_a_page(growing, file):  # of a network that wants a login; nothing goes on from it
+                    growing.truncate(0)
+                    raise DownloadError(
+                        f"A web page arrived instead of {file.path}; log in to this network with a browser, "
+                        "then run the download again."
+                    ) from None
+                raise
+    _check(partial, file)
+
+
+def _begins_with_a_page(growing: io.FileIO, file: RemoteFile) -> bool:
+    growing.seek(0)
+    start = growing.read(256) or b""
+    growing.seek(0, io.SEEK_END)
+    return not file.path.endswith(".txt") and start.lstrip()[:1] == b"<"
 
 
 def _check(partial: Path, file: RemoteFile) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from magi_lite.cli import main
+from magi_lite.cli.app import check_address
 from magi_lite.cli.generate import request_of
 from magi_lite.cli.reading import timeline_of
 from magi_lite.errors import InputError
@@ -174,3 +176,45 @@ def test_an_interrupted_download_says_what_is_kept(
     monkeypatch.setattr("magi_lite.weights.hub.download", interrupted)
     assert main(["download", "4.5B-distill"]) == 130
     assert "what has come is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("server", "port", "words"),
+    [
+        ("127.0.0.1", -1, "There is no port -1; choose one from 1 to 65535 with --port."),
+        ("127.0.0.1", 0, "There is no port 0;"),
+        ("127.0.0.1", 65536, "There is no port 65536;"),
+        ("999.1.1.1", 7860, "--server '999.1.1.1' is no address of this computer; use 127.0.0.1"),
+        ("192.0.2.1", 7860, "--server '192.0.2.1' is no address of this computer;"),
+        ("a..b", 7860, "--server 'a..b' is no address of this computer;"),
+        ("a" * 300, 7860, "--server 'aaa"),
+        ("\udcff", 7860, "--server '\\udcff' is no address of this computer;"),
+        ("a\0b", 7860, "--server 'a\\x00b' is no address of this computer;"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on(
+    server: str, port: int, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["app", "--server", server, "--port", str(port), "--projects", str(tmp_path / "projects")]) == 2
+    text = sentence(capsys)
+    assert text.startswith(f"error: {words}") and "\n" not in text and text.endswith(".")
+    assert not (tmp_path / "projects").exists()  # nothing was started
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["app", "--port", str(port), "--projects", str(tmp_path)]) == 2
+    assert sentence(capsys) == f"error: Port {port} is in use; choose another one with --port."
+    check_address("127.0.0.1", port)  # which was just left
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+@pytest.mark.parametrize("server", ["::1", "[::1]"])
+def test_addresses_of_version_6_are_taken_with_and_without_brackets(server: str) -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        port = probe.getsockname()[1]
+    check_address(server, port)

@@ -55,6 +55,13 @@ HOSTILE: dict[str, tuple[tuple[str, ...], Any, str]] = {
         [{"start": 0, "end": 1, "prompt": "a ball", "image": "a.png", "image_sha256": "../../a"}],
         "a checksum that belongs to no picture",
     ),
+    "half a character in a picture's name": (("image",), "a\ud83d.png", "is no text"),
+    "half a character in a clip's name": (("video",), "\udcff.mp4", "is no text"),
+    "half a character in a checksum": (("source_sha256",), "\ud800", "is no text"),
+    "half a character in the name of a block's picture": (
+        ("timeline", "segments"), [{"start": 0, "end": 1, "prompt": "a ball", "image": "\ud800.png"}],
+        "no file can be called",
+    ),
     "a lone surrogate": (("timeline", "global_prompt"), "a \ud83d ball", "lone surrogate"),
     "a surrogate in a block": (
         ("timeline", "segments"), [{"start": 0, "end": 1, "prompt": "\udc00"}], "lone surrogate",

@@ -506,6 +506,40 @@ def test_no_file_is_fetched_for_anyone(app: App, where: str) -> None:
         assert status == 403 and "uploaded" in text
 
 
+UPLOADED = {"path": "{arriving}/some/a.png", "meta": {"_type": "gradio.FileData"}}
+NOT_UPLOADS = {
+    "a file of the folder": ({"path": "{projects}/label.txt"}, 403),
+    "a folder": ({"path": "{arriving}/some"}, 403),
+    "the folder of uploads": ({"path": "{arriving}"}, 403),
+    "gone": ({"path": "{arriving}/some/b.png"}, 403),
+    "a name that no disk has": ({"path": "{arriving}/" + "y" * 300}, 403),
+    "empty": ({"path": ""}, 403),
+    "a link": ({"path": "{arriving}/some/link.png"}, 403),
+    "meta is text": ({"meta": "x"}, 422),
+    "meta is null": ({"meta": None}, 422),
+    "size is text": ({"size": "big"}, 422),
+    "its name is a number": ({"orig_name": 5}, 422),
+}
+
+
+@pytest.mark.parametrize("forged", NOT_UPLOADS)
+@pytest.mark.parametrize("action", ["status", "details", "generate"])
+def test_what_is_sent_as_an_upload_is_one(app: App, quiet: None, action: str, forged: str) -> None:
+    """Gradio looks for such files before any action of ours does, and its errors are no sentences."""
+    arriving = app.projects / ".arriving"
+    (arriving / "some").mkdir(exist_ok=True)
+    Image.new("RGB", (48, 48), "red").save(arriving / "some" / "a.png")
+    (app.projects / "label.txt").write_text("x")
+    if not (link := arriving / "some" / "link.png").is_symlink():
+        link.symlink_to(app.projects / "label.txt")
+    changes, status = NOT_UPLOADS[forged]
+    data = {**UPLOADED, **changes}
+    data["path"] = str(data["path"]).format(arriving=arriving, projects=app.projects)
+    for value in (data, [data], {"deep": [data]}):
+        found, text = ask(app, "POST", f"/gradio_api/run/{action}", {"data": [value] * 40}, **JSON)
+        assert (found, json.loads(text)["error"][-1]) == (status, "."), text
+
+
 @pytest.mark.parametrize("model", ["/etc", "/nothing", "../../etc", "{models}/../outputs", "~", "\0", "//host/share"])
 def test_a_model_outside_the_models_folder_is_not_looked_at(app: App, model: str) -> None:
     named = model.format(models=app.folder / "models")

@@ -20,6 +20,7 @@ from magi_lite.request.build import build
 from magi_lite.ui import library as library_module
 from magi_lite.ui.actions import Actions
 from magi_lite.ui.entries import settings_table
+from magi_lite.ui.expose import for_api, for_page
 from magi_lite.ui.labels import LABELS, read_labels
 from magi_lite.ui.library import Library
 from magi_lite.ui.machine import Machine
@@ -180,6 +181,26 @@ def test_a_folder_whose_name_is_no_text_disturbs_no_other(library: Library, queu
     assert ids(library) == before and json.dumps(library.page()).encode()
     assert library.version().encode()
     assert [job.project and job.project.name for job in unfinished(library.folder)] == ["v04"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_half_characters_in_one_run_do_not_hide_the_others(library: Library, queue: JobQueue) -> None:
+    """In the name of the picture that it started from, and in the name that it was given: each is written out."""
+    actions = Actions(queue, library, Machine(library.folder, "auto"))
+    picture = library.path("v02") / "inputs" / os.fsdecode(b"old\xff.png")
+    Image.new("RGB", (32, 32)).save(picture)
+    make(library.folder, "v05", "a ball", seed=2, image=picture)
+    (library.path("v04") / LABELS).write_text(json.dumps({"version": 1, "name": "half \ud83d"}))
+    for name in ("gallery", "details", "versions", "status", "queue"):
+        action = getattr(actions, name)
+        for video in ("v04", "v05"):
+            asked = {"details": {"video": video}, "versions": {"video": video}, "status": {"job": video}}.get(name, {})
+            for answer in (for_page(action)(asked), for_api(action)(**asked)):
+                assert "error" not in answer
+                assert json.dumps(answer, ensure_ascii=False).encode()  # what a server sends
+    titles = {tile["id"]: tile["title"] for tile in for_page(actions.gallery)()["videos"]}
+    assert titles["v04"] == "half \\ud83d" and set(titles) >= {"v01", "v02", "v03", "v05"}
+    assert ["Starts from", "old\\udcff.png"] in for_page(actions.details)({"video": "v05"})["settings"]
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "bad\udcff"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -93,3 +94,15 @@ def test_asked_to_end_while_a_model_loads_it_loses_nothing(tmp_path: Path, times
         assert time.monotonic() < until
         time.sleep(0.2)
     app.stop()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_it_listens_on_addresses_of_version_6(tmp_path: Path) -> None:
+    own = App(tmp_path)
+    own.url, own.extra = f"http://[::1]:{own.port}/", ["--server", "::1"]
+    try:
+        own.start()
+        assert f"The page is {own.url};" in own.log()
+        assert Client(own.url, verbose=False).predict(api_name="/queue")["jobs"] == []
+    finally:
+        own.stop()

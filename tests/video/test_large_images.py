@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from magi_lite.errors import MediaError
 from magi_lite.video import images, strips
@@ -403,3 +405,41 @@ def test_a_large_heic_takes_what_is_said(tmp_path):
     grown, colour = json.loads(done.stdout)
     assert 4900**2 * 3 < grown * 2**20 < 4900**2 * 7 + 30 * 2**20, "less would mean that nothing was measured"
     assert np.abs(np.array(colour) - (90, 140, 60)).max() <= 4
+
+
+def slow_to_read(kind):
+    """Files with much around a small picture."""
+    notes = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(notes, "PNG")
+    png = notes.getvalue()
+    note = struct.pack(">I", 2) + b"tEXta\0" + struct.pack(">I", zlib.crc32(b"tEXta\0"))
+    empty = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    return {
+        "comment.ppm": b"P6\n#" + b"c" * 20_000_000,
+        "comments.pgm": b"P5\n" + b"#c\n" * 7_000_000 + b"8 8\n255\n" + bytes(64),
+        "notes.png": png[:33] + note * 300_000 + png[33:],
+        "notes behind.png": png[:-12] + note * 300_000 + png[-12:],
+        "pieces.png": png[:33] + empty * 1_100_000 + png[33:],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["comment.ppm", "comments.pgm", "notes.png", "notes behind.png", "pieces.png"])
+def test_a_small_picture_among_much_else_keeps_nobody_busy(tmp_path, kind):
+    """Pillow takes text byte by byte and chunks one by one: 500 MB of them would take a quarter of an hour."""
+    path = tmp_path / kind
+    path.write_bytes(slow_to_read(kind))
+    began = time.process_time()
+    with pytest.raises(MediaError, match=r"cannot be read \(its? ") as caught:
+        load_image(path, (32, 32))
+    assert time.process_time() - began < 5
+    assert str(caught.value).endswith("; use another copy.")
+
+
+def test_notes_of_ordinary_pictures_are_no_hindrance(tmp_path):
+    info = PngInfo()
+    for number in range(2000):
+        info.add_text(f"key {number}", "value")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png", pnginfo=info)
+    (tmp_path / "a.ppm").write_bytes(b"P6 # by hand\n# and on two lines\n32 32\n255\n" + bytes((255, 0, 0)) * 1024)
+    for name in ("a.png", "a.ppm"):
+        assert (load_image(tmp_path / name, (32, 32)) == (255, 0, 0)).all()

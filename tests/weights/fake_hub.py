@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import socket
 import struct
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -20,6 +22,10 @@ class FakeHub:
         cut_after: bytes after which each transfer of a `.safetensors` file breaks off; None: never.
         refuse: answer every request with an error.
         resets_left: requests for files that end with a reset before an answer begins.
+        listing: what is answered instead of the list of files; None: the list.
+        pages: names of files instead of which a web page is answered.
+        endless: names of files that go on and on.
+        pause: seconds before each piece of a `.safetensors` file.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
@@ -31,6 +37,10 @@ class FakeHub:
         self.refuse = False
         self.resets_left = 0
         self.corrupt: set[str] = set()
+        self.listing: bytes | None = None
+        self.pages: set[str] = set()
+        self.endless: set[str] = set()
+        self.pause = 0.0
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -60,6 +70,8 @@ class FakeHub:
         path = unquote(urlsplit(request.path).path)
         if self.refuse:
             return self._send(request, 403, b"not now")  # 5xx would be tried again for long
+        if "/tree/" in path and self.listing is not None:
+            return self._send(request, 200, self.listing)
         if "/tree/" in path:
             return self._send(request, 200, json.dumps([self._entry(name) for name in sorted(self.files)]).encode())
         name = path.split("/resolve/main/", 1)[-1].lstrip("/")
@@ -78,6 +90,12 @@ class FakeHub:
             request.close_connection = True
             request.connection.close()
             return
+        if name in self.pages:
+            self._send(request, 200, b"<html>Log in</html>")
+            return
+        if name in self.endless:
+            self._go_on(request)
+            return
         body = data[first:]
         request.send_response(206 if asked else 200)
         if asked:
@@ -91,10 +109,23 @@ class FakeHub:
             body = body[: self.cut_after]
             request.close_connection = True
         self.sent += len(body)
-        request.wfile.write(body)
+        for at in range(0, len(body), 1 << 16):
+            if self.pause and name.endswith(".safetensors"):
+                time.sleep(self.pause)
+            request.wfile.write(body[at : at + (1 << 16)])
         request.wfile.flush()
         if request.close_connection:
             request.connection.close()
+
+    def _go_on(self, request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        request.close_connection = True
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                request.wfile.write(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+                self.sent += 1 << 16
 
     def _send(self, request: BaseHTTPRequestHandler, status: int, body: bytes) -> None:
         request.send_response(status)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from magi_lite.weights import layout, transfer
 from magi_lite.weights.hub import DownloadCancelled, HuggingFace, download, missing_files
 from magi_lite.weights.loader import load_dit
 from magi_lite.weights.opening import open_model
+from quant.storage.lock import alone
 from tests.weights.fake_hub import FakeHub
 
 MODEL = "4.5B-distill"
@@ -288,3 +291,99 @@ def test_a_pickled_text_encoder_is_converted_with_the_download(hub: FakeHub, tmp
     assert stamps
     fetch(hub, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in converted.iterdir()} == stamps
+
+
+def described(**changes: object) -> bytes:
+    """A list of one file, described in another way."""
+    entry = {"type": "file", "path": WEIGHTS, "size": 9, "oid": "0" * 40, "lfs": {"oid": "0" * 64, "size": 9}}
+    return json.dumps([{**entry, **changes}]).encode()
+
+
+LISTINGS = {
+    "a page that wants a login": b"<html>Log in</html>",
+    "nothing": b"",
+    "an object": b'{"error": "x"}',
+    "null": b"null",
+    "no files": b"[]",
+    "a size in words": described(size="9", lfs=None),
+    "a size below nothing": described(size=-9, lfs=None),
+    "a size beyond all disks": described(size=10**30, lfs=None),
+    "a hash that is a path": described(lfs={"oid": "../../x", "size": 9}),
+    "no hash": described(lfs=None, oid=None),
+    "half an entry": b'[{"type": "file", "path": "a"}]',
+}
+
+
+@pytest.mark.parametrize("case", LISTINGS)
+def test_a_listing_that_is_none_is_one_sentence(case: str, hub: FakeHub, tmp_path: Path) -> None:
+    hub.listing = LISTINGS[case]
+    with pytest.raises(DownloadError, match=r"cannot be listed \(what came is no list of files\); .* try again\.$"):
+        fetch(hub, tmp_path)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_names_that_no_disk_takes_are_left_alone(hub: FakeHub, tmp_path: Path) -> None:
+    for name in ("a\0b", "\ud800", "a" * 300, "a\\..\\b", "con:x"):
+        hub.files[f"ckpt/vae/{name}.json"] = b"{}"
+    fetch(hub, tmp_path)
+    assert missing_files(MODEL, tmp_path) == []
+
+
+def test_a_page_instead_of_weights_is_nothing_to_go_on_from(hub: FakeHub, tmp_path: Path) -> None:
+    """As networks answer that want a login: the rest would be fetched behind it, and all of it refused at the end."""
+    hub.pages = {WEIGHTS}
+    with pytest.raises(DownloadError, match=r"A web page arrived instead of .*; log in to this network"):
+        fetch(hub, tmp_path)
+    hub.pages, hub.requests = set(), []
+    fetch(hub, tmp_path)
+    assert (WEIGHTS, 0) in hub.requests and (tmp_path / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+
+
+@pytest.mark.parametrize("done", [0, 1000])
+def test_what_never_ends_does_not_fill_the_disk(done: int, hub: FakeHub, tmp_path: Path) -> None:
+    hub.endless = {WEIGHTS}
+    if done:
+        partial = tmp_path / f"{WEIGHTS}.{hashlib.sha256(hub.files[WEIGHTS]).hexdigest()[:12]}.part"
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(hub.files[WEIGHTS][:done])
+    with pytest.raises(DownloadError, match=r"More arrived for .* than its \d+ bytes"):
+        fetch(hub, tmp_path)
+    assert max(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= len(hub.files[WEIGHTS])
+    hub.endless = set()
+    fetch(hub, tmp_path)
+    assert (tmp_path / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+
+
+def test_models_that_share_files_are_downloaded_at_once(hub: FakeHub, tmp_path: Path) -> None:
+    """Each fetches what the other does not, and neither writes into what the other is writing."""
+    base = "ckpt/magi/4.5B_base/inference_weight/model.safetensors"
+    hub.files[base] = hub.files[WEIGHTS]
+    hub.files["ckpt/magi/4.5B_base/config.json"] = hub.files["ckpt/magi/4.5B_distill/config.json"]
+    hub.pause = 0.01
+    errors: list[BaseException] = []
+
+    def work(name: str) -> None:
+        try:
+            download(name, tmp_path, source=HuggingFace(endpoint=hub.endpoint))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in (MODEL, "4.5B-base", MODEL)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    names = [name for name, _ in hub.requests]
+    assert sorted(names) == sorted(set(names))
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith((".part", ".lock"))]
+
+
+def test_waiting_for_another_download_can_be_stopped(hub: FakeHub, tmp_path: Path) -> None:
+    key = hashlib.sha256(hub.files[WEIGHTS]).hexdigest()[:12]
+    (tmp_path / WEIGHTS).parent.mkdir(parents=True)
+    stopped = threading.Event()
+    with alone(tmp_path / Path(WEIGHTS).parent / f".model.safetensors.{key}.part.lock", "x"):
+        threading.Timer(0.5, stopped.set).start()
+        with pytest.raises(DownloadCancelled, match="run it again to continue"):
+            fetch(hub, tmp_path, cancelled=stopped.is_set)
