@@ -14,6 +14,7 @@ from magi_lite.cli.generate import request_of
 from magi_lite.cli.reading import timeline_of
 from magi_lite.errors import InputError
 from magi_lite.request.build import build, read_size
+from tests.loopback import has_version_6
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -211,7 +212,7 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path
     check_address("127.0.0.1", port)  # which was just left
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+@pytest.mark.skipif(not has_version_6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("server", ["::1", "[::1]"])
 def test_addresses_of_version_6_are_taken_with_and_without_brackets(server: str) -> None:
     with socket.socket(socket.AF_INET6) as probe:

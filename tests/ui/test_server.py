@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import psutil
 import pytest
 from gradio_client import Client
 
+from tests.loopback import has_version_6
 from tests.ui.conftest import PATIENCE, App
 
 LARGEST = 300e6
@@ -96,7 +96,7 @@ def test_asked_to_end_while_a_model_loads_it_loses_nothing(tmp_path: Path, times
     app.stop()
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+@pytest.mark.skipif(not has_version_6(), reason="this machine has no IPv6")
 def test_it_listens_on_addresses_of_version_6(tmp_path: Path) -> None:
     own = App(tmp_path)
     own.url, own.extra = f"http://[::1]:{own.port}/", ["--server", "::1"]
