@@ -30,6 +30,16 @@ def shortened(prompt: str, length: int = 40) -> str:
     return f'"{text if len(text) <= length else text[: length - 1] + "…"}"'
 
 
+def has_half_character(text: str) -> bool:
+    """Whether a text holds a lone surrogate, which no file and no page can be sent."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def whole_characters(text: str) -> str:
+    """A text that can be printed and sent: half characters are written out, as in backslashes and numbers."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """ " (did you mean anime?)", or nothing where no choice is near."""
     near = difflib.get_close_matches(str(name)[:100], list(choices), 1)

@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Container
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from magi_lite.errors import InputError
 from magi_lite.files import write_atomic
@@ -49,11 +49,25 @@ _FRAGMENT_SUM = "fragment"
 _PARAMETERS = "parameters"
 """Another: the fragment's parameter sets in hexadecimal, without which its pictures cannot be decoded."""
 _BEFORE = "before"
-"""Another: the chain of the second before, or the run's origin; see `Seconds._chain`. Earlier versions wrote none."""
+"""Another: the chain of the second before, or the run's origin; see `_Link`. Earlier versions wrote none."""
 _LARGEST_GAP = 1000
 """Seconds that may be missing between others. What lies behind more is no second of this run, and each is looked at."""
 _LARGEST_FRAGMENT = 1 << 30
 """Bytes: no second of video is larger."""
+
+
+class _Link(NamedTuple):
+    """A second's place in the chain.
+
+    Attributes:
+        header: entries of the latents' file; None where it is missing or damaged.
+        before: what the second says of those before it; empty where it says nothing.
+        after: what the next one has to say, a short digest of `before` and the second's own latents; empty likewise.
+    """
+
+    header: dict[str, str] | None
+    before: str
+    after: str
 
 
 class Seconds:
@@ -181,7 +195,7 @@ class Seconds:
 
     def damage(self) -> list[str]:
         """A phrase for every piece that is missing or damaged, such as "the frames of second 3"."""
-        return [phrase for index in range(self.end()) for phrase in self._damage_of(index)]
+        return [phrase for n, link in enumerate(self._links(self.end())) for phrase in self._damage_of(n, link.header)]
 
     def lost(
         self, video: Path, changed: Container[int], length: int | None, finished: int = 0
@@ -199,8 +213,9 @@ class Seconds:
         in_video = _VideoPieces(video)
         whole = max(self.end(length) - 1, finished, min(len(in_video), _least(length)), self.count())
         whole = min(whole, _least(length))
-        foreign = self._foreign(in_video, changed, whole)
-        return {index: phrases for index in range(whole) if (phrases := self._damage_of(index, foreign))}
+        links = self._links(whole)
+        foreign = self._foreign(links, in_video, changed)
+        return {n: phrases for n, link in enumerate(links) if (phrases := self._damage_of(n, link.header, foreign))}
 
     def undecoded(self) -> int | None:
         """The second behind the finished ones where its latents are whole, so that only its frames are missing."""
@@ -235,9 +250,10 @@ class Seconds:
         in_video = _VideoPieces(video)
         end = self.end(length)
         held = max(end, min(len(in_video), _least(length)))
-        foreign = self._foreign(in_video, changed, end)
+        links = self._links(held)
+        foreign = self._foreign(links[:end], in_video, changed)
         trusted = not foreign or self._vouches(in_video, foreign)
-        damaged = {index: phrases for index in range(held) if (phrases := self._damage_of(index, foreign))}
+        damaged = {n: phrases for n, link in enumerate(links) if (phrases := self._damage_of(n, link.header, foreign))}
         sentences = [] if only_whole else self._clear_behind(end)
         for index, phrases in damaged.items():
             copy = in_video.read(index) if trusted else b""
@@ -249,7 +265,7 @@ class Seconds:
             known = self._header(index) is not None
             self._repair_latents(index, held_by, copy)
             self._repair_fragment(index, copy, known)
-            how = "will be made again" if self._damage_of(index) else "could be restored"
+            how = "will be made again" if self._damage_of(index, self._header(index)) else "could be restored"
             if index in foreign:
                 sentences.append(f"Second {index} was of another run; it is kept in the folder damaged, and {how}.")
             elif index < end - 1 or copy:  # else a crash came before it was finished
@@ -344,10 +360,10 @@ class Seconds:
         if in_video and (not fragment if wanted is None else wanted == _sum(in_video)):
             write_atomic(path, in_video)
 
-    def _damage_of(self, index: int, foreign: Container[int] = ()) -> list[str]:
+    def _damage_of(self, index: int, header: dict[str, str] | None, foreign: Container[int] = ()) -> list[str]:
         if index in foreign:
             return [f"the latents of second {index}", f"the frames of second {index}"]
-        header, fragment = self._header(index), _read_fragment(self.path(index, FRAGMENT), index)
+        fragment = _read_fragment(self.path(index, FRAGMENT), index)
         phrases = [] if header is not None else [f"the latents of second {index}"]
         wanted = (header or {}).get(_FRAGMENT_SUM)
         if not fragment or wanted not in (None, _sum(fragment)):
@@ -365,23 +381,23 @@ class Seconds:
 
     def _new_header(self, index: int, fragment_sum: str) -> dict[str, str]:
         """Header entries of latents that are written."""
-        before = self._chain(index - 1)[1] if index else self._origin()
+        before = self._link(index - 1).after if index else self._origin()
         return {_FRAGMENT_SUM: fragment_sum} | ({_BEFORE: before} if before else {})
 
-    def _chain(self, index: int) -> tuple[str, str]:
-        """What a second says of those before it, and what the next one has to say; empty where it is not known.
+    def _links(self, end: int) -> list[_Link]:
+        """The seconds before `end`, each read once: a long run's latents are gigabytes."""
+        return [self._link(index) for index in range(end)]
 
-        The chain of a second is a short digest of the chain of the second before and its own latents.
-        """
+    def _link(self, index: int) -> _Link:
         try:
             header, latents = read_numbers(self.path(index, LATENTS), "latents")
         except Damaged:
-            return "", ""
+            return _Link(self._header(index), "", "")
         before = header.get(_BEFORE, "")
-        return before, short_digest(before.encode() + latents) if before else ""
+        return _Link(header, before, short_digest(before.encode() + latents) if before else "")
 
-    def _foreign(self, in_video: _VideoPieces, changed: Container[int], end: int) -> set[int]:
-        """Whole seconds before `end` that were copied here from another run.
+    def _foreign(self, links: list[_Link], in_video: _VideoPieces, changed: Container[int]) -> set[int]:
+        """Of the first seconds, which links are given, the whole ones that were copied here from another run.
 
         Where the chain is whole, there are none, but for a second that none comes after to vouch for it: a version that
         shares all before it may have made it. Where it is broken, a second belongs to the run if a state of the
@@ -391,13 +407,13 @@ class Seconds:
         Args:
             changed: see `repair`.
         """
-        links = [self._chain(index) for index in range(end)]
-        wanted = [self._origin(), *(after for _, after in links)]
-        broken = [index for index, (before, _) in enumerate(links) if before and wanted[index] not in ("", before)]
+        end = len(links)
+        wanted = [self._origin(), *(link.after for link in links)]
+        broken = [n for n, link in enumerate(links) if link.before and wanted[n] not in ("", link.before)]
         loose = (
             index
-            for index, (before, _) in enumerate(links)
-            if before and not (index + 1 < end and links[index + 1][0]) and index not in changed
+            for index, link in enumerate(links)
+            if link.before and not (index + 1 < end and links[index + 1].before) and index not in changed
         )
         replaced = {index for index in loose if not self._in(in_video, index) and self._is_held(index) is False}
         if not broken:
@@ -415,7 +431,7 @@ class Seconds:
             ours = held.get(index)
             if ours is None and trusted and index < len(in_video):
                 ours = self._in(in_video, index)
-            if links[index][0] and not (index in from_origin if ours is None else ours):
+            if links[index].before and not (index in from_origin if ours is None else ours):
                 foreign.add(index)
         return foreign
 

@@ -24,7 +24,7 @@ from magi_lite.request.request import (
     GenerationRequest,
     windows_of,
 )
-from magi_lite.sentences import did_you_mean, either, shortened, shown
+from magi_lite.sentences import did_you_mean, either, has_half_character, shortened, shown
 from magi_lite.text.cleaning import check_prompt, clean_prompt
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.timeline import MAX_PROMPT
@@ -181,7 +181,7 @@ def check_prompts(request: GenerationRequest) -> None:
     for prompt in prompts:
         if len(prompt) > MAX_PROMPT:
             raise InputError(f"A prompt has {len(prompt)} characters; {MAX_PROMPT} is the most that can be given.")
-        if any("\ud800" <= character <= "\udfff" for character in prompt):
+        if has_half_character(prompt):
             raise InputError("A prompt holds half a character (a lone surrogate); paste the text again.")
     pictured = request.image or request.video or request.timeline.shots(request.seconds)[0].image
     if not pictured and not any(prompt.strip() for prompt in prompts):

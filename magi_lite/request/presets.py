@@ -17,7 +17,7 @@ from typing import Any
 from magi_lite.errors import InputError, PresetError
 from magi_lite.request.request import OPTIONS, QUALITIES, WINDOWS, Overrides, windows_of
 from magi_lite.resources import presets_folder
-from magi_lite.sentences import either, shown
+from magi_lite.sentences import either, shown, whole_characters
 from magi_lite.text_files import read_text
 
 if sys.version_info >= (3, 11):
@@ -90,7 +90,7 @@ def load(name: str, folder: Path | None = None) -> Preset:
         PresetError: it does not exist, cannot be read, or holds a value that is not legal.
     """
     plain = _plain(name)
-    return _read((folder or FOLDER) / f"{plain}.toml", name.encode("utf-8", "backslashreplace").decode())
+    return _read((folder or FOLDER) / f"{plain}.toml", whole_characters(name))
 
 
 def for_memory(vram_gb: float) -> Preset:
@@ -103,7 +103,7 @@ def _plain(name: str) -> str:
     """A name as a file's stem: "12 GB" and "12GB" are "12gb"."""
     plain = re.sub(r"[^a-z0-9_-]", "", name.lower())
     if not plain or len(plain) > _LONGEST_NAME:
-        written = name[:60].encode("utf-8", "backslashreplace").decode()  # half characters cannot be printed
+        written = whole_characters(name[:60])
         raise PresetError(f'"{written}" is not the name of a preset; choose one of {_known()}.')
     return plain
 

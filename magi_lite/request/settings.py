@@ -15,7 +15,7 @@ from magi_lite.request import presets
 from magi_lite.request.checks import check_prompts, check_values
 from magi_lite.request.json import request_from_json
 from magi_lite.request.request import OPTIONS, GenerationRequest
-from magi_lite.sentences import shown
+from magi_lite.sentences import has_half_character, shown
 from quant.storage.files import parse_json
 
 LIMIT_BYTES = 1_000_000
@@ -89,5 +89,5 @@ def _refuse_half_characters(request: GenerationRequest) -> None:
     """Names that no page can be sent; prompts and presets have their own checks."""
     for name in ("image", "video", "source_sha256"):
         value = str(getattr(request, name))
-        if any("\ud800" <= one <= "\udfff" for one in value):
+        if has_half_character(value):
             raise InputError(f"The settings name {shown(value)} as {name}, which is no text; give it by hand instead.")

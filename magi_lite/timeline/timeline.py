@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from magi_lite.errors import TimelineError
-from magi_lite.sentences import shown
+from magi_lite.sentences import has_half_character, shown
 from magi_lite.timeline import markers
 from magi_lite.timeline.markers import Marker
 from quant.storage.files import parse_json
@@ -124,7 +124,7 @@ class Segment:
         if not isinstance(self.image, Path | None):
             raise TimelineError(f"Segment {self} has a picture that is no path; name the file.")
         path = "" if self.image is None else str(self.image)
-        if len(path) > _MAX_PATH or any(ord(character) < 32 or "\ud800" <= character <= "\udfff" for character in path):
+        if len(path) > _MAX_PATH or has_half_character(path) or any(ord(character) < 32 for character in path):
             raise TimelineError(f"Segment {self} names a picture that no file can be called; name another file.")
         if self.image_sha256 is not None and (
             self.image is None or not isinstance(self.image_sha256, str) or not _SHA256.fullmatch(self.image_sha256)

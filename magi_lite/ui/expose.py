@@ -14,7 +14,7 @@ from typing import Any, Union
 import gradio as gr
 
 from magi_lite.errors import InputError, MagiLiteError
-from magi_lite.sentences import shown
+from magi_lite.sentences import shown, whole_characters
 
 log = logging.getLogger(__name__)
 Answer = dict[str, Any]
@@ -26,7 +26,7 @@ _KINDS: dict[Any, str] = {
 def sentence(error: Exception) -> str:
     """What the user reads: our own errors' sentence; anything else is our mistake and goes to the console in full."""
     if isinstance(error, MagiLiteError):
-        return str(in_text(str(error)))
+        return whole_characters(str(error))
     log.error("An action failed", exc_info=error)
     return f"The program made a mistake ({type(error).__name__}: {error}); the console has the details."
 
@@ -47,7 +47,7 @@ def in_text(value: Any) -> Any:
     A single one would turn the whole answer, such as the gallery's, into an error of the server.
     """
     if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+        return whole_characters(value)
     if isinstance(value, dict):
         return {in_text(key): in_text(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

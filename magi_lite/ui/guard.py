@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from magi_lite.files import is_file
 from magi_lite.sentences import count, shown
 from quant.errors import brief
 
@@ -288,7 +287,6 @@ class Guard:
         elif isinstance(value, int) and abs(value) >= _LARGEST:
             raise ValueError("a number that no answer can repeat")
 
-
     def _check_file(self, path: str, value: dict[str, Any]) -> None:
         """Refuse a file from elsewhere; one that is sent as an upload must be one, named as its upload was answered."""
         if _REMOTE.match(path) or ("meta" in value and not self._may_serve(path)):
@@ -297,14 +295,17 @@ class Guard:
             return
         from gradio.data_classes import FileData
 
-        from magi_lite.ui.uploads import received_folder
+        from magi_lite.errors import InputError
+        from magi_lite.ui.uploads import received
 
         try:
             FileData(**value)
         except (TypeError, ValueError):
             raise Refused(422, "A file is named as the answer to its upload names it.") from None
-        if not (Path(os.path.realpath(path)).is_relative_to(received_folder().resolve()) and is_file(path)):
-            raise Refused(403, "This file was not uploaded, or is gone by now; upload it again.")
+        try:
+            received(path)
+        except InputError as error:
+            raise Refused(403, str(error)) from None
 
 
 def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:

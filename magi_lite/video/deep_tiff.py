@@ -17,9 +17,8 @@ from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from magi_lite.video.colour import from_light, scale_of
-from magi_lite.video.strips import BAND_BYTES, CannotReduce, tiff_piece
+from magi_lite.video.strips import BAND_BYTES, LARGEST_PIECE, CannotReduce, tiff_piece
 
-_LARGEST_PIECE = 16 * BAND_BYTES
 _MOST_PIECES, _MOST_PACKED = 1_000_000, 20_000
 """Strips or tiles: each that is packed takes half a millisecond."""
 _MOST_PIXELS = 6_000_000
@@ -183,7 +182,7 @@ def _pieces(path: Path, tags: Any, layout: _Layout, order: str) -> Iterator[tupl
     columns, rows = -(-layout.width // layout.across), -(-layout.height // layout.down)
     raw = tags.get(259, 1) == 1
     most = _MOST_PIECES if raw else _MOST_PACKED
-    if (1 if raw and not tiled else layout.down) * line > _LARGEST_PIECE or len(offsets) > most:
+    if (1 if raw and not tiled else layout.down) * line > LARGEST_PIECE or len(offsets) > most:
         raise CannotReduce
     if len(offsets) < columns * rows * (layout.channels if layout.planes else 1):
         raise ValueError("image file is truncated")

@@ -25,6 +25,8 @@ from magi_lite.video.containers import open_header, open_media
 
 BAND_BYTES = 16 << 20
 """Decoded bytes of one band."""
+LARGEST_PIECE = 256 << 20
+"""Decoded bytes of a strip or a tile of a TIFF, which is never taken apart."""
 SMALL_PIXELS = 24_000_000
 """Pictures up to this size are decoded as a whole; no result of `reduced` is larger."""
 _BT601 = 5
@@ -423,7 +425,7 @@ def _tiff_bands(path: Path, image: Any, factor: int) -> Iterator[Image.Image]:
     offsets, sizes = (tags[324], tags[325]) if tiled else (tags[273], tags[279])
     columns = -(-width // across)
     pixel_bytes = max(4, sum(tags.get(258, (1,))) // 8)
-    if across * down * pixel_bytes > 16 * BAND_BYTES:
+    if across * down * pixel_bytes > LARGEST_PIECE:
         raise CannotReduce
     pieces_at_once = columns if tiled else max(1, BAND_BYTES // (across * down * pixel_bytes))
     gathered: Any = None

@@ -450,7 +450,7 @@ def test_a_large_tiff_of_floats_is_made_smaller_on_the_way(tmp_path, monkeypatch
     monkeypatch.setattr("magi_lite.video.deep_tiff.BAND_BYTES", 2000)
     monkeypatch.setattr("magi_lite.video.deep_tiff._MOST_PIXELS", 1000)
     assert np.abs(load_image(tmp_path / "a.tif", (20, 15)).astype(int) - whole).max() <= 12
-    monkeypatch.setattr("magi_lite.video.deep_tiff._LARGEST_PIECE", 100)
+    monkeypatch.setattr("magi_lite.video.deep_tiff.LARGEST_PIECE", 100)
     (tmp_path / "a.tif").write_bytes(tiff(SCENE, "f4", predictor=3))
     with pytest.raises(MediaError, match=r"in one piece; save it as JPEG, or make it smaller\.$"):
         load_image(tmp_path / "a.tif", (20, 15))
