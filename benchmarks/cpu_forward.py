@@ -188,9 +188,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu_forward.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    devices.keep_freed_memory()  # as runs do
     load = round(os.getloadavg()[0], 1)  # above the number of cores, caches are shared and ratios spread
-    with torch.inference_mode():
+    with torch.inference_mode(), devices.freed_memory_kept():  # as runs do
         cases = {name: measure(CASES[name], arguments.repeats) for name in arguments.cases}
     result = {"machine": machine(), "torch": torch.__version__, "type": "float32", "load_average": load, "cases": cases}
     print(save(arguments.out, result))

@@ -287,22 +287,33 @@ def free_memory() -> None:
             release_pinned()
 
 
-KEPT_BYTES, MAPPED_BYTES = 256 << 20, 32 << 20
-"""Freed memory that the C library keeps, and the size from which it has each piece mapped apart: the most it allows."""
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 1 << 30
+"""Freed memory at the heap's end that the C library keeps; a pass whose activations take more pays for the rest."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_MAPPED_BYTES, _MAPPED_PIECES = 32 << 20, 65536
+"""Size from which a piece is mapped apart, and how many may be: the most, and the usual one."""
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep what a processor's pass frees, for the next layer takes as much again.
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let the C library keep what a processor's pass frees during the block, for the next layer takes as much again.
 
-    glibc gives the heap's end back to the system as soon as some MB of it are free. Of a pass of the demo model that
-    was 15,000 pages, taken back and filled with zeros: an eighth of its time. Holds for the process; what is kept goes
-    back in `free_memory`.
+    glibc gives the heap's end back to the system as soon as some MB of it are free, and every large piece at once. Of a
+    pass of the demo model that was 15,000 pages, taken back and filled with zeros: an eighth of its time; of one at
+    hidden size 1024, whose pieces are mapped apart, 80,000. What is kept goes back in `free_memory`, and models are
+    loaded outside the block, for pieces that stay would cut the heap up.
     """
     set_option = getattr(_c_library(), "mallopt", None)
-    if set_option is not None:
-        set_option(_MMAP_THRESHOLD, MAPPED_BYTES)  # it would stay at 128 KB once the other one is set
-        set_option(_TRIM_THRESHOLD, KEPT_BYTES)
+    if set_option is None:
+        yield
+        return
+    set_option(_MMAP_THRESHOLD, _MAPPED_BYTES)  # it would stay at 128 KB once another one is set
+    set_option(_TRIM_THRESHOLD, KEPT_BYTES)
+    set_option(_MMAP_MAX, 0)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_MAX, _MAPPED_PIECES)
 
 
 @lru_cache

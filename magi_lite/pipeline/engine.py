@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,6 @@ def engine(files: ModelFiles, execution: Execution, cancelled: Callable[[], bool
     """
     compute = DTYPES[execution.dtype]
     loaded: list[nn.Module] = []
-    if execution.device == "cpu":
-        devices.keep_freed_memory()
     try:
         with Residency(execution) as home:
             dit = home.place_dit(load_dit(files, execution, cancelled=cancelled))
@@ -172,7 +170,8 @@ def engine(files: ModelFiles, execution: Execution, cancelled: Callable[[], bool
             dit.backend = choose_attention(execution.attention, execution.device, compute)
             loaded.append(home.place_vae(load_vae(files.vae, compute, cancelled=cancelled)))
             side = devices.new_stream(home.device) if execution.decode_beside else None
-            yield Engine(files, execution, dit, home, tune(dit, home.device, execution.scheme), side)
+            with devices.freed_memory_kept() if execution.device == "cpu" else nullcontext():
+                yield Engine(files, execution, dit, home, tune(dit, home.device, execution.scheme), side)
     finally:
         for model in loaded:
             drop_weights(model)

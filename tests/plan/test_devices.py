@@ -325,21 +325,24 @@ def test_the_processor_beside_the_card_is_planned_as_the_one_that_is_here(monkey
 
 
 HELD = """
+import contextlib
 import sys
 import torch
 from magi_lite.machine import devices
 
+COUNT, NUMBERS, ROUNDS = int(sys.argv[2]), int(sys.argv[3]) << 20, int(sys.argv[4])
+
 def taken():  # what a pass takes and frees; the share of it that still holds what the last one wrote
-    tensors = [torch.empty(1 << 20) for _ in range(30)]
-    share = sum(int((tensor == 7).sum()) for tensor in tensors) / (30 << 20)
+    tensors = [torch.empty(NUMBERS) for _ in range(COUNT)]
+    share = sum(int((tensor == 7).sum()) for tensor in tensors) / (COUNT * NUMBERS)
     for tensor in tensors:
         tensor.fill_(7)
     return share
 
-if sys.argv[1] == "kept":
-    devices.keep_freed_memory()
-taken()
-print(taken())
+with devices.freed_memory_kept() if sys.argv[1] == "kept" else contextlib.nullcontext():
+    for _ in range(ROUNDS):  # an aligned piece fits its own old place only together with a free neighbour's
+        share = taken()
+    print(share)
 devices.free_memory()
 print(taken())
 """
@@ -347,10 +350,12 @@ print(taken())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="glibc's")
-def test_freed_memory_is_kept_for_the_next_layer_and_given_back_at_the_end() -> None:
+@pytest.mark.parametrize("sizes", [(30, 1, 2), (8, 9, 4)], ids=["many small pieces", "pieces mapped apart"])
+def test_freed_memory_is_kept_for_the_next_layer_and_given_back_at_the_end(sizes: tuple[int, int, int]) -> None:
     found = {}
     for way in ("kept", "as it is"):
-        done = subprocess.run([sys.executable, "-c", HELD, way], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", HELD, way, *map(str, sizes)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[way] = tuple(map(float, done.stdout.split()))
     (kept, at_the_end), (otherwise, _) = found["kept"], found["as it is"]
     assert otherwise < 0.2 < 0.5 < kept
@@ -361,8 +366,8 @@ def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
     devices._c_library.cache_clear()
     try:
-        devices.keep_freed_memory()
-        assert devices._c_library() is None
+        with devices.freed_memory_kept():
+            assert devices._c_library() is None
         devices.free_memory()
     finally:
         devices._c_library.cache_clear()
