@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import queue
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -178,6 +179,7 @@ class Run:
 
         bank = prompt_bank(self.files, plan.execution, lambda: self.leaving)
         yield from self.convert_text_encoder(plan, bank)
+        began, reads_text_encoder = time.monotonic(), bool(bank.missing(self.upcoming_prompts(self.timeline)))
         yield from self.encode_prompts(bank)
         if not self.leaving:
             yield PhaseStarted("load", f"Loading {self.files.spec.name}")
@@ -192,6 +194,8 @@ class Run:
             self.writing,
             self.learning(plan),
         ):
+            if reads_text_encoder:
+                learned.learn_load(plan, time.monotonic() - began)
             for sentence in networks.notices:
                 yield Notice(sentence, "warning")
             while True:

@@ -84,8 +84,8 @@ def plan(
             open_fields = frozenset(
                 {f for f in Overrides.__dataclass_fields__ if f not in fixed} | {"attention_slice"}
             )
-            noted = _with_conversion(replace(found, frees=open_fields, notes=_notes(found, request)))
-            return learned.applied(noted) if here else noted
+            noted = replace(found, frees=open_fields, notes=_notes(found, request))
+            return _with_conversion(learned.applied(noted) if here else noted)
     raise refusal.refuse(request, windows[0], device, spec, fixed)
 
 

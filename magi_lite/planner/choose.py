@@ -141,6 +141,7 @@ def build(
         items=memory.items_of(request, window, model, execution),
         seconds_per_chunk=seconds.per_chunk,
         time_to_first_chunk=seconds.to_first_chunk,
+        time_to_load=seconds.to_load,
         window=window,
     )
 
@@ -186,7 +187,7 @@ def best(
         """Whether its text phase fits, or all others do; times are not asked for, which take longer than memory."""
         items = memory.items_of(request, window, model, execution)
         items = tuple(item for item in items if (item.phase == "text") == text)
-        return Plan(request, preset, device, model, execution, items, 0.0, 0.0, window).fits
+        return Plan(request, preset, device, model, execution, items, 0.0, 0.0, 0.0, window).fits
 
     encoders: dict[tuple[Any, ...], TextEncoder | None] = {}  # the text phase depends on no other choice
     found: list[Execution] = []

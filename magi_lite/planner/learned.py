@@ -1,8 +1,8 @@
 """What this machine did, against what plans promised: a factor for each device, model, precision and size.
 
-Beside them: how long a worker took to start. Kept as one small JSON file in the user's folder. It says nothing about
-choices, only how long what was chosen took: a plan made here then promises that. What cannot be read is as if it were
-not there, and is written anew.
+Beside them: the same of loading, and how long a worker took to start. Kept as one small JSON file in the user's folder.
+It says nothing about choices, only how long what was chosen took: a plan made here then promises that. What cannot be
+read is as if it were not there, and is written anew.
 """
 
 from __future__ import annotations
@@ -46,11 +46,24 @@ def learn(plan: Plan, clock: Clock) -> None:
         return
     if clock.steps_measured < per_chunk or clock.seconds_per_step is None:
         return
-    factor = clock.seconds_per_step * per_chunk / (plan.seconds_per_chunk / plan.measured)
+    _remember(_key(plan), clock.seconds_per_step * per_chunk / (plan.seconds_per_chunk / plan.measured))
+
+
+def learn_load(plan: Plan, seconds: float) -> None:
+    """Remember how long it took until a run's prompts were encoded and its weights were in place.
+
+    Args:
+        plan: what the run followed.
+        seconds: all of it; a run whose prompts were encoded before says nothing.
+    """
+    _remember(_load_key(plan), seconds / (plan.time_to_load / plan.measured_load))
+
+
+def _remember(key: str, factor: float) -> None:
     path = file()
     if path is None or not 1 / SLOWEST < factor < SLOWEST:
         return
-    known, key = _known(), _key(plan)
+    known = _known()
     before = known.pop(key, factor)
     known[key] = math.sqrt(before * factor)  # neither one slow afternoon nor the first run decides alone
     write_entries(path, known, MOST)
@@ -71,15 +84,21 @@ def start() -> float:
 
 def applied(plan: Plan) -> Plan:
     """A plan for this machine with the times that it has shown, if it has made anything of the kind."""
-    factor = _known().get(_key(plan))
-    if factor is None:
+    known = _known()
+    pace, load = known.get(_key(plan)), known.get(_load_key(plan), 1.0)
+    steps = plan.time_to_first_chunk - plan.time_to_load
+    plan = replace(
+        plan,
+        time_to_first_chunk=plan.time_to_load * load + steps * (pace or 1.0),
+        time_to_load=plan.time_to_load * load,
+        measured_load=load,
+    )
+    if pace is None:
         return plan
-    slower = plan.seconds_per_chunk * (factor - 1)
     return replace(
         plan,
-        seconds_per_chunk=plan.seconds_per_chunk + slower,
-        time_to_first_chunk=max(plan.time_to_first_chunk + slower, plan.seconds_per_chunk * factor),
-        measured=factor,
+        seconds_per_chunk=plan.seconds_per_chunk * pace,
+        measured=pace,
         notes=(*plan.notes, "The time for a second of video was measured here."),
     )
 
@@ -92,6 +111,15 @@ def _key(plan: Plan) -> str:
     made = f"{plan.device.name}, {plan.model.name}, {execution.scheme} {execution.layers}, {size}, {plan.window}"
     made += "" if plan.device.kernels else ", without kernels"
     return f"{made}, {plan.device.bf16_tflops:.3g} TFLOP/s"  # a factor is against what was promised at that rate
+
+
+def _load_key(plan: Plan) -> str:
+    """What runs have in common that read the same weights in the same way."""
+    execution = plan.execution
+    return (
+        f"loading on {plan.device.name}, {plan.model.name}, {execution.scheme} {execution.layers}, "
+        f"text encoder {execution.t5} on {execution.t5_device}"
+    )
 
 
 def _known() -> dict[str, float]:

@@ -63,10 +63,14 @@ class Plan:
     items: tuple[Item, ...]
     seconds_per_chunk: float
     time_to_first_chunk: float
+    time_to_load: float
+    """Until the first step, as part of it: prompts are encoded and weights are read."""
     window: int
     notes: tuple[str, ...] = ()
     measured: float = 1.0
     """How many times longer than predicted a second of video took on this machine; part of the times. 1: not known."""
+    measured_load: float = 1.0
+    """The same of what comes before the first step."""
     frees: frozenset[str] = frozenset()
     """What the user left open, for `next_smaller`: names of Execution fields, and "window"."""
 
@@ -174,8 +178,10 @@ class Plan:
             "pinned_bytes": self.pinned_bytes,
             "seconds_per_chunk": self.seconds_per_chunk,
             "time_to_first_chunk": self.time_to_first_chunk,
+            "time_to_load": self.time_to_load,
             "fits": self.fits,
             "measured": self.measured,
+            "measured_load": self.measured_load,
             "notes": list(self.notes),
         }
 

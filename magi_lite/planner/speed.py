@@ -57,6 +57,8 @@ FUSED_FROM = (8, 0)
 COPY_EFFICIENCY = 0.85
 DISK_GBS = 1.5
 """Reading weights from a solid-state disk, GB/s."""
+OPENING_SECONDS = 0.25
+"""Opening a text encoder, or the other weights, however small: its configuration, its tokenizer, its modules."""
 _CONVERSION_TRAFFIC = 3
 """Bytes that cross the disk for each byte of a 16-bit copy: two are read, one is written."""
 VAE_EFFICIENCY = 0.45
@@ -83,6 +85,8 @@ class Seconds:
 
     per_chunk: float
     to_first_chunk: float
+    to_load: float
+    """Part of the above: until the first step."""
 
 
 def tokens_per_chunk(model: ModelSpec, width: int, height: int) -> int:
@@ -104,7 +108,7 @@ def predict(
     vae = _decode_seconds(request, model, execution, device)
     loading = text_seconds(request, model, execution, device) + load_seconds(model, execution)
     to_first = loading + seconds(work_to_first_second(schedules[0][0])) + vae + WRITE_SECONDS
-    return Seconds(_with_decoding(seconds(work_of_shots(schedules)), vae, execution), to_first)
+    return Seconds(_with_decoding(seconds(work_of_shots(schedules)), vae, execution), to_first, loading)
 
 
 def _with_decoding(steps: float, vae: float, execution: Execution) -> float:
@@ -246,7 +250,7 @@ def text_seconds(request: GenerationRequest, model: ModelSpec, execution: Execut
     tokens = sum(min(length / CHARACTERS_PER_TOKEN + 1, model.dit.caption_max_length) for length in lengths)
     flops = 2.0 * tokens * model.t5.linear_weights
     tflops = CPU_T5_TFLOPS if execution.t5_device == "cpu" else 0.3 * device.bf16_tflops
-    return t5_bytes(model.t5, "bf16") / (DISK_GBS * 1e9) + flops / (tflops * 1e12)
+    return OPENING_SECONDS + t5_bytes(model.t5, "bf16") / (DISK_GBS * 1e9) + flops / (tflops * 1e12)
 
 
 def conversion_seconds(model: ModelSpec, execution: Execution) -> float:
@@ -257,4 +261,4 @@ def conversion_seconds(model: ModelSpec, execution: Execution) -> float:
 def load_seconds(model: ModelSpec, execution: Execution) -> float:
     """Reading the DiT and the VAE from disk; converting on the fly reads the bf16 checkpoint."""
     dit = all_layers_bytes(model, model.stored_scheme or "bf16", 2) + 4 * shell_weights(model.dit)
-    return (dit + 4 * sum(vae_weights(model.vae))) / (DISK_GBS * 1e9)
+    return OPENING_SECONDS + (dit + 4 * sum(vae_weights(model.vae))) / (DISK_GBS * 1e9)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
 from magi_lite.clock import Clock
+from magi_lite.events import Event, PlanReady
+from magi_lite.planner import learned
+from magi_lite.request.request import GenerationRequest
 
 
 class _Time:
@@ -48,3 +57,26 @@ def test_laps_add_up_to_the_elapsed_time() -> None:
     time.now += 1.5
     assert clock.lap() == 1.5
     assert clock.elapsed == 5.5
+
+
+def test_a_run_that_reads_the_text_encoder_teaches_how_long_loading_takes(
+    run: Callable[..., list[Event]],
+    request_for: Callable[..., GenerationRequest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(learned, "FILE", tmp_path / "data" / "speeds.json")
+
+    def loading(request: GenerationRequest) -> tuple[float, float]:
+        """What the plan promises until the first step, and how it differs from one for a machine that did nothing."""
+        plan = next(event.plan for event in run(request) if isinstance(event, PlanReady))
+        return plan.time_to_load, plan.measured_load
+
+    asked = request_for(seconds=1, timeline="[0s-1s: a red ball]")
+    guess, factor = loading(asked)
+    assert factor == 1
+    shown, factor = loading(replace(asked, seed=8))
+    assert factor != 1 and shown == pytest.approx(guess * factor)
+    assert loading(replace(asked, seed=9)) == (shown, factor), "the run before had its prompt encoded already"
+    assert loading(request_for(seconds=1, timeline="[0s-1s: a blue box]")) == (shown, factor)
+    assert loading(replace(asked, seed=10)) != (shown, factor), "and the last one read it again"

@@ -307,10 +307,19 @@ def test_a_processor_is_planned_with_what_its_cores_can_do(tmp_path: Path) -> No
     assert devices.core_features(tmp_path / "none") == frozenset()
     plain, wide, best = (cards.cpu_device(64 << 30, 2, having) for having in ((), {"avx2"}, features))
     assert plain.bf16_tflops < wide.bf16_tflops < best.bf16_tflops
-    assert plain.cpu_bf16_tflops == wide.cpu_bf16_tflops == 0 < best.cpu_bf16_tflops
+    assert plain.cpu_bf16_tflops == wide.cpu_bf16_tflops == 0 < best.cpu_bf16_tflops < best.bf16_tflops
+    matrices = cards.cpu_device(64 << 30, 2, {*features, "amx_bf16"})
+    assert matrices.cpu_bf16_tflops > 2 * matrices.bf16_tflops == 2 * best.bf16_tflops
     assert best.int8_tops > best.bf16_tflops and wide.int8_tops == wide.bf16_tflops
     assert cards.cpu_device(64 << 30, 4, features).bf16_tflops == pytest.approx(2 * best.bf16_tflops)
     assert 1 <= devices.usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize("unit, scheme", [("amx_bf16", "bf16"), ("avx512_bf16", "float32")])
+def test_a_processor_computes_in_16_bits_only_where_that_is_faster(unit: str, scheme: str) -> None:
+    """Not wherever it has some unit for them: dot products of AVX-512 take twice the time of float32's."""
+    here = cards.cpu_device(64 << 30, 2, {"avx512f", unit})
+    assert planner.plan(request(128, 128), "auto", here).execution.scheme == scheme
 
 
 def test_the_processor_beside_the_card_is_planned_as_the_one_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:

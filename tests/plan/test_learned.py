@@ -15,7 +15,7 @@ from magi_lite.machine import devices
 from magi_lite.machine.cards import GIB, cpu_device
 from magi_lite.planner import learned
 from magi_lite.planner.plan import Plan
-from magi_lite.request.request import GenerationRequest
+from magi_lite.request.request import GenerationRequest, Overrides
 from magi_lite.timeline.text import parse
 
 REQUEST = GenerationRequest(parse("[0s-4s: a]"), 4, width=256, height=256, steps=8, window=1, model="4.5B-distill")
@@ -58,6 +58,36 @@ def test_a_plan_promises_what_the_machine_has_shown() -> None:
     another = cpu_device(64 * GIB)
     assert planner.plan(REQUEST, "auto", another).measured == 1, "another machine"
     assert planner.plan(REQUEST, "auto", another, here=True).measured == made().measured, "this one, found before"
+
+
+def test_a_plan_promises_the_loading_that_the_machine_has_shown() -> None:
+    before = made()
+    assert 0 < before.time_to_load < before.time_to_first_chunk and before.measured_load == 1
+    learned.learn_load(before, 60.0)
+    after = made()
+    assert after.time_to_load == pytest.approx(60)
+    assert after.measured_load == pytest.approx(60 / before.time_to_load)
+    steps = before.time_to_first_chunk - before.time_to_load
+    assert after.time_to_first_chunk == pytest.approx(60 + steps)
+    assert after.measured == 1 and after.seconds_per_chunk == before.seconds_per_chunk, "the pace is not known by it"
+    learned.learn_load(after, 15.0)  # the system still had the files in memory: half way, in factors
+    assert made().time_to_load == pytest.approx(30)
+    other = made(replace(REQUEST, width=512, height=512, steps=16))
+    assert other.time_to_load == pytest.approx(30), "the same weights, whatever is made of them"
+    in_four_bits = made(replace(REQUEST, overrides=Overrides(scheme="nf4")))
+    assert in_four_bits.measured_load == 1, "which are read and converted"
+
+
+def test_pace_and_loading_are_learned_apart() -> None:
+    before = made()
+    ran(before, 3.0)
+    learned.learn_load(made(), 7.0)
+    after = made()
+    steps = (before.time_to_first_chunk - before.time_to_load) * after.measured
+    assert after.time_to_first_chunk == pytest.approx(7 + steps)
+    learned.learn_load(after, 0.0)
+    learned.learn_load(after, 1e9)
+    assert made() == after, "a broken clock says nothing"
 
 
 def test_a_worker_starts_as_the_last_one_did() -> None:
