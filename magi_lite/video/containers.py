@@ -129,7 +129,7 @@ def open_header(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
         Image.init()
     start = file.read(16)
     _check_parts(file, start)
-    file, profile = _without_long_notes(file, start)
+    file, notes = _without_long_notes(file, start)
     for name in formats:
         read, fits = Image.OPEN.get(name, (None, None))
         if read is None or (fits is not None and fits(start) is not True):
@@ -137,8 +137,7 @@ def open_header(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
         file.seek(0)
         try:
             image = read(file, "")
-            if profile:
-                image.info["icc_profile"] = profile
+            image.info.update(notes)
             return image
         except (SyntaxError, IndexError, TypeError, struct.error):  # how a reader says that it is another format
             continue
@@ -179,15 +178,17 @@ _LONGEST_NOTE, _LONGEST_NOTES, _LONGEST_PROFILE = 1 << 20, 16 << 20, 16 << 20
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 
-def _without_long_notes(file: BinaryIO, start: bytes) -> tuple[BinaryIO, bytes]:
-    """A PNG without texts and private parts that are too long, and its colour profile where that is long.
+def _without_long_notes(file: BinaryIO, start: bytes) -> tuple[BinaryIO, dict[str, bytes]]:
+    """A PNG without texts and private parts that are too long; its colour profile where that is long, and its EXIF.
 
     Pillow calls a PNG damaged that has a megabyte of text or profile, and holds every part of it that it does not know.
+    An EXIF behind the pixels it does not see before they are decoded.
     """
+    notes: dict[str, bytes] = {}
     if not start.startswith(b"\x89PNG"):
-        return file, b""
+        return file, notes
     kept = [(0, 8)]
-    texts, profile, at = 0, b"", 8
+    texts, at = 0, 8
     file.seek(at)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
@@ -199,9 +200,14 @@ def _without_long_notes(file: BinaryIO, start: bytes) -> tuple[BinaryIO, bytes]:
         elif kind == b"iCCP" and length <= _LONGEST_PROFILE:
             found = _inflate(file.read(length).partition(b"\0")[2][1:], _LONGEST_PROFILE)
             keep = len(found) <= _LONGEST_NOTE
-            profile = found if not keep and len(found) <= _LONGEST_PROFILE else profile
+            if not keep and len(found) <= _LONGEST_PROFILE:
+                notes["icc_profile"] = found
+        elif kind == b"eXIf":
+            keep = length <= _LONGEST_PROFILE
+            if keep:
+                notes["exif"] = b"Exif\0\0" + file.read(length)
         elif kind not in _PIXELS and kind[0] & 0x20:  # a part that need not be understood
-            keep = length <= (_LONGEST_PROFILE if kind == b"eXIf" else _LONGEST_NOTE)
+            keep = length <= _LONGEST_NOTE
         if keep and kept[-1][1] == at:
             kept[-1] = (kept[-1][0], end)
         elif keep:
@@ -209,7 +215,7 @@ def _without_long_notes(file: BinaryIO, start: bytes) -> tuple[BinaryIO, bytes]:
         file.seek(end)
         at = end
     whole = len(kept) == 1 and kept[0][1] == at
-    return (file if whole else cast(BinaryIO, io.BufferedReader(_Parts(file, kept)))), profile
+    return (file if whole else cast(BinaryIO, io.BufferedReader(_Parts(file, kept)))), notes
 
 
 def _inflated(data: bytes, kind: bytes) -> int:
@@ -278,7 +284,7 @@ def moving_pictures(container: av.container.InputContainer, name: str) -> av.Vid
     import av
 
     pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not container.streams.video and not container.streams.audio:
+    if not (container.streams.video or container.streams.audio or container.streams.subtitles):
         raise MediaError(f"{name} {DAMAGED}")
     if not pictures:
         raise MediaError(f"{name} has no moving pictures in it; use an MP4, MOV or WebM.")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from magi_lite.video.images import load_image
+from magi_lite.video.images import load_image, shown_size
 from tests import memory
 
 LONG = 3 << 20
@@ -95,3 +95,13 @@ def test_other_pictures_with_long_notes(tmp_path: Path, kind: str, options: dict
     path = tmp_path / "a"
     Image.fromarray(PIXELS).save(path, kind, **options, **{what: content})
     assert np.abs(load_image(path, SIZE, "stretch").astype(int) - PIXELS).mean() < 3
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_an_orientation_in_front_of_the_pixels_and_behind_them(tmp_path: Path, behind: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.png"
+    path.write_bytes(png(part(b"eXIf", exif.tobytes()[6:]), behind=behind))
+    assert shown_size(path) == SIZE[::-1]
+    assert (load_image(path, SIZE[::-1], "stretch") == np.rot90(PIXELS, -1)).all()
