@@ -5,6 +5,7 @@ Once encoded, a prefix is kept in the project, so that a shot that starts again 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,15 @@ from torch import Tensor
 from magi_lite.errors import InputError, MediaError
 from magi_lite.models import CHUNK_LATENT_FRAMES, FPS, FRAMES_PER_LATENT
 from magi_lite.project import PICTURE_NAME, PREFIX_NAME, Project
-from magi_lite.project.tensors import Damaged, load_tensors, save_tensors
+from magi_lite.project.folder import move_aside
+from magi_lite.project.tensors import Damaged, load_tensors, save_tensors, short_digest
 from magi_lite.request.checks import content_hash
 from magi_lite.request.request import GenerationRequest
 from magi_lite.sentences import count
 from magi_lite.timeline import Shot
+
+_SOURCE = "source"
+"""Entry of a kept prefix's header, see `_source_of`; earlier versions wrote none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +80,21 @@ def prefix_pixels(request: GenerationRequest, reach: int, shot: Shot | None = No
     return PrefixSource(frames[len(frames) % FPS :])
 
 
+def check_kept(request: GenerationRequest, shot: Shot) -> None:
+    """Refuse another file in the place of the picture or clip that a run's shot starts from.
+
+    Raises:
+        MediaError: it is one, or cannot be read.
+    """
+    path = picture_of(request, shot) or (None if shot.start else request.video)
+    known = shot.image_sha256 if shot.image else request.source_sha256
+    if path is not None and known is not None and content_hash(Path(path)) != known:
+        raise MediaError(
+            f"{path} is not the file of that name that the video was begun with; put that one back, or start a new "
+            "video."
+        )
+
+
 def look_at_pictures(request: GenerationRequest, first: int = 0) -> None:
     """Refuse a block's picture that cannot be read, of shots that begin at second `first` or later.
 
@@ -114,11 +134,11 @@ def save_prefix(project: Project, shot: Shot, latents: Tensor) -> None:
     """Keep an encoded prefix (1, C, frames, H, W) of a shot in the project."""
     path = _file(project, shot)
     assert path is not None
-    save_tensors(path, {"latents": latents})
+    save_tensors(path, {"latents": latents}, {_SOURCE: _source_of(project.request, shot)})
 
 
 def read_prefix(project: Project, shot: Shot) -> Tensor | None:
-    """The prefix that `save_prefix` kept, if any; one that is damaged is to be encoded from the kept input again.
+    """The prefix that `save_prefix` kept, if any; one that is damaged, or another run's, is to be encoded again.
 
     Raises:
         InputError: it is damaged, and there is no input to encode it from.
@@ -127,7 +147,12 @@ def read_prefix(project: Project, shot: Shot) -> Tensor | None:
     if path is None or not path.is_file():
         return None
     try:
-        return load_tensors(path)[0]["latents"]
+        tensors, header = load_tensors(path)
+        if header.get(_SOURCE, wanted := _source_of(request, shot)) != wanted:
+            move_aside(path)
+            project.log(f"{path.name} was of another run; it is kept in the folder damaged")
+            return None
+        return tensors["latents"]
     except (Damaged, KeyError):
         kept = picture_of(request, shot) or request.video
         if kept is None or not kept.is_file():
@@ -136,9 +161,17 @@ def read_prefix(project: Project, shot: Shot) -> Tensor | None:
         return None
 
 
+def _source_of(request: GenerationRequest, shot: Shot) -> str:
+    """A short digest of what the latents of a shot's prefix depend on, by which another run's are known."""
+    content = shot.image_sha256 if shot.image else request.source_sha256
+    frame = [request.width, request.height, request.fit, Path(request.model).name]
+    return short_digest(json.dumps([content, *frame]).encode())
+
+
 def _file(project: Project, shot: Shot) -> Path | None:
     """Where a shot's prefix is kept; None for one that starts from nothing."""
     if shot.image is None:
-        return None if shot.start else project.folder / "inputs" / PREFIX_NAME
+        begins = not shot.start and (project.request.image or project.request.video)
+        return project.folder / "inputs" / PREFIX_NAME if begins else None
     known = shot.image_sha256 or content_hash(shot.image)
     return project.folder / "inputs" / PICTURE_NAME.format(known[:12])

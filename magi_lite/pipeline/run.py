@@ -54,6 +54,7 @@ from magi_lite.pipeline.engine import (
 )
 from magi_lite.pipeline.prefix import (
     PrefixSource,
+    check_kept,
     look_at_pictures,
     picture_of,
     prefix_pixels,
@@ -293,6 +294,7 @@ class Run:
         """Find out whether a shot that begins can start from its picture or clip, and what is to be known of it."""
         self.source = None
         if start.state is None and read_prefix(self.project, start.shot) is None:
+            check_kept(self.request, start.shot)
             self.source = prefix_pixels(self.request, self.files.spec.sampler.prefix_reach, start.shot)
         if self.source and self.source.notice:
             yield Notice(self.source.notice)

@@ -59,7 +59,8 @@ def _fill(hidden: Path, folder: Path, record: Record, fill: Callable[[Path], Non
             fill(hidden)
         request = replace(request, timeline=own)
         kept = record.parent is not None and record.parent["from"] > 0
-        write_record(hidden, replace(record, request=request, origin=record.origin if kept else origin_of(request)))
+        whole = replace(record, request=request)
+        write_record(hidden, whole if kept else replace(whole, origin=origin_of(request)).asking(0, None))
         with output_errors(folder):
             hidden.rename(folder)
     except BaseException:

@@ -94,8 +94,8 @@ class Project:
 
     def __init__(self, folder: Path, record: Record) -> None:
         self.folder, self._record = folder, record
-        self.states = States(folder / "states", lambda: self._record.origin)
-        self.seconds = Seconds(folder / "chunks", self.states, lambda: self._record.origin)
+        self.states = States(folder / "states", lambda: self._record)
+        self.seconds = Seconds(folder / "chunks", self.states, lambda: self._record, self._list)
         self.notices: list[str] = []
         """What the user should know of it: a sentence for each second that was found damaged, and the like."""
         self.moved = False
@@ -131,7 +131,7 @@ class Project:
             self._acquire()
             self._make_folders()
             self._remove_temporary_files()
-            self.notices = self.seconds.repair(self.video, self._pasted, self.request.seconds)
+            self.notices = self.seconds.repair(self.video, self._pasted, self.request.seconds, self._finished)
             held = self.seconds.compared_with(self.video)
             if held == "other":
                 self.notices.append(
@@ -171,17 +171,25 @@ class Project:
 
     def _lost(self, before: int | None) -> dict[int, list[str]]:
         """See `Seconds.lost`."""
-        length = self.request.seconds
-        finished = length if self._record.status == "finished" and length is not None else 0
-        lost = self.seconds.lost(self.video, self._pasted, length, finished)
+        lost = self.seconds.lost(self.video, self._pasted, self.request.seconds, self._finished)
+        while lost and self._lock is None and (record := read_record(self.folder)).made != self._record.made:
+            self._record = record  # somebody is making seconds meanwhile
+            lost = self.seconds.lost(self.video, self._pasted, self.request.seconds, self._finished)
         return {index: phrases for index, phrases in lost.items() if before is None or index < before}
+
+    @property
+    def _finished(self) -> int:
+        """How many seconds are on record as finished."""
+        length = self.request.seconds
+        return length if self._record.status == "finished" and length is not None else 0
 
     def _restore(self) -> None:
         """Make whole what can be, as the one writer for as long as that takes; the rest stays as it is."""
         self._acquire()
         try:
             self._make_folders()
-            for sentence in self.seconds.repair(self.video, self._pasted, self.request.seconds, only_whole=True):
+            length, finished = self.request.seconds, self._finished
+            for sentence in self.seconds.repair(self.video, self._pasted, length, finished, only_whole=True):
                 self.notices.append(sentence)
                 self.log(sentence)
         finally:
@@ -599,6 +607,8 @@ class Project:
 
         record = new_record(changed, {"project": self.name, "from": from_chunk})
         record = replace(record, autoencoder=self._record.autoencoder, origin=self._record.origin)
+        record = replace(record, asked=self._record.asked).asking(from_chunk, self.request)
+        record = replace(record, made=self._record.made[:from_chunk])
         return Project._new(self.folder.parent, record, fill)
 
     # --- the whole ---------------------------------------------------------------------------------------------------
@@ -687,9 +697,11 @@ class Project:
     ) -> None:
         """Put another request on record, with an entry in the history that holds `more` besides."""
         ended = {"status": status, "message": ""} if status else {}
+        old, first = self.request, more["started"] if more else max(chunk, self.started)
         self._record = self._record.then(what, chunk, more, request=request, **ended)
         if self._record.origin and not chunk and not self.seconds.end():
             self._record = replace(self._record, origin=origin_of(request))
+        self._record = self._record.asking(max(first, self.seconds.end()), old)
         write_record(self.folder, self._record)
 
     def _changed(self, chunk: int, request: GenerationRequest | None) -> GenerationRequest:
@@ -711,6 +723,12 @@ class Project:
             if chunk and old != new and not unknown:
                 raise InputError(f"The seconds to keep have {name} {old}, not {new}; start a new video to change that.")
         return replace(request, timeline=splice(mine.timeline, chunk, request.timeline))
+
+    def _list(self, second: int, made: str) -> None:
+        """Put a second that is being made on record."""
+        if self._record.listed(second) != made:
+            self._record = self._record.making(second, made)
+            write_record(self.folder, self._record)
 
     def _make_folders(self) -> None:
         """Those of the run's folders that are missing: what they held is restored or made again."""

@@ -24,14 +24,16 @@ from quant.storage.files import parse_json, read_small
 VERSION = 1
 _CHECKED = ("request", "parent", "history", "autoencoder")
 """What has a checksum: all that decides how a run goes on, where one figure for another would go unseen."""
-_ORIGIN = "origin"
-"""Has one, too, where it is there: earlier versions wrote none."""
+_LATER = _ORIGIN, _ASKED, _MADE = "origin", "asked", "made"
+"""Have one, too, where they are there: earlier versions wrote none."""
 PREFIX_NAME = "prefix.safetensors"
 """In `inputs`: latents that the video starts from, kept by whoever encoded them; a branch takes them along."""
 PICTURE_NAME = "picture-{}.safetensors"
 """The same of a block's picture, by the beginning of its checksum."""
 _OWN_NAMES = re.compile(r"\..*|prefix\.safetensors|picture-.*\.safetensors|[0-9a-f]{12}-.*", re.IGNORECASE | re.DOTALL)
 """In `inputs`: hidden files, latents, and copies of blocks' pictures; some disks know no upper case."""
+_DECIDE = ("timeline", "seconds", "scheme", "kv_dtype", "t5")
+"""Options that may change in a run that is there and decide the bits of its later seconds; the rest is rounding."""
 Status = Literal["running", "paused", "stopped", "finished", "failed", "interrupted"]
 
 
@@ -59,6 +61,48 @@ class Record:
     """What tells the autoencoder that made its latents from others; None: not recorded, as in 0.1.0."""
     origin: str = ""
     """What second 0 was made of, see `origin_of`; a version that keeps it keeps this. Empty: an earlier version's."""
+    asked: tuple[tuple[int, str], ...] = ()
+    """What was asked for: a second, and a digest of what holds from it on and of what held before; in order.
+
+    Runs that share their first seconds share the first entries. Seconds before the first entry were made by an earlier
+    version of this program, which wrote none.
+    """
+
+    made: tuple[str, ...] = ()
+    """For each second what tells its latents and its frames from those of any other run, see `seconds.Seconds`.
+
+    Empty for seconds of an earlier version of this program, which kept no list.
+    """
+
+    def listed(self, second: int) -> str | None:
+        """What `made` has of a second; empty: not known; None: the run made none, for all that it made are listed."""
+        if second < len(self.made):
+            return self.made[second]
+        keeps_list = bool(self.made) or (bool(self.asked) and not self.asked[0][0])
+        return None if keeps_list else ""
+
+    def making(self, second: int, made: str) -> Record:
+        """The record with an entry of `made`."""
+        before = (*self.made, *([""] * (second - len(self.made))))
+        return replace(self, made=(*before[:second], made, *before[second + 1 :]))
+
+    def asked_for(self, second: int) -> str:
+        """The digest that holds for a second; empty: not known."""
+        return next((digest for start, digest in reversed(self.asked) if start <= second), "")
+
+    def asking(self, second: int, old: GenerationRequest | None) -> Record:
+        """The record with what its request asks for from a second on, where none is made, put into `asked`.
+
+        Args:
+            old: the request before, which `asked` tells; None: there was none.
+        """
+        before = tuple(entry for entry in self.asked if entry[0] < second)
+        content = _content_of(self.request)
+        if before == self.asked and old is not None and content == _content_of(old):
+            return self
+        told = [before[-1][1] if before else "", second, content]
+        entry = (second, short_digest(json.dumps(told, sort_keys=True).encode()))
+        return replace(self, asked=(*before, entry))
 
     def then(self, what: str, second: int, more: dict[str, Any] | None = None, **changes: Any) -> Record:
         """The record with `changes` and an entry in its history, which holds `more` besides."""
@@ -101,7 +145,10 @@ def read_record(folder: Path) -> Record:
         if not isinstance(origin, str):
             raise ValueError("a value of the wrong kind")
         values = {key: data[key] for key in kinds} | {"history": tuple(data["history"])}
-        values |= {"autoencoder": autoencoder, "origin": origin}
+        values |= {"autoencoder": autoencoder, "origin": origin, "asked": _read_asked(data.get(_ASKED, []))}
+        values["made"] = tuple(data.get(_MADE, ()))
+        if not all(isinstance(made, str) for made in values["made"]):
+            raise ValueError("a value of the wrong kind")
         record = Record(request=_with_own_inputs(request_from_json(data["request"]), folder), **values)
         if record.status not in get_args(Status):
             record = replace(record, status="interrupted")
@@ -120,6 +167,14 @@ def read_record(folder: Path) -> Record:
         cure = f"; its settings are also in {video}, and --settings makes it again" if video.is_file() else ""
         raise InputError(f"{folder.name} cannot be opened: its project.json is damaged{cure}.") from None
     return record
+
+
+def _read_asked(data: Any) -> tuple[tuple[int, str], ...]:
+    """Raises ValueError or TypeError where it is not what `write_record` wrote."""
+    asked = tuple((second, digest) for second, digest in data)
+    if not all(type(second) is int and second >= 0 and isinstance(digest, str) for second, digest in asked):
+        raise ValueError("a value of the wrong kind")
+    return asked
 
 
 def _check_history(history: list[Any], parent: dict[str, Any] | None) -> None:
@@ -145,6 +200,10 @@ def write_record(folder: Path, record: Record) -> None:
         data["autoencoder"] = record.autoencoder
     if record.origin:
         data[_ORIGIN] = record.origin
+    if record.asked:
+        data[_ASKED] = [list(entry) for entry in record.asked]
+    if record.made:
+        data[_MADE] = list(record.made)
     data["checksum"] = _checksum(data)
     write_atomic(folder / "project.json", json.dumps(data, indent=1).encode())
 
@@ -152,8 +211,7 @@ def write_record(folder: Path, record: Record) -> None:
 def _checksum(data: dict[str, Any]) -> str:
     """SHA-256 over what is `_CHECKED`, as JSON with sorted keys."""
     checked = {name: data.get(name) for name in _CHECKED}
-    if _ORIGIN in data:
-        checked[_ORIGIN] = data[_ORIGIN]
+    checked |= {name: data[name] for name in _LATER if name in data}
     return hashlib.sha256(json.dumps(checked, sort_keys=True).encode()).hexdigest()
 
 
@@ -169,6 +227,19 @@ def origin_of(request: GenerationRequest) -> str:
     shot = request.timeline.shots(request.seconds)[0]
     begins = [request.timeline.prompt_for(0).parts, shot.image_sha256]
     return short_digest(json.dumps([data, begins], sort_keys=True).encode())
+
+
+def _content_of(request: GenerationRequest) -> dict[str, Any]:
+    """All of a request that decides what seconds become, as JSON; where things lie does not."""
+    timeline = with_pictures(
+        request.timeline, lambda s: replace(s, image=Path(s.image_sha256 or (s.image or Path()).name))
+    )
+    data = request_to_json(replace(request, timeline=replace(timeline, markers=())), paths=False)
+    for option in OPTIONS.values():
+        free = option.changes == "resume" and option.name not in _DECIDE
+        if option.field and (option.kind == "path" or free):
+            del (data[option.part] if option.part else data)[option.field]
+    return data
 
 
 def now() -> str:

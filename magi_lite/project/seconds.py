@@ -2,7 +2,9 @@
 
 A second is three files: its clean latents, its frames as an H.264 fragment, and a strip of thumbnails. The latents
 carry a checksum of themselves and of the fragment, and one of all latents before them: a chain that begins with the
-run's origin. A second of another run, whole as it is, breaks it and is damage too, unless it is the same to the bit.
+run's origin. The run's record lists what each second became. A second of another run, or of another version of this
+one, is whole as it is, but not on the list, or breaks the chain where there is no list; it is damage too, unless it is
+the same to the bit.
 What is damaged is moved aside, and made again from what is whole:
 the fragment from the video or by decoding the latents, the latents from a sampler's state that still held them, the
 thumbnails from the fragment. Only where nothing is left of a second it has to be computed again. Nothing whole is ever
@@ -11,7 +13,6 @@ replaced.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import os
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from magi_lite.project.record import Record
+
 LATENTS, FRAGMENT, THUMBNAILS = "safetensors", "m4s", "jpg"
 KINDS = (LATENTS, THUMBNAILS, FRAGMENT)
 """In the order in which they are written: with the fragment a second is finished."""
@@ -50,6 +53,8 @@ _PARAMETERS = "parameters"
 """Another: the fragment's parameter sets in hexadecimal, without which its pictures cannot be decoded."""
 _BEFORE = "before"
 """Another: the chain of the second before, or the run's origin; see `_Link`. Earlier versions wrote none."""
+_SHORT = len(short_digest(b""))
+"""Characters of either half of a second's entry in the record's list: what `_Link.after` says, and of its frames."""
 _LARGEST_GAP = 1000
 """Seconds that may be missing between others. What lies behind more is no second of this run, and each is looked at."""
 _LARGEST_FRAGMENT = 1 << 30
@@ -63,11 +68,15 @@ class _Link(NamedTuple):
         header: entries of the latents' file; None where it is missing or damaged.
         before: what the second says of those before it; empty where it says nothing.
         after: what the next one has to say, a short digest of `before` and the second's own latents; empty likewise.
+        stranger: whether the run's list has other latents there, or none.
+        listed: whether it has these.
     """
 
     header: dict[str, str] | None
-    before: str
-    after: str
+    before: str = ""
+    after: str = ""
+    stranger: bool = False
+    listed: bool = False
 
 
 class Seconds:
@@ -76,11 +85,14 @@ class Seconds:
     Args:
         folder: holds `00000.safetensors`, `.m4s` and `.jpg` for second 0, and so on.
         states: of the run.
-        origin: of the run, see `record.Record`.
+        record: of the run.
+        put_on_list: puts what a second becomes on the record's list.
     """
 
-    def __init__(self, folder: Path, states: States, origin: Callable[[], str]) -> None:
-        self.folder, self._states, self._origin = folder, states, origin
+    def __init__(
+        self, folder: Path, states: States, record: Callable[[], Record], put_on_list: Callable[[int, str], None]
+    ) -> None:
+        self.folder, self._states, self._record, self._put_on_list = folder, states, record, put_on_list
 
     def path(self, index: int, kind: str) -> Path:
         return self.folder / f"{index:05}.{kind}"
@@ -125,12 +137,16 @@ class Seconds:
         check_finite(latents, "The transformer")
         path = self.path(index, FRAGMENT)
         kept, known = _read_fragment(path, index), self.parameters(index)
-        with contextlib.suppress(Damaged):
+        if self._record().listed(index) != "" and not self._listed_fragment(index, kept):
+            kept = b""
+        if self._is_ours(index):
             latents = self.read_latents(index)
         fragment = kept or fragment
         header = self._new_header(index, _sum(fragment))
         if known or not kept:
             header[_PARAMETERS] = (known if kept and known else parameters).hex()
+        numbers = latents.detach().cpu().contiguous().numpy().tobytes()
+        self._put_on_list(index, self._digest(index, header, numbers) + short_digest(fragment))
         save_tensors(self.path(index, LATENTS), {"latents": latents}, header)
         write_atomic(self.path(index, THUMBNAILS), to_jpeg(strip(frames)))
         if not kept:
@@ -220,7 +236,7 @@ class Seconds:
     def undecoded(self) -> int | None:
         """The second behind the finished ones where its latents are whole, so that only its frames are missing."""
         index = self.count()
-        return None if self._header(index) is None else index
+        return index if self._is_ours(index) else None
 
     def has_gap(self, length: int | None) -> bool:
         """Whether whole seconds of a video of `length` seconds lie behind one that is not finished."""
@@ -231,6 +247,7 @@ class Seconds:
         video: Path,
         changed: Container[int] = (),
         length: int | None = None,
+        finished: int = 0,
         *,
         only_whole: bool = False,
     ) -> list[str]:
@@ -239,6 +256,7 @@ class Seconds:
         Args:
             changed: seconds of which states hold other latents than those that were emitted.
             length: seconds of the whole video; None: endless.
+            finished: how many are on record as finished.
             only_whole: touch only seconds that are whole afterwards.
 
         Returns:
@@ -248,27 +266,32 @@ class Seconds:
             OutputError: the disk refuses.
         """
         in_video = _VideoPieces(video)
-        end = self.end(length)
-        held = max(end, min(len(in_video), _least(length)))
-        links = self._links(held)
+        found = end = self.end(length)
+        shown = min(len(in_video), _least(length))
+        links = self._links(max(end, shown))
+        while end > max(finished, shown) and links[end - 1].stranger:  # nothing says that the run had a second there
+            end -= 1
+        links = links[: max(end, shown)]
         foreign = self._foreign(links[:end], in_video, changed)
         trusted = not foreign or self._vouches(in_video, foreign)
         damaged = {n: phrases for n, link in enumerate(links) if (phrases := self._damage_of(n, link.header, foreign))}
-        sentences = [] if only_whole else self._clear_behind(end)
+        sentences = self._clear_behind(end, found if only_whole else self._reach())
+        sentences += [] if only_whole else self._clear_states()
         for index, phrases in damaged.items():
-            copy = in_video.read(index) if trusted else b""
+            copy = _Copy(in_video.read(index), trusted)
             held_by = None if index in changed else self._states
             if (only_whole or index >= end) and not self._restorable(index, held_by, copy, foreign):
                 continue
             for kind in KINDS if index in foreign else ():
-                move_aside(self.path(index, kind))
+                if kind != FRAGMENT or not self._listed_fragment(index, self._fragment(index)):
+                    move_aside(self.path(index, kind))
             known = self._header(index) is not None
             self._repair_latents(index, held_by, copy)
             self._repair_fragment(index, copy, known)
             how = "will be made again" if self._damage_of(index, self._header(index)) else "could be restored"
             if index in foreign:
                 sentences.append(f"Second {index} was of another run; it is kept in the folder damaged, and {how}.")
-            elif index < end - 1 or copy:  # else a crash came before it was finished
+            elif index < end - 1 or copy.fragment:  # else a crash came before it was finished
                 sentences.append(f"{_sentence(phrases)} damaged or missing and {how}.")
         self.restore_thumbnails()
         return sentences
@@ -316,10 +339,10 @@ class Seconds:
             return "more" if len(pieces) > count else "same"
         return "other"
 
-    def _clear_behind(self, end: int) -> list[str]:
+    def _clear_behind(self, end: int, until: int) -> list[str]:
         """Move aside what lies behind the video's end: extended, it would run into it, or take it for its own."""
         sentences = []
-        for index in range(end, self.end()):
+        for index in range(end, until):
             there = [path for kind in (LATENTS, FRAGMENT) if os.path.lexists(path := self.path(index, kind))]
             for path in there:
                 move_aside(path)
@@ -328,31 +351,76 @@ class Seconds:
                 sentences.append(f"What lay behind the video's end ({names}) was moved to the folder damaged.")
         return sentences
 
-    def _restorable(self, index: int, states: States | None, in_video: bytes, foreign: Container[int]) -> bool:
-        """Whether `repair` makes a damaged second whole."""
-        if index in foreign:
-            return bool(in_video) and _held(index, states) is not None
-        header, fragment = self._header(index), _read_fragment(self.path(index, FRAGMENT), index)
-        if header is None:
-            return bool(in_video) and fragment in (b"", in_video) and _held(index, states) is not None
-        wanted = header.get(_FRAGMENT_SUM)
-        return bool(in_video) if wanted is None else wanted in [_sum(data) for data in (fragment, in_video) if data]
+    def _clear_states(self) -> list[str]:
+        """Move the sampler's states of other runs aside."""
+        stages = self._states.foreign()
+        for stage in stages:
+            move_aside(self._states.path(stage))
+        if not stages:
+            return []
+        names = ", ".join(self._states.path(stage).name for stage in stages[:3])
+        more = f" and {len(stages) - 3} more" if len(stages) > 3 else ""
+        return [f"States of the sampler ({names}{more}) were of another run; they are kept in the folder damaged."]
 
-    def _repair_latents(self, index: int, states: States | None, in_video: bytes) -> None:
+    def _restorable(self, index: int, states: States | None, copy: _Copy, foreign: Container[int]) -> bool:
+        """Whether `repair` makes a damaged second whole."""
+        header = None if index in foreign else self._header(index)
+        if header is None:
+            return self._held(index, states) is not None and bool(self._own_fragment(index, copy))
+        wanted = header.get(_FRAGMENT_SUM)
+        if wanted is None:
+            return bool(copy.trusted)
+        return wanted in [_sum(data) for data in (self._fragment(index), copy.fragment) if data]
+
+    def _repair_latents(self, index: int, states: States | None, copy: _Copy) -> None:
         path = self.path(index, LATENTS)
         if self._header(index) is not None:
             return
         move_aside(path)
-        found = _held(index, states)
-        if found is not None:  # the fragment's checksum went with the damaged file: two copies vouch for each other
-            fragment = _read_fragment(self.path(index, FRAGMENT), index)
-            vouched = bool(in_video) and fragment in (b"", in_video)
-            save_tensors(path, {"latents": found}, self._new_header(index, _sum(in_video) if vouched else ""))
+        found = self._held(index, states)
+        if found is not None:  # the fragment's checksum went with the damaged file
+            own = self._own_fragment(index, copy)
+            save_tensors(path, {"latents": found}, self._new_header(index, _sum(own) if own else ""))
 
-    def _repair_fragment(self, index: int, in_video: bytes, known: bool) -> None:
+    def _own_fragment(self, index: int, copy: _Copy) -> bytes:
+        """The frames of a second whose latents are lost: those on the list; without it two copies vouch for each other.
+
+        Nothing where they are not known.
+        """
+        fragment = self._fragment(index)
+        if self._record().listed(index):
+            return next((data for data in (fragment, copy.fragment) if self._listed_fragment(index, data)), b"")
+        return copy.trusted if fragment in (b"", copy.trusted) else b""
+
+    def _listed_fragment(self, index: int, fragment: bytes) -> bool:
+        """Whether a second's frames are those on the list."""
+        listed = self._record().listed(index)
+        return bool(listed and fragment) and str(listed)[_SHORT:] == short_digest(fragment)
+
+    def _held(self, index: int, states: States | None) -> Tensor | None:
+        """The latents of a second that one of the sampler's states still holds."""
+        for stage in states.stages() if states else ():
+            state = states.read(stage) if states and stage >= index else None
+            found = state.latents(index) if state else None
+            if found is not None and self._is_made(index, found.contiguous().numpy().tobytes()):
+                return found
+        return None
+
+    def _fragment(self, index: int) -> bytes:
+        return _read_fragment(self.path(index, FRAGMENT), index)
+
+    def _repair_fragment(self, index: int, copy: _Copy, known: bool) -> None:
         """See `repair`; known: whether the latents are those that were written with the fragment."""
         path, header = self.path(index, FRAGMENT), self._header(index) or {}
         wanted, fragment = header.get(_FRAGMENT_SUM), _read_fragment(path, index)
+        if wanted is None and self._record().listed(index):
+            own = self._own_fragment(index, copy)
+            if fragment != own:
+                move_aside(path)
+                if own:
+                    write_atomic(path, own)
+            return
+        in_video = copy.trusted if wanted is None else copy.fragment
         unvouched = (b"", fragment) if known else (fragment,)  # earlier versions' latents say nothing of it
         if fragment and (in_video in unvouched if wanted is None else wanted == _sum(fragment)):
             return
@@ -381,8 +449,26 @@ class Seconds:
 
     def _new_header(self, index: int, fragment_sum: str) -> dict[str, str]:
         """Header entries of latents that are written."""
-        before = self._link(index - 1).after if index else self._origin()
+        before = self._before(index)
         return {_FRAGMENT_SUM: fragment_sum} | ({_BEFORE: before} if before else {})
+
+    def _before(self, index: int) -> str:
+        """What a second has to say of those before it; empty where they say nothing."""
+        record = self._record()
+        if not index or not record.origin:
+            return record.origin
+        listed = record.listed(index - 1)
+        return listed[:_SHORT] if listed else self._link(index - 1).after
+
+    def _digest(self, index: int, header: dict[str, str], numbers: bytes) -> str:
+        """See `_Link.after`; where the second says nothing of those before it, of what it would have to say."""
+        before = header[_BEFORE] if _BEFORE in header else self._before(index)
+        return short_digest(before.encode() + numbers)
+
+    def _is_made(self, index: int, numbers: bytes) -> bool:
+        """Whether latents are those on the list; without it any are."""
+        listed = self._record().listed(index)
+        return listed == "" or (listed is not None and listed[:_SHORT] == self._digest(index, {}, numbers))
 
     def _links(self, end: int) -> list[_Link]:
         """The seconds before `end`, each read once: a long run's latents are gigabytes."""
@@ -392,30 +478,42 @@ class Seconds:
         try:
             header, latents = read_numbers(self.path(index, LATENTS), "latents")
         except Damaged:
-            return _Link(self._header(index), "", "")
-        before = header.get(_BEFORE, "")
-        return _Link(header, before, short_digest(before.encode() + latents) if before else "")
+            return _Link(self._header(index), stranger=self._record().listed(index) is None)
+        before, listed = header.get(_BEFORE, ""), self._record().listed(index)
+        if not listed and not before:
+            return _Link(header, stranger=listed is None)
+        after = self._digest(index, header, latents)
+        if listed is None or (listed and listed[:_SHORT] != after):
+            return _Link(header, stranger=True)
+        return _Link(header, before, after if before else "", listed=bool(listed))
 
     def _foreign(self, links: list[_Link], in_video: _VideoPieces, changed: Container[int]) -> set[int]:
         """Of the first seconds, which links are given, the whole ones that were copied here from another run.
 
-        Where the chain is whole, there are none, but for a second that none comes after to vouch for it: a version that
-        shares all before it may have made it. Where it is broken, a second belongs to the run if a state of the
-        sampler still holds its latents; where none does, if the video has its frames; and where the video is not known
-        to be the run's, if the chain leads to it from the run's origin.
+        The list tells them. Of seconds that are not on it, where the chain is whole, there are none, but for a second
+        that none comes after to vouch for it. Where it is broken, a second belongs to the run if a state of the sampler
+        still holds its latents; where none does, if the video has its frames; and where the video is not known to be
+        the run's, if the chain leads to it from the run's origin.
 
         Args:
             changed: see `repair`.
         """
         end = len(links)
-        wanted = [self._origin(), *(link.after for link in links)]
-        broken = [n for n, link in enumerate(links) if link.before and wanted[n] not in ("", link.before)]
+        wanted = [self._record().origin, *(link.after for link in links)]
+        listed = {n for n, link in enumerate(links) if link.listed}
+        broken = [
+            n for n, link in enumerate(links) if link.before and n not in listed and wanted[n] not in ("", link.before)
+        ]
         loose = (
             index
             for index, link in enumerate(links)
-            if link.before and not (index + 1 < end and links[index + 1].before) and index not in changed
+            if link.before
+            and not link.listed
+            and not (index + 1 < end and links[index + 1].before)
+            and index not in changed
         )
         replaced = {index for index in loose if not self._in(in_video, index) and self._is_held(index) is False}
+        replaced |= {index for index, link in enumerate(links) if link.stranger}
         if not broken:
             return replaced
         from_origin = set(range(broken[0]))
@@ -433,7 +531,7 @@ class Seconds:
                 ours = self._in(in_video, index)
             if links[index].before and not (index in from_origin if ours is None else ours):
                 foreign.add(index)
-        return foreign
+        return foreign - listed
 
     def _is_held(self, index: int) -> bool | None:
         """Whether a second has the latents that a state still holds; None: none does, or the second has no latents."""
@@ -457,11 +555,25 @@ class Seconds:
         return any(self._in(in_video, index) for index in known)
 
     def end(self, length: int | None = None) -> int:
-        """One more than the last second of which anything is there, but for what lies far behind all others.
+        """One more than the last second of the run of which anything is there.
 
         Args:
-            length: seconds of the whole video; what lies behind is no part of it. None: endless.
+            length: seconds of the whole video; what lies behind is no part of it. None: endless, of which a second
+                behind others that are missing is a part where its latents are whole and on the run's list.
         """
+        end = self._reach(length)
+        if length is None:
+            first = self.count() + 1
+            while end > first and not self._is_ours(end - 1):
+                end -= 1
+        return end
+
+    def _is_ours(self, index: int) -> bool:
+        link = self._link(index)
+        return link.header is not None and not link.stranger
+
+    def _reach(self, length: int | None = None) -> int:
+        """One more than the last second of which anything is there, but for what lies far behind all others."""
         end = 0
         for index in sorted({*numbers_in(self.folder, LATENTS), *numbers_in(self.folder, FRAGMENT)}):
             if index > end + _LARGEST_GAP or index >= _least(length):
@@ -475,14 +587,15 @@ def _least(length: int | None) -> int:
     return sys.maxsize if length is None else length
 
 
-def _held(index: int, states: States | None) -> Tensor | None:
-    """The latents of a second that one of the sampler's states still holds."""
-    for stage in states.stages() if states else ():
-        state = states.read(stage) if states and stage >= index else None
-        found = state.latents(index) if state else None
-        if found is not None:
-            return found
-    return None
+class _Copy(NamedTuple):
+    """The fragment of a second as the video has it, and whether the video is known to be the run's."""
+
+    fragment: bytes
+    known: bool
+
+    @property
+    def trusted(self) -> bytes:
+        return self.fragment if self.known else b""
 
 
 def _is_jpeg(path: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from magi_lite.finite import check_finite, is_finite
 from magi_lite.project.folder import move_aside, numbers_in, share
+from magi_lite.project.record import Record
 from magi_lite.project.tensors import Damaged, load_tensors, read_numbers, read_start, save_tensors
 from quant.storage.files import parse_json
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _ORIGIN = "origin"
 """Entry of a state's header; earlier versions wrote none, and what has none is taken as it is."""
+_ASKED = "asked"
+"""Another, see `record.Record.asked`; what has none is taken as it is where the run knows none either."""
 
 
 class StateLike(Protocol):
@@ -52,21 +55,28 @@ class SavedState:
     @property
     def end(self) -> int | None:
         """The second at which the shot ended that it was made for; None: endless."""
-        total = self.position.get("total")
-        if total is None:
-            return None
-        whole: int = self.shot + total - self.position.get("offset", 0) + self.position.get("kept", 0)
-        return whole
+        return _end_of(self.position)
 
     def latents(self, second: int) -> Tensor | None:
         """The clean latents (1, C, t, H, W) of a second that the sampler still held, or None."""
         return self.tensors.get(_name_of(self.position, second))
 
 
+def _origin_of_chunks(position: dict[str, Any]) -> int:
+    """The second that would have the sampler's chunk number 0."""
+    origin: int = position.get("shot", 0) - position.get("offset", 0) + position.get("kept", 0)
+    return origin
+
+
+def _end_of(position: dict[str, Any]) -> int | None:
+    """See `SavedState.end`."""
+    total = position.get("total")
+    return None if total is None else _origin_of_chunks(position) + int(total)
+
+
 def _name_of(position: dict[str, Any], second: int) -> str:
     """What a state calls the clean latents of a second."""
-    chunk = second - position.get("shot", 0) + position.get("offset", 0) - position.get("kept", 0)
-    return f"clean.{chunk}"
+    return f"clean.{second - _origin_of_chunks(position)}"
 
 
 class States:
@@ -74,11 +84,11 @@ class States:
 
     Args:
         folder: holds `00000.safetensors` for stage 0, and so on.
-        origin: of the run, see `record.Record`.
+        record: of the run.
     """
 
-    def __init__(self, folder: Path, origin: Callable[[], str] = str) -> None:
-        self.folder, self._origin = folder, origin
+    def __init__(self, folder: Path, record: Callable[[], Record]) -> None:
+        self.folder, self._record = folder, record
 
     def path(self, stage: int) -> Path:
         return self.folder / f"{stage:05}.safetensors"
@@ -98,8 +108,9 @@ class States:
             check_finite(tensor, "The transformer")
         if self.path(stage).is_dir():
             move_aside(self.path(stage))
-        header = {"position": json.dumps(state.position)} | ({_ORIGIN: self._origin()} if self._origin() else {})
-        save_tensors(self.path(stage), state.tensors, header)
+        header = {"position": json.dumps(state.position)}
+        header |= {_ORIGIN: self._record().origin, _ASKED: self._asked(stage, state.position)}
+        save_tensors(self.path(stage), state.tensors, {name: value for name, value in header.items() if value})
 
     def read(self, stage: int) -> SavedState | None:
         """The state after `stage`; None where there is none, or it is damaged or another run's."""
@@ -108,27 +119,47 @@ class States:
             position = parse_json(metadata["position"])
         except (Damaged, KeyError, ValueError, RecursionError):
             return None
-        if self._is_foreign(metadata):
+        if not _is_position(position) or self._is_foreign(stage, metadata, position):
             return None
         finite = all(map(is_finite, tensors.values()))  # not made by damaged weights
-        return SavedState(stage, position, tensors) if finite and _is_position(position) else None
+        return SavedState(stage, position, tensors) if finite else None
 
     def held(self, second: int) -> bytes | None:
         """The bytes of a second's clean latents in a state that still holds them, or None. Needs no torch."""
         for stage in self.stages():
+            if stage < second:
+                continue
             with contextlib.suppress(Damaged, KeyError, ValueError, RecursionError):
                 metadata, shapes = read_start(self.path(stage))
                 position = parse_json(metadata["position"])
-                if stage < second or not _is_position(position) or self._is_foreign(metadata):
+                if not _is_position(position) or self._is_foreign(stage, metadata, position):
                     continue
                 name = _name_of(position, second)
                 if name in shapes:
                     return read_numbers(self.path(stage), name)[1]
         return None
 
-    def _is_foreign(self, metadata: dict[str, str]) -> bool:
+    def foreign(self) -> list[int]:
+        """Stages whose states are another run's, as their headers say."""
+        found = []
+        for stage in self.stages():
+            with contextlib.suppress(Damaged, KeyError, ValueError, RecursionError):
+                metadata, _ = read_start(self.path(stage))
+                position = parse_json(metadata["position"])
+                if _is_position(position) and self._is_foreign(stage, metadata, position):
+                    found.append(stage)
+        return found
+
+    def _asked(self, stage: int, position: dict[str, Any]) -> str:
+        """What its run asks for, see `Record.asked`, of the last second that has entered the window by a stage."""
+        end = _end_of(position)
+        return self._record().asked_for(stage if end is None else min(stage, end - 1))
+
+    def _is_foreign(self, stage: int, metadata: dict[str, str], position: dict[str, Any]) -> bool:
         """Whether a state's header says that it is another run's."""
-        return bool(self._origin()) and metadata.get(_ORIGIN, self._origin()) != self._origin()
+        origin, asked = self._record().origin, self._asked(stage, position)
+        other_origin = bool(origin) and metadata.get(_ORIGIN, origin) != origin
+        return other_origin or (bool(asked) and metadata.get(_ASKED) != asked)
 
     def prune(self, keep: int) -> None:
         """Drop all but the newest `keep`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import struct
 import sys
 from collections import deque
@@ -23,7 +24,7 @@ import numpy as np
 from magi_lite.errors import MediaError
 from magi_lite.files import check_source
 from magi_lite.models import FPS
-from magi_lite.video.clock import jumps, repeats, steady_packets
+from magi_lite.video.clock import read_in_turn, repeats, steady_packets
 from magi_lite.video.colour import is_wide, matrix_of, to_bt709
 from magi_lite.video.containers import (
     DAMAGED,
@@ -45,7 +46,7 @@ _SEEK_MARGINS = (2.0, 20.0, float("inf"))
 """Seconds before the wanted ones that are read, for durations that are a little wrong; more where no picture that
 stands for itself lies there, as in long groups of a file without an index."""
 _REORDERED = 8
-"""Frames of an AVI that are held until it is known which time is the next."""
+"""Frames of an AVI or a program stream that are held until it is known which time is the next."""
 _HIGHEST_RATE = 1000
 """Frames per second that are believed."""
 _LONGEST_CLIP = 12 * 3600
@@ -172,7 +173,7 @@ class _Clip:
         self._end, self._rate = 0.0, float(FPS)
         self._keys: list[tuple[float, int]] | None = None
         """Times and numbers of packets to begin at, of a file whose clock may jump, so that it is not sought."""
-        self._timed, self._is_avi = True, False
+        self._timed, self._is_avi, self._is_program = True, False, False
         self._began = 0.0
         """The moment of the first frame, where it has no time of its own."""
         self._careful = self._hurt = False
@@ -195,7 +196,7 @@ class _Clip:
     def whole(self, size: tuple[int, int], fit: Fit) -> Whole:
         self._careful = True
         with self._open() as (container, stream):
-            span, self._timed = self._packet_span(container, stream)
+            span, self._timed = self._packet_span(container, stream, sought=False)
             self._rate = _rate(stream) if self._timed else float(stream.guessed_rate or FPS)
         if not self._timed:
             span = self._decoded_span()
@@ -228,10 +229,10 @@ class _Clip:
         need = frames / FPS + _SEEK_MARGINS[0]
         for start_before_end in (need, None):
             with self._open() as (container, stream):
-                sought = not jumps(container) and _seek(container, stream, start_before_end)
+                sought = not read_in_turn(container) and _seek(container, stream, start_before_end)
                 self._rate = _rate(stream)
                 began = float((stream.start_time or 0) * stream.time_base)
-                span, self._timed = self._packet_span(container, stream)
+                span, self._timed = self._packet_span(container, stream, sought)
                 if not self._timed:
                     if sought:
                         continue
@@ -304,7 +305,8 @@ class _Clip:
             elif start > 0:
                 container.seek(int(start / stream.time_base), stream=stream)
             time, length = self._began, 0.0
-            for frame in _deinterlaced(self._frames(container, stream, skipped), stream):
+            sought = self._keys is None and start > 0
+            for frame in _deinterlaced(self._frames(container, stream, skipped, sought), stream):
                 if frame.width * frame.height > MAX_FRAME_PIXELS:
                     raise MediaError(f"{self.path.name} {too_large()}")
                 time = time + length if frame.pts is None else frame.time
@@ -312,6 +314,28 @@ class _Clip:
                 yield time, frame
 
     def _in_order(self, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """What `_reordered` gives; frames of a program stream come in the order in which they are shown, and no sooner.
+
+        FFmpeg reads the time 0 of such a file as none and takes that of a later frame, and it writes frames whose times
+        go back.
+        """
+        frames = self._reordered(start)
+        if not self._is_program:
+            yield from frames
+            return
+        length = 1 / self._rate
+        held: deque[tuple[float, av.VideoFrame]] = deque()
+        earliest = -math.inf
+        while True:
+            held.extend(itertools.islice(frames, _REORDERED - len(held)))
+            if not held:
+                return
+            latest = min(time - place * length for place, (time, _) in enumerate(held))
+            time, frame = max(latest, earliest), held.popleft()[1]
+            earliest = time + length
+            yield time, frame
+
+    def _reordered(self, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """What `_decode` gives, each frame with the earliest of the times that are left.
 
         An AVI holds no times of its pictures, only the order in which they are stored, which decoders pass on: of
@@ -327,11 +351,13 @@ class _Clip:
         while frames:
             yield heapq.heappop(times), frames.popleft()
 
-    def _packet_span(self, container: av.container.InputContainer, stream: Any) -> tuple[_Span | None, bool]:
+    def _packet_span(
+        self, container: av.container.InputContainer, stream: Any, sought: bool
+    ) -> tuple[_Span | None, bool]:
         """The span of a stream's packets from here on, and whether there are any and each has a time."""
         times, timed, usual = _Extent(), True, 1 / _rate(stream)
-        self._keys = [] if jumps(container) else None
-        for number, packet in enumerate(steady_packets(container, stream)):
+        self._keys = [] if read_in_turn(container) else None
+        for number, packet in enumerate(steady_packets(container, stream, sought=sought)):
             if repeats(packet):
                 times.hold(float((packet.pts + (packet.duration or 0)) * packet.time_base))
             elif packet.size and not packet.is_discard:
@@ -342,10 +368,14 @@ class _Clip:
                 times.add(time, float((packet.duration or 0) * packet.time_base) or usual)
                 if self._keys is not None and packet.is_keyframe:
                     self._keys.append((time, number))
+        if self._is_program:
+            times.last_at_least(usual)
         return times.span, timed and times.span is not None
 
-    def _frames(self, container: av.container.InputContainer, stream: Any, skipped: int) -> Iterator[av.VideoFrame]:
-        """Every frame that can be decoded, but of the first `skipped` packets."""
+    def _frames(
+        self, container: av.container.InputContainer, stream: Any, skipped: int, sought: bool
+    ) -> Iterator[av.VideoFrame]:
+        """Every frame that can be decoded, but of the first `skipped` packets; sought: from where the file stands."""
         import av
 
         context = stream.codec_context
@@ -358,7 +388,7 @@ class _Clip:
         if context.width * context.height > MAX_FRAME_PIXELS // 4:
             context.thread_count = 2  # each thread holds a frame
         sent = came = 0
-        for packet in itertools.islice(steady_packets(container, stream), skipped, None):
+        for packet in itertools.islice(steady_packets(container, stream, sought=sought), skipped, None):
             if repeats(packet):
                 continue
             sent += bool(packet.size)
@@ -378,7 +408,7 @@ class _Clip:
             stream = moving_pictures(container, self.path.name)
             aspect = float(stream.sample_aspect_ratio or 1)
             self._aspect = aspect if 1 / 8 <= aspect <= 8 else 1.0
-            self._is_avi = container.format.name == "avi"
+            self._is_avi, self._is_program = container.format.name == "avi", container.format.name == "mpeg"
             yield container, stream
 
     def _pixels(self, frame: av.VideoFrame, size: tuple[int, int], fit: Fit) -> np.ndarray:
@@ -405,10 +435,18 @@ class _Extent:
 
     def __init__(self) -> None:
         self.span: _Span | None = None
+        self._count = 0
 
     def add(self, time: float, length: float) -> None:
+        self._count += 1
         first, last, shown = self.span or (time, time, length)
         self.span = (min(first, time), time, length) if time >= last else (min(first, time), last, shown)
+
+    def last_at_least(self, length: float) -> None:
+        """The latest frame comes no sooner than behind all others, shown for `length` each."""
+        if self.span is not None:
+            first, last, shown = self.span
+            self.span = (first, max(last, first + (self._count - 1) * length), shown)
 
     def hold(self, until: float) -> None:
         """The latest frame is shown until then at least."""

@@ -1,10 +1,14 @@
-"""Clocks of media files that may jump, made steady: packets of pictures, and of the sound beside them."""
+"""Clocks of media files, steady where they jump or begin below 0: packets of pictures, and of the sound beside them."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from magi_lite.video.containers import open_media
 
 if TYPE_CHECKING:
     import av
@@ -12,6 +16,12 @@ if TYPE_CHECKING:
 _LARGEST_STEP = 10.0
 """Seconds that a clock may go on at once, of files whose clock may jump; FFmpeg's programs use the same."""
 _LARGEST_STEP_BACK = 0.1
+_HALF_CLOCK = 1 << 30
+"""Milliseconds: half of what the clock of an FLV counts, as programs write it. The upper half is below 0."""
+_LOWEST = 33.0
+"""Seconds below 0 that a block of a Matroska file reaches at most, in the milliseconds that are usual."""
+_STEP_BACK = 0.25
+"""Seconds by which times go back where those that FFmpeg made up end; reordered pictures go back by less."""
 _MAY_JUMP = 0x0200
 """FFmpeg's AVFMT_TS_DISCONT: MPEG-TS, MPEG-PS and Ogg."""
 
@@ -19,6 +29,11 @@ _MAY_JUMP = 0x0200
 def jumps(container: av.container.InputContainer) -> bool:
     """Whether the clock of a file of this kind may jump: two recordings in one, or a break in the reception."""
     return bool(container.format.flags & _MAY_JUMP)
+
+
+def read_in_turn(container: av.container.InputContainer) -> bool:
+    """Whether a file is read from its beginning and not sought: its clock may jump, or is another one than FFmpeg's."""
+    return jumps(container) or container.format.name == "flv"
 
 
 def repeats(packet: Any) -> bool:
@@ -53,10 +68,82 @@ class _Steady:
         return packet
 
 
-def steady_packets(container: av.container.InputContainer, stream: Any) -> Iterator[Any]:
-    """A stream's packets in turn, on a clock that does not jump."""
+def steady_packets(container: av.container.InputContainer, stream: Any, *, sought: bool = False) -> Iterator[Any]:
+    """A stream's packets in turn, on a clock that does not jump.
+
+    Args:
+        sought: whether the file was sought, so that they are not those of its beginning.
+    """
     packets = container.demux(stream)
-    yield from map(_Steady(stream).moved, packets) if jumps(container) else packets
+    if jumps(container):
+        yield from map(_Steady(stream).moved, packets)
+    elif sought:
+        yield from packets
+    else:
+        yield from own_times(container, stream, packets)
+
+
+def own_times(container: av.container.InputContainer, stream: Any, packets: Iterator[Any]) -> Iterator[Any]:
+    """A stream's packets from its beginning, with times below 0 where the file has them.
+
+    FFmpeg's programs write those of an FLV as if its clock had 31 bits, which FFmpeg itself reads as weeks; those of a
+    Matroska file it leaves out, and counts from 0 instead until it comes to 0 once more.
+    """
+    if container.format.name == "flv":
+        yield from map(_signed, packets)
+        return
+    early = _made_up(container, stream) if "matroska" in container.format.name else []
+    for number, packet in enumerate(packets):
+        if number < len(early):
+            packet.pts = packet.dts = early[number]
+        yield packet
+
+
+def _signed(packet: Any) -> Any:
+    """A packet of an FLV with its times, in milliseconds, around 0."""
+    for name in ("dts", "pts"):
+        time = getattr(packet, name)
+        if time is not None:
+            setattr(packet, name, (time + _HALF_CLOCK) % (2 * _HALF_CLOCK) - _HALF_CLOCK)
+    return packet
+
+
+def _made_up(container: av.container.InputContainer, stream: Any) -> list[int]:
+    """The times, in units of the stream's clock, of packets at its beginning whose times FFmpeg made up.
+
+    The file is opened once more, for as many seconds as there can be.
+    """
+    path = Path(container.name)
+    if not path.is_file():
+        return []
+    durations: list[float] = []
+    expected, below = 0.0, False
+    with open_media(path) as again:
+        same = again.streams[stream.index]
+        usual = _usual_length(same)
+        for packet in again.demux(same):
+            if not packet.size or packet.pts is None or packet.pts != packet.dts:
+                break
+            if not durations and packet.pts < 0:
+                expected, below = float(packet.pts), True
+            back = packet.pts < expected - _STEP_BACK / packet.time_base
+            if back or (below and packet.pts >= 0):
+                return [round(packet.pts - before) for before in itertools.accumulate(reversed(durations))][::-1]
+            durations.append(usual or packet.duration or 0)
+            expected += durations[-1]
+            if expected * packet.time_base > _LOWEST:
+                break
+    return []
+
+
+def _usual_length(stream: Any) -> float:
+    """How long each packet of a stream lasts, in units of its clock, which rounds it; 0: not known."""
+    if stream.type == "audio":
+        context = stream.codec_context
+        seconds = (context.frame_size or 0) / context.sample_rate if context and context.sample_rate else 0.0
+    else:
+        seconds = 1 / float(stream.average_rate) if stream.average_rate else 0.0
+    return seconds / float(stream.time_base)
 
 
 def sound_packets(container: av.container.InputContainer, pictures: Any, sound: Any) -> Iterator[Any]:

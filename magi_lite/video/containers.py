@@ -6,12 +6,15 @@ their own data are read, and from the file alone. Every other module opens media
 
 from __future__ import annotations
 
+import io
 import re
 import struct
+import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from magi_lite.errors import MediaError
 
@@ -126,13 +129,16 @@ def open_header(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
         Image.init()
     start = file.read(16)
     _check_parts(file, start)
+    file, notes = _without_long_notes(file, start)
     for name in formats:
         read, fits = Image.OPEN.get(name, (None, None))
         if read is None or (fits is not None and fits(start) is not True):
             continue
         file.seek(0)
         try:
-            return read(file, "")
+            image = read(file, "")
+            image.info.update(notes)
+            return image
         except (SyntaxError, IndexError, TypeError, struct.error):  # how a reader says that it is another format
             continue
     raise UnidentifiedImageError
@@ -167,6 +173,108 @@ def _check_parts(file: BinaryIO, start: bytes) -> None:
             file.seek(length + 4, 1)
 
 
+_LONGEST_NOTE, _LONGEST_NOTES, _LONGEST_PROFILE = 1 << 20, 16 << 20, 16 << 20
+"""Bytes of a text in a PNG that is read, as it is once inflated; of all of them; and of a colour profile or an EXIF."""
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+
+
+def _without_long_notes(file: BinaryIO, start: bytes) -> tuple[BinaryIO, dict[str, bytes]]:
+    """A PNG without texts and private parts that are too long; its colour profile where that is long, and its EXIF.
+
+    Pillow calls a PNG damaged that has a megabyte of text or profile, and holds every part of it that it does not know.
+    An EXIF behind the pixels it does not see before they are decoded.
+    """
+    notes: dict[str, bytes] = {}
+    if not start.startswith(b"\x89PNG"):
+        return file, notes
+    kept = [(0, 8)]
+    texts, at = 0, 8
+    file.seek(at)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        end, keep = at + 12 + length, True
+        if kind in _TEXTS:
+            size = length if length > _LONGEST_NOTE or texts > _LONGEST_NOTES else _inflated(file.read(length), kind)
+            keep = size <= _LONGEST_NOTE and texts <= _LONGEST_NOTES
+            texts += size
+        elif kind == b"iCCP" and length <= _LONGEST_PROFILE:
+            found = _inflate(file.read(length).partition(b"\0")[2][1:], _LONGEST_PROFILE)
+            keep = len(found) <= _LONGEST_NOTE
+            if not keep and len(found) <= _LONGEST_PROFILE:
+                notes["icc_profile"] = found
+        elif kind == b"eXIf":
+            keep = length <= _LONGEST_PROFILE
+            if keep:
+                notes["exif"] = b"Exif\0\0" + file.read(length)
+        elif kind not in _PIXELS and kind[0] & 0x20:  # a part that need not be understood
+            keep = length <= _LONGEST_NOTE
+        if keep and kept[-1][1] == at:
+            kept[-1] = (kept[-1][0], end)
+        elif keep:
+            kept.append((at, end))
+        file.seek(end)
+        at = end
+    whole = len(kept) == 1 and kept[0][1] == at
+    return (file if whole else cast(BinaryIO, io.BufferedReader(_Parts(file, kept)))), notes
+
+
+def _inflated(data: bytes, kind: bytes) -> int:
+    """Bytes of a PNG's text, or one more than is read."""
+    _, _, text = data.partition(b"\0")
+    if kind == b"iTXt":
+        packed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
+    elif kind == b"zTXt":
+        packed, text = True, text[1:]
+    else:
+        packed = False
+    return len(_inflate(text, _LONGEST_NOTE)) if packed else len(text)
+
+
+def _inflate(data: bytes, most: int) -> bytes:
+    """Data inflated, `most` bytes and one more at most; nothing where it cannot be."""
+    try:
+        return zlib.decompressobj().decompress(data, most + 1)
+    except zlib.error:
+        return b""
+
+
+class _Parts(io.RawIOBase):
+    """Some stretches of a file, as if there were nothing between them."""
+
+    def __init__(self, file: BinaryIO, stretches: Sequence[tuple[int, int]]) -> None:
+        self._file, self._at = file, 0
+        self._stretches: list[tuple[int, int]] = []
+        """Where each begins: here, and in the file."""
+        end = 0
+        for start, until in stretches:
+            self._stretches.append((end, start))
+            end += until - start
+        self._end = end
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._end}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        number = bisect_right(self._stretches, self._at, key=lambda stretch: stretch[0]) - 1
+        here, there = self._stretches[number]
+        until = self._stretches[number + 1][0] if number + 1 < len(self._stretches) else self._end
+        self._file.seek(there + self._at - here)
+        data = self._file.read(max(0, min(len(buffer), until - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
 def moving_pictures(container: av.container.InputContainer, name: str) -> av.VideoStream:
     """The stream of a clip's pictures, the one to show if a file says so; covers of music do not count.
 
@@ -176,7 +284,7 @@ def moving_pictures(container: av.container.InputContainer, name: str) -> av.Vid
     import av
 
     pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not container.streams.video and not container.streams.audio:
+    if not (container.streams.video or container.streams.audio or container.streams.subtitles):
         raise MediaError(f"{name} {DAMAGED}")
     if not pictures:
         raise MediaError(f"{name} has no moving pictures in it; use an MP4, MOV or WebM.")

@@ -16,7 +16,7 @@ from magi_lite.errors import MediaError
 from magi_lite.files import check_source
 from magi_lite.models import FPS
 from magi_lite.video import labels
-from magi_lite.video.clock import jumps, repeats, sound_packets
+from magi_lite.video.clock import jumps, own_times, repeats, sound_packets
 from magi_lite.video.containers import check_one_ogg, open_media
 
 SOUND_RATE = 48000
@@ -207,7 +207,8 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
 
     known = [one for one in container.streams.video if one.codec_context is not None]
     together = jumps(container) and known
-    packets = sound_packets(container, known[0], stream) if together else container.demux(stream)
+    alone = container.demux(stream) if jumps(container) else own_times(container, stream, container.demux(stream))
+    packets = sound_packets(container, known[0], stream) if together else alone
     while True:
         try:
             packet = next(packets, None)

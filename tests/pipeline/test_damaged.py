@@ -487,18 +487,31 @@ def test_a_resume_makes_whole_whatever_is_damaged(
     assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
 
 
+@pytest.mark.parametrize("listed", [True, False])
 def test_which_copy_of_the_frames_is_whole_is_not_guessed(
-    finished_run: Path, copy_of: Callable, run: Callable, tmp_path: Path
+    finished_run: Path, copy_of: Callable, run: Callable, tmp_path: Path, listed: bool
 ) -> None:
-    """The video is the damaged one, the latents with the checksum are too: an export that refuses decides nothing."""
+    """The video is the damaged one, the latents with the checksum are too.
+
+    The list of what was made knows; without it an export that refuses decides nothing.
+    """
     path = copy_of(finished_run)
     fragment = (path / "chunks" / "00001.m4s").read_bytes()
     video = bytearray((path / "video.mp4").read_bytes())
     video[video.index(fragment) + len(fragment) // 2] ^= 0xFF
     (path / "video.mp4").write_bytes(video)
     exclusive_or(path / "chunks" / "00001.safetensors")
-    with pytest.raises(InputError, match="The latents of second 1 in run are damaged or missing"):
-        list(exporting(path, tmp_path / "out.mp4"))
+    if listed:
+        list(exporting(path, tmp_path / "out.mp4", metadata=False))
+        list(exporting(finished_run, tmp_path / "wanted.mp4", metadata=False))
+        assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "wanted.mp4").read_bytes()
+    else:
+        record = json.loads((path / "project.json").read_text())
+        for name in ("made", "asked", "origin", "checksum"):
+            del record[name]
+        (path / "project.json").write_text(json.dumps(record))
+        with pytest.raises(InputError, match="The latents of second 1 in run are damaged or missing"):
+            list(exporting(path, tmp_path / "out.mp4"))
     resume(path)
     assert (path / "video.mp4").read_bytes() == (finished_run / "video.mp4").read_bytes()
 

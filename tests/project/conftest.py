@@ -28,10 +28,15 @@ def second(request, index, before):
     words = request.timeline.prompt_for(index).text.encode()
     mixed = torch.Generator().manual_seed(request.seed * 1000 + index + sum(words) * 10**6)
     latents = torch.randn((1, 4, 6, 4, 4), generator=mixed) + 0.5 * before
+    return latents, frames_of(latents)
+
+
+def frames_of(latents):
+    """What latents are decoded to."""
     value = int(latents.abs().sum()) % 200
     frames = np.full((24, SIZE, SIZE, 3), value, np.uint8)
     frames[:, 4:20, 8:24] = (np.arange(24) * 10).astype(np.uint8)[:, None, None, None]
-    return latents, frames
+    return frames
 
 
 def run(project, stop_after=None):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from magi_lite.errors import InputError
+from magi_lite.pipeline.export import exporting
 from magi_lite.project import Project
 
-from .conftest import KINDS, State, run, second
+from .conftest import KINDS, State, frames_of, run, second
 
 
 def run_holding(project: Project) -> None:
@@ -172,7 +174,8 @@ def test_a_state_of_another_run_is_not_gone_on_with(tmp_path, ask):
     assert whole(mine) == wanted
 
 
-def test_runs_of_the_version_before_have_no_chain_and_go_on(tmp_path, ask):
+@pytest.mark.parametrize("chain", [False, True], ids=["no chain", "a chain and no list"])
+def test_runs_of_versions_before_go_on(tmp_path, ask, chain):
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -183,11 +186,13 @@ def test_runs_of_the_version_before_have_no_chain_and_go_on(tmp_path, ask):
     for path in [*(mine / "chunks").glob("*.safetensors"), *(mine / "states").glob("*.safetensors")]:
         with safe_open(path, "pt") as file:
             header = file.metadata()
-        for name in ("before", "origin", "checksum"):
+        for name in ("asked", "checksum") if chain else ("before", "origin", "asked", "checksum"):
             header.pop(name, None)
         save_tensors(path, load_file(path), header)
     record = json.loads((mine / "project.json").read_text())
-    assert record.pop("origin") and record.pop("checksum")
+    assert record.pop("asked") and record.pop("made") and record.pop("checksum")
+    if not chain:
+        assert record.pop("origin")
     (mine / "project.json").write_text(json.dumps(record))
     with Project.open(mine) as project:
         project.check_whole(restore=False)
@@ -225,3 +230,136 @@ def test_a_second_behind_the_end_stands_in_nobodys_way(tmp_path, ask, whose, num
         project.extend(2)
         assert [text[:33] for text in project.notices] == ["What lay behind the video's end ("]
         assert project.chunks == 4 and whole(mine) == wanted
+
+
+@pytest.mark.parametrize("kind", ["a version", "another run", "its own, renamed"])
+@pytest.mark.parametrize("pieces", [("safetensors", "m4s", "jpg"), ("m4s",), ("safetensors",)], ids=len)
+@pytest.mark.parametrize("number", [3, 5])
+def test_what_lies_behind_the_end_of_a_stopped_endless_run(tmp_path, ask, kind, pieces, number):
+    """No part of it: it is exported as it is, and what lay there stands in nobody's way where it goes on."""
+    mine = made(tmp_path / "a", ask("[0s-9s: a]", seconds=3))
+    with Project.open(mine) as project:
+        project.extend(None)
+        project.set_status("stopped")
+    if kind == "a version":
+        with Project.open(mine).branch(2, ask("[0s-9s: z]", seconds=9)) as version:
+            run_holding(version)
+            other = version.folder
+    else:
+        other = mine if kind == "its own, renamed" else made(tmp_path / "b", ask("[0s-9s: a]", seconds=9, seed=4))
+    wanted = whole(mine)
+    for piece in pieces:
+        source = other / "chunks" / f"{1 if other == mine else number:05}.{piece}"
+        shutil.copyfile(source, mine / "chunks" / f"{number:05}.{piece}")
+    [*exporting(mine, tmp_path / "out.mp4", metadata=False)]
+    assert whole(mine) == wanted
+    with Project.open(mine) as project:
+        project.lock()
+        assert project.chunks == 3 and not [n for n in range(3, 9) if (mine / "chunks" / f"{n:05}.m4s").exists()]
+
+
+def test_a_second_that_an_endless_run_lost_is_asked_for(tmp_path, ask):
+    mine = made(tmp_path / "a", ask("[0s-9s: a]", seconds=4))
+    with Project.open(mine) as project:
+        project.extend(None)
+        project.set_status("stopped")
+    (mine / "video.mp4").unlink()
+    shutil.rmtree(mine / "states")
+    for kind in KINDS:
+        (mine / "chunks" / f"00001.{kind}").unlink()
+    with pytest.raises(InputError, match=r"second 1 .* damaged or missing; resume the run to"):
+        [*exporting(mine, tmp_path / "out.mp4", metadata=False)]
+
+
+class Made(NamedTuple):
+    """A run, and what each of its seconds was asked for: those that a version kept, for what its parent was."""
+
+    folder: Path
+    asked: list[Any]
+
+
+def go_on(project: Project, asked: list[Any]) -> None:
+    """Go on as the pipeline does: frames that are missing are decoded; else from a state, or behind the last second."""
+    while (index := project.seconds.undecoded()) is not None and index < len(asked):
+        latents = project.read_latents(index) if index < project.chunks else project.seconds.read_latents(index)
+        project.write_chunk(index, latents, frames_of(latents))
+    state, index = project.latest_state(), project.chunks
+    before = project.read_latents(index - 1) if index else 0
+    if state is not None:
+        before, index = state.tensors["before"], state.stage + 1
+    for second_index in range(index, len(asked)):
+        before, frames = second(asked[second_index], second_index, before)
+        project.write_chunk(second_index, before, frames)
+        tensors = {"before": before, f"clean.{second_index}": before}
+        project.save_state(second_index, State({"next_stage": second_index + 1}, tensors))
+    project.set_status("finished")
+
+
+def family(root: Path, ask: Any) -> list[Made]:
+    """Runs of which most are versions of others: they share their first seconds and the origin."""
+    text = "[0s-2s: a] [2s-4s: b]"
+    found = []
+    for request in (ask(text), ask(text, seed=4), ask("[0s-4s: c]")):
+        found.append(Made(made(root / "runs", request), [request] * 4))
+    for parent, start, request in (
+        (0, 2, ask("[0s-2s: a] [2s-4s: z]")), (0, 1, ask(text, seed=9)), (0, 3, ask(text, seed=11)),
+        (3, 3, ask("[0s-2s: a] [2s-3s: z] [3s-4s: y]")), (0, 4, ask(text, seconds=6)),
+    ):  # fmt: skip
+        with Project.open(found[parent].folder).branch(start, request) as version:
+            run_holding(version)
+        asked = [*found[parent].asked[:start], *[request] * (request.seconds - start)]
+        found.append(Made(version.folder, asked))
+    return found
+
+
+def mixed(runs: list[Made], folder: Path, chance: random.Random) -> Made:
+    """A copy of one of the runs at `folder`, with files of others in the places of its own; the run it was."""
+    mine = chance.choice(runs)
+    shutil.copytree(mine.folder, folder)
+    for _ in range(chance.randint(1, 4)):
+        other = chance.choice(runs).folder
+        names = [str(path.relative_to(other)) for part in ("chunks", "states") for path in (other / part).iterdir()]
+        match chance.randrange(5):
+            case 0:  # whole seconds to the end
+                start = f"chunks/{chance.randrange(4):05}"
+                copied = [name for name in names if name.startswith("chunks") and name >= start]
+            case 1:
+                copied = [name for name in names if name.startswith("states")]
+            case 2:
+                copied = ["video.mp4"]
+            case 3:  # one second
+                copied = [name for name in names if name.startswith(f"chunks/{chance.randrange(4):05}")]
+            case _:
+                copied = chance.sample(names, chance.randint(1, 3))
+        for name in copied:
+            shutil.copyfile(other / name, folder / name)
+    own = [path for part in ("chunks", "states") for path in (folder / part).iterdir()]
+    for path in chance.sample([*own, folder / "video.mp4"], chance.choice((0, 0, 1, 3))):
+        path.unlink()
+    return mine
+
+
+def check_mixture(runs: list[Made], root: Path, seed: int) -> None:
+    """Whatever of other runs lies in a run's folder: what is exported and what it goes on to are its own bits."""
+    folder, target = root / f"{seed}", root / "out.mp4"
+    mine = mixed(runs, folder, random.Random(seed))
+    try:
+        [*exporting(folder, target, metadata=False, overwrite=True)]
+    except InputError as error:
+        assert "resume the run" in str(error)
+    else:
+        [*exporting(mine.folder, root / "wanted.mp4", metadata=False, overwrite=True)]
+        assert target.read_bytes() == (root / "wanted.mp4").read_bytes(), f"mixture {seed} exported"
+    with Project.open(folder) as project:
+        project.lock()
+        go_on(project, mine.asked)
+    assert whole(folder) == whole(mine.folder), f"mixture {seed} made other bits"
+    shown = [(one / "video.mp4").read_bytes() for one in (folder, mine.folder)]
+    assert shown[0] == shown[1], f"mixture {seed} shows others"
+    shutil.rmtree(folder)
+
+
+def test_random_mixtures_of_versions_and_other_runs(tmp_path, ask):
+    runs = family(tmp_path, ask)
+    for seed in range(30):
+        check_mixture(runs, tmp_path, seed)
