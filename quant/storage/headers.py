@@ -34,6 +34,8 @@ FLOATS = ("bfloat16", "float16", "float32")
 """What a tensor that is not quantized may be stored as."""
 LARGEST_HEADER = 25_000_000
 """Bytes: two hundred thousand tensors in one file. What it is read into may take thirty times as much."""
+MOST_SIDES = 16
+"""Of a tensor; torch has no name for more."""
 LENGTH = 8
 """Bytes in front of the header, which hold its length."""
 
@@ -143,7 +145,9 @@ def _tensor(name: str, entry: dict[str, Any], path: Path, offset: int) -> Tensor
     """Raises ValueError, KeyError or TypeError where an entry makes no sense."""
     kind, width = KINDS[str(entry["dtype"])]
     shape, (start, end) = entry["shape"], entry["data_offsets"]
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+    if not isinstance(shape, list) or len(shape) > MOST_SIDES:
+        raise ValueError(name)
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, end)):  # the product of longer ones lasts
         raise ValueError(name)
     if end - start != math.prod(shape) * width:
         raise ValueError(name)
