@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import WeightsError
-from quant.storage.files import open_plain, parse_json
+from quant.storage.files import open_plain, parse_json, read_now
 
 KINDS = {
     "F64": ("float64", 8),
@@ -74,8 +74,8 @@ def read_header(path: Path) -> Header:
     try:
         size = path.stat().st_size
         with open_plain(path) as file:
-            start = file.read(LENGTH)
-            start += file.read(header_length(start) or 256)
+            start = read_now(file, LENGTH)
+            start += read_now(file, header_length(start) or 256)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
     header = parse_header(start, path, size)
@@ -109,7 +109,7 @@ def check_start_of(path: Path) -> bytes:
     """
     try:
         with open_plain(path) as file:
-            start = file.read(256)
+            start = read_now(file, 256)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}; download it again.") from error
     check_start(start, path)
