@@ -9,6 +9,8 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
+from quant.storage.files import open_plain, read_now
+
 
 def decode(data: bytes) -> str:
     """The text of a file's bytes, without its mark.
@@ -34,8 +36,8 @@ def read_text(path: Path, limit: int | None = None) -> str:
         OSError: it cannot be read.
         ValueError: it is no text, or larger than `limit`.
     """
-    with path.open("rb") as file:
-        data = file.read() if limit is None else file.read(limit + 1)
+    with open_plain(path) as file:
+        data = read_now(file, -1 if limit is None else limit + 1)
     if limit is not None and len(data) > limit:
         raise ValueError(f"{path.name} has more than {limit} bytes")
     text = decode(data)

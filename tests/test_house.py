@@ -55,6 +55,8 @@ LEVELS: dict[int, tuple[str, ...]] = {
         "magi_lite.sampling.schedule",
         "magi_lite.sampling.guidance",
         "magi_lite.text.cleaning",
+        "magi_lite.weights.contents",
+        "magi_lite.weights.pickle_tables",
     ),
     2: (
         "magi_lite.attention*",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from magi_lite.cli.reading import add_options, options_given
 from magi_lite.cli.show import show
 from magi_lite.control import RunControl
 from magi_lite.errors import MagiLiteError, OutputError
+from magi_lite.events import Event, Opened
 from magi_lite.request.request import OPTIONS, GenerationRequest
 
 GROUPS = {"what": "what to make", "how": "how to make it", "where": "where it goes"}
@@ -57,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     if recorded is not None and recorded.exists() and not arguments.overwrite:
         raise OutputError(f"{recorded} exists; give another name, or add --overwrite.")
     bring_special_tokens(request)
-    control = RunControl()
-    with stop_on_interrupt(control), faults.sentence(arguments.kept, ours=arguments.ours):
+    control, opened = RunControl(), threading.Event()
+    with stop_on_interrupt(control, opened.is_set), faults.sentence(arguments.kept, ours=arguments.ours):
         events = generate(
             request,
             control=control,
@@ -67,7 +69,15 @@ def run(arguments: argparse.Namespace) -> int:
             from_chunk=arguments.redo_from,
             record=arguments.record_activations,
         )
-        return show(events)
+        return show(_noting(events, opened))
+
+
+def _noting(events: Iterator[Event], opened: threading.Event) -> Iterator[Event]:
+    """The events; `opened` is set once the run's folder is there."""
+    for event in events:
+        if isinstance(event, Opened):
+            opened.set()
+        yield event
 
 
 def bring_special_tokens(request: GenerationRequest) -> None:
@@ -103,14 +113,15 @@ def request_of(arguments: argparse.Namespace) -> GenerationRequest:
 
 
 @contextmanager
-def stop_on_interrupt(control: RunControl) -> Iterator[None]:
+def stop_on_interrupt(control: RunControl, begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """The first Ctrl-C stops after the current step and keeps what is finished; the second one interrupts at once.
 
-    A request to terminate, and a terminal that closes, stop the run in the same way.
+    A request to terminate, and a terminal that closes, stop the run in the same way. Until a run has `begun` there is
+    nothing to keep: libraries that are being loaded are not waited for.
     """
 
     def handle(_signal: int, _frame: object) -> None:
-        if control.stop_requested:
+        if control.stop_requested or not begun():
             raise KeyboardInterrupt
         control.stop()
         # RuntimeError: the signal came in the middle of another print; OSError: the terminal is gone

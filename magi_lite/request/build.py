@@ -30,6 +30,7 @@ from magi_lite.sentences import count, did_you_mean, shortened, shown
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.edit import splice
 from magi_lite.timeline.text import parse
+from magi_lite.weights.contents import check_contents
 from magi_lite.weights.layout import find_model
 
 DEMO = "demo"
@@ -266,11 +267,11 @@ def with_defaults(
 
 
 def models_on_disk(models_folder: Path | None = None) -> tuple[str, ...]:
-    """Names of the published models whose files are complete, the preferred one first."""
+    """Names of the published models whose files are complete and theirs, as headers tell; the preferred one first."""
     found = []
     for name in PREFERRED_MODELS:
         try:
-            find_model(name, models_folder)
+            check_contents(find_model(name, models_folder))
         except CheckpointError:
             continue
         found.append(name)

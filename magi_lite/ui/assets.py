@@ -71,9 +71,11 @@ class Panel(gr.HTML):
     """A component with its own files; its value is JSON-able data, never HTML.
 
     `folder` is the one of its files, `triggers` the events of its script: Gradio reads their names from there.
+    `takes` is the type of the value that its script sends, see `sent`.
     """
 
     folder: str
+    takes: Any = dict
     triggers: tuple[str, ...] = ()
 
     def __init__(

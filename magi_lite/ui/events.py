@@ -114,15 +114,12 @@ class Handlers:
 
     def generate(self, *values: Any) -> tuple[Any, ...]:
         """Put the form's video into the queue and show it; one whose model is not here is not queued."""
-        try:
-            request = self.request(*values)
-            missing = self.missing(request)
-            if missing:
-                return missing, gr.skip()
-            same = self.actions.is_made(request)
-            answer = self.actions.submit(request)
-        except MagiLiteError as error:
-            raise gr.Error(in_toast(sentence(error)), print_exception=False) from None
+        request = self.request(*values)
+        missing = self.missing(request)
+        if missing:
+            return missing, gr.skip()
+        same = self.actions.is_made(request)
+        answer = self.actions.submit(request)
         self.say_what_is_left_out(values)
         others = [job for job in self.actions.queue()["jobs"] if job["id"] != answer["job"]]
         ahead = any(job["state"] in ("running", "waiting") for job in others)
@@ -136,28 +133,21 @@ class Handlers:
         Where the form asks for a new seed each time, each has its own.
         """
         named = dict(zip(form.FIELDS, values, strict=True))
-        try:
-            sources = (event or {}).get("pictures") or []
-            allowed = self.actions.given.may_be_named
-            if not all(isinstance(one, dict) and allowed(one.get("path", "")) for one in sources):
-                raise InputError("Drop the pictures into the page first.")
-            requests = []
-            for source in sources:
-                size = form.shaped("Match image", named["width"], named["height"], (source["width"], source["height"]))
-                own = {"mode": form.IMAGE, "source": source, "width": size[0], "height": size[1]}
-                requests.append(self.request(*(named | own).values()))
-            for request in requests:
-                self.actions.submit(request)
-            gr.Info(f"{len(requests)} {'videos are' if len(requests) > 1 else 'video is'} put into the queue.")
-        except MagiLiteError as error:
-            raise gr.Error(in_toast(sentence(error)), print_exception=False) from None
+        sources = (event or {}).get("pictures") or []
+        if not all(one and self.actions.given.may_be_named(one["path"]) for one in sources):
+            raise InputError("Drop the pictures into the page first.")
+        requests = []
+        for source in sources:
+            size = form.shaped("Match image", named["width"], named["height"], (source["width"], source["height"]))
+            own = {"mode": form.IMAGE, "source": source, "width": size[0], "height": size[1]}
+            requests.append(self.request(*(named | own).values()))
+        for request in requests:
+            self.actions.submit(request)
+        gr.Info(f"{len(requests)} {'videos are' if len(requests) > 1 else 'video is'} put into the queue.")
 
     def save_edit(self, job: str, *values: Any) -> tuple[Any, ...]:
         """Give the queued job that is being edited the form's values."""
-        try:
-            self.actions.edit(job, self.request(*values))
-        except MagiLiteError as error:
-            raise gr.Error(in_toast(sentence(error)), print_exception=False) from None
+        self.actions.edit(job, self.request(*values))
         return gr.update(visible=False), "", gr.Tabs(selected="queue")
 
     def plan(self, *values: Any) -> tuple[Any, str]:
@@ -224,8 +214,10 @@ class Handlers:
             gr.Info("Drop an image first; then its shape can be matched.")
         return form.shaped(shape, width or 64, height or 64, image)
 
-    def quality(self, quality: str, preset: str, model: str) -> tuple[Any, ...]:
+    def quality(self, quality: str | None, preset: str, model: str) -> tuple[Any, ...]:
         """A quality brings its size, and leaves steps and window to it."""
+        if not quality:
+            return (gr.skip(),) * 4
         chosen_quality: Any = quality.lower()  # one of the option's choices, which the widget offers
         base = GenerationRequest(Timeline(), preset=preset or "auto", quality=chosen_quality)
         chosen = {} if model in (form.AUTO, None) else {"model": model}

@@ -31,6 +31,23 @@ def sentence(error: Exception) -> str:
     return f"The program made a mistake ({type(error).__name__}: {error}); the console has the details."
 
 
+class Refusal(gr.Error):
+    """What was asked for cannot be done, and the sentence why; it is nobody's mistake, so the console shows nothing."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, print_exception=False)
+
+
+def failed(error: Exception, shown_by: Callable[[str], str] = str) -> gr.Error:
+    """An action's error as Gradio sends it: a `Refusal` for our own, else our mistake, which goes to the console.
+
+    Args:
+        shown_by: what writes the sentence as whoever gets it shows it unchanged, see `in_toast`.
+    """
+    text = shown_by(sentence(error))
+    return Refusal(text) if isinstance(error, MagiLiteError) else gr.Error(text, print_exception=False)
+
+
 def in_toast(text: str) -> str:
     """A text as Gradio's messages show it unchanged: they are HTML, which could fetch pictures from elsewhere."""
     return html.escape(text, quote=False)
@@ -84,7 +101,7 @@ def for_api(action: Callable[..., Answer | None]) -> Callable[..., Answer]:
         try:
             return in_text(action(**arguments(action, args, kwargs)) or {})
         except Exception as error:
-            raise gr.Error(sentence(error), print_exception=False) from None
+            raise failed(error) from None
 
     answer.__signature__ = inspect.signature(action)  # type: ignore[attr-defined]
     return answer
@@ -108,26 +125,49 @@ def arguments(action: Callable[..., Any], given: tuple[Any, ...], named: dict[st
     hints = typing.get_type_hints(action)
     return {
         name: value
-        for name, value in ((name, _checked(name, value, hints[name])) for name, value in found.items())
+        for name, value in ((name, checked(name, value, hints[name])) for name, value in found.items())
         if value is not None or _may_be_none(hints[name]) or _refuse_missing(name, signature)
     }
 
 
-def _checked(name: str, value: Any, hint: Any) -> Any:
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """A value of the kind that a type hint says; null stays null, and is left out of objects whose keys are known.
+
+    Raises:
+        InputError: it is of another kind; the sentence calls it `name`.
+    """
+    if value is None or hint is Any:
+        return value
+    if typing.is_typeddict(hint):
+        return _with_known_keys(name, value, hint)
     allowed = [typing.get_origin(one) or one for one in _alternatives(hint)]
-    if value is None:
-        return None
     if int in allowed and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
         value = float(value)
     fits = any(isinstance(value, one) for one in allowed if isinstance(one, type))
     if not fits or (isinstance(value, bool) and bool not in allowed):
-        kinds = " or ".join(_KINDS.get(one, one.__name__) for one in allowed if one is not type(None))
+        named = [one for one in allowed if one is not type(None) and not (one is int and float in allowed)]
+        kinds = " or ".join(_KINDS.get(one, one.__name__) for one in named)
         raise InputError(f"{name} must be {kinds}, not {shown(value)}.")
+    if isinstance(value, list) and typing.get_origin(hint) is list:
+        return [checked(f"Each of {name}", part, typing.get_args(hint)[0]) for part in value]
     if isinstance(value, str) and "\0" in value:
         raise InputError(f"{name} holds a character that no text has.")
     return value
+
+
+def _with_known_keys(name: str, value: Any, kind: Any) -> dict[str, Any]:
+    """An object whose known keys are of their kinds; others stay as they are."""
+    if not isinstance(value, dict):
+        raise InputError(f"{name} must be an object, not {shown(value)}.")
+    hints = typing.get_type_hints(kind)
+    found = {key: checked(f"{key} of {name}", part, hints.get(key, Any)) for key, part in value.items()}
+    found = {key: part for key, part in found.items() if part is not None or key not in hints}
+    missing = sorted(kind.__required_keys__ - found.keys())
+    if missing:
+        raise InputError(f"{name} lacks {missing[0]}.")
+    return found
 
 
 def _refuse_missing(name: str, signature: inspect.Signature) -> bool:

@@ -160,8 +160,8 @@ def shaped(shape: str, width: float, height: float, image: tuple[int, int] | Non
     if ratio is None:
         if image is None:
             return legal_size(width), legal_size(height)
-        ratio = image[0] / image[1]
-    area = float(width) * float(height)
+        ratio = max(1, image[0]) / max(1, image[1])
+    area = max(0.0, float(width)) * max(0.0, float(height))
     return legal_size((area * ratio) ** 0.5), legal_size((area / ratio) ** 0.5)
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import logging
+import math
 import os
 import re
 import socket
@@ -23,9 +25,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from magi_lite.files import is_file
 from magi_lite.sentences import count, shown
 from quant.errors import brief
 
+log = logging.getLogger(__name__)
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -35,6 +39,8 @@ JSON_LIMIT_BYTES = 4_000_000
 """Of a request that is no upload: the longest timeline has a tenth of it."""
 DROP_SECONDS = 2.0
 """For the rest of a request that is refused."""
+SILENT_SECONDS = 60.0
+"""For which nothing of a request that has begun may come."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 ANYWHERE = frozenset({"0.0.0.0", "::", ""})
 """Addresses to listen on that mean: on every network."""
@@ -53,7 +59,13 @@ MCP = f"{API}mcp"
 """Tools for programs; closed unless the app was started with them."""
 _REMOTE = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?[/\\]{2}", re.IGNORECASE)
 """A path that leads to another computer: a URL, or a Windows share."""
+FILES = (f"{API}file=", f"{API}file/")
+LONGEST_NAME, LONGEST_PATH = 255, 4096
+"""Bytes of a name and of a path that disks have; longer ones are errors of theirs, not files that are missing."""
+_RANGE = re.compile(rb"bytes=(\d{1,15})?-(\d{1,15})?")
 _LARGEST = 2**64
+REFUSED = "magi_lite.refused"
+"""Marks a request's scope: what it asked for was refused in one sentence, and the program did not fail."""
 ADDED_HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"x-content-type-options", b"nosniff"),
@@ -138,6 +150,7 @@ class Guard:
             self._check_sender(scope, headers)
             if scope["type"] == "http":
                 self._check_path(scope["path"])
+                scope["headers"] = [one for one in scope["headers"] if one[0] != b"range" or _is_one_range(one[1])]
                 if scope["method"] not in READING | {"OPTIONS"}:
                     receive = await self._checked_body(scope["path"], headers, sent.receive)
         except Refused as refused:
@@ -150,11 +163,19 @@ class Guard:
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Let the app answer; where it stumbles over what was asked, and not over itself, say so."""
         held: list[Message] = []
-        streaming = False
+        streaming, left = False, 0
+        is_file_read = scope["path"].startswith(FILES) and scope.get("method") == "GET"
 
         async def sending(message: Message) -> None:
-            nonlocal streaming
+            nonlocal streaming, left
+            if is_file_read:
+                left += _announced(message) - len(message.get("body", b""))
+                if left > 0 and message["type"] == "http.response.body" and not message.get("more_body", False):
+                    log.warning("A file was cut while it was sent: %s", scope["path"])
+                    return  # a response without its end, which closes the connection
             failed = message["type"] == "http.response.start" and message["status"] == 500
+            if failed and scope.get(REFUSED):  # for Gradio all errors are of the server
+                message, failed = {**message, "status": 422}, False
             streaming = message.get("more_body", False)
             if held or failed:
                 held.append(message)
@@ -179,7 +200,8 @@ class Guard:
 
     def _check_sender(self, scope: MutableMapping[str, Any], headers: dict[str, str]) -> None:
         host = headers.get("host", "")
-        if not self._hosts.know(_host_name(host)):
+        named = [host, *filter(None, [headers.get("x-forwarded-host")])]  # Gradio builds the page's addresses on it
+        if not all(self._hosts.know(_host_name(one)) for one in named):
             raise Refused(
                 403, "This is not an address that the app was started for; open the one that its terminal shows."
             )
@@ -208,9 +230,15 @@ class Guard:
         known = OPEN.match(path) or not path.startswith(API) or (path.startswith(MCP) and self._mcp)
         if CLOSED.match(path) or not known:
             raise Refused(404, "There is nothing here.")
-        for door in ("file=", "file/"):
-            if path.startswith(API + door) and not self._may_serve(path.removeprefix(API + door)):
+        encoded = path.encode("utf-8", "surrogatepass")
+        if len(encoded) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in encoded.split(b"/")):
+            raise Refused(404, "There is nothing here.")
+        if path.startswith(FILES):
+            named = path[len(FILES[0]) :]
+            if not self._may_serve(named):
                 raise Refused(403, "This file is not one of the app's.")
+            if not is_file(named):
+                raise Refused(404, "There is no such file; it may have been deleted.")
 
     def _may_serve(self, path: str) -> bool:
         """Whether a path, links resolved, lies in one of the folders; whether it exists is not looked at."""
@@ -284,7 +312,9 @@ class Guard:
                 self._check_values(part)
         elif isinstance(value, str):
             value.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
-        elif isinstance(value, int) and abs(value) >= _LARGEST:
+        elif (isinstance(value, float) and not math.isfinite(value)) or (
+            isinstance(value, int) and abs(value) >= _LARGEST
+        ):
             raise ValueError("a number that no answer can repeat")
 
     def _check_file(self, path: str, value: dict[str, Any]) -> None:
@@ -306,6 +336,14 @@ class Guard:
             received(path)
         except InputError as error:
             raise Refused(403, str(error)) from None
+
+
+def _is_one_range(value: bytes) -> bool:
+    """Whether a Range header asks for one range; any other asks for the whole file, as the standard allows."""
+    match = _RANGE.fullmatch(value)
+    if match is None or not any(match.groups()):
+        return False
+    return None in match.groups() or int(match[1]) <= int(match[2])
 
 
 def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
@@ -366,10 +404,17 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
     return again
 
 
+def _announced(message: Message) -> int:
+    """How many bytes the beginning of an answer says will come."""
+    if message["type"] != "http.response.start":
+        return 0
+    return next((int(value) for name, value in message.get("headers", ()) if name.lower() == b"content-length"), 0)
+
+
 def _with_headers(send: Send, path: str) -> Send:
     """Answers that other sites cannot embed, and files that run nothing when they are opened by themselves."""
     added = list(ADDED_HEADERS)
-    if path.startswith((f"{API}file=", f"{API}file/")):
+    if path.startswith(FILES):
         added.append((b"content-security-policy", b"sandbox; default-src 'none'; media-src 'self'; img-src 'self'"))
 
     async def sending(message: Message) -> None:
@@ -382,10 +427,16 @@ def _with_headers(send: Send, path: str) -> Send:
 
 def _fault_of_request(path: str, error: Exception) -> Refused | None:
     """What was wrong with a request that the app stumbled over; None where the app is at fault."""
+    from starlette.requests import ClientDisconnect
+
+    if isinstance(error, ClientDisconnect):
+        return Refused(408, "The request broke off.")
+    if path.startswith(FILES) and isinstance(error, OSError | RuntimeError):
+        return Refused(404, "There is no such file; it may have been deleted.")
     if path.rstrip("/") == f"{API}upload":
         if isinstance(error, OSError):
             return Refused(507, f"The file cannot be kept ({error.strerror}); make room, or choose a smaller one.")
-        if isinstance(error, TypeError):
+        if isinstance(error, TypeError | ValueError):
             return Refused(400, "An upload is made of files, each with its name.")
     if path.startswith(f"{API}call/v2/") and isinstance(error, (LookupError, TypeError, ValueError)):
         return Refused(422, f"The arguments do not fit ({brief(error, 120)}); {API}info lists them.")
@@ -400,14 +451,22 @@ def _refused_in_midst(error: Exception) -> bool:
 
 
 class _Body:
-    """What `receive` gives, and whether the request has been read to its end."""
+    """What `receive` gives, and whether the request has been read to its end.
+
+    One of which nothing comes for `SILENT_SECONDS` counts as broken off: it would be waited for without end.
+    """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self.ended = False
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        if self.ended:  # what is waited for now is that whoever asks goes away
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), SILENT_SECONDS)
+        except asyncio.TimeoutError:
+            message = {"type": "http.disconnect"}
         self.ended = not message.get("more_body", False)
         return message
 

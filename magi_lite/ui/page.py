@@ -17,6 +17,7 @@ from magi_lite.ui.fills import INNER
 from magi_lite.ui.library import Library
 from magi_lite.ui.machine import Machine, download_gb
 from magi_lite.ui.panels import STYLED, GalleryPanel, QueuePanel, SystemPanel, TopBar
+from magi_lite.ui.sent import CheckedBlocks
 from magi_lite.ui.theme import theme
 
 API = (
@@ -35,7 +36,7 @@ def build(actions: Actions, library: Library, machine: Machine, store: saved.Sav
     """The whole app, ready to be launched with `look()`."""
     ready = examples.load()
     cards = examples.cards(ready, machine.model == DEMO)
-    with gr.Blocks(title="MAGI Lite", analytics_enabled=False, fill_width=True) as demo:
+    with CheckedBlocks(title="MAGI Lite", analytics_enabled=False, fill_width=True) as demo:
         TopBar(actions)
         first_run = _first_run_note(machine)
         with gr.Tabs(selected="create") as tabs:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import gradio as gr
-
+from magi_lite.errors import InputError
 from magi_lite.models import FPS
 from magi_lite.ui.actions import Actions
 from magi_lite.ui.assets import Panel
 from magi_lite.ui.expose import for_page
+from magi_lite.ui.sent import FormEvent, GalleryEvent, QueueEvent, Source, WatchEvent
 from magi_lite.ui.timeline_editor import TimelineEditor
 from magi_lite.ui.uploads import LIMIT_BYTES, NOT_UPLOADED
 
@@ -50,6 +50,7 @@ class SourcePanel(Panel):
     """The drop zone. Its value is None or {"kind", "path", "name", "width", "height", "url", "info"}."""
 
     folder = "source"
+    takes = Source
     triggers = ("dropped", "cleared")
 
     def __init__(self, actions: Actions, **options: Any) -> None:
@@ -58,12 +59,10 @@ class SourcePanel(Panel):
         self._may_be_named = actions.given.may_be_named
 
     def preprocess(self, payload: Any) -> Any:
-        """The value, as a page sends it, if it names a file that pages may name; else `gr.Error`."""
-        if not payload:  # a page sends "" for what was removed
-            return None
-        if isinstance(payload, dict) and self._may_be_named(payload.get("path", "")):
-            return payload
-        raise gr.Error(NOT_UPLOADED, print_exception=False)
+        """The value, as a page sends it. Raises: InputError: it names a file that pages may not name."""
+        if payload and not self._may_be_named(payload["path"]):
+            raise InputError(NOT_UPLOADED)
+        return payload or None
 
 
 class SteerPanel(Panel):
@@ -88,6 +87,7 @@ class FormPanel(Panel):
     """
 
     folder = "form"
+    takes = FormEvent
     triggers = ("restore", "follow", "several", "replan")
 
     def __init__(self, actions: Actions, names: Sequence[str], ids: Sequence[int]) -> None:
@@ -103,6 +103,7 @@ class WatchPanel(Panel):
     """
 
     folder = "watch"
+    takes = WatchEvent
     triggers = ("example",)
 
     def __init__(self, actions: Actions, examples: Sequence[dict[str, Any]]) -> None:
@@ -115,6 +116,7 @@ class QueuePanel(Panel):
     """The list of jobs. Event: edit_job {"edit": id}."""
 
     folder = "queue"
+    takes = QueueEvent
     triggers = ("edit_job",)
 
     def __init__(self, actions: Actions) -> None:
@@ -126,6 +128,7 @@ class GalleryPanel(Panel):
     """The videos. Event: use_settings {"use": name}."""
 
     folder = "gallery"
+    takes = GalleryEvent
     triggers = ("use_settings",)
 
     def __init__(self, actions: Actions) -> None:

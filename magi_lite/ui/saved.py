@@ -12,7 +12,7 @@ from magi_lite.jobs import JobQueue
 from magi_lite.request import presets
 from magi_lite.request.request import STYLES
 from magi_lite.ui import form
-from magi_lite.ui.expose import in_toast, sentence
+from magi_lite.ui.expose import in_toast
 from magi_lite.ui.fills import INNER, fills
 
 if TYPE_CHECKING:
@@ -109,12 +109,9 @@ def wire(store: Saved, h: Handlers, begin: Callable[[], None]) -> None:
     def rename(old: str | None, name: str) -> tuple[Any, ...]:
         """Give the chosen settings the name that was typed."""
         name = " ".join((name or "").split())
-        try:
-            if not name:
-                raise InputError("Type the new name first.")
-            store.rename(old or "", name)
-        except InputError as error:
-            raise gr.Error(in_toast(sentence(error)), print_exception=False) from None
+        if not name:
+            raise InputError("Type the new name first.")
+        store.rename(old or "", name)
         return gr.update(choices=store.names(), value=name), ""
 
     def save(name: str, *values: Any) -> tuple[Any, ...]:
@@ -123,7 +120,7 @@ def wire(store: Saved, h: Handlers, begin: Callable[[], None]) -> None:
         if name == KEPT_AS_IT_IS:
             return gr.skip(), gr.skip()
         if not name:
-            raise gr.Error("Give the settings a name first.", print_exception=False)
+            raise InputError("Give the settings a name first.")
         store.put(name, dict(zip(KEPT, values, strict=True)))
         begin()
         return gr.update(choices=store.names(), value=name), ""

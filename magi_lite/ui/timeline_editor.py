@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from magi_lite.errors import TimelineError
 from magi_lite.timeline import Timeline, files
 from magi_lite.timeline.text import print_shorthand
 from magi_lite.ui.assets import Panel
@@ -34,12 +33,11 @@ class TimelineEditor(Panel):
         own_pictures: Callable[[Timeline], tuple[Timeline, str]] | None = None,
         **options: Any,
     ) -> None:
-        def parse_timeline(data: dict[str, Any]) -> dict[str, Any]:
-            return parsed(str(data.get("text", "")), own_pictures)
+        def parse_timeline(text: str) -> dict[str, Any]:
+            return parsed(text, own_pictures)
 
-        functions: list[Any] = [print_timeline, parse_timeline, write_timeline]
-        functions += map(for_page, pictures)
-        super().__init__(value, seconds=seconds or 0, server_functions=functions, **options)
+        functions: list[Callable[..., Any]] = [print_timeline, parse_timeline, write_timeline, *pictures]
+        super().__init__(value, seconds=seconds or 0, server_functions=list(map(for_page, functions)), **options)
 
     def preprocess(self, payload: Any) -> Any:
         """The timeline in what the script sends. Raises: TimelineError."""
@@ -51,28 +49,19 @@ class TimelineEditor(Panel):
         return (value or Timeline()).to_json()
 
 
-def print_timeline(data: dict[str, Any]) -> dict[str, Any]:
-    """The timeline in shorthand, for the text view: {"text"} or {"error"}."""
-    try:
-        return {"text": print_shorthand(Timeline.from_json(data))}
-    except TimelineError as error:
-        return {"error": str(error)}
+def print_timeline(timeline: dict[str, Any]) -> dict[str, Any]:
+    """The timeline in shorthand, for the text view: {"text"}. Raises: TimelineError."""
+    return {"text": print_shorthand(Timeline.from_json(timeline))}
 
 
 def parsed(text: str, own_pictures: Callable[[Timeline], tuple[Timeline, str]] | None = None) -> dict[str, Any]:
-    """Shorthand, lines, or a file's content, typed or imported: {"timeline", "notice"} or {"error"}."""
-    try:
-        timeline, notice = files.read(text), ""
-        if own_pictures:
-            timeline, notice = own_pictures(timeline)
-        return {"timeline": timeline.to_json(), "notice": notice}
-    except TimelineError as error:
-        return {"error": str(error)}
+    """Shorthand, lines, or a file's content, typed or imported: {"timeline", "notice"}. Raises: TimelineError."""
+    timeline, notice = files.read(text), ""
+    if own_pictures:
+        timeline, notice = own_pictures(timeline)
+    return {"timeline": timeline.to_json(), "notice": notice}
 
 
-def write_timeline(data: dict[str, Any]) -> dict[str, Any]:
-    """A timeline as a file of the given "kind", see `timeline.files`: {"text"} or {"error"}."""
-    try:
-        return {"text": files.write(Timeline.from_json(data.get("timeline") or {}), str(data.get("kind", "")))}
-    except TimelineError as error:
-        return {"error": str(error)}
+def write_timeline(timeline: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A timeline as a file of the given kind, see `timeline.files`: {"text"}. Raises: TimelineError."""
+    return {"text": files.write(Timeline.from_json(timeline), kind)}

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from magi_lite.errors import CheckpointError, DownloadError, InputError
 from magi_lite.files import storage_errors
 from magi_lite.models import MODELS, ModelSpec
+from magi_lite.weights.contents import check_contents
 from magi_lite.weights.layout import (
     DEFAULT_MODELS_FOLDER,
     SPECIAL_TOKEN_FILES,
@@ -322,6 +323,11 @@ def missing_files(name: str, folder: Path | None = None) -> list[str]:
             missing += [_relative(file, root) for file in _absent(place)] or _damaged(place)
         except (CheckpointError, WeightsError) as error:  # nothing there, or an index that cannot be read
             missing.append(f"{_relative(place, root)} ({str(error).rstrip('.')})")
+    if not missing:
+        try:
+            check_contents(find_model(name, folder))
+        except CheckpointError as error:
+            missing.append(str(error).rstrip("."))
     return missing
 
 

@@ -28,7 +28,7 @@ from magi_lite.weights.text_files import check_text_files, conversion_bytes
 from quant.schemes import detect, quantized_names
 from quant.storage.files import read_small
 from quant.storage.headers import check_start_of
-from quant.storage.shards import Checkpoint, has_weights
+from quant.storage.shards import Checkpoint, has_weights, is_file_name
 
 DEFAULT_MODELS_FOLDER = home_folder() / "models"
 """Where weights are looked for and downloaded to when no folder is named."""
@@ -273,11 +273,11 @@ def model_root(folder: Path) -> Path:
         if cache.name != CACHE_FOLDER or not is_folder(snapshots):
             continue
         try:
-            newest = snapshots / read_small(cache / "refs" / "main").decode().strip()
+            commit = read_small(cache / "refs" / "main").decode().strip()
         except (OSError, ValueError):
-            newest = snapshots
-        if newest != snapshots and newest.is_dir():
-            return newest
+            commit = ""
+        if is_file_name(commit) and (snapshots / commit).is_dir():
+            return snapshots / commit
         there = [place for place in snapshots.iterdir() if place.is_dir()]
         if there:
             return max(there, key=lambda place: place.stat().st_mtime)

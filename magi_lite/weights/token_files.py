@@ -92,5 +92,7 @@ def _npz_tensors(path: Path) -> Found:
                     size *= side
                 if kind.hasobject or not 0 <= size <= _LARGEST:
                     raise ValueError("an array that is none of ours")
+                if archive.getinfo(f"{name}.npy").file_size - member.tell() != size:
+                    raise ValueError("an array that is cut")
             found[name] = (kind.name, tuple(shape))
     return found

@@ -196,6 +196,18 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def read_now(file: BinaryIO, most: int = -1) -> bytes:
+    """At most so many bytes of a file of `open_plain`.
+
+    Raises:
+        OSError: also for a file of the system's, such as /proc/kmsg, that has nothing yet and would be waited for.
+    """
+    data = file.read(most)
+    if data is None:
+        raise OSError(errno.EAGAIN, "it has nothing to read yet")
+    return data
+
+
 def read_small(path: Path, most: int = _SMALL) -> bytes:
     """The bytes of an ordinary file of at most `most`: records, indexes and configurations.
 
@@ -204,7 +216,7 @@ def read_small(path: Path, most: int = _SMALL) -> bytes:
         ValueError: it is larger.
     """
     with open_plain(path) as file:
-        data = file.read(most + 1)
+        data = read_now(file, most + 1)
     if len(data) > most:
         raise ValueError(f"{path.name} has more than {most} bytes")
     return data

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import WeightsError
-from quant.storage.files import open_plain, parse_json
+from quant.storage.files import open_plain, parse_json, read_now
 
 KINDS = {
     "F64": ("float64", 8),
@@ -34,6 +34,8 @@ FLOATS = ("bfloat16", "float16", "float32")
 """What a tensor that is not quantized may be stored as."""
 LARGEST_HEADER = 25_000_000
 """Bytes: two hundred thousand tensors in one file. What it is read into may take thirty times as much."""
+MOST_SIDES = 16
+"""Of a tensor; torch has no name for more."""
 LENGTH = 8
 """Bytes in front of the header, which hold its length."""
 
@@ -72,8 +74,8 @@ def read_header(path: Path) -> Header:
     try:
         size = path.stat().st_size
         with open_plain(path) as file:
-            start = file.read(LENGTH)
-            start += file.read(header_length(start) or 256)
+            start = read_now(file, LENGTH)
+            start += read_now(file, header_length(start) or 256)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
     header = parse_header(start, path, size)
@@ -107,7 +109,7 @@ def check_start_of(path: Path) -> bytes:
     """
     try:
         with open_plain(path) as file:
-            start = file.read(256)
+            start = read_now(file, 256)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}; download it again.") from error
     check_start(start, path)
@@ -143,7 +145,9 @@ def _tensor(name: str, entry: dict[str, Any], path: Path, offset: int) -> Tensor
     """Raises ValueError, KeyError or TypeError where an entry makes no sense."""
     kind, width = KINDS[str(entry["dtype"])]
     shape, (start, end) = entry["shape"], entry["data_offsets"]
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+    if not isinstance(shape, list) or len(shape) > MOST_SIDES:
+        raise ValueError(name)
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, end)):  # the product of longer ones lasts
         raise ValueError(name)
     if end - start != math.prod(shape) * width:
         raise ValueError(name)

@@ -292,7 +292,8 @@ def is_there(file: Path) -> bool:
 
 def is_file_name(text: str) -> bool:
     """Whether a text can name a file of a folder, and nothing elsewhere."""
-    return Path(text).name == text and "\\" not in text and len(text.encode("utf-8", "surrogatepass")) <= LONGEST_NAME
+    plain = Path(text).name == text and text not in ("", "..") and not any(sign in text for sign in "\\\0")
+    return plain and len(text.encode("utf-8", "surrogatepass")) <= LONGEST_NAME
 
 
 def read_index(path: Path) -> Index:

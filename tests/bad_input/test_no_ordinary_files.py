@@ -17,7 +17,7 @@ import pytest
 
 from magi_lite.cli import main
 from magi_lite.errors import CheckpointError, InputError, MagiLiteError
-from magi_lite.library import plan
+from magi_lite.library import plan, read_timeline
 from magi_lite.machine import findings
 from magi_lite.project import Project
 from magi_lite.ui.library import Library
@@ -27,6 +27,9 @@ from magi_lite.weights.layout import CACHE_FOLDER
 from magi_lite.weights.loader import load_special_tokens
 from magi_lite.weights.opening import open_model
 from magi_lite.weights.t5 import load_tokenizer
+from quant.errors import WeightsError
+from quant.storage.files import read_small
+from quant.storage.headers import read_header
 from tests.project.conftest import ask, finished  # noqa: F401
 
 
@@ -142,6 +145,21 @@ def test_which_snapshot_is_the_newest(kind: str, tmp_path: Path) -> None:
     (tmp_path / CACHE_FOLDER / "refs").mkdir()
     put(kind, tmp_path / CACHE_FOLDER / "refs" / "main")
     assert layout.model_root(tmp_path) == snapshot
+
+
+def test_a_file_of_the_system_that_gives_nothing_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc/kmsg calls itself an ordinary file, and is read by whoever waits for the kernel's next line."""
+    path = tmp_path / "waiting.txt"
+    os.mkfifo(path)
+    keep_open = os.open(path, os.O_RDWR)  # a writer that says nothing
+    monkeypatch.setattr("stat.S_ISREG", lambda mode: True)
+    with pytest.raises(InputError, match=r"waiting\.txt cannot be read; .*\.$"):
+        read_timeline(path)
+    with pytest.raises(OSError, match="nothing to read yet"):
+        read_small(path)
+    with pytest.raises(WeightsError, match=r"cannot be read: it has nothing to read yet\.$"):
+        read_header(path)
+    os.close(keep_open)
 
 
 NUMBERS = [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,27 @@ def test_a_video_cut_short_by_ctrl_c_says_so_to_the_shell_and_resumes(
     again = ["--resume", str(folder), "--redo-from", str(finished), "--seconds", str(finished + 1)]
     assert main(["generate", *again]) == 0
     assert f"{finished}s-{finished + 1}s is finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("by", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_stop_before_the_run_has_begun_waits_for_nothing(
+    by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries may be on their way into memory, which takes seconds; there is no run yet to keep anything of."""
+    before = signal.signal(signal.Signals[by], signal.default_int_handler)
+
+    def slow(*_: object) -> None:
+        os.kill(os.getpid(), signal.Signals[by])
+        time.sleep(60)
+
+    monkeypatch.setattr("magi_lite.pipeline.prepare.check_model", slow)
+    began = time.monotonic()
+    try:
+        assert main(["generate", *SMALL, "--seconds", "1", "--projects", str(tmp_path / "runs")]) == 130
+    finally:
+        signal.signal(signal.Signals[by], before)
+    assert time.monotonic() - began < 30 and "Interrupted; " in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*/project.json"))
 
 
 @pytest.mark.parametrize("by", ["SIGTERM", "SIGHUP"])

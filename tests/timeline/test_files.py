@@ -17,6 +17,7 @@ from magi_lite.request.build import build
 from magi_lite.timeline import Marker, Segment, Timeline
 from magi_lite.timeline.edit import clip, splice
 from magi_lite.timeline.files import KINDS, NO_LIBRARY, read, write
+from magi_lite.ui.expose import for_page
 from magi_lite.ui.timeline_editor import parsed
 
 STORY = Timeline(
@@ -198,7 +199,7 @@ def test_a_prompt_longer_than_any_is_refused_where_it_is_read(tmp_path: Path, fo
         f"The {which} has {len(LONG.strip())} characters; 10000 is the most that can be given: shorten it, or write "
         "one line or block for each second."
     )
-    assert parsed(content) == {"error": sentence}
+    assert for_page(parsed)({"text": content}) == {"error": sentence}
     for read_it in (lambda: read_timeline(path), lambda: timeline_of(str(path)), lambda: read(content)):
         with pytest.raises(TimelineError) as caught:
             read_it()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import http.client
 import http.server
@@ -25,8 +26,10 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Browser, Page, Playwright
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.requests import ClientDisconnect
 
-from magi_lite.ui import uploads
+from magi_lite.ui import guard, uploads
 from magi_lite.ui.guard import Hosts
 from tests.conftest import ARGUMENTS
 from tests.ui.conftest import ROOT, WAIT, App, heed_ctrl_c, patient
@@ -112,6 +115,15 @@ def test_two_hosts_are_none(app: App) -> None:
     assert connection.getresponse().status == 400
 
 
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info"])
+def test_the_page_is_built_for_no_other_name(app: App, path: str) -> None:
+    """Gradio takes addresses from what a proxy says that it was asked for."""
+    status, text = ask(app, "GET", path, X_Forwarded_Host="evil.example", X_Forwarded_Proto="https")
+    assert status == 403 and "evil" not in text
+    status, text = ask(app, "GET", "/config", X_Forwarded_Host=f"localhost:{app.port}")
+    assert status == 200 and json.loads(text)["root"] == f"http://localhost:{app.port}"
+
+
 def test_which_names_an_address_to_listen_on_gives() -> None:
     everywhere, one, name = Hosts("0.0.0.0"), Hosts("127.0.0.1"), Hosts("studio.lan")
     assert everywhere.know("192.168.1.7") and everywhere.know("localhost") and not everywhere.know("evil.example")
@@ -164,7 +176,11 @@ def test_the_same_call_in_json_is_obeyed(app: App) -> None:
         assert held(app) is value
 
 
-@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b'"\\ud800"', b"1" + b"0" * 30, b'{"a": ' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b"[" * 100_000, b'"\\ud800"', b"1" + b"0" * 30, b'{"a": ' + b"9" * 5000 + b"}", b"[NaN]", b"-Infinity",
+     b'{"a": 1e999}'],
+)  # fmt: skip
 def test_json_that_is_none_is_one_sentence(app: App, body: bytes) -> None:
     status, text = ask(app, "POST", "/gradio_api/run/status", body, Content_Type="application/json")
     assert status == 400 and "no JSON that can be read" in text
@@ -217,6 +233,32 @@ def test_odd_values_in_a_call_are_no_program_error(app: App, quiet: None, path: 
             assert status < 500, (body, status, text)
 
 
+PLACES = [("queue/join", None), ("run/predict", 422)]
+
+
+@pytest.mark.parametrize(("path", "status"), PLACES)
+def test_what_a_handler_of_the_page_refuses_is_one_sentence(
+    app: App, quiet: None, path: str, status: int | None
+) -> None:
+    """The server's answer is that of a request that cannot be used, not of a server that failed."""
+    page = config(app.url)
+    for name in ("example_card", "use_settings", "quality", "generate_from_form", "save", "follow"):
+        index, fn = next((i, d) for i, d in enumerate(page["dependencies"]) if name in (d["api_name"], d.get("name")))
+        for odd in ([["x"]], [{"a": [1]}], [3]):
+            session = f"{random.getrandbits(64):x}"
+            body = {"data": odd * len(fn["inputs"]), "fn_index": fn.get("id", index), "session_hash": session}
+            found, text = ask(app, "POST", f"/gradio_api/{path}", body, **JSON)
+            if status is None:
+                assert found == 200
+                _, text = ask(app, "GET", f"/gradio_api/queue/data?session_hash={session}")
+                text = next(line for line in text.splitlines() if "process_completed" in line).partition(":")[2]
+                answer = json.loads(text)["output"]
+            else:
+                answer = json.loads(text)
+                assert found == status, text
+            assert re.search(r"^[^\n]{10,600}\.$", answer["error"]), (name, odd, answer)
+
+
 STREAMS = ["call/gallery/no-job", "call/nothing/%00", "queue/data?session_hash=zz", "queue/data?session_hash="]
 
 
@@ -238,13 +280,93 @@ def test_no_path_makes_the_program_stumble(app: App, quiet: None, method: str) -
         assert status < 500, (path, status, text)
 
 
+RANGES = {
+    "bytes=0-0": (206, 1), "bytes=-1": (206, 1), "bytes=5-": (206, 995), "bytes=-5000": (206, 1000),
+    "bytes=0-99999999999": (206, 1000), "bytes=2000-": (416, None), "bytes=5-2": (200, 1000),
+    "bytes=0-0,2-3": (200, 1000), "bytes=0-,0-,0-": (200, 1000), "bytes=1-2-3": (200, 1000),
+    "bytes=--1": (200, 1000), "bytes=a-b": (200, 1000), "bytes=": (200, 1000), "items=0-1": (200, 1000),
+    "bytes=0-99999999999999999999": (200, 1000), "bytes=+1-2": (200, 1000), "bytes=-": (200, 1000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", RANGES)
+def test_ranges_of_a_file(app: App, quiet: None, asked: str) -> None:
+    path = app.projects / "ranged.bin"
+    path.write_bytes(bytes(1000))
+    status, length = RANGES[asked]
+    for method in ("GET", "HEAD"):
+        found, text = ask(app, method, f"/gradio_api/file={path}", Range=asked)
+        assert found == status and (method == "HEAD" or length is None or len(text) == length)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "nothing"])
+def test_what_is_no_file_is_not_served(app: App, quiet: None, kind: str) -> None:
+    path = app.projects / f"no-file-{kind}"
+    if not path.is_symlink() and not path.exists():
+        {"pipe": os.mkfifo, "folder": Path.mkdir, "loop": lambda p: p.symlink_to(p), "nothing": str}[kind](path)
+    status, text = ask(app, "GET", f"/gradio_api/file={path}")
+    assert (status, json.loads(text)["error"]) == (404, "There is no such file; it may have been deleted.")
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "%C3%BC" * 128, "a/" * 3000], ids=len)
+@pytest.mark.parametrize("where", ["/gradio_api/file={projects}/", "/static/", "/assets/", "/"])
+def test_names_longer_than_a_disk_has_are_not_looked_for(app: App, quiet: None, where: str, name: str) -> None:
+    assert ask(app, "GET", where.format(projects=app.projects) + name)[0] == 404
+
+
+def test_a_file_that_is_cut_while_it_is_sent_and_uploads_that_break_off(app: App, quiet: None) -> None:
+    path = app.projects / "cut.bin"
+    with path.open("wb") as file:
+        file.truncate(200_000_000)
+    with socket.create_connection(("127.0.0.1", app.port), timeout=WAIT / 1000) as connection:
+        connection.sendall(f"GET /gradio_api/file={path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        received = len(connection.recv(1000))
+        os.truncate(path, 10)
+        while part := connection.recv(1 << 20):  # to the end of the connection
+            received += len(part)
+    assert 0 < received < 200_000_000
+    head = "POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    part = '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc'
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", app.port), timeout=WAIT / 1000) as connection:
+            connection.sendall(f"{head}Content-Length: 1000\r\n\r\n{part}".encode())
+    assert ask(app, "GET", "/config")[0] == 200
+
+
+def test_a_request_of_which_nothing_more_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SILENT_SECONDS", 0.1)
+    sent: list[Any] = []
+
+    async def silent() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
+        while (message := await receive())["type"] != "http.disconnect":
+            assert message
+        raise ClientDisconnect
+
+    kinds = {"/gradio_api/run/status": "application/json", "/gradio_api/upload": "multipart/form-data; boundary=x"}
+    for path, kind in kinds.items():
+        headers = [(b"host", b"localhost"), (b"content-type", kind.encode()), (b"content-length", b"99")]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+        around = ServerErrorMiddleware(reading)  # as the app has it
+        asyncio.run(asyncio.wait_for(guard.Guard(around, Hosts("127.0.0.1"), ())(scope, silent, send), 10))
+    starts = [message["status"] for message in sent if message["type"] == "http.response.start"]
+    assert starts == [400, 408] and all(b"broke off" in one["body"] for one in sent if "body" in one)
+
+
 def test_arguments_by_name_are_taken(app: App) -> None:
     assert ask(app, "POST", "/gradio_api/call/v2/hold", {"held": False}, **JSON)[0] == 200
 
 
-def test_an_upload_without_a_file_is_one_sentence(app: App) -> None:
+@pytest.mark.parametrize("boundary", ["x", "x" * 5000], ids=len)
+def test_an_upload_without_a_file_is_one_sentence(app: App, quiet: None, boundary: str) -> None:
     body = b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\nhello\r\n--x--\r\n'
-    status, text = ask(app, "POST", "/gradio_api/upload", body, Content_Type="multipart/form-data; boundary=x")
+    kind = f"multipart/form-data; boundary={boundary}"
+    status, text = ask(app, "POST", "/gradio_api/upload", body, Content_Type=kind)
     assert (status, json.loads(text)["error"]) == (400, "An upload is made of files, each with its name.")
 
 

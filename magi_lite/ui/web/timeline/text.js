@@ -31,7 +31,7 @@ export function mountText(root, server, { value, adopt, running }) {
   async function refresh() {
     const mine = () => document.activeElement === shorthand || unread;
     if (panel.hidden || mine()) return;
-    const answer = await answerOf(server.print_timeline(value()));
+    const answer = await answerOf(server.print_timeline({ timeline: value() }));
     if (mine() || !answer || answer.text === undefined) return;
     shorthand.value = lastRead = answer.text;
     isTyped = false;
