@@ -9,10 +9,9 @@ from __future__ import annotations
 import io
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from magi_lite.errors import CheckpointError, DownloadError, InputError
 from magi_lite.files import storage_errors
@@ -68,8 +67,6 @@ APPROXIMATE_GB = {
 _SUFFIXES = (".safetensors", ".safetensors.zst", ".json", ".model", ".txt", ".bin")
 _PLAIN = re.compile(r"[A-Za-z0-9_.+/-]{1,240}")
 """Names that every disk takes; the published ones are."""
-_MOST_PAGES, _ANSWER_SECONDS = 1000, 10.0
-"""Of a list of files, and seconds for which each may be waited."""
 _NAMED = 12
 """Missing files that are named."""
 _COMMON_FOLDERS = ("vae", "t5")
@@ -94,17 +91,16 @@ class HuggingFace:
         self.repository, self.endpoint, self.revision = repository, endpoint, revision
 
     def files(self) -> list[RemoteFile]:
-        """Every file of the repository.
+        """Every file of the repository."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
 
-        Raises:
-            DownloadError: what came is no list of files.
-            OSError, HTTPError: there is no connection, or no answer.
-        """
         try:
+            tree = HfApi(endpoint=self.endpoint).list_repo_tree(self.repository, recursive=True, revision=self.revision)
             found = [
-                RemoteFile(entry["path"], entry["size"], (entry.get("lfs") or {}).get("oid"), entry["oid"])
-                for entry in self._entries()
-                if entry["type"] == "file"
+                RemoteFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
+                for entry in tree
+                if isinstance(entry, RepoFile)
             ]
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, OSError):  # of the connection
@@ -116,36 +112,6 @@ class HuggingFace:
                 "if this network wants a login, log in with a browser, then try again."
             )
         return found
-
-    def _entries(self) -> Iterator[Any]:
-        """The list of files, page after page, as the server has it.
-
-        The library's own listing asks again for half a minute where a server closes the connection; once more is enough
-        for a kept connection that it has closed meanwhile, and nobody waits longer to be sent to the connection.
-        """
-        import huggingface_hub.utils
-        from huggingface_hub import constants
-        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # as below
-
-        utils: Any = huggingface_hub.utils
-        address: str | None = (
-            f"{self.endpoint or constants.ENDPOINT}/api/models/{self.repository}/tree/"
-            f"{quote(self.revision, safe='')}?recursive=true&expand=false"
-        )
-        for _ in range(_MOST_PAGES):
-            if address is None:
-                return
-
-            def ask(address: str = address) -> Any:
-                return utils.get_session().get(address, headers=utils.build_hf_headers(), timeout=_ANSWER_SECONDS)
-
-            try:
-                answer = ask()
-            except (OSError, HTTPError):
-                answer = ask()
-            utils.hf_raise_for_status(answer)
-            yield from answer.json()
-            address = answer.links.get("next", {}).get("url")
 
     def address(self, path: str) -> str:
         """Where a file of the repository is served."""

@@ -10,7 +10,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -23,8 +22,6 @@ class FakeHub:
         cut_after: bytes after which each transfer of a `.safetensors` file breaks off; None: never.
         refuse: answer every request with an error.
         resets_left: requests for files that end with a reset before an answer begins.
-        closes: whether a request for the list of files is answered with the connection's end.
-        page_size: entries of the list of files that are sent at once; None: all.
         listing: what is answered instead of the list of files; None: the list.
         pages: names of files instead of which a web page is answered.
         endless: names of files that go on and on.
@@ -40,8 +37,6 @@ class FakeHub:
         self.refuse = False
         self.resets_left = 0
         self.corrupt: set[str] = set()
-        self.closes = False
-        self.page_size: int | None = None
         self.listing: bytes | None = None
         self.pages: set[str] = set()
         self.endless: set[str] = set()
@@ -75,13 +70,10 @@ class FakeHub:
         path = unquote(urlsplit(request.path).path)
         if self.refuse:
             return self._send(request, 403, b"not now")  # 5xx would be tried again for long
-        if "/tree/" in path and self.closes:
-            request.close_connection = True
-            return None
         if "/tree/" in path and self.listing is not None:
             return self._send(request, 200, self.listing)
         if "/tree/" in path:
-            return self._list(request)
+            return self._send(request, 200, json.dumps([self._entry(name) for name in sorted(self.files)]).encode())
         name = path.split("/resolve/main/", 1)[-1].lstrip("/")
         if name not in self.files:
             return self._send(request, 404, b"no such file")
@@ -135,21 +127,8 @@ class FakeHub:
                 request.wfile.write(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
                 self.sent += 1 << 16
 
-    def _list(self, request: BaseHTTPRequestHandler) -> None:
-        entries = [self._entry(name) for name in sorted(self.files)]
-        asked = re.search(r"cursor=(\d+)", request.path)
-        first = int(asked[1]) if asked else 0
-        end = len(entries) if self.page_size is None else first + self.page_size
-        place = request.path.partition("&cursor=")[0]
-        link = f'<{self.endpoint}{place}&cursor={end}>; rel="next"' if end < len(entries) else ""
-        self._send(request, 200, json.dumps(entries[first:end]).encode(), {"Link": link} if link else {})
-
-    def _send(
-        self, request: BaseHTTPRequestHandler, status: int, body: bytes, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def _send(self, request: BaseHTTPRequestHandler, status: int, body: bytes) -> None:
         request.send_response(status)
-        for name, value in (headers or {}).items():
-            request.send_header(name, value)
         request.send_header("Content-Type", "application/json")
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()

@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -321,20 +320,6 @@ def test_a_listing_that_is_none_is_one_sentence(case: str, hub: FakeHub, tmp_pat
     with pytest.raises(DownloadError, match=r"cannot be listed \(what came is no list of files\); .* try again\.$"):
         fetch(hub, tmp_path)
     assert not list(tmp_path.rglob("*"))
-
-
-def test_a_connection_that_is_closed_at_every_listing_is_given_up_soon(hub: FakeHub, tmp_path: Path) -> None:
-    hub.closes = True
-    began = time.monotonic()
-    with pytest.raises(DownloadError, match=r"cannot be listed; check the connection \(.*\)\.$"):
-        fetch(hub, tmp_path)
-    assert time.monotonic() - began < 5 and not list(tmp_path.rglob("*"))
-
-
-def test_a_long_list_comes_in_pages(hub: FakeHub) -> None:
-    files = HuggingFace(endpoint=hub.endpoint).files()
-    hub.page_size = 3
-    assert len(files) > 6 and HuggingFace(endpoint=hub.endpoint).files() == files
 
 
 def test_names_that_no_disk_takes_are_left_alone(hub: FakeHub, tmp_path: Path) -> None:
