@@ -21,6 +21,7 @@ from magi_lite.request.request import GenerationRequest
 from magi_lite.text_files import decode, read_text
 from magi_lite.timeline import Segment, Timeline
 from magi_lite.timeline.edit import with_pictures
+from quant.storage.files import open_plain, read_now
 
 if TYPE_CHECKING:
     import numpy as np
@@ -330,7 +331,7 @@ def _exists(path: Path) -> bool:
 def _begins_as_json(path: Path) -> bool:
     """Whether a file of any name holds text that begins with a brace."""
     try:
-        with path.open("rb") as file:
-            return decode(file.read(64)).lstrip().startswith("{")
+        with open_plain(path) as file:
+            return decode(read_now(file, 64)).lstrip().startswith("{")
     except (OSError, ValueError):
         return False

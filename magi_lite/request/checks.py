@@ -28,6 +28,7 @@ from magi_lite.sentences import did_you_mean, either, has_half_character, shorte
 from magi_lite.text.cleaning import check_prompt, clean_prompt
 from magi_lite.timeline import Timeline
 from magi_lite.timeline.timeline import MAX_PROMPT
+from quant.storage.files import open_plain, read_now
 
 _WEIGHT = re.compile(r"\(([^()]{1,80}):\s*\d+(?:\.\d+)?\s*\)")
 
@@ -151,8 +152,8 @@ def kind_of_file(path: Path) -> str:
     GIF, WebP, AVIF and PNG may hold either; the bytes decide, not the ending.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(16)
+        with open_plain(path) as file:
+            head = read_now(file, 16)
     except (OSError, ValueError):
         return ""
     if head.startswith((b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")) or head[4:12] in (b"ftypheic", b"ftypheix"):

@@ -17,9 +17,10 @@ import pytest
 
 from magi_lite.cli import main
 from magi_lite.errors import CheckpointError, InputError, MagiLiteError
-from magi_lite.library import plan, read_timeline
+from magi_lite.library import plan, read_settings, read_timeline
 from magi_lite.machine import findings
 from magi_lite.project import Project
+from magi_lite.request.checks import kind_of_file
 from magi_lite.ui.library import Library
 from magi_lite.weights import layout
 from magi_lite.weights.contents import check_contents
@@ -155,6 +156,9 @@ def test_a_file_of_the_system_that_gives_nothing_yet(tmp_path: Path, monkeypatch
     monkeypatch.setattr("stat.S_ISREG", lambda mode: True)
     with pytest.raises(InputError, match=r"waiting\.txt cannot be read; .*\.$"):
         read_timeline(path)
+    with pytest.raises(MagiLiteError, match=r"waiting\.txt is empty; use another copy\.$"):
+        read_settings(path)
+    assert kind_of_file(path) == ""
     with pytest.raises(OSError, match="nothing to read yet"):
         read_small(path)
     with pytest.raises(WeightsError, match=r"cannot be read: it has nothing to read yet\.$"):
