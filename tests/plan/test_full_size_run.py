@@ -33,6 +33,9 @@ def test_a_small_run_does_all_that_a_full_one_does(tmp_path: Path, monkeypatch: 
     assert 0 < measured["load_seconds"] < measured["seconds_to_first_step"] < measured["seconds_to_first_second"]
     assert measured["plan"]["load_seconds"] > 0 and measured["plan"]["text_seconds"] > 0
     assert measured["plan"]["seconds_to_first_second"] > 0 and measured["text_seconds"] > 0
+    again = measured["second_run"]
+    assert again["planned_seconds_to_first_second"] != measured["plan"]["seconds_to_first_second"], "it has learned"
+    assert again["seconds_to_first_second"] > 0
     assert list(tmp_path.iterdir()) == [out], "weights and runs are deleted"
 
 
