@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -117,7 +118,7 @@ def _made_up(container: av.container.InputContainer, stream: Any) -> list[int]:
     if not path.is_file():
         return []
     durations: list[float] = []
-    expected, below = 0.0, False
+    expected, below, latest = 0.0, False, -math.inf
     with open_media(path) as again:
         same = again.streams[stream.index]
         usual = _usual_length(same)
@@ -126,9 +127,10 @@ def _made_up(container: av.container.InputContainer, stream: Any) -> list[int]:
                 break
             if not durations and packet.pts < 0:
                 expected, below = float(packet.pts), True
-            back = packet.pts < expected - _STEP_BACK / packet.time_base
+            back = packet.pts <= latest and packet.pts < latest + usual - _STEP_BACK / packet.time_base
             if back or (below and packet.pts >= 0):
                 return [round(packet.pts - before) for before in itertools.accumulate(reversed(durations))][::-1]
+            latest = packet.pts
             durations.append(usual or packet.duration or 0)
             expected += durations[-1]
             if expected * packet.time_base > _LOWEST:

@@ -131,3 +131,25 @@ def test_pictures_below_0_and_above(tmp_path, ending):
     assert numbers([*read_whole(path, (64, 48), "stretch").frames]) == wanted
     assert numbers(load_tail(path, (64, 48), frames=90)) == wanted[-90:]
     assert beep(path, tmp_path / "out.mkv") == pytest.approx(BEEP, abs=0.03)
+
+
+@pytest.mark.parametrize("between", [0, 2])
+def test_frames_that_come_faster_at_first_keep_their_times(tmp_path: Path, between: int) -> None:
+    """As screens are recorded: half of the frames within half a second, the others over two and a half."""
+    path = tmp_path / "screen.mkv"
+    times = [20 * number for number in range(25)] + [500 + 100 * number for number in range(25)]
+    with av.open(str(path), "w", format="matroska") as output:
+        stream = output.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 2_000_000
+        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.options = {"bf": str(between)}
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), grey(number // 2), np.uint8), format="rgb24")
+            frame = frame.reformat(format="yuv420p")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    frames = numbers(list(read_whole(path, (64, 48), "stretch").frames))
+    shown = [max(n for n, time in enumerate(times) if time <= 1000 * (at + 0.5) / FPS) // 2 for at in range(len(frames))]
+    assert 2.9 * FPS <= len(frames) <= 3.0 * FPS + 1
+    assert np.abs(np.subtract(frames, shown)).max() <= 1
