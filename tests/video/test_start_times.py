@@ -150,6 +150,7 @@ def test_frames_that_come_faster_at_first_keep_their_times(tmp_path: Path, betwe
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     frames = numbers(list(read_whole(path, (64, 48), "stretch").frames))
-    shown = [max(n for n, time in enumerate(times) if time <= 1000 * (at + 0.5) / FPS) // 2 for at in range(len(frames))]
+    moments = [1000 * (at + 0.5) / FPS for at in range(len(frames))]
+    shown = [max(n for n, time in enumerate(times) if time <= moment) // 2 for moment in moments]
     assert 2.9 * FPS <= len(frames) <= 3.0 * FPS + 1
     assert np.abs(np.subtract(frames, shown)).max() <= 1
