@@ -134,7 +134,7 @@ class Handlers:
         """
         named = dict(zip(form.FIELDS, values, strict=True))
         sources = (event or {}).get("pictures") or []
-        if not all(one and self.actions.given.may_be_named(one["path"]) for one in sources):
+        if not all(one and self.actions.given.may_be_named(one.get("path", "")) for one in sources):
             raise InputError("Drop the pictures into the page first.")
         requests = []
         for source in sources:

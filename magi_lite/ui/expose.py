@@ -125,7 +125,7 @@ def arguments(action: Callable[..., Any], given: tuple[Any, ...], named: dict[st
     hints = typing.get_type_hints(action)
     return {
         name: value
-        for name, value in ((name, checked(name, value, hints[name])) for name, value in found.items())
+        for name, value in ((name, _checked_text(name, value, hints[name])) for name, value in found.items())
         if value is not None or _may_be_none(hints[name]) or _refuse_missing(name, signature)
     }
 
@@ -152,6 +152,11 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         raise InputError(f"{name} must be {kinds}, not {shown(value)}.")
     if isinstance(value, list) and typing.get_origin(hint) is list:
         return [checked(f"Each of {name}", part, typing.get_args(hint)[0]) for part in value]
+    return value
+
+
+def _checked_text(name: str, value: Any, hint: Any) -> Any:
+    value = checked(name, value, hint)
     if isinstance(value, str) and "\0" in value:
         raise InputError(f"{name} holds a character that no text has.")
     return value

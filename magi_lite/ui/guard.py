@@ -163,12 +163,12 @@ class Guard:
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Let the app answer; where it stumbles over what was asked, and not over itself, say so."""
         held: list[Message] = []
-        streaming, left = False, 0
-        is_file_read = scope["path"].startswith(FILES) and scope.get("method") == "GET"
+        started, streaming, left = False, False, 0
+        serves_file = scope["path"].startswith(FILES)
 
         async def sending(message: Message) -> None:
-            nonlocal streaming, left
-            if is_file_read:
+            nonlocal started, streaming, left
+            if serves_file and scope.get("method") == "GET":
                 left += _announced(message) - len(message.get("body", b""))
                 if left > 0 and message["type"] == "http.response.body" and not message.get("more_body", False):
                     log.warning("A file was cut while it was sent: %s", scope["path"])
@@ -180,6 +180,7 @@ class Guard:
             if held or failed:
                 held.append(message)
             else:
+                started = True
                 await send(message)
 
         try:
@@ -187,6 +188,9 @@ class Guard:
         except Exception as error:
             if streaming and not held and _refused_in_midst(error):  # what there was to say has been sent
                 await send({"type": "http.response.body", "body": b""})
+                return
+            if started and serves_file and isinstance(error, OSError | RuntimeError):
+                log.warning("A file was cut while it was sent: %s", scope["path"])
                 return
             refused = _fault_of_request(scope["path"], error) if held else None
             if refused is None:

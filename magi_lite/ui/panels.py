@@ -60,7 +60,7 @@ class SourcePanel(Panel):
 
     def preprocess(self, payload: Any) -> Any:
         """The value, as a page sends it. Raises: InputError: it names a file that pages may not name."""
-        if payload and not self._may_be_named(payload["path"]):
+        if payload and not self._may_be_named(payload.get("path", "")):
             raise InputError(NOT_UPLOADED)
         return payload or None
 

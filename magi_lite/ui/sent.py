@@ -24,7 +24,6 @@ _KINDS: tuple[tuple[type, Any], ...] = (
 
 class _File(TypedDict):
     kind: str
-    path: str
     name: str
     width: int
     height: int
@@ -33,6 +32,8 @@ class _File(TypedDict):
 class Source(_File, total=False):
     """An uploaded picture or clip, as the page has it: see `uploads.look_at`."""
 
+    path: Any
+    """Looked at by `Given.may_be_named`, which says of each that it is none in the same words."""
     url: str
     info: str
     settings: dict[str, Any]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class Served:
     def call(self, fn: Any, values: list[Any]) -> dict[str, Any] | str:
         """What a handler answers, or the sentence with which it refuses; anything else is an error."""
         try:
-            return asyncio.run(self.page.process_api(fn, values, self.state))
+            with ThreadPoolExecutor(1) as beside:  # a browser that other tests left open keeps this thread's loop
+                return beside.submit(asyncio.run, self.page.process_api(fn, values, self.state)).result()
         except Refusal as refusal:
             assert not refusal.print_exception
             return str(refusal.message)
