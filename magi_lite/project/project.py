@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,8 @@ class Project:
 
     def __init__(self, folder: Path, record: Record) -> None:
         self.folder, self._record = folder, record
+        self._recording = threading.Lock()
+        """Held while the record changes and is written: seconds come from a thread beside the one that redirects."""
         self.states = States(folder / "states", lambda: self._record)
         self.seconds = Seconds(folder / "chunks", self.states, lambda: self._record, self._list)
         self.notices: list[str] = []
@@ -540,14 +543,16 @@ class Project:
         self.check_autoencoder(identity)
         if self._record.autoencoder != identity:
             self.lock()
-            self._record = replace(self._record, autoencoder=identity)
-            write_record(self.folder, self._record)
+            with self._recording:
+                self._record = replace(self._record, autoencoder=identity)
+                write_record(self.folder, self._record)
 
     def set_status(self, status: Status, message: str = "") -> None:
         """Record how the run stands; when it ends, the settings inside the video are brought up to date."""
         self.lock()
-        self._record = replace(self._record, status=status, message=message)
-        write_record(self.folder, self._record)
+        with self._recording:
+            self._record = replace(self._record, status=status, message=message)
+            write_record(self.folder, self._record)
         if status != "running":
             self._close_video()
             self._open_video()
@@ -697,12 +702,13 @@ class Project:
     ) -> None:
         """Put another request on record, with an entry in the history that holds `more` besides."""
         ended = {"status": status, "message": ""} if status else {}
-        old, first = self.request, more["started"] if more else max(chunk, self.started)
-        self._record = self._record.then(what, chunk, more, request=request, **ended)
-        if self._record.origin and not chunk and not self.seconds.end():
-            self._record = replace(self._record, origin=origin_of(request))
-        self._record = self._record.asking(max(first, self.seconds.end()), old)
-        write_record(self.folder, self._record)
+        with self._recording:
+            old, first = self.request, more["started"] if more else max(chunk, self.started)
+            changed = self._record.then(what, chunk, more, request=request, **ended)
+            if changed.origin and not chunk and not self.seconds.end():
+                changed = replace(changed, origin=origin_of(request))
+            self._record = changed.asking(max(first, self.seconds.end()), old)
+            write_record(self.folder, self._record)
 
     def _changed(self, chunk: int, request: GenerationRequest | None) -> GenerationRequest:
         """`request` with the prompts before second `chunk` left on record."""
@@ -726,9 +732,10 @@ class Project:
 
     def _list(self, second: int, made: str) -> None:
         """Put a second that is being made on record."""
-        if self._record.listed(second) != made:
-            self._record = self._record.making(second, made)
-            write_record(self.folder, self._record)
+        with self._recording:
+            if self._record.listed(second) != made:
+                self._record = self._record.making(second, made)
+                write_record(self.folder, self._record)
 
     def _make_folders(self) -> None:
         """Those of the run's folders that are missing: what they held is restored or made again."""

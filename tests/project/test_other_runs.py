@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,9 @@ import pytest
 from magi_lite.errors import InputError
 from magi_lite.pipeline.export import exporting
 from magi_lite.project import Project
+from magi_lite.project import project as project_module
+from magi_lite.project.record import read_record
+from magi_lite.timeline.text import parse
 
 from .conftest import KINDS, State, frames_of, run, second
 
@@ -363,3 +368,28 @@ def test_random_mixtures_of_versions_and_other_runs(tmp_path, ask):
     runs = family(tmp_path, ask)
     for seed in range(30):
         check_mixture(runs, tmp_path, seed)
+
+
+def test_a_second_that_is_listed_and_new_prompts_do_not_lose_each_other(tmp_path, ask, monkeypatch):
+    """On a card seconds are written in a thread of their own, beside the one that redirects."""
+    real, listing, redirected = project_module.write_record, threading.Event(), threading.Event()
+
+    def slow(folder: Path, record: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            listing.set()
+            redirected.wait(0.5)  # as long as a disk may take
+        real(folder, record)
+
+    with Project.create(tmp_path, ask()) as project:
+        latents, frames = second(project.request, 0, 0)
+        monkeypatch.setattr(project_module, "write_record", slow)
+        with ThreadPoolExecutor(1) as beside:
+            writing = beside.submit(project.write_chunk, 0, latents, frames)
+            assert listing.wait(10)
+            project.edit_timeline(parse("[0s-2s: a] [2s-4s: c]"), 2)
+            redirected.set()
+            writing.result()
+    record = read_record(project.folder)
+    assert len(record.made) == 1 and record.made[0]
+    assert record.request.timeline.prompt_for(3).text == "c"
+    assert [entry["what"] for entry in record.history].count("timeline") == 1
