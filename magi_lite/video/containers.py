@@ -163,14 +163,21 @@ def _check_parts(file: BinaryIO, start: bytes) -> None:
         if len(words) < 3:
             raise ValueError("its size does not stand at its beginning")
     elif start.startswith(b"\x89PNG"):
-        chunks = notes = 0
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            chunks, notes = chunks + 1, notes + (kind not in _PIXELS)
-            if chunks > _MOST_CHUNKS or notes > _MOST_NOTES:
+        notes = 0
+        for number, (_, _, kind) in enumerate(png_chunks(file), 1):
+            notes += kind not in _PIXELS
+            if number > _MOST_CHUNKS or notes > _MOST_NOTES:
                 raise ValueError(f"it has more than {_MOST_NOTES if notes > _MOST_NOTES else _MOST_CHUNKS} parts")
-            file.seek(length + 4, 1)
+
+
+def png_chunks(file: BinaryIO, at: int = 8) -> Iterator[tuple[int, int, bytes]]:
+    """Place, length and kind of each chunk of a PNG from `at` on; the file stands at its content meanwhile."""
+    file.seek(at)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        yield at, length, kind
+        at += 12 + length
+        file.seek(at)
 
 
 _LONGEST_NOTE, _LONGEST_NOTES, _LONGEST_PROFILE = 1 << 20, 16 << 20, 16 << 20
@@ -188,10 +195,8 @@ def _without_long_notes(file: BinaryIO, start: bytes) -> tuple[BinaryIO, dict[st
     if not start.startswith(b"\x89PNG"):
         return file, notes
     kept = [(0, 8)]
-    texts, at = 0, 8
-    file.seek(at)
-    while len(head := file.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", head)
+    texts = end = 0
+    for at, length, kind in png_chunks(file):
         end, keep = at + 12 + length, True
         if kind in _TEXTS:
             size = length if length > _LONGEST_NOTE or texts > _LONGEST_NOTES else _inflated(file.read(length), kind)
@@ -212,9 +217,7 @@ def _without_long_notes(file: BinaryIO, start: bytes) -> tuple[BinaryIO, dict[st
             kept[-1] = (kept[-1][0], end)
         elif keep:
             kept.append((at, end))
-        file.seek(end)
-        at = end
-    whole = len(kept) == 1 and kept[0][1] == at
+    whole = len(kept) == 1 and kept[0][1] == max(end, 8)
     return (file if whole else cast(BinaryIO, io.BufferedReader(_Parts(file, kept)))), notes
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from magi_lite.video.colour import matrix_of
-from magi_lite.video.containers import open_header, open_media
+from magi_lite.video.containers import open_header, open_media, png_chunks
 
 BAND_BYTES = 16 << 20
 """Decoded bytes of one band."""
@@ -193,30 +193,18 @@ def png_header(path: Path) -> tuple[tuple[int, ...], dict[bytes, bytes], int]:
     """
     chunks: dict[bytes, bytes] = {}
     with path.open("rb") as file:
-        at = 8
-        while True:
-            file.seek(at)
-            head = file.read(8)
-            if len(head) < 8:
-                raise ValueError("no pixels")
-            size, kind = struct.unpack(">I4s", head)
+        for at, size, kind in png_chunks(file):
             if kind == b"IDAT":
                 return struct.unpack(">IIBBBBB", chunks[b"IHDR"][:13]), chunks, at
             if size <= 1 << 16:
                 chunks[kind] = file.read(size)
-            at += 12 + size
+    raise ValueError("no pixels")
 
 
 def _png_data(path: Path, at: int) -> Iterator[bytes]:
     """The compressed bytes of the pixels, in pieces."""
     with path.open("rb") as file:
-        while True:
-            file.seek(at)
-            head = file.read(8)
-            if len(head) < 8:
-                return
-            size, kind = struct.unpack(">I4s", head)
-            at += 12 + size
+        for _, size, kind in png_chunks(file, at):
             if kind == b"IEND":
                 return
             left = size if kind == b"IDAT" else 0
